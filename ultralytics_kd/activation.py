@@ -1,0 +1,58 @@
+"""`yolo-kd enable` and `yolo-kd disable`: the kd arguments for the plain `yolo` command of this environment.
+
+A `.pth` file in site-packages is what Python itself offers for code that runs at interpreter start.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+from .errors import KDError
+
+# One line, as .pth files need; silent when the package is gone, so that uninstalling it breaks nothing
+LINE = "import sys; exec('try:\\n import ultralytics_kd._autoload\\nexcept ImportError:\\n pass')\n"
+
+
+def pth_file() -> Path:
+    """Return the path of the file that enables the plugin."""
+    return Path(sysconfig.get_path("purelib")) / "ultralytics_kd-autoload.pth"
+
+
+def enabled() -> bool:
+    """Return whether the plain `yolo` command of this environment understands kd arguments."""
+    return pth_file().is_file()
+
+
+def enable() -> Path:
+    """Let every Python process of this environment add the kd arguments when it imports Ultralytics.
+
+    Returns:
+        (Path): The file that was written.
+
+    Raises:
+        KDError: If site-packages cannot be written.
+    """
+    file = pth_file()
+    try:
+        file.write_text(LINE, encoding="utf-8")
+    except OSError as e:
+        raise KDError(f"'{file}' cannot be written: {e.strerror}; use a virtual environment of your own.") from e
+    return file
+
+
+def disable() -> Path:
+    """Undo [enable][ultralytics_kd.activation.enable]; nothing remains.
+
+    Returns:
+        (Path): The file that is gone.
+
+    Raises:
+        KDError: If the file cannot be removed.
+    """
+    file = pth_file()
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as e:
+        raise KDError(f"'{file}' cannot be removed: {e.strerror}.") from e
+    return file

@@ -1,0 +1,78 @@
+"""Which Ultralytics releases this plugin is tested with, and which of their parts it leans on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from ultralytics import __version__
+from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import check_version
+
+from .errors import KDError
+
+TESTED = ">=8.4.190,<8.5.0"
+
+# (module, attribute path, parameter that it must take or None)
+INTERNALS: tuple[tuple[str, str, str | None], ...] = (
+    ("ultralytics.utils", "DEFAULT_CFG_DICT", None),
+    ("ultralytics.utils", "DEFAULT_CFG", None),
+    ("ultralytics.cfg", "CFG_FLOAT_KEYS", None),
+    ("ultralytics.cfg", "CFG_STR_KEYS", None),
+    ("ultralytics.cfg", "CLI_HELP_MSG", None),
+    ("ultralytics.cfg", "_YOLO_CLI_COMMAND", None),
+    ("ultralytics.cfg", "check_cfg", "cfg"),
+    ("ultralytics.cfg", "get_cfg", "overrides"),
+    ("ultralytics.cfg", "get_save_dir", "args"),
+    ("ultralytics.cfg", "entrypoint", "debug"),
+    ("ultralytics.utils.callbacks", "default_callbacks", None),
+    ("ultralytics.nn.tasks", "load_checkpoint", "weight"),
+    ("ultralytics.nn.modules.head", "Detect.forward_head", "box_head"),
+    ("ultralytics.nn.tasks", "BaseModel.loss", "preds"),
+    ("ultralytics.utils.loss", "v8DetectionLoss.parse_output", "preds"),
+    ("ultralytics.utils.loss", "E2ELoss.update", None),
+    ("ultralytics.engine.trainer", "BaseTrainer._setup_train", None),
+    ("ultralytics.engine.trainer", "BaseTrainer._model_train", None),
+    ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", "ckpt"),
+    ("ultralytics.engine.trainer", "BaseTrainer.build_optimizer", "decay"),
+    ("ultralytics.engine.trainer", "BaseTrainer.optimizer_step", None),
+    ("ultralytics.engine.trainer", "BaseTrainer.check_resume", "overrides"),
+    ("ultralytics.engine.trainer", "BaseTrainer.final_eval", None),
+    ("ultralytics.engine.trainer", "BaseTrainer.plot_metrics", None),
+    ("ultralytics.models.yolo.detect", "DetectionTrainer.preprocess_batch", "batch"),
+    ("ultralytics.models.yolo.detect", "DetectionTrainer.get_validator", None),
+    ("ultralytics.models.yolo.detect", "DetectionValidator.preprocess", "batch"),
+    ("ultralytics.models.yolo.detect", "DetectionValidator.postprocess", "preds"),
+    ("ultralytics.models.yolo.model", "YOLO.task_map", None),
+)
+
+
+def check_ultralytics(version: str = __version__) -> None:
+    """Warn outside the tested range of releases, and raise when a part that the plugin leans on is not there.
+
+    Args:
+        version (str): Installed Ultralytics release.
+
+    Raises:
+        KDError: If an internal has moved or takes other parameters; the message names it.
+    """
+    if not check_version(version, TESTED):
+        LOGGER.warning(f"ultralytics_kd is tested with ultralytics{TESTED}, found {version}: watch the first epochs.")
+    for module, path, parameter in INTERNALS:
+        if not _available(module, path, parameter):
+            raise KDError(
+                f"ultralytics {version} has no '{module}.{path}'"
+                f"{f' with parameter {parameter!r}' if parameter else ''}, which ultralytics_kd leans on: "
+                f"install ultralytics{TESTED}, or a newer ultralytics_kd."
+            )
+
+
+def _available(module: str, path: str, parameter: str | None) -> bool:
+    """Return whether the attribute exists and, if a parameter is given, takes it."""
+    try:
+        part = importlib.import_module(module)
+        for name in path.split("."):
+            part = getattr(part, name)
+    except (ImportError, AttributeError):
+        return False
+    return parameter is None or parameter in inspect.signature(part).parameters

@@ -1,0 +1,172 @@
+"""The kd arguments: names, defaults, types, help and checks, and their registration with Ultralytics.
+
+Importing this module changes nothing; [register][ultralytics_kd.config.register] makes the arguments known to every
+part of Ultralytics that reads its configuration, in this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import ultralytics.cfg as ul_cfg
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+
+from .errors import KDError, KDTypeError
+
+TASKS = ("detect",)  # tasks that can be distilled
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One kd argument.
+
+    Attributes:
+        default (Any): Value when the user gives none.
+        type (str): Type as the help prints it.
+        help (str): One line of help.
+        choices (tuple[str, ...]): Accepted values of an argument of type str; empty for any.
+        weight (bool): Whether the argument is a number that must be finite and not negative.
+    """
+
+    default: Any
+    type: str
+    help: str
+    choices: tuple[str, ...] = ()
+    weight: bool = False
+
+
+ARGUMENTS: dict[str, Argument] = {
+    "teacher": Argument(
+        None, "str, optional", "trained model that guides the student: path, name or ul:// URI; unset = plain training"
+    ),
+    "kd_cls": Argument(1.0, "float", "weight of the class-logit term, 0 switches it off", weight=True),
+    "kd_box": Argument(4.0, "float", "weight of the box term, 0 switches it off", weight=True),
+    "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 switches it off", weight=True),
+    "kd_cls_loss": Argument("bckd", "str", "class-logit loss", ("bckd", "qfl", "kl")),
+    "kd_box_loss": Argument("iou", "str", "box loss; ld needs DFL bins on both sides", ("iou", "ld", "l1")),
+    "kd_feat_loss": Argument("pkd", "str", "feature loss", ("pkd", "cwd", "mgd", "sl2", "crosskd")),
+    "kd_tau": Argument(
+        None, "float, optional", "temperature of kl, ld and cwd; unset = each loss's own (1, 10, 1)", weight=True
+    ),
+    "kd_schedule": Argument(
+        "constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")
+    ),
+    "kd_classes": Argument(
+        "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
+    ),
+}
+WEIGHTS = ("kd_cls", "kd_box", "kd_feat")
+
+
+def register() -> None:
+    """Make the kd arguments real Ultralytics arguments, as often as called.
+
+    They then have defaults, are type- and range-checked by `get_cfg`, offered when an argument is misspelt, printed at
+    start, and saved in `args.yaml` and checkpoints. `DEFAULT_CFG_DICT` is changed in place because every module of
+    Ultralytics holds that very object.
+    """
+    if "teacher" in DEFAULT_CFG_DICT:
+        return
+    for name, argument in ARGUMENTS.items():
+        DEFAULT_CFG_DICT[name] = argument.default
+        setattr(DEFAULT_CFG, name, argument.default)
+    ul_cfg.CFG_FLOAT_KEYS = ul_cfg.CFG_FLOAT_KEYS | {k for k, a in ARGUMENTS.items() if a.weight}
+    ul_cfg.CFG_STR_KEYS = ul_cfg.CFG_STR_KEYS | {k for k, a in ARGUMENTS.items() if a.choices}
+    ul_cfg.CLI_HELP_MSG += help_text()
+    # Sweeps over several data sets start `yolo` as a process, from this very list: theirs must know the arguments too
+    ul_cfg._YOLO_CLI_COMMAND[:] = [sys.executable, "-m", "ultralytics_kd"]
+    stock_check = ul_cfg.check_cfg
+
+    @functools.wraps(stock_check)
+    def check_cfg(cfg: dict, hard: bool = True) -> None:
+        check_values(cfg)  # first: its errors are sentences for users
+        stock_check(cfg, hard)
+
+    ul_cfg.check_cfg = check_cfg
+
+
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Check kd arguments one by one, as far as that needs no other argument.
+
+    Args:
+        cfg (Mapping): Arguments; names that are not kd arguments are passed over.
+
+    Raises:
+        KDError: If a weight is negative or not finite, or a name is not among the choices.
+        KDTypeError: If a value has the wrong type.
+    """
+    for name, argument in ARGUMENTS.items():
+        value = cfg.get(name)
+        if value is None:
+            continue
+        if argument.weight and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be a number.")
+        if argument.weight and (not math.isfinite(value) or value < 0):
+            raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
+        if argument.choices and value not in argument.choices:
+            near = get_close_matches(str(value), argument.choices, n=1)
+            raise KDError(
+                f"'{name}={value}' is an invalid value: valid ones are {', '.join(argument.choices)}"
+                f"{f' (did you mean {near[0]}?)' if near else ''}."
+            )
+    if cfg.get("kd_tau") == 0:
+        raise KDError("'kd_tau=0' is an invalid value: a temperature is greater than 0.")
+    if not isinstance(cfg.get("kd_classes", "auto"), (str, dict)):
+        raise KDError(f"'kd_classes={cfg['kd_classes']}' is invalid: give auto, a {{teacher: student}} map or a YAML.")
+
+
+def check_combination(cfg: Mapping[str, Any]) -> None:
+    """Check the arguments of a training against each other.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+
+    Raises:
+        KDError: If kd arguments are given without a teacher, a teacher together with `distill_model` or for a task that
+            cannot be distilled, or all weights are 0.
+    """
+    if not has_teacher(cfg):
+        given = [k for k, a in ARGUMENTS.items() if k != "teacher" and cfg.get(k, a.default) != a.default]
+        if given:
+            raise KDError(f"'{given[0]}={cfg[given[0]]}' has no effect without a teacher: add teacher=PATH or drop it.")
+        return
+    if cfg.get("distill_model") is not None:
+        raise KDError(
+            "'teacher' and 'distill_model' exclude each other: 'teacher' is ultralytics_kd's distillation, "
+            "'distill_model' is Ultralytics' own; keep one of them."
+        )
+    if cfg.get("task") not in TASKS:
+        raise KDError(f"task '{cfg.get('task')}' cannot be distilled yet: a teacher is supported for {', '.join(TASKS)}.")
+    if not any(cfg.get(k) for k in WEIGHTS):
+        raise KDError("all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher.")
+
+
+def has_teacher(cfg: Mapping[str, Any]) -> bool:
+    """Return whether the arguments name a teacher; 'teacher=', 'teacher=None' and 'teacher=False' do not."""
+    teacher = cfg.get("teacher")
+    return teacher is not None and teacher is not False and (not isinstance(teacher, str) or bool(teacher.strip()))
+
+
+def help_text() -> str:
+    """Return the kd arguments for the command line's help."""
+    lines = [f"        {name}={'' if a.default is None else a.default}  {_describe(a)}" for name, a in ARGUMENTS.items()]
+    return "\n    Distillation arguments of ultralytics_kd, for 'train':\n" + "\n".join(lines) + "\n"
+
+
+def cfg_text() -> str:
+    """Return the kd arguments in the format of Ultralytics' default.yaml."""
+    lines = [f"{name}: {'' if a.default is None else a.default} # {_describe(a)}" for name, a in ARGUMENTS.items()]
+    title = "# Distillation settings (ultralytics_kd) "
+    return f"{title}{'-' * (120 - len(title))}\n" + "\n".join(lines) + "\n"
+
+
+def _describe(argument: Argument) -> str:
+    """Return type, help and choices in one line."""
+    choices = f": {', '.join(argument.choices)}" if argument.choices else ""
+    return f"({argument.type}) {argument.help}{choices}"

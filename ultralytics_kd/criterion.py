@@ -1,0 +1,156 @@
+"""The distillation loss: Ultralytics' own loss plus the weighted terms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import predictions
+from .config import WEIGHTS
+from .errors import KDError
+from .predictions import ONE2MANY, Layout
+from .teacher import Answer, Teacher
+from .terms import Pair, Term, build_terms
+
+
+class Distiller:
+    """The terms of one run with their weights, schedule and adapters.
+
+    It is no nn.Module, and copies of a model share it: what it trains must enter no EMA and no checkpointed model.
+
+    Attributes:
+        student_layout (Layout): The student's head.
+        teacher_layout (Layout): The teacher's head.
+        weights (dict[str, float]): Weight of every term that is on.
+        terms (dict[str, Term]): Terms by the name of their weight.
+        adapters (nn.ModuleDict): What trains with the student and does not ship.
+        progress (float): How much of the run is over, 0 to 1; the trainer moves it every epoch.
+    """
+
+    def __init__(self, args: Any, student: nn.Module, teacher: Teacher):
+        """Build the terms for a student and a teacher.
+
+        Args:
+            args (Namespace): Arguments of the training.
+            student (nn.Module): The student, a detection model.
+            teacher (Teacher): The prepared teacher.
+
+        Raises:
+            KDError: If the two cannot be matched.
+        """
+        self.student_layout, self.teacher_layout = predictions.layout(student), teacher.layout
+        check_match(self.student_layout, self.teacher_layout)
+        self.weights = {name: float(getattr(args, name)) for name in WEIGHTS if getattr(args, name)}
+        self.schedule: str = args.kd_schedule
+        self.progress = 0.0
+        # A random stream of its own: the student's training must not depend on what the adapters draw
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)
+            head = predictions.detect_head(student)
+            self.terms: dict[str, Term] = build_terms(args, self.student_layout, self.teacher_layout, head, teacher.head)
+        self.adapters = nn.ModuleDict({k: t.adapters for k, t in self.terms.items() if t.adapters is not None})
+
+    def __deepcopy__(self, memo: dict) -> Distiller:
+        """Return itself: copies of a model share the distiller of the run."""
+        return self
+
+    @property
+    def fade(self) -> float:
+        """Factor of all terms at this point of the run."""
+        if self.schedule == "linear":
+            return 1 - self.progress
+        return (1 + math.cos(math.pi * self.progress)) / 2 if self.schedule == "cosine" else 1.0
+
+    def __call__(self, preds: Any, answer: Answer, gains: dict[str, float], head: Any) -> dict[str, Tensor]:
+        """Return the weighted terms.
+
+        Args:
+            preds (dict | tuple): The student's raw predictions.
+            answer (Answer): What the teacher says about the same images.
+            gains (dict[str, float]): The base loss's gain of each branch.
+            head (Detect): The student's detection head.
+
+        Returns:
+            (dict[str, Tensor]): A scalar for each of kd_cls, kd_box and kd_feat, 0 where the term is off.
+        """
+        student = predictions.branches(preds)
+        pairs = [
+            Pair(b, out, answer.branches[b], answer.classes, self.student_layout, self.teacher_layout, head, answer)
+            for b, out in student.items()
+            if b in answer.branches
+        ]
+        zero = student[ONE2MANY].scores.new_zeros((), dtype=torch.float32)
+        items = dict.fromkeys(WEIGHTS, zero)
+        with torch.autocast(zero.device.type, enabled=False):  # a teacher in half precision must not overflow
+            for name, term in self.terms.items():
+                if term.per_branch:
+                    value = sum((gains[p.name] * term(p) for p in pairs), zero)
+                else:
+                    value = term(pairs[0])
+                items[name] = value * self.weights[name] * self.fade
+        return items
+
+
+class DistillationLoss:
+    """A YOLO detection loss that also listens to the teacher in the batch.
+
+    Without a teacher in the batch it is the base loss, bit for bit.
+    """
+
+    def __init__(self, base: Any, distiller: Distiller, head: Any):
+        """Wrap a base loss.
+
+        Args:
+            base (v8DetectionLoss | E2ELoss): Ultralytics' loss of the student.
+            distiller (Distiller): The terms.
+            head (Detect): Head of the model that this loss belongs to.
+        """
+        self.base, self.distiller, self.head = base, distiller, head
+
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss per part times batch size, and its detached items.
+
+        Args:
+            preds (dict | tuple): The student's raw predictions.
+            batch (dict): Images and labels, and under "teacher" the teacher's answer.
+
+        Returns:
+            loss (Tensor): Base parts and kd_cls, kd_box, kd_feat, shape (6,), each times batch size.
+            items (dict[str, Tensor]): The same by name, without gradient and not times batch size.
+        """
+        loss, items = self.base(preds, batch)
+        answer = batch.get("teacher")
+        if answer is None:
+            return loss, items
+        terms = self.distiller(preds, answer, self.gains, self.head)
+        kd = torch.stack(list(terms.values()))
+        items = {**items, **{name: value.detach() for name, value in terms.items()}}
+        return torch.cat([loss, kd * batch["img"].shape[0]]), items
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The base loss's gain of each branch, which moves during an end-to-end training."""
+        if hasattr(self.base, "o2m"):
+            return {ONE2MANY: self.base.o2m, predictions.ONE2ONE: self.base.o2o}
+        return {ONE2MANY: 1.0}
+
+    def update(self) -> None:
+        """Move the base loss's gains on by one epoch."""
+        if hasattr(self.base, "update"):
+            self.base.update()
+
+
+def check_match(student: Layout, teacher: Layout) -> None:
+    """Check that every level of the student has one of the teacher's.
+
+    Raises:
+        KDError: If the strides differ.
+    """
+    if student.strides != teacher.strides:
+        raise KDError(
+            f"the student's levels have strides {list(student.strides)} and the teacher's {list(teacher.strides)}: "
+            "take a teacher with the same levels (-p2 with -p2, -p6 with -p6)."
+        )

@@ -1,0 +1,145 @@
+"""Losses on class logits: for softmax classifiers, and for detectors that score each class with its own sigmoid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    """Return the KL divergence between softened softmax outputs (Hinton et al., https://arxiv.org/abs/1503.02531).
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        tau (float): Temperature; the result is multiplied by tau² so that gradients keep their scale.
+
+    Returns:
+        (Tensor): Scalar, averaged over N.
+    """
+    log_p = F.log_softmax(student / tau, dim=1)
+    log_q = F.log_softmax(teacher.detach() / tau, dim=1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * tau**2
+
+
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, tau: float = 1.0, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
+    """Return the decoupled distillation loss of Zhao et al. (https://arxiv.org/abs/2203.08679).
+
+    The KL divergence is split in a binary part (labelled class against all others) and a part among the others.
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        labels (Tensor): Class indices of shape (N,).
+        tau (float): Temperature.
+        alpha (float): Weight of the binary part (TCKD).
+        beta (float): Weight of the part among the other classes (NCKD).
+
+    Returns:
+        (Tensor): Scalar, averaged over N.
+    """
+    teacher = teacher.detach()
+    is_label = F.one_hot(labels, student.shape[1]).bool()
+    log_p, log_q = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
+
+    def binary(log_prob: Tensor) -> Tensor:
+        """Return log-probabilities (N, 2) of the labelled class and of all others together."""
+        others = torch.logsumexp(log_prob.masked_fill(is_label, -torch.inf), dim=1)
+        return torch.stack((log_prob[is_label], others), dim=1)
+
+    # A large negative number in place of -inf keeps 0 * inf out of the divergence
+    p_others = F.log_softmax((student / tau).masked_fill(is_label, -1e4), dim=1)
+    q_others = F.log_softmax((teacher / tau).masked_fill(is_label, -1e4), dim=1)
+    tckd = F.kl_div(binary(log_p), binary(log_q), reduction="batchmean", log_target=True)
+    nckd = F.kl_div(p_others, q_others, reduction="batchmean", log_target=True)
+    return (alpha * tckd + beta * nckd) * tau**2
+
+
+def dist(
+    student: Tensor, teacher: Tensor, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0, eps: float = 1e-8
+) -> Tensor:
+    """Return the DIST loss of Huang et al. (https://arxiv.org/abs/2205.10536): match correlations, not values.
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        tau (float): Temperature.
+        beta (float): Weight of the relation among classes (Pearson correlation along each row).
+        gamma (float): Weight of the relation among samples (Pearson correlation along each column).
+        eps (float): Guard against constant rows or columns.
+
+    Returns:
+        (Tensor): Scalar; 0 when student and teacher probabilities are equal.
+    """
+    p, q = (student / tau).softmax(dim=1), (teacher.detach() / tau).softmax(dim=1)
+
+    def one_minus_pearson(x: Tensor, y: Tensor) -> Tensor:
+        """Return 1 - the mean Pearson correlation of corresponding rows."""
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        return 1 - F.cosine_similarity(x, y, dim=1, eps=eps).mean()
+
+    return tau**2 * (beta * one_minus_pearson(p, q) + gamma * one_minus_pearson(p.T, q.T))
+
+
+def bckd(student: Tensor, teacher: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:
+    """Return the binary classification loss of BCKD (Yang et al., ICCV 2023, https://arxiv.org/abs/2308.14286).
+
+    Each class is a binary problem, weighted by how far student and teacher are apart. As in the authors' code, the
+    weight takes part in the gradient.
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        avg_factor (Tensor | float): Normaliser, e.g. the number of positive anchors.
+        beta (float): Exponent of the weight |p_teacher - p_student|.
+
+    Returns:
+        (Tensor): Scalar; 0 when student and teacher are equal.
+    """
+    target = teacher.detach().sigmoid()
+    weight = (target - student.sigmoid()).abs().pow(beta)
+    return (F.binary_cross_entropy_with_logits(student, target, reduction="none") * weight).sum() / avg_factor
+
+
+def qfl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:
+    """Return the quality focal loss towards the teacher, as in CrossKD (https://arxiv.org/abs/2306.11369).
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        weight (Tensor): Weight per anchor, shape (N,).
+        avg_factor (Tensor | float): Normaliser.
+        beta (float): Exponent of the focal weight |p_teacher - p_student|.
+
+    Returns:
+        (Tensor): Scalar; 0 when student and teacher are equal.
+    """
+    target = teacher.detach().sigmoid()
+    focal = (target - student.sigmoid()).abs().pow(beta)
+    loss = (F.binary_cross_entropy_with_logits(student, target, reduction="none") * focal).sum(1)
+    return (loss * weight).sum() / avg_factor
+
+
+def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, tau: float = 1.0) -> Tensor:
+    """Return the KL divergence per class between softened sigmoid outputs.
+
+    The detector's counterpart of [kl][ultralytics_kd.losses.logit.kl]: YOLO scores every class with a sigmoid of its
+    own, so that each class is a Bernoulli variable and a softmax over classes would compare what was never trained.
+
+    Args:
+        student (Tensor): Logits of shape (N, nc).
+        teacher (Tensor): Logits of shape (N, nc).
+        weight (Tensor): Weight per anchor, shape (N,).
+        avg_factor (Tensor | float): Normaliser.
+        tau (float): Temperature; the result is multiplied by tau².
+
+    Returns:
+        (Tensor): Scalar; 0 when student and teacher are equal.
+    """
+    s, t = student / tau, teacher.detach() / tau
+    q = t.sigmoid()
+    divergence = q * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - q) * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return (divergence.sum(1) * weight).sum() / avg_factor * tau**2

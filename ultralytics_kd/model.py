@@ -1,0 +1,45 @@
+"""The Python face: a `YOLO` whose `train` takes a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultralytics.models.yolo.model import YOLO as _YOLO
+
+from .trainer import TRAINERS
+
+
+class YOLO(_YOLO):
+    """Ultralytics' YOLO with distillation.
+
+    Everything but `train` is Ultralytics' own. `train` also takes `teacher` and the kd arguments; without a teacher it
+    trains as Ultralytics does, bit for bit.
+
+    Examples:
+        >>> from ultralytics_kd import YOLO
+        >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt")
+    """
+
+    @property
+    def task_map(self) -> dict[str, dict[str, Any]]:
+        """Map tasks to models, trainers, validators and predictors, with trainers that distil."""
+        return _with_distilling_trainers(super().task_map)
+
+
+def install() -> None:
+    """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
+    stock = _YOLO.task_map.fget
+    if not getattr(stock, "kd", False):
+
+        def task_map(self: _YOLO) -> dict[str, dict[str, Any]]:
+            return _with_distilling_trainers(stock(self))
+
+        task_map.kd = True  # type: ignore[attr-defined]
+        _YOLO.task_map = property(task_map)  # type: ignore[method-assign, assignment]
+
+
+def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the map with every trainer that has a distilling counterpart replaced by it."""
+    return {
+        task: {**parts, "trainer": TRAINERS.get(parts["trainer"], parts["trainer"])} for task, parts in task_map.items()
+    }

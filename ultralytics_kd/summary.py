@@ -1,0 +1,79 @@
+"""The tables that a distillation prints at start and at end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from ultralytics.cfg import TASK2METRIC
+from ultralytics.utils import colorstr
+from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+from .config import WEIGHTS
+from .criterion import Distiller
+from .teacher import Teacher
+
+
+def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller) -> str:
+    """Return who teaches whom, which classes match and which terms are on.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        student (nn.Module): The student.
+        teacher (Teacher): The teacher.
+        distiller (Distiller): The terms.
+    """
+    assert teacher.classes is not None
+    shared = [b for b in distiller.student_layout.branches if b in distiller.teacher_layout.branches]
+    rows = [
+        ("teacher", f"{_size(teacher.parameters(), teacher.gflops(args.imgsz))}  {teacher.source}"),
+        ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
+        ("classes", _classes(teacher)),
+        ("levels", f"strides {list(distiller.student_layout.strides)}, heads {' and '.join(shared)}"),
+    ]
+    for name in WEIGHTS:
+        if name not in distiller.terms:
+            rows.append((name, "off"))
+            continue
+        adapters = distiller.terms[name].adapters
+        size = get_num_params(adapters) if adapters is not None else 0
+        extra = f", adapters of {size:,} parameters that do not ship" if size else ""
+        rows.append((name, f"{getattr(args, f'{name}_loss')} x {distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
+    return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
+
+
+def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Module, answerer: Teacher) -> str:
+    """Return student and teacher side by side on the same val set.
+
+    Args:
+        student (dict[str, float]): Metrics of the best student.
+        teacher (dict[str, float]): Metrics of the teacher.
+        model (nn.Module): The student.
+        answerer (Teacher): The teacher.
+    """
+    main = TASK2METRIC[answerer.task]
+    keys = [main, *(k for k in student if k.startswith("metrics/") and k != main)]
+    title = f"    {'':<8}{'params':>12}" + "".join(f"{k.removeprefix('metrics/'):>14}" for k in keys)
+    lines = [colorstr("Distillation:"), title]
+    for name, size, scores in (
+        ("teacher", answerer.parameters(), teacher),
+        ("student", get_num_params(model), student),
+    ):
+        values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
+        lines.append(f"    {name:<8}{size:>12,}{values}")
+    if teacher.get(main):
+        lines.append(f"    The student keeps {student[main] / teacher[main]:.1%} of the teacher's {main}.")
+    return "\n".join(lines)
+
+
+def _size(parameters: int, gflops: float) -> str:
+    """Return parameters and GFLOPs in columns."""
+    return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
+
+
+def _classes(teacher: Teacher) -> str:
+    """Return how many classes are matched, and which are not."""
+    assert teacher.classes is not None
+    total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
+    text = f"{total - len(unmatched)} of {total} matched by name"
+    return text + (f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else "")

@@ -1,0 +1,147 @@
+"""The teacher: resolve, load, freeze, prepare and run it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.engine.model import Model
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+from . import predictions
+from .classes import ClassMap
+from .errors import KDError
+from .predictions import Branch, Layout
+
+
+@dataclass
+class Answer:
+    """What the teacher says about a batch; it travels to the loss as `batch["teacher"]`.
+
+    Attributes:
+        branches (dict[str, Branch]): Raw outputs per head branch, class logits already those of `classes`.
+        classes (list[int] | None): Student classes that the logits stand for; None if they are all, in order.
+        teacher (Teacher): The teacher, for terms that let it go on from the student's features.
+    """
+
+    branches: dict[str, Branch]
+    classes: list[int] | None
+    teacher: Teacher
+
+
+class Teacher:
+    """A frozen detection model that answers batches of images.
+
+    It is no nn.Module on purpose: assigned to a trainer or a loss, it enters no state dict, no optimizer, no EMA, no
+    checkpoint and no DDP bucket.
+
+    Attributes:
+        model (nn.Module): The model, frozen, in eval mode, convolutions fused with BatchNorm.
+        original (nn.Module): The model as it was given, for validation and for saving beside a run.
+        source (str): Where it came from.
+        task (str): Its task.
+        names (dict[int, str]): Its class names.
+        layout (Layout): Its head's layout.
+        channels (int): Channels of the images that it reads.
+        classes (ClassMap | None): How its classes teach the student's; set before use.
+    """
+
+    def __init__(self, source: str | Path | nn.Module):
+        """Load and freeze a teacher.
+
+        Args:
+            source (str | Path | nn.Module): A name that Ultralytics downloads, a local path, a URL or `ul://` URI of
+                trained weights, or a `YOLO` or model in memory (which stays untouched).
+
+        Raises:
+            KDError: If nothing that can teach is found there.
+        """
+        self.original = _load(source)
+        self.source = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} in memory"
+        self.task = getattr(self.original, "task", None) or guess_model_task(self.original)
+        self.names: dict[int, str] = dict(getattr(self.original, "names", None) or {})
+        self.classes: ClassMap | None = None
+
+    def prepare(self, device: torch.device) -> Teacher:
+        """Freeze, fuse and move the model to where it runs.
+
+        Raises:
+            KDError: If the model has no detection head, or lost a branch of it.
+        """
+        self.layout: Layout = predictions.layout(self.original)
+        self.channels = predictions.first_conv(self.original).in_channels
+        model = deepcopy(self.original).float().eval().requires_grad_(False)
+        with predictions.keep_branches(model):
+            model.fuse(verbose=False)
+        self.model = model.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Answer:
+        """Return the teacher's raw outputs.
+
+        Args:
+            images (Tensor): Images of shape (B, C, H, W) in [0, 1], the very pixels that the student sees.
+
+        Returns:
+            (Answer): Outputs without gradient.
+        """
+        with torch.no_grad(), predictions.raw_outputs(self.model):
+            branches = predictions.branches(self.model(images.float()))
+        branches = {name: self._map_classes(branch) for name, branch in branches.items()}
+        assert self.classes is not None
+        return Answer(branches, None if self.classes.identity else self.classes.student, self)
+
+    def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
+        """Return what the frozen head makes of features from inside the student's head, with gradient to them."""
+        return self._map_classes(predictions.finish_towers(self.head, branch, stems, feats))
+
+    @property
+    def head(self) -> Any:
+        """The detection head."""
+        return predictions.detect_head(self.model)
+
+    def parameters(self) -> int:
+        """Return the number of parameters."""
+        return get_num_params(self.original)
+
+    def gflops(self, imgsz: int) -> float:
+        """Return the GFLOPs at an image size."""
+        return get_flops(self.original, imgsz)
+
+    def _map_classes(self, branch: Branch) -> Branch:
+        """Return a branch whose logits are those of the student's taught classes."""
+        assert self.classes is not None
+        return Branch(self.classes.map_scores(branch.scores), branch.boxes, branch.feats)
+
+
+def _load(source: Any) -> nn.Module:
+    """Return the model behind a teacher argument, in float32."""
+    if isinstance(source, Model):
+        source = source.model  # a YOLO; a string if it holds an exported file
+    if isinstance(source, nn.Module):
+        return deepcopy(source).float().eval()
+    if not isinstance(source, (str, Path)):
+        raise KDError(f"teacher={source!r} is of type {type(source).__name__}: give a path, a YOLO or a model.")
+    path = str(check_model_file_from_stem(str(source).strip()))
+    if path.lower().endswith((".yaml", ".yml")):
+        raise KDError(f"teacher={source} is an untrained architecture: give trained weights (.pt).")
+    if "://" not in path and Path(path).suffix.lower() != ".pt":
+        raise KDError(f"teacher={source} is not a PyTorch checkpoint: give trained weights (.pt).")
+    try:
+        return load_checkpoint(path)[0]
+    except FileNotFoundError as e:
+        raise KDError(f"teacher={source} was not found: {_first_line(e)}") from e
+    except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
+        raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {_first_line(e)}") from e
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without Ultralytics' error mark."""
+    lines = str(error).replace("ERROR ❌️ ", "").strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."

@@ -1,0 +1,68 @@
+"""Cross-head distillation: the student's head features go on through the teacher's head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..losses import align, iou_loss, qfl
+from ..predictions import decode, last_conv, stem_features, towers
+from .base import Pair
+from .feature import adapter
+
+
+class CrossKDTerm:
+    """CrossKD of Wang et al. (CVPR 2024, https://arxiv.org/abs/2306.11369).
+
+    What the first block of each of the student's head towers makes of its input is adapted to the teacher's channels,
+    aligned to the teacher's statistics, and finished by the rest of the teacher's frozen tower. These cross-head
+    predictions imitate the teacher's own, so that the student's head is not pulled two ways by labels and teacher.
+    Classes are compared by quality focal loss, boxes by GIoU where the teacher is confident.
+    """
+
+    per_branch = True
+
+    def __init__(self, student_head: Any, teacher_head: Any, branches: tuple[str, ...]):
+        """Build the adapters.
+
+        Args:
+            student_head (Detect): The student's detection head.
+            teacher_head (Detect): The teacher's detection head.
+            branches (tuple[str, ...]): Branches that both heads have.
+        """
+        self.adapters: nn.Module = nn.ModuleDict(
+            {branch: self._branch_adapters(student_head, teacher_head, branch) for branch in branches}
+        )
+
+    @staticmethod
+    def _branch_adapters(student_head: Any, teacher_head: Any, branch: str) -> nn.ModuleDict:
+        """Return adapters per tower and level."""
+        students, teachers = towers(student_head, branch), towers(teacher_head, branch)
+        return nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    adapter(last_conv(s[0]).out_channels, last_conv(t[0]).out_channels)
+                    for s, t in zip(students[name], teachers[name])
+                )
+                for name in students
+            }
+        )
+
+    def __call__(self, pair: Pair) -> Tensor:
+        """Return the term of one branch, a scalar."""
+        assert isinstance(self.adapters, nn.ModuleDict)
+        own = stem_features(pair.student_head, pair.name, pair.student.feats)
+        targets = stem_features(pair.answer.teacher.head, pair.name, pair.teacher.feats)
+        adapters: Any = self.adapters[pair.name]
+        stems = {
+            name: [align(a(s).float(), t.float()) for a, s, t in zip(adapters[name], own[name], targets[name])]
+            for name in own
+        }
+        cross = pair.answer.teacher.finish(pair.name, stems, pair.teacher.feats)
+        boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
+        weight = pair.confidence.flatten()
+        scores, target_scores = cross.scores.float().flatten(0, 1), pair.teacher_scores.flatten(0, 1)
+        class_loss = qfl(scores, target_scores, weight.new_ones(weight.shape), pair.avg_factor)
+        box_loss = iou_loss(boxes.flatten(0, 1), pair.teacher_boxes.flatten(0, 1), weight, pair.avg_factor)
+        return class_loss + box_loss

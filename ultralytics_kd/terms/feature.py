@@ -1,0 +1,85 @@
+"""The feature term: head inputs of every level, through adapters where channels differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import cwd, mgd_distance, pkd, sl2
+from ..predictions import Layout, level_scores
+from .base import Pair
+
+
+class FeatureTerm:
+    """PKD, CWD, MGD or score-weighted L2 on the features that enter the head, summed over levels.
+
+    The features are shared by the head's branches, so the term counts once and follows no branch's gain.
+    """
+
+    per_branch = False
+
+    def __init__(self, loss: str, tau: float | None, student: Layout, teacher: Layout):
+        """Build the adapters.
+
+        Args:
+            loss (str): "pkd", "cwd", "mgd" or "sl2".
+            tau (float | None): Temperature of "cwd".
+            student (Layout): The student's head.
+            teacher (Layout): The teacher's head, of the same strides.
+        """
+        self.loss, self.tau = loss, tau or 1.0
+        channels = list(zip(student.channels, teacher.channels))
+        self.adapters: nn.Module = nn.ModuleList(adapter(s, t) for s, t in channels)
+        if loss == "mgd":
+            self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
+
+    def __call__(self, pair: Pair) -> Tensor:
+        """Return the term, a scalar."""
+        assert isinstance(self.adapters, nn.ModuleList)
+        student = [a(f) for a, f in zip(self.adapters, pair.student.feats)]
+        total = student[0].new_zeros((), dtype=torch.float32)
+        scores = level_scores(pair.confidence, pair.teacher.feats)
+        for s, t, score in zip(student, pair.teacher.feats, scores):
+            s, t = s.float(), t.float()
+            if self.loss == "sl2":
+                total = total + sl2(s, t, score)
+            elif self.loss == "cwd":
+                total = total + cwd(s, t, self.tau)
+            else:
+                total = total + (mgd_distance(s, t) if self.loss == "mgd" else pkd(s, t))
+        return total
+
+
+class MGD(nn.Module):
+    """Masked generation of Yang et al. (ECCV 2022, https://arxiv.org/abs/2205.01529) for one level.
+
+    Positions of the student's feature are hidden at random, all channels together, and two convolutions must generate
+    the teacher's whole feature from what is left.
+    """
+
+    def __init__(self, student: int, teacher: int, hidden: float = 0.65):
+        """Build adapter and generation block.
+
+        Args:
+            student (int): The student's channels.
+            teacher (int): The teacher's channels.
+            hidden (float): Share of positions that is hidden; 0.65 is the paper's value for one-stage detectors.
+        """
+        super().__init__()
+        self.adapter = adapter(student, teacher)
+        self.hidden = hidden
+        self.generation = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return generated features (B, teacher, H, W) from the student's (B, student, H, W)."""
+        x = self.adapter(x)
+        b, _, h, w = x.shape
+        visible = torch.rand(b, 1, h, w, device=x.device) >= self.hidden
+        return self.generation(x * visible)
+
+
+def adapter(student: int, teacher: int) -> nn.Module:
+    """Return a 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal."""
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)

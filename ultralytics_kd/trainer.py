@@ -1,0 +1,335 @@
+"""Every touch point to Ultralytics' training loop: one mixin, and a small class per task."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from copy import copy, deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from ultralytics.cfg import get_save_dir
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
+from ultralytics.utils.patches import torch_save
+from ultralytics.utils.plotting import plot_results
+from ultralytics.utils.torch_utils import unwrap_model
+
+from . import config, predictions, summary
+from .classes import match_classes
+from .compat import check_ultralytics
+from .criterion import DistillationLoss, Distiller
+from .errors import KDError
+from .teacher import Teacher
+
+OPTIMIZER_KEY = "kd_adapters"
+MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
+
+
+class DistillationMixin:
+    """Adds a teacher to an Ultralytics trainer; without the `teacher` argument it changes nothing.
+
+    Attributes:
+        teacher (Teacher | None): The frozen teacher.
+        distiller (Distiller | None): The terms and their adapters.
+        teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
+    """
+
+    teacher: Teacher | None = None
+    distiller: Distiller | None = None
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
+        """Check the arguments, load the teacher and set up the base trainer.
+
+        Args:
+            cfg (str | dict | Namespace): Base configuration.
+            overrides (dict, optional): Arguments over it; `teacher` may be a model in memory.
+            _callbacks (dict, optional): Callbacks by event.
+
+        Raises:
+            KDError: If the distillation cannot run as asked; no output folder is left behind.
+        """
+        self.teacher_metrics: dict[str, float] = {}
+        self._in_memory: Any = None
+        self._fresh_dirs: list[Path] = []
+        super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
+        if self._in_memory is not None:
+            self._keep_teacher_in_memory()
+
+    # Setup ------------------------------------------------------------------------------------------------------------
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
+        super().check_resume({k: v for k, v in overrides.items() if k != "teacher"})  # type: ignore[misc]
+        self.args: Any
+        if self.resume and config.has_teacher(overrides):  # type: ignore[attr-defined]
+            self.args.teacher = overrides["teacher"]  # a teacher that has moved may be named anew
+        config.check_combination(vars(self.args))
+        if not config.has_teacher(vars(self.args)):
+            return
+        source = self.args.teacher
+        self.teacher = Teacher(source)
+        if self.teacher.task != self.args.task:
+            raise KDError(
+                f"teacher={self.teacher.source} is a '{self.teacher.task}' model and the student's task is "
+                f"'{self.args.task}': both must have the same task."
+            )
+        if isinstance(source, (str, Path)):
+            self.args.teacher = str(Path(source).resolve() if Path(source).is_file() else source)  # resume anywhere
+        else:
+            self._in_memory, self.args.teacher = source, self.teacher.source
+        self._fresh_dirs = [] if self.resume else missing_dirs(get_save_dir(self.args))  # type: ignore[attr-defined]
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Load the data set's description and match its classes with the teacher's."""
+        try:
+            data = super().get_dataset()  # type: ignore[misc]
+            if self.teacher is not None:
+                names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
+                self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes)
+            return data
+        except (KDError, RuntimeError):
+            self._leave_nothing()
+            raise
+
+    def setup_model(self) -> Any:
+        """Build the student, then match it with the teacher, before the optimizer is made."""
+        ckpt = super().setup_model()  # type: ignore[misc]
+        if self.teacher is not None:
+            try:
+                self._match()
+            except KDError:
+                self._leave_nothing()
+                raise
+        return ckpt
+
+    def _match(self) -> None:
+        """Prepare the teacher on the device and build terms and adapters."""
+        assert self.teacher is not None
+        self.teacher.prepare(self.device)  # type: ignore[attr-defined]
+        channels = predictions.first_conv(self.model).in_channels
+        if self.teacher.channels != channels:
+            raise KDError(
+                f"the teacher reads images of {self.teacher.channels} channel(s) and the student of {channels}: "
+                "both must read the same images."
+            )
+        self.distiller = Distiller(self.args, self.model, self.teacher)
+        self.distiller.adapters.to(self.device)  # type: ignore[attr-defined]
+
+    def _setup_train(self) -> None:
+        """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
+        super()._setup_train()  # type: ignore[misc]
+        if self.teacher is not None and self.distiller is not None:
+            self._attach_loss()
+            if RANK in {-1, 0}:
+                student = unwrap_model(self.model)
+                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller))
+
+    def _attach_loss(self) -> None:
+        """Wrap the base losses of the student and of its moving average."""
+        for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):
+            if model is not None and not isinstance(getattr(model, "criterion", None), DistillationLoss):
+                base = getattr(model, "criterion", None) or model.init_criterion()
+                model.criterion = DistillationLoss(base, self.distiller, predictions.detect_head(model))
+
+    def _keep_teacher_in_memory(self) -> None:
+        """Save a teacher that came as an object beside the run, so that `resume` finds it."""
+        if self.ddp:  # type: ignore[attr-defined]
+            self.args.teacher = self._in_memory  # travels to the workers, which save it
+            return
+        assert self.teacher is not None
+        path: Path = self.wdir / "teacher.pt"  # type: ignore[attr-defined]
+        if RANK in {-1, 0}:
+            model = deepcopy(self.teacher.original)
+            model.criterion = None  # type: ignore[assignment]
+            torch_save({"model": model, "train_args": {}}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        self.args.teacher = str(path)
+        if RANK in {-1, 0}:
+            YAML.save(self.save_dir / "args.yaml", vars(copy(self.args)))  # type: ignore[attr-defined]
+
+    def _leave_nothing(self) -> None:
+        """Remove the output folder of a run that never began, and the folders above it that it made."""
+        if not self._fresh_dirs or self.save_dir != self._fresh_dirs[0]:  # type: ignore[attr-defined]
+            return
+        shutil.rmtree(self._fresh_dirs[0], ignore_errors=True)
+        for folder in self._fresh_dirs[1:]:
+            try:
+                folder.rmdir()
+            except OSError:  # another run has moved in
+                return
+
+    # Optimizer: adapters are trained, checkpointed, restored and stripped with it -------------------------------------
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Build the student's optimizer and add the adapters to it.
+
+        The adapters' weights ride in the optimizer's state dict. They are thus written in one file with the rest, come
+        back with `resume` and after a NaN, and go when Ultralytics strips the optimizer from a finished checkpoint.
+        """
+        optimizer = super().build_optimizer(model, *args, **kwargs)  # type: ignore[misc]
+        parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
+        if parameters:
+            group = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
+            rest = {k: v for k, v in group.items() if k != "params"}
+            optimizer.add_param_group({**rest, "params": parameters})
+            optimizer.register_state_dict_post_hook(self._save_adapters)
+            optimizer.register_load_state_dict_pre_hook(self._load_adapters)
+            optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, MAX_NORM))
+        return optimizer
+
+    def _save_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Add the adapters' weights to an optimizer's state dict."""
+        assert self.distiller is not None
+        state[OPTIMIZER_KEY] = self.distiller.adapters.state_dict()
+
+    def _load_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Restore the adapters' weights from an optimizer's state dict."""
+        assert self.distiller is not None
+        try:
+            self.distiller.adapters.load_state_dict(state[OPTIMIZER_KEY])
+        except (KeyError, RuntimeError) as e:
+            raise KDError(
+                "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run "
+                "began with, or start a new run."
+            ) from e
+
+    def optimizer_step(self) -> None:
+        """Average the adapters' gradients over ranks, then step."""
+        parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
+        if parameters and self.world_size > 1:  # type: ignore[attr-defined]
+            for p in parameters:  # DDP only looks after the student
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= self.world_size  # type: ignore[attr-defined]
+        super().optimizer_step()  # type: ignore[misc]
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Restore optimizer and EMA; the EMA is a new model then, and needs the distillation loss again."""
+        super()._load_checkpoint_state(ckpt)  # type: ignore[misc]
+        model = unwrap_model(self.model)
+        if self.distiller is not None and isinstance(getattr(model, "criterion", None), DistillationLoss):
+            self.ema.ema.criterion = None
+            self._attach_loss()
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Prepare the batch and let the teacher answer it."""
+        return self._ask_teacher(super().preprocess_batch(batch))  # type: ignore[misc]
+
+    def _ask_teacher(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Put the teacher's answer in a batch of prepared images."""
+        if self.teacher is not None:
+            batch["teacher"] = self.teacher(batch["img"])
+        return batch
+
+    def _model_train(self) -> None:
+        """Begin an epoch: train mode, and the schedule's place in the run."""
+        super()._model_train()  # type: ignore[misc]
+        if self.distiller is not None:
+            self.distiller.progress = min(self.epoch / max(self.epochs - 1, 1), 1.0)  # type: ignore[attr-defined]
+
+    def get_validator(self) -> Any:
+        """Return the task's validator, which asks the teacher too while training, for the val losses."""
+        validator = super().get_validator()  # type: ignore[misc]
+        if self.teacher is not None:
+            stock = validator.preprocess
+
+            @functools.wraps(stock)
+            def preprocess(batch: dict[str, Any]) -> dict[str, Any]:
+                batch = stock(batch)
+                return self._ask_teacher(batch) if validator.training else batch
+
+            validator.preprocess = preprocess
+        return validator
+
+    # End --------------------------------------------------------------------------------------------------------------
+    def final_eval(self) -> None:
+        """Validate the best student, then the teacher on the same images, and show them side by side."""
+        super().final_eval()  # type: ignore[misc]
+        if self.teacher is None:
+            return
+        LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
+        self.teacher_metrics = self._validate_teacher() or {}
+        if RANK in {-1, 0}:
+            LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
+
+    def _validate_teacher(self) -> dict[str, float]:
+        """Return the teacher's metrics on the val set, its classes counted as the student's."""
+        assert self.teacher is not None and self.teacher.classes is not None
+        validator = super().get_validator()  # type: ignore[misc]
+        validator.args.plots = validator.args.save_json = validator.args.compile = False
+        model = deepcopy(self.teacher.original)
+        if not self.teacher.classes.identity:
+            model.names = self.data["names"]  # type: ignore[attr-defined]
+            lookup = torch.tensor(self.teacher.classes.lookup(), device=self.device)  # type: ignore[attr-defined]
+            stock = validator.postprocess
+
+            def postprocess(preds: Any) -> list[dict[str, torch.Tensor]]:
+                mapped = [{**p, "cls": lookup[p["cls"].long()].to(p["cls"].dtype)} for p in stock(preds)]
+                return [{k: v[p["cls"] >= 0] for k, v in p.items()} for p in mapped]
+
+            validator.postprocess = postprocess
+        return validator(model=model)
+
+    def plot_metrics(self) -> None:
+        """Plot results.csv; Ultralytics plots columns named "loss", so that the kd columns are renamed for it."""
+        if self.distiller is None:
+            super().plot_metrics()  # type: ignore[misc]
+            return
+        header, *rows = self.csv.read_text(encoding="utf-8").splitlines()  # type: ignore[attr-defined]
+        names = [f"{n} (loss)" if n.rpartition("/")[2] in config.WEIGHTS else n for n in header.split(",")]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "results.csv"
+            file.write_text("\n".join((",".join(names), *rows)) + "\n", encoding="utf-8")
+            plot_results(file=file)
+            plot = Path(folder) / "results.png"
+            if plot.exists():
+                target = shutil.copy2(plot, self.save_dir / "results.png")  # type: ignore[attr-defined]
+                self.on_plot(target)  # type: ignore[attr-defined]
+
+
+class KDDetectionTrainer(DistillationMixin, DetectionTrainer):
+    """Ultralytics' detection trainer with a `teacher` argument.
+
+    Examples:
+        >>> from ultralytics import YOLO
+        >>> from ultralytics_kd import KDDetectionTrainer
+        >>> YOLO("yolo26n.pt").train(trainer=KDDetectionTrainer, data="coco8.yaml", teacher="yolo26x.pt")
+    """
+
+
+TRAINERS: dict[type, type] = {DetectionTrainer: KDDetectionTrainer}
+
+
+def missing_dirs(path: Path) -> list[Path]:
+    """Return the folder and those above it that do not exist yet, innermost first; none if the folder exists."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def register() -> None:
+    """Make the kd arguments known to Ultralytics, and let no trainer pass over them in silence; repeatable."""
+    check_ultralytics()
+    config.register()
+    stock = BaseTrainer.check_resume
+    if getattr(stock, "kd", False):
+        return
+
+    @functools.wraps(stock)
+    def check_resume(self: BaseTrainer, overrides: dict[str, Any]) -> None:
+        stock(self, overrides)
+        config.check_combination(vars(self.args))
+        if config.has_teacher(vars(self.args)) and not isinstance(self, DistillationMixin):
+            raise KDError(
+                f"{type(self).__name__} does not distil, so that teacher={self.args.teacher} would be ignored: "
+                "use ultralytics_kd.YOLO, or pass trainer=KDDetectionTrainer."
+            )
+
+    check_resume.kd = True  # type: ignore[attr-defined]
+    BaseTrainer.check_resume = check_resume
+
+
+register()
