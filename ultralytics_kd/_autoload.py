@@ -5,23 +5,23 @@ Standard library only, and next to nothing of it: programs that never import Ult
 
 import sys
 
+_HOOKS = {
+    "ultralytics.cfg": ("ultralytics_kd.config", "register"),
+    "ultralytics.models": ("ultralytics_kd.model", "install"),
+}
+
 
 class _Finder:
     """A meta path finder that lets others find two modules of Ultralytics, and follows up when they have loaded."""
 
-    hooks = {
-        "ultralytics.cfg": ("ultralytics_kd.config", "register"),
-        "ultralytics.models": ("ultralytics_kd.model", "install"),
-    }
-
     def find_spec(self, name, path=None, target=None):
         """Return the spec that the other finders find, with a loader that runs the hook after the module."""
-        if name not in self.hooks:
+        if name not in _HOOKS:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self or not hasattr(finder, "find_spec") else finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self.hooks[name])
+                spec.loader = _Loader(spec.loader, _HOOKS[name])
                 return spec
         return None
 

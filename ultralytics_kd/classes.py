@@ -93,14 +93,18 @@ def match_classes(
         pairs = []
         for teacher_name, student_name in _load(spec).items():
             if _key(teacher_name) not in teachers:
-                raise KDError(f"kd_classes names '{teacher_name}', which is no class of the teacher: {_list(teacher_names)}.")
+                raise KDError(
+                    f"kd_classes names '{teacher_name}', which is no class of the teacher: {_list(teacher_names)}."
+                )
             if _key(student_name) not in students:
-                raise KDError(f"kd_classes names '{student_name}', which is no class of the data: {_list(student_names)}.")
+                raise KDError(
+                    f"kd_classes names '{student_name}', which is no class of the data: {_list(student_names)}."
+                )
             pairs.append((teachers[_key(teacher_name)], students[_key(student_name)]))
     if not pairs:
         raise KDError(
             f"teacher and student have no class in common: the teacher knows {_list(teacher_names)}, the data has "
-            f"{_list(student_names)}; give kd_classes='{{\"teacher name\": \"student name\"}}' if names differ."
+            f'{_list(student_names)}; give kd_classes=\'{{"teacher name": "student name"}}\' if names differ.'
         )
     sources: dict[int, tuple[int, ...]] = {}
     for teacher_index, student_index in pairs:

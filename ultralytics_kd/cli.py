@@ -17,7 +17,7 @@ HELP = """
 
         yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt   distil a teacher into a student
         yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
-        yolo-kd enable | disable            teach the plain 'yolo' command of this environment the kd arguments, or undo it
+        yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from typing import Any
 
 from ultralytics import __version__
 from ultralytics.utils import LOGGER
@@ -70,7 +71,7 @@ def check_ultralytics(version: str = __version__) -> None:
 def _available(module: str, path: str, parameter: str | None) -> bool:
     """Return whether the attribute exists and, if a parameter is given, takes it."""
     try:
-        part = importlib.import_module(module)
+        part: Any = importlib.import_module(module)
         for name in path.split("."):
             part = getattr(part, name)
     except (ImportError, AttributeError):

@@ -54,9 +54,7 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_tau": Argument(
         None, "float, optional", "temperature of kl, ld and cwd; unset = each loss's own (1, 10, 1)", weight=True
     ),
-    "kd_schedule": Argument(
-        "constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")
-    ),
+    "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),
@@ -142,9 +140,13 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
             "'distill_model' is Ultralytics' own; keep one of them."
         )
     if cfg.get("task") not in TASKS:
-        raise KDError(f"task '{cfg.get('task')}' cannot be distilled yet: a teacher is supported for {', '.join(TASKS)}.")
+        raise KDError(
+            f"task '{cfg.get('task')}' cannot be distilled yet: a teacher is supported for {', '.join(TASKS)}."
+        )
     if not any(cfg.get(k) for k in WEIGHTS):
-        raise KDError("all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher.")
+        raise KDError(
+            "all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher."
+        )
 
 
 def has_teacher(cfg: Mapping[str, Any]) -> bool:
@@ -155,7 +157,9 @@ def has_teacher(cfg: Mapping[str, Any]) -> bool:
 
 def help_text() -> str:
     """Return the kd arguments for the command line's help."""
-    lines = [f"        {name}={'' if a.default is None else a.default}  {_describe(a)}" for name, a in ARGUMENTS.items()]
+    lines = [
+        f"        {name}={'' if a.default is None else a.default}  {_describe(a)}" for name, a in ARGUMENTS.items()
+    ]
     return "\n    Distillation arguments of ultralytics_kd, for 'train':\n" + "\n".join(lines) + "\n"
 
 

@@ -50,7 +50,9 @@ class Distiller:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)
             head = predictions.detect_head(student)
-            self.terms: dict[str, Term] = build_terms(args, self.student_layout, self.teacher_layout, head, teacher.head)
+            self.terms: dict[str, Term] = build_terms(
+                args, self.student_layout, self.teacher_layout, head, teacher.head
+            )
         self.adapters = nn.ModuleDict({k: t.adapters for k, t in self.terms.items() if t.adapters is not None})
 
     def __deepcopy__(self, memo: dict) -> Distiller:
@@ -86,10 +88,7 @@ class Distiller:
         items = dict.fromkeys(WEIGHTS, zero)
         with torch.autocast(zero.device.type, enabled=False):  # a teacher in half precision must not overflow
             for name, term in self.terms.items():
-                if term.per_branch:
-                    value = sum((gains[p.name] * term(p) for p in pairs), zero)
-                else:
-                    value = term(pairs[0])
+                value = sum((gains[p.name] * term(p) for p in pairs), zero) if term.per_branch else term(pairs[0])
                 items[name] = value * self.weights[name] * self.fade
         return items
 

@@ -35,7 +35,7 @@ def install() -> None:
             return _with_distilling_trainers(stock(self))
 
         task_map.kd = True  # type: ignore[attr-defined]
-        _YOLO.task_map = property(task_map)  # type: ignore[method-assign, assignment]
+        _YOLO.task_map = property(task_map)
 
 
 def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -64,12 +64,14 @@ def detect_head(model: nn.Module) -> Detect:
         KDError: If the model has none, or its head lost a branch by `fuse()`.
     """
     layers = getattr(unwrap_model(model), "model", None)
-    head = layers[-1] if isinstance(layers, nn.Sequential) else None
+    head: Any = layers[-1] if isinstance(layers, nn.Sequential) else None
     if type(head) not in {Detect, v10Detect}:  # subclasses predict more, or with prompts
         kind = type(head).__name__ if head is not None else type(model).__name__
         raise KDError(f"a YOLO detection head is needed for distillation, this model ends in '{kind}'.")
     if head.cv2 is None or head.cv3 is None:
-        raise KDError("the model was fused for inference and lost a head branch: use the checkpoint that train() saved.")
+        raise KDError(
+            "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
+        )
     return head
 
 
@@ -156,7 +158,7 @@ def keep_branches(model: nn.Module) -> Iterator[None]:
 
 
 # Head towers ----------------------------------------------------------------------------------------------------------
-def towers(head: Detect, branch: str) -> dict[str, nn.ModuleList]:
+def towers(head: Detect, branch: str) -> dict[str, Any]:
     """Return the towers of a branch, "boxes" and "scores", each a list with one nn.Sequential per level."""
     prefix = "one2one_" if branch == ONE2ONE else ""
     return {"boxes": getattr(head, f"{prefix}cv2"), "scores": getattr(head, f"{prefix}cv3")}
@@ -176,9 +178,7 @@ def stem_features(head: Detect, branch: str, feats: list[Tensor]) -> dict[str, l
         (dict[str, list[Tensor]]): Features per tower and level, each of shape (B, C, H, W).
     """
     with frozen_statistics(head):
-        return {
-            name: [tower[0](x) for tower, x in zip(levels, feats)] for name, levels in towers(head, branch).items()
-        }
+        return {name: [tower[0](x) for tower, x in zip(levels, feats)] for name, levels in towers(head, branch).items()}
 
 
 def finish_towers(head: Detect, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:

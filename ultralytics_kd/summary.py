@@ -76,4 +76,6 @@ def _classes(teacher: Teacher) -> str:
     assert teacher.classes is not None
     total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
     text = f"{total - len(unmatched)} of {total} matched by name"
-    return text + (f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else "")
+    return text + (
+        f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else ""
+    )

@@ -76,7 +76,7 @@ class Teacher:
         """
         self.layout: Layout = predictions.layout(self.original)
         self.channels = predictions.first_conv(self.original).in_channels
-        model = deepcopy(self.original).float().eval().requires_grad_(False)
+        model: Any = deepcopy(self.original).float().eval().requires_grad_(False)
         with predictions.keep_branches(model):
             model.fuse(verbose=False)
         self.model = model.to(device)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed as dist
@@ -27,11 +27,14 @@ from .criterion import DistillationLoss, Distiller
 from .errors import KDError
 from .teacher import Teacher
 
+# A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
+_Trainer: Any = BaseTrainer if TYPE_CHECKING else object
+
 OPTIMIZER_KEY = "kd_adapters"
 MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
 
 
-class DistillationMixin:
+class DistillationMixin(_Trainer):
     """Adds a teacher to an Ultralytics trainer; without the `teacher` argument it changes nothing.
 
     Attributes:
@@ -42,6 +45,7 @@ class DistillationMixin:
 
     teacher: Teacher | None = None
     distiller: Distiller | None = None
+    args: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
         """Check the arguments, load the teacher and set up the base trainer.
@@ -57,16 +61,15 @@ class DistillationMixin:
         self.teacher_metrics: dict[str, float] = {}
         self._in_memory: Any = None
         self._fresh_dirs: list[Path] = []
-        super().__init__(cfg, overrides, _callbacks)  # type: ignore[call-arg]
+        super().__init__(cfg, overrides, _callbacks)
         if self._in_memory is not None:
             self._keep_teacher_in_memory()
 
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
-        super().check_resume({k: v for k, v in overrides.items() if k != "teacher"})  # type: ignore[misc]
-        self.args: Any
-        if self.resume and config.has_teacher(overrides):  # type: ignore[attr-defined]
+        super().check_resume({k: v for k, v in overrides.items() if k != "teacher"})
+        if self.resume and config.has_teacher(overrides):
             self.args.teacher = overrides["teacher"]  # a teacher that has moved may be named anew
         config.check_combination(vars(self.args))
         if not config.has_teacher(vars(self.args)):
@@ -82,12 +85,12 @@ class DistillationMixin:
             self.args.teacher = str(Path(source).resolve() if Path(source).is_file() else source)  # resume anywhere
         else:
             self._in_memory, self.args.teacher = source, self.teacher.source
-        self._fresh_dirs = [] if self.resume else missing_dirs(get_save_dir(self.args))  # type: ignore[attr-defined]
+        self._fresh_dirs = [] if self.resume else missing_dirs(get_save_dir(self.args))
 
     def get_dataset(self) -> dict[str, Any]:
         """Load the data set's description and match its classes with the teacher's."""
         try:
-            data = super().get_dataset()  # type: ignore[misc]
+            data = super().get_dataset()
             if self.teacher is not None:
                 names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
                 self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes)
@@ -98,7 +101,7 @@ class DistillationMixin:
 
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
-        ckpt = super().setup_model()  # type: ignore[misc]
+        ckpt = super().setup_model()
         if self.teacher is not None:
             try:
                 self._match()
@@ -110,7 +113,7 @@ class DistillationMixin:
     def _match(self) -> None:
         """Prepare the teacher on the device and build terms and adapters."""
         assert self.teacher is not None
-        self.teacher.prepare(self.device)  # type: ignore[attr-defined]
+        self.teacher.prepare(self.device)
         channels = predictions.first_conv(self.model).in_channels
         if self.teacher.channels != channels:
             raise KDError(
@@ -118,11 +121,11 @@ class DistillationMixin:
                 "both must read the same images."
             )
         self.distiller = Distiller(self.args, self.model, self.teacher)
-        self.distiller.adapters.to(self.device)  # type: ignore[attr-defined]
+        self.distiller.adapters.to(self.device)
 
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
-        super()._setup_train()  # type: ignore[misc]
+        super()._setup_train()
         if self.teacher is not None and self.distiller is not None:
             self._attach_loss()
             if RANK in {-1, 0}:
@@ -131,6 +134,7 @@ class DistillationMixin:
 
     def _attach_loss(self) -> None:
         """Wrap the base losses of the student and of its moving average."""
+        assert self.distiller is not None
         for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):
             if model is not None and not isinstance(getattr(model, "criterion", None), DistillationLoss):
                 base = getattr(model, "criterion", None) or model.init_criterion()
@@ -138,23 +142,23 @@ class DistillationMixin:
 
     def _keep_teacher_in_memory(self) -> None:
         """Save a teacher that came as an object beside the run, so that `resume` finds it."""
-        if self.ddp:  # type: ignore[attr-defined]
+        if self.ddp:
             self.args.teacher = self._in_memory  # travels to the workers, which save it
             return
         assert self.teacher is not None
-        path: Path = self.wdir / "teacher.pt"  # type: ignore[attr-defined]
+        path: Path = self.wdir / "teacher.pt"
         if RANK in {-1, 0}:
-            model = deepcopy(self.teacher.original)
-            model.criterion = None  # type: ignore[assignment]
+            model: Any = deepcopy(self.teacher.original)
+            model.criterion = None
             torch_save({"model": model, "train_args": {}}, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
         self.args.teacher = str(path)
         if RANK in {-1, 0}:
-            YAML.save(self.save_dir / "args.yaml", vars(copy(self.args)))  # type: ignore[attr-defined]
+            YAML.save(self.save_dir / "args.yaml", vars(copy(self.args)))
 
     def _leave_nothing(self) -> None:
         """Remove the output folder of a run that never began, and the folders above it that it made."""
-        if not self._fresh_dirs or self.save_dir != self._fresh_dirs[0]:  # type: ignore[attr-defined]
+        if not self._fresh_dirs or self.save_dir != self._fresh_dirs[0]:
             return
         shutil.rmtree(self._fresh_dirs[0], ignore_errors=True)
         for folder in self._fresh_dirs[1:]:
@@ -170,7 +174,7 @@ class DistillationMixin:
         The adapters' weights ride in the optimizer's state dict. They are thus written in one file with the rest, come
         back with `resume` and after a NaN, and go when Ultralytics strips the optimizer from a finished checkpoint.
         """
-        optimizer = super().build_optimizer(model, *args, **kwargs)  # type: ignore[misc]
+        optimizer = super().build_optimizer(model, *args, **kwargs)
         parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
         if parameters:
             group = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
@@ -200,16 +204,16 @@ class DistillationMixin:
     def optimizer_step(self) -> None:
         """Average the adapters' gradients over ranks, then step."""
         parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
-        if parameters and self.world_size > 1:  # type: ignore[attr-defined]
+        if parameters and self.world_size > 1:
             for p in parameters:  # DDP only looks after the student
                 if p.grad is not None:
                     dist.all_reduce(p.grad)
-                    p.grad /= self.world_size  # type: ignore[attr-defined]
-        super().optimizer_step()  # type: ignore[misc]
+                    p.grad /= self.world_size
+        super().optimizer_step()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore optimizer and EMA; the EMA is a new model then, and needs the distillation loss again."""
-        super()._load_checkpoint_state(ckpt)  # type: ignore[misc]
+        super()._load_checkpoint_state(ckpt)
         model = unwrap_model(self.model)
         if self.distiller is not None and isinstance(getattr(model, "criterion", None), DistillationLoss):
             self.ema.ema.criterion = None
@@ -218,7 +222,7 @@ class DistillationMixin:
     # Steps ------------------------------------------------------------------------------------------------------------
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Prepare the batch and let the teacher answer it."""
-        return self._ask_teacher(super().preprocess_batch(batch))  # type: ignore[misc]
+        return self._ask_teacher(super().preprocess_batch(batch))
 
     def _ask_teacher(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Put the teacher's answer in a batch of prepared images."""
@@ -228,13 +232,13 @@ class DistillationMixin:
 
     def _model_train(self) -> None:
         """Begin an epoch: train mode, and the schedule's place in the run."""
-        super()._model_train()  # type: ignore[misc]
+        super()._model_train()
         if self.distiller is not None:
-            self.distiller.progress = min(self.epoch / max(self.epochs - 1, 1), 1.0)  # type: ignore[attr-defined]
+            self.distiller.progress = min(self.epoch / max(self.epochs - 1, 1), 1.0)
 
     def get_validator(self) -> Any:
         """Return the task's validator, which asks the teacher too while training, for the val losses."""
-        validator = super().get_validator()  # type: ignore[misc]
+        validator = super().get_validator()
         if self.teacher is not None:
             stock = validator.preprocess
 
@@ -249,7 +253,7 @@ class DistillationMixin:
     # End --------------------------------------------------------------------------------------------------------------
     def final_eval(self) -> None:
         """Validate the best student, then the teacher on the same images, and show them side by side."""
-        super().final_eval()  # type: ignore[misc]
+        super().final_eval()
         if self.teacher is None:
             return
         LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
@@ -260,12 +264,12 @@ class DistillationMixin:
     def _validate_teacher(self) -> dict[str, float]:
         """Return the teacher's metrics on the val set, its classes counted as the student's."""
         assert self.teacher is not None and self.teacher.classes is not None
-        validator = super().get_validator()  # type: ignore[misc]
+        validator = super().get_validator()
         validator.args.plots = validator.args.save_json = validator.args.compile = False
         model = deepcopy(self.teacher.original)
         if not self.teacher.classes.identity:
-            model.names = self.data["names"]  # type: ignore[attr-defined]
-            lookup = torch.tensor(self.teacher.classes.lookup(), device=self.device)  # type: ignore[attr-defined]
+            model.names = self.data["names"]
+            lookup = torch.tensor(self.teacher.classes.lookup(), device=self.device)
             stock = validator.postprocess
 
             def postprocess(preds: Any) -> list[dict[str, torch.Tensor]]:
@@ -278,9 +282,9 @@ class DistillationMixin:
     def plot_metrics(self) -> None:
         """Plot results.csv; Ultralytics plots columns named "loss", so that the kd columns are renamed for it."""
         if self.distiller is None:
-            super().plot_metrics()  # type: ignore[misc]
+            super().plot_metrics()
             return
-        header, *rows = self.csv.read_text(encoding="utf-8").splitlines()  # type: ignore[attr-defined]
+        header, *rows = self.csv.read_text(encoding="utf-8").splitlines()
         names = [f"{n} (loss)" if n.rpartition("/")[2] in config.WEIGHTS else n for n in header.split(",")]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "results.csv"
@@ -288,8 +292,8 @@ class DistillationMixin:
             plot_results(file=file)
             plot = Path(folder) / "results.png"
             if plot.exists():
-                target = shutil.copy2(plot, self.save_dir / "results.png")  # type: ignore[attr-defined]
-                self.on_plot(target)  # type: ignore[attr-defined]
+                target = shutil.copy2(plot, self.save_dir / "results.png")
+                self.on_plot(target)
 
 
 class KDDetectionTrainer(DistillationMixin, DetectionTrainer):
@@ -328,7 +332,7 @@ def register() -> None:
                 "use ultralytics_kd.YOLO, or pass trainer=KDDetectionTrainer."
             )
 
-    check_resume.kd = True  # type: ignore[attr-defined]
+    setattr(check_resume, "kd", True)  # noqa: B010 (the wrapped type has no such attribute)
     BaseTrainer.check_resume = check_resume
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..predictions import Layout
 from .base import Pair
@@ -26,7 +26,7 @@ class Term(Protocol):
     """
 
     per_branch: bool
-    adapters: nn.Module | None
+    adapters: Any
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the unweighted term, a scalar."""

@@ -1,0 +1,103 @@
+"""Data sets and teachers that the tests make for themselves."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before Ultralytics is imported: nobody's settings change, and no test asks the network for a newer release
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics_kd_tests_")
+os.environ["YOLO_OFFLINE"] = "true"
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import YAML
+
+import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
+
+NAMES = {0: "disc", 1: "box", 2: "bar"}
+# Small, quick and repeatable; every training of the tests uses these
+QUICK = {
+    "imgsz": 64,
+    "epochs": 2,
+    "batch": 4,
+    "workers": 0,
+    "plots": False,
+    "optimizer": "AdamW",
+    "lr0": 0.002,
+    "device": "cpu",
+    "amp": False,
+    "verbose": False,
+}
+
+
+def draw_dataset(folder: Path, images: int = 8, names: dict[int, str] | None = None, seed: int = 0) -> Path:
+    """Draw filled shapes on a grey ground, write them as a YOLO data set, and return its data.yaml."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", images), ("val", images // 2)):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(90, 120, (64, 64, 3), dtype=np.uint8)
+            lines = []
+            for _ in range(int(rng.integers(1, 4))):
+                cls, (w, h) = int(rng.integers(3)), rng.integers(12, 28, 2)
+                x, y = int(rng.integers(0, 64 - w)), int(rng.integers(0, 64 - h))
+                color = [int(c) for c in rng.integers(0, 255, 3)]
+                if cls == 0:
+                    cv2.ellipse(image, (x + w // 2, y + h // 2), (w // 2, h // 2), 0, 0, 360, color, -1)
+                else:
+                    cv2.rectangle(image, (x, y), (x + int(w), y + int(h)), color, -1 if cls == 1 else 3)
+                lines.append(f"{cls} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}")
+            cv2.imwrite(str(folder / "images" / split / f"{i}.png"), image)
+            (folder / "labels" / split / f"{i}.txt").write_text("\n".join(lines))
+    YAML.save(
+        folder / "data.yaml",
+        {"path": str(folder), "train": "images/train", "val": "images/val", "names": dict(names or NAMES)},
+    )
+    return folder / "data.yaml"
+
+
+def save_model(path: Path, cfg: str = "yolo26n.yaml", names: dict[int, str] | None = None, ch: int = 3) -> Path:
+    """Save an untrained detector with believable scores as an Ultralytics checkpoint."""
+    names = dict(names or NAMES)
+    model = make_model(cfg, len(names), ch)
+    model.names = names
+    torch.save({"model": model, "train_args": {"task": "detect"}}, path)
+    return path
+
+
+def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
+    """Build a detector whose class scores are spread over (0, 1) as a trained one's are."""
+    from ultralytics.cfg import get_cfg
+
+    model = DetectionModel(cfg, ch=ch, nc=nc, verbose=False)
+    model.args = get_cfg()
+    head = model.model[-1]
+    for tower in (*head.cv3, *(getattr(head, "one2one_cv3", None) or ())):
+        torch.nn.init.normal_(tower[-1].weight, std=0.5)
+        torch.nn.init.constant_(tower[-1].bias, -1.0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> str:
+    """Return the data.yaml of a small drawn data set."""
+    return str(draw_dataset(tmp_path_factory.mktemp("data") / "shapes"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> str:
+    """Return the path of a teacher: wider than the student, same classes."""
+    torch.manual_seed(0)
+    return str(save_model(tmp_path_factory.mktemp("teacher") / "teacher.pt", "yolo26s.yaml"))
+
+
+@pytest.fixture
+def quick(tmp_path, data) -> dict:
+    """Return the arguments of a quick training into the test's own folder."""
+    return {**QUICK, "data": data, "project": str(tmp_path / "runs"), "name": "run"}

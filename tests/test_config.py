@@ -1,0 +1,112 @@
+"""The kd arguments are Ultralytics arguments like any other."""
+
+import pytest
+from ultralytics.cfg import check_dict_alignment, get_cfg
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+
+from ultralytics_kd import KDError, config, trainer
+from ultralytics_kd.compat import INTERNALS, check_ultralytics
+
+
+def test_arguments_are_known_to_ultralytics_with_their_defaults():
+    cfg = get_cfg()
+    for name, argument in config.ARGUMENTS.items():
+        assert DEFAULT_CFG_DICT[name] == argument.default
+        assert getattr(DEFAULT_CFG, name) == getattr(cfg, name) == argument.default
+
+
+def test_registering_twice_changes_nothing():
+    from ultralytics import cfg
+
+    before = cfg.check_cfg, cfg.CLI_HELP_MSG, len(DEFAULT_CFG_DICT)
+    trainer.register()
+    assert before == (cfg.check_cfg, cfg.CLI_HELP_MSG, len(DEFAULT_CFG_DICT))
+
+
+@pytest.mark.parametrize("value", [-1, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["kd_cls", "kd_box", "kd_feat"])
+def test_weights_must_be_finite_and_not_negative(name, value):
+    with pytest.raises(KDError, match=f"'{name}={value}' is an invalid value"):
+        get_cfg(overrides={name: value})
+
+
+@pytest.mark.parametrize("value", ["much", True, [1]])
+def test_weights_of_another_type_are_type_errors_as_ultralytics_own_are(value):
+    with pytest.raises(TypeError, match="kd_cls="):
+        get_cfg(overrides={"kd_cls": value})
+
+
+def test_unknown_loss_name_is_answered_with_the_nearest():
+    with pytest.raises(KDError, match="did you mean bckd"):
+        get_cfg(overrides={"kd_cls_loss": "bkcd"})
+    with pytest.raises(KDError, match="valid ones are pkd, cwd, mgd, sl2, crosskd"):
+        get_cfg(overrides={"kd_feat_loss": "xyz"})
+
+
+def test_temperature_must_be_greater_than_zero():
+    with pytest.raises(KDError, match="greater than 0"):
+        get_cfg(overrides={"kd_tau": 0})
+
+
+@pytest.mark.parametrize("wrong, right", [("teachr", "teacher"), ("kd_clss", "kd_cls"), ("epoch", "epochs")])
+def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
+    with pytest.raises(SyntaxError, match=rf"'{wrong}' is not a valid YOLO argument.*{right}"):
+        check_dict_alignment(DEFAULT_CFG_DICT, {wrong: 1})
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kd_cls": 2.0}, "no effect without a teacher"),
+        ({"kd_feat_loss": "cwd"}, "no effect without a teacher"),
+        ({"teacher": "t.pt", "distill_model": "t.pt"}, "exclude each other"),
+        ({"teacher": "t.pt", "kd_cls": 0, "kd_box": 0, "kd_feat": 0}, "all distillation weights are 0"),
+        ({"teacher": "t.pt", "task": "segment"}, "task 'segment' cannot be distilled yet"),
+    ],
+)
+def test_combinations_that_cannot_be_meant_are_refused(given, message):
+    with pytest.raises(KDError, match=message):
+        config.check_combination(vars(get_cfg(overrides=given)))
+
+
+@pytest.mark.parametrize("teacher", [None, False, "", " "])
+def test_no_teacher_is_plain_training(teacher):
+    config.check_combination(vars(get_cfg(overrides={"teacher": teacher})))
+
+
+def test_help_and_cfg_text_name_every_argument():
+    for name in config.ARGUMENTS:
+        assert f"{name}=" in config.help_text()
+        assert f"\n{name}:" in config.cfg_text()
+
+
+def test_release_outside_the_tested_range_is_a_warning(caplog):
+    from ultralytics.utils import LOGGER
+
+    LOGGER.propagate = True
+    check_ultralytics("8.3.0")
+    LOGGER.propagate = False
+    assert "tested with ultralytics" in caplog.text
+
+
+@pytest.mark.parametrize("module, path", [(m, p) for m, p, _ in INTERNALS if "." in p or p.islower()])
+def test_moved_internal_is_named(monkeypatch, module, path):
+    import importlib
+
+    *owners, last = path.split(".")
+    owner = importlib.import_module(module)
+    for name in owners:
+        owner = getattr(owner, name)
+    for holder in getattr(owner, "__mro__", [owner]):  # a base class may have it too
+        if last in vars(holder):
+            monkeypatch.delattr(holder, last)
+    with pytest.raises(KDError, match=f"has no '{module}.{path}'"):
+        check_ultralytics()
+
+
+def test_internal_with_other_parameters_is_named(monkeypatch):
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    monkeypatch.setattr(DetectionTrainer, "preprocess_batch", lambda self, images: images)
+    with pytest.raises(KDError, match="preprocess_batch' with parameter 'batch'"):
+        check_ultralytics()

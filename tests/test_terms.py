@@ -1,0 +1,260 @@
+"""The terms, over every combination of heads."""
+
+import functools
+import itertools
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import make_model
+from ultralytics.cfg import get_cfg
+
+from ultralytics_kd import KDError, predictions
+from ultralytics_kd.classes import match_classes
+from ultralytics_kd.criterion import DistillationLoss, Distiller
+from ultralytics_kd.teacher import Teacher
+
+NAMES = {0: "a", 1: "b", 2: "c"}
+HEADS = [  # student, teacher: end-to-end or single, DFL or not, 3 or 4 levels
+    ("yolo26n.yaml", "yolo26s.yaml"),
+    ("yolo26n.yaml", "yolo11s.yaml"),
+    ("yolo26n.yaml", "yolov8s.yaml"),
+    ("yolo11n.yaml", "yolo26s.yaml"),
+    ("yolov8n.yaml", "yolo11s.yaml"),
+    ("yolo12n.yaml", "yolo12s.yaml"),
+    ("yolov10n.yaml", "yolov8s.yaml"),
+    ("yolo26n-p2.yaml", "yolo26s-p2.yaml"),
+    ("yolo26n-p6.yaml", "yolo26s-p6.yaml"),
+    ("yolov8n-p6.yaml", "yolo26s-p6.yaml"),
+]
+LOSSES = {
+    "kd_cls": ["bckd", "qfl", "kl"],
+    "kd_box": ["iou", "l1", "ld"],
+    "kd_feat": ["pkd", "cwd", "mgd", "sl2", "crosskd"],
+}
+
+
+@functools.cache
+def _built(cfg):
+    return make_model(cfg)
+
+
+def build(cfg):
+    """Return a model of its own; copying is quicker than building."""
+    return deepcopy(_built(cfg))
+
+
+def setup(student_cfg, teacher_cfg, images=2, imgsz=64, teacher=None, **args):
+    """Return student, distiller, a batch with the teacher's answer, and the loss."""
+    torch.manual_seed(0)
+    student = build(student_cfg).train()
+    teacher = Teacher(teacher or build(teacher_cfg))
+    teacher.classes = match_classes(NAMES, NAMES)
+    teacher.prepare(torch.device("cpu"))
+    weights = {"kd_cls": 0.0, "kd_box": 0.0, "kd_feat": 0.0}
+    student.args = get_cfg(overrides={"teacher": "t.pt", "imgsz": imgsz, **weights, **args})
+    distiller = Distiller(student.args, student, teacher)
+    batch = {
+        "img": torch.rand(images, 3, imgsz, imgsz),
+        "batch_idx": torch.zeros(0),
+        "cls": torch.zeros(0, 1),
+        "bboxes": torch.zeros(0, 4),
+    }
+    batch["teacher"] = teacher(batch["img"])
+    loss = DistillationLoss(student.init_criterion(), distiller, student.model[-1])
+    return student, teacher, distiller, batch, loss
+
+
+def possible(loss_name, student_cfg, teacher_cfg):
+    """LD needs bins on both sides."""
+    return loss_name != "ld" or "26" not in student_cfg + teacher_cfg
+
+
+@pytest.mark.parametrize("student_cfg, teacher_cfg", HEADS)
+def test_every_loss_has_a_finite_gradient_to_the_student_and_none_to_the_teacher(student_cfg, teacher_cfg):
+    """At batch 1, in an image without objects, in training mode and validation mode."""
+    imgsz = 128 if "p6" in student_cfg else 64  # BatchNorm needs more than one position
+    for names in itertools.zip_longest(*LOSSES.values(), fillvalue=None):
+        chosen = {w: n for w, n in zip(LOSSES, names) if n and possible(n, student_cfg, teacher_cfg)}
+        args = {**dict.fromkeys(chosen, 1.0), **{f"{w}_loss": n for w, n in chosen.items()}}
+        student, teacher, distiller, batch, loss = setup(student_cfg, teacher_cfg, 1, imgsz, **args)
+        total, items = loss(student(batch["img"]), batch)
+        assert {k for k in LOSSES if items[k] > 0} == set(chosen)
+        for weight, part in zip(LOSSES, total[-3:]):
+            if weight not in chosen:
+                continue
+            student.zero_grad()
+            part.backward(retain_graph=True)
+            gradients = [p.grad for p in student.parameters() if p.grad is not None]
+            assert all(g.isfinite().all() for g in gradients), chosen[weight]
+            assert any(g.any() for g in gradients), chosen[weight]
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in distiller.adapters.parameters())
+        assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
+        with torch.no_grad():
+            _, validation = loss(student.eval()(batch["img"]), batch)
+        assert all(validation[w].isfinite() for w in chosen)
+
+
+def test_ld_is_refused_where_a_side_has_no_bins():
+    with pytest.raises(KDError, match="the student has reg_max=1, the teacher reg_max=16"):
+        setup("yolo26n.yaml", "yolo11s.yaml", kd_box=1.0, kd_box_loss="ld")
+
+
+@pytest.mark.parametrize("cfg", ["yolo26n.yaml", "yolov8n.yaml", "yolo26n-p6.yaml", "yolov8n-p2.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "weight, name",
+    [(w, n) for w, names in LOSSES.items() for n in names if n != "mgd"],
+)
+def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(cfg, weight, name):
+    """The term is 0 and so is its gradient. (MGD must generate what it hides: see its own test.)"""
+    if not possible(name, cfg, cfg):
+        return
+    model = build(cfg)
+    student, _, _, batch, loss = setup(cfg, cfg, teacher=model, **{weight: 1.0, f"{weight}_loss": name})
+    student.load_state_dict(model.state_dict())
+    student.eval()  # the teacher's BatchNorm statistics
+    with predictions.raw_outputs(student):
+        total, items = loss(student(batch["img"]), batch)
+    assert items[weight].item() == pytest.approx(0, abs=1e-4)
+    total[-3:].sum().backward()
+    if name != "l1":  # |x| has no gradient of 0 beside rounding errors
+        gradient = sum(p.grad.norm() ** 2 for p in student.parameters() if p.grad is not None) ** 0.5
+        assert gradient < 0.05
+
+
+def test_mgd_is_at_its_minimum_when_the_block_generates_the_teachers_feature():
+    from ultralytics_kd.losses import mgd_distance
+
+    feature = torch.rand(2, 4, 8, 8)
+    assert mgd_distance(feature.clone(), feature) == 0
+
+
+def test_mgd_hides_positions_and_trains_its_generation_block():
+    from ultralytics_kd.terms.feature import MGD
+
+    torch.manual_seed(0)
+    block = MGD(8, 16)
+    seen = []
+    block.generation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    out = block(torch.ones(4, 8, 32, 32))
+    hidden = (seen[0] == 0).all(1).float().mean().item()
+    assert out.shape == (4, 16, 32, 32)
+    assert hidden == pytest.approx(0.65, abs=0.03)
+    out.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in block.generation.parameters())
+
+
+def test_crosskd_leaves_the_students_batchnorm_statistics_alone():
+    """Its second pass through the first head blocks must not count twice."""
+    student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_feat=1.0, kd_feat_loss="crosskd")
+    preds = student(batch["img"])
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    loss(preds, batch)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_single_headed_teacher_teaches_one_to_many_alone():
+    """Its duplicates must not reach the head that does without NMS."""
+    student, _, _, batch, loss = setup("yolo26n.yaml", "yolo11s.yaml", kd_cls=1.0, kd_box=1.0)
+    total, _ = loss(student(batch["img"]), batch)
+    total[-3:].sum().backward()
+    head = student.model[-1]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in head.cv3.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in head.one2one_cv3.parameters())
+
+
+def test_terms_follow_the_branch_gains_and_the_schedule():
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0, kd_schedule="linear")
+    with torch.no_grad():
+        preds = student.eval()(batch["img"])
+        start = loss(preds, batch)[1]["kd_cls"]
+        loss.base.o2m, loss.base.o2o = 0.0, 0.0
+        assert loss(preds, batch)[1]["kd_cls"] == 0
+        loss.base.o2m, loss.base.o2o = 1.6, 0.4
+        torch.testing.assert_close(loss(preds, batch)[1]["kd_cls"], start * 2)
+        distiller.progress = 0.75
+        torch.testing.assert_close(loss(preds, batch)[1]["kd_cls"], start * 2 * 0.25)
+        distiller.schedule = "cosine"
+        assert distiller.fade == pytest.approx(0.1464, abs=1e-4)
+        distiller.schedule = "constant"
+        assert distiller.fade == 1
+
+
+def test_weights_mean_the_same_at_any_batch_size():
+    """The same image twice: equal items, twice the loss, as the base loss does."""
+    student, teacher, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", images=1, kd_cls=1.0, kd_box=1.0)
+    twice = {**batch, "img": batch["img"].repeat(2, 1, 1, 1)}
+    twice["teacher"] = teacher(twice["img"])
+    student.eval()
+    with torch.no_grad():
+        one, one_items = loss(student(batch["img"]), batch)
+        two, two_items = loss(student(twice["img"]), twice)
+    torch.testing.assert_close(two[-3:], 2 * one[-3:])
+    torch.testing.assert_close(two_items["kd_cls"], one_items["kd_cls"])
+
+
+def test_without_a_teacher_in_the_batch_the_loss_is_the_base_loss():
+    student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
+    del batch["teacher"]
+    preds = student(batch["img"])
+    expected, items = loss.base(preds, batch)
+    got, got_items = loss(preds, batch)
+    assert torch.equal(got, expected) and got_items.keys() == items.keys()
+
+
+def test_unmatched_student_classes_get_no_gradient_from_the_teacher():
+    teacher = make_model("yolo26s.yaml", nc=2)
+    torch.manual_seed(0)
+    student = make_model("yolo26n.yaml").train()
+    student.args = get_cfg(overrides={"teacher": "t.pt", "kd_box": 0})
+    teacher = Teacher(teacher)
+    teacher.classes = match_classes(NAMES, {0: "C", 1: "other"})
+    teacher.prepare(torch.device("cpu"))
+    images = torch.rand(2, 3, 64, 64)
+    answer = teacher(images)
+    assert answer.classes == [2] and answer.branches["one2many"].scores.shape[-1] == 1
+    batch = {"img": images, "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
+    loss = DistillationLoss(student.init_criterion(), Distiller(student.args, student, teacher), student.model[-1])
+    preds = student(images)
+    for branch in preds.values():
+        branch["scores"].retain_grad()
+    total, _ = loss(preds, {**batch, "teacher": answer})
+    total[-3:].sum().backward()
+    gradient = preds["one2many"]["scores"].grad.abs().sum((0, 2))
+    assert gradient[2] > 0 and gradient[0] == gradient[1] == 0
+
+
+def test_levels_that_differ_are_refused():
+    with pytest.raises(KDError, match=r"strides \[8, 16, 32\] and the teacher's \[4, 8, 16, 32\]"):
+        setup("yolo26n.yaml", "yolo26s-p2.yaml", kd_cls=1.0)
+
+
+def test_teacher_answers_with_what_the_model_says_in_eval_mode():
+    """Fusing, skipping the decoding and both branches at once change no number."""
+    model = make_model("yolo26s.yaml").eval()
+    teacher = Teacher(model)
+    teacher.classes = match_classes(NAMES, NAMES)
+    teacher.prepare(torch.device("cpu"))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        raw = model(images)[1]
+    answer = teacher(images)
+    assert set(answer.branches) == {"one2many", "one2one"}
+    for name, branch in answer.branches.items():
+        torch.testing.assert_close(branch.scores, raw[name]["scores"].transpose(1, 2), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(branch.boxes, raw[name]["boxes"].transpose(1, 2), rtol=1e-3, atol=1e-3)
+        assert not branch.scores.requires_grad
+
+
+def test_decoded_boxes_equal_ultralytics_own():
+    for cfg in ("yolo26n.yaml", "yolov8n.yaml"):
+        model = make_model(cfg).eval()
+        with torch.no_grad():
+            decoded, raw = model(torch.rand(1, 3, 64, 64))
+        layout = predictions.layout(model)
+        branch = predictions.branches((decoded, raw))["one2many"]
+        boxes = predictions.decode(branch.boxes, branch.feats, layout)
+        stride = torch.cat([torch.full((f.shape[2] * f.shape[3],), s) for f, s in zip(branch.feats, layout.strides)])
+        xyxy = boxes[0] * stride[:, None]
+        xywh = torch.cat(((xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]), 1)
+        torch.testing.assert_close(xywh, decoded[0, :4].T, rtol=1e-4, atol=1e-3)
