@@ -81,6 +81,14 @@ def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
     for tower in (*head.cv3, *(getattr(head, "one2one_cv3", None) or ())):
         torch.nn.init.normal_(tower[-1].weight, std=0.5)
         torch.nn.init.constant_(tower[-1].bias, -1.0)
+    # Statistics of some images: with those of a fresh BatchNorm, activations die out in eval mode
+    with torch.no_grad():
+        model.train()(torch.rand(4, ch, 128, 128, generator=torch.Generator().manual_seed(1)))
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum, norm.default_momentum = 1.0, norm.momentum
+        model(torch.rand(4, ch, 128, 128, generator=torch.Generator().manual_seed(2)))
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = norm.__dict__.pop("default_momentum")
     return model
 
 

@@ -182,7 +182,7 @@ class DistillationMixin(_Trainer):
             optimizer.add_param_group({**rest, "params": parameters})
             optimizer.register_state_dict_post_hook(self._save_adapters)
             optimizer.register_load_state_dict_pre_hook(self._load_adapters)
-            optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, MAX_NORM))
+            optimizer.register_step_pre_hook(self._clip_adapters)
         return optimizer
 
     def _save_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -200,6 +200,11 @@ class DistillationMixin(_Trainer):
                 "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run "
                 "began with, or start a new run."
             ) from e
+
+    def _clip_adapters(self, *_: Any) -> None:
+        """Clip the adapters' gradient, apart from the student's."""
+        assert self.distiller is not None
+        nn.utils.clip_grad_norm_(self.distiller.adapters.parameters(), MAX_NORM)
 
     def optimizer_step(self) -> None:
         """Average the adapters' gradients over ranks, then step."""

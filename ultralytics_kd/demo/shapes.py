@@ -193,7 +193,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         (Scene): The image, and the labels of the objects that can be seen.
     """
     image = _background(rng, size)
-    _add_clutter(rng, image, rng.integers(2, 7))
+    _add_clutter(rng, image, int(rng.integers(2, 7)))
     cls, outlines, masks = [], [], []
     for _ in range(rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1)):
         cls.append(int(rng.integers(len(CLASS_NAMES))))
@@ -204,7 +204,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         )
         masks.append(_fill_mask(outlines[-1], size))
         _paint(rng, image, masks[-1], outlines[-1])
-    _add_clutter(rng, image, rng.integers(0, 3))
+    _add_clutter(rng, image, int(rng.integers(0, 3)))
 
     bare, seen = np.ones_like(masks[0]), []
     for mask in reversed(masks):  # the last one painted lies on top

@@ -1,0 +1,284 @@
+"""Whole trainings, as a user runs them, and what they leave behind."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, make_model
+from ultralytics import YOLO as StockYOLO
+from ultralytics.utils import YAML
+from ultralytics.utils.patches import torch_load
+
+from ultralytics_kd import YOLO, KDDetectionTrainer
+
+KD = {"kd_cls": 0.7, "kd_feat": 1.0}
+
+
+def results(run: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's results.csv."""
+    header, *rows = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
+    return [dict(zip(header, map(float, row))) for row in rows]
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights in a checkpoint."""
+    return torch_load(file)["model"].state_dict()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data, teacher) -> Path:
+    """Return the folder of a finished distillation with all terms on and plots."""
+    from conftest import QUICK
+
+    project = tmp_path_factory.mktemp("runs")
+    YOLO("yolo26n.yaml").train(**{**QUICK, "plots": True}, **KD, data=data, teacher=teacher, project=str(project))
+    return project / "train"
+
+
+def test_log_has_the_kd_columns_of_train_and_val_side_by_side(run):
+    rows = results(run)
+    assert len(rows) == 2
+    for side in ("train", "val"):
+        assert all(row[f"{side}/{term}"] > 0 for row in rows for term in ("kd_cls", "kd_box", "kd_feat"))
+    columns = [c for c in rows[0] if c.startswith("train/")]
+    assert [c.removeprefix("train/") for c in columns] == [
+        "box_loss",
+        "cls_loss",
+        "l1_loss",
+        "kd_cls",
+        "kd_box",
+        "kd_feat",
+    ]
+
+
+def test_plot_of_results_is_made_and_bigger_with_the_kd_columns(run, tmp_path):
+    import cv2
+    from ultralytics.utils.plotting import plot_results
+
+    header, *rows = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
+    keep = [i for i, name in enumerate(header) if "kd_" not in name]
+    text = "\n".join(",".join(row[i] for i in keep) for row in (header, *rows))
+    (tmp_path / "results.csv").write_text(text)
+    plot_results(tmp_path / "results.csv")
+    with_kd, without = (cv2.imread(str(p / "results.png")) for p in (run, tmp_path))
+    assert with_kd.shape[1] > without.shape[1]  # three more columns of curves
+    assert not list(run.glob("results*.csv"))[1:]
+
+
+def test_arguments_are_saved_with_the_run_and_in_the_checkpoint(run, teacher):
+    saved, ckpt = YAML.load(run / "args.yaml"), torch_load(run / "weights" / "best.pt")
+    for args in (saved, ckpt["train_args"]):
+        assert args["teacher"] == teacher
+        assert (args["kd_cls"], args["kd_box"], args["kd_feat"]) == (0.7, 4.0, 1.0)
+        assert args["kd_feat_loss"] == "pkd"
+
+
+def test_checkpoint_holds_a_plain_student_and_nothing_else(run, data, quick):
+    StockYOLO("yolo26n.yaml").train(**quick)
+    alone = Path(quick["project"]) / "run" / "weights" / "best.pt"
+    ckpt, plain = torch_load(run / "weights" / "best.pt"), torch_load(alone)
+    assert type(ckpt["model"]) is type(plain["model"])
+    assert ckpt["model"].state_dict().keys() == plain["model"].state_dict().keys()
+    assert ckpt["optimizer"] is None and getattr(ckpt["model"], "criterion", None) is None
+    size, plain_size = ((p / "weights" / "best.pt").stat().st_size for p in (run, alone.parents[1]))
+    assert size == pytest.approx(plain_size, rel=0.01)
+
+
+def test_checkpoint_works_where_the_plugin_cannot_be_imported(run, data, tmp_path):
+    """It loads (also with the restricted loader), predicts, validates with the same mAP and exports."""
+    code = f"""
+import sys
+sys.modules["ultralytics_kd"] = None
+from ultralytics import YOLO
+for name in ("best", "last"):
+    model = YOLO(r"{run}/weights/" + name + ".pt")
+    model.predict(r"{Path(data).parent}/images/val/0.png", imgsz=64, verbose=False, project=r"{tmp_path}")
+    print("mAP", name, model.val(data=r"{data}", imgsz=64, plots=False, verbose=False, project=r"{tmp_path}").box.map)
+model.export(format="onnx", imgsz=64)
+assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
+"""
+    maps = []
+    for safe in ("0", "1"):
+        import os
+
+        env = {**os.environ, "ULTRALYTICS_SAFE_LOAD": safe}
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert out.returncode == 0, out.stderr[-2000:]
+        maps.append([line for line in out.stdout.splitlines() if line.startswith("mAP")])
+    here = YOLO(run / "weights" / "best.pt").val(data=data, imgsz=64, plots=False, verbose=False).box.map
+    assert maps[0] == maps[1] and maps[0][0] == f"mAP best {here}"
+    assert (run / "weights" / "last.onnx").stat().st_size > 1e6
+
+
+def test_without_a_teacher_training_is_ultralytics_own_bit_for_bit(quick):
+    StockYOLO("yolo26n.yaml").train(**{**quick, "name": "stock"})
+    YOLO("yolo26n.yaml").train(**{**quick, "name": "plain"})
+    stock, plain = (weights(Path(quick["project"]) / n / "weights" / "last.pt") for n in ("stock", "plain"))
+    assert all(torch.equal(stock[k], plain[k]) for k in stock)
+
+
+def test_distillation_repeats_bit_for_bit(quick, teacher):
+    for name in ("a", "b"):
+        YOLO("yolo26n.yaml").train(**{**quick, **KD, "name": name, "teacher": teacher, "epochs": 1})
+    a, b = (weights(Path(quick["project"]) / n / "weights" / "last.pt") for n in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("kind", ["YOLO", "module"])
+def test_teacher_in_memory_stays_as_it_was_and_is_kept_beside_the_run(quick, teacher, kind):
+    """Frozen, BatchNorm statistics included; not in optimizer, EMA or checkpoint."""
+    source = StockYOLO(teacher)
+    before = {k: v.clone() for k, v in source.model.state_dict().items()}
+    model = YOLO("yolo26n.yaml")
+    seen = {}
+
+    def look(trainer):
+        own = {id(p) for p in trainer.teacher.model.parameters()}
+        groups = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+        adapters = {id(p) for p in trainer.distiller.adapters.parameters()}
+        seen["clean"] = not own & groups and adapters <= groups
+        seen["grad"] = any(p.requires_grad for p in trainer.teacher.model.parameters())
+        seen["keys"] = trainer.ema.ema.state_dict().keys() == trainer.model.state_dict().keys()
+        seen["training"] = trainer.teacher.model.training
+
+    model.add_callback("on_train_epoch_end", look)
+    model.train(**quick, **KD, teacher=source if kind == "YOLO" else source.model)
+    assert seen == {"clean": True, "grad": False, "keys": True, "training": False}
+    assert all(torch.equal(v, before[k]) for k, v in source.model.state_dict().items())
+    kept = Path(quick["project"]) / "run" / "weights" / "teacher.pt"
+    assert YAML.load(kept.parents[1] / "args.yaml")["teacher"] == str(kept)
+    state = torch_load(kept)["model"].state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in state.items())
+
+
+def test_teachers_batchnorm_survives_training_unfused(quick, teacher):
+    """The teacher in use has no BatchNorm left; the one it was made from has, untouched."""
+    model = YOLO("yolo26n.yaml")
+    model.train(**quick, teacher=teacher)
+    on_disk = torch_load(teacher)["model"].float().state_dict()
+    after = model.trainer.teacher.original.state_dict()
+    assert any("running_mean" in k for k in after)
+    assert all(torch.equal(v, after[k]) for k, v in on_disk.items())
+    assert not any("running_mean" in k for k in model.trainer.teacher.model.state_dict())
+
+
+def test_stock_yolo_distils_with_the_trainer_class(quick, teacher):
+    StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, teacher=teacher, **{**quick, "epochs": 1})
+    assert results(Path(quick["project"]) / "run")[0]["train/kd_cls"] > 0
+
+
+def test_teachers_score_is_shown_beside_the_students(quick, teacher, caplog):
+    from ultralytics.utils import LOGGER
+
+    LOGGER.propagate = True
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1}, teacher=teacher)
+    LOGGER.propagate = False
+    own = StockYOLO(teacher).val(data=quick["data"], imgsz=64, batch=8, plots=False, verbose=False)
+    assert model.trainer.teacher_metrics["metrics/mAP50-95(B)"] == pytest.approx(own.box.map, abs=1e-6)
+    text = caplog.text
+    assert "3 of 3 matched by name" in text and "bckd x 1, constant" in text and "kd_feat  off" in text
+    assert "teacher" in text.rpartition("Distillation:")[2] and "student" in text.rpartition("Distillation:")[2]
+
+
+def test_teacher_with_other_classes_is_scored_by_the_students(quick, tmp_path):
+    """Same weights with permuted classes and one more: the same score."""
+    from conftest import save_model
+
+    torch.manual_seed(0)
+    same = save_model(tmp_path / "same.pt", "yolo26s.yaml")
+    ckpt = torch_load(same)
+    head = ckpt["model"].model[-1]
+    for tower in (*head.cv3, *head.one2one_cv3):
+        conv = torch.nn.Conv2d(tower[-1].in_channels, 4, 1)
+        conv.weight.data = torch.cat((tower[-1].weight.data[[2, 0, 1]], tower[-1].weight.data[:1]))
+        conv.bias.data = torch.cat((tower[-1].bias.data[[2, 0, 1]], tower[-1].bias.data[:1] - 20))
+        tower[-1] = conv
+    head.nc, head.no, ckpt["model"].yaml["nc"] = 4, 4 + 4 * head.reg_max, 4
+    ckpt["model"].names = {0: NAMES[2], 1: NAMES[0], 2: NAMES[1], 3: "unknown"}
+    torch.save(ckpt, tmp_path / "other.pt")
+    scores = []
+    for name in ("same", "other"):
+        model = YOLO("yolo26n.yaml")
+        model.train(**{**quick, "epochs": 1, "name": name}, teacher=str(tmp_path / f"{name}.pt"))
+        scores.append(model.trainer.teacher_metrics["metrics/mAP50-95(B)"])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    runs = [results(Path(quick["project"]) / n)[0] for n in ("same", "other")]
+    assert runs[1]["train/kd_cls"] == pytest.approx(runs[0]["train/kd_cls"], rel=1e-3)
+
+
+def test_resume_continues_with_teacher_adapters_and_schedule(quick, teacher):
+    """A run that was cut after its second epoch goes on as if nothing had happened."""
+    args = {**quick, **KD, "epochs": 4, "teacher": teacher, "kd_schedule": "cosine"}
+    whole = YOLO("yolo26n.yaml")
+    seen: dict = {"gains": {}}
+    whole.add_callback("on_train_batch_end", lambda t: seen["gains"].update({t.epoch: t.model.criterion.base.o2m}))
+    copies: dict[int, Path] = {}
+
+    def keep(trainer):
+        if trainer.epoch == 1:
+            copies[1] = Path(quick["project"]) / "cut" / "weights" / "last.pt"
+            copies[1].parent.mkdir(parents=True)
+            shutil.copy2(trainer.last, copies[1])
+            shutil.copy2(trainer.csv, copies[1].parents[1] / "results.csv")
+            seen["adapters"] = {k: v.clone() for k, v in trainer.distiller.adapters.state_dict().items()}
+
+    whole.add_callback("on_model_save", keep)
+    whole.train(**args)
+
+    resumed = YOLO(copies[1])
+
+    def look(trainer):
+        state = trainer.distiller.adapters.state_dict()
+        seen["restored"] = all(torch.equal(v, state[k]) for k, v in seen["adapters"].items())
+        seen["epoch"] = trainer.start_epoch
+
+    resumed.add_callback("on_pretrain_routine_end", look)
+    fades, gains = [], {}
+    resumed.add_callback("on_train_batch_end", lambda t: gains.update({t.epoch: t.model.criterion.base.o2m}))
+    resumed.add_callback("on_train_batch_end", lambda t: fades.append((t.epoch, t.distiller.fade)))
+    resumed.train(resume=True, save_dir=str(copies[1].parents[1]))
+    assert seen["restored"] and seen["epoch"] == 2
+    assert gains[2] < 0.8 and gains == {e: pytest.approx(g) for e, g in seen["gains"].items() if e > 1}
+    assert dict(fades) == pytest.approx({2: 0.25, 3: 0.0}, abs=1e-6)
+    assert resumed.trainer.args.teacher == teacher and resumed.trainer.args.kd_cls == 0.7
+    rows = results(copies[1].parents[1])
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4]
+    assert rows[2]["train/kd_feat"] > 0 and rows[3]["train/kd_cls"] == pytest.approx(0, abs=1e-5)
+
+
+def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
+    moved = shutil.copy2(teacher, tmp_path / "moved.pt")
+    gone = shutil.copy2(teacher, tmp_path / "gone.pt")
+    last = tmp_path / "last.pt"
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, **KD, teacher=str(gone))
+    Path(gone).unlink()
+    with pytest.raises(ValueError, match=r"gone.pt was not found"):
+        YOLO(last).train(resume=True)
+    model = YOLO(last)
+    model.train(resume=True, teacher=str(moved))
+    assert model.trainer.args.teacher == str(moved) and model.trainer.start_epoch == 1
+
+
+def test_wider_memory_teacher_in_a_second_training_of_the_same_model(quick, teacher):
+    """A model that was distilled trains on, with another teacher and without one."""
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1, "name": "first"}, teacher=teacher)
+    model.train(**{**quick, "epochs": 1, "name": "second"}, teacher=YOLOmodule())
+    model.train(**{**quick, "epochs": 1, "name": "third"})
+    project = Path(quick["project"])
+    assert "train/kd_cls" in results(project / "second")[0] and "train/kd_cls" not in results(project / "third")[0]
+
+
+def YOLOmodule():
+    """Return a teacher as a bare module, of another family."""
+    model = make_model("yolo11n.yaml")
+    model.names = dict(NAMES)
+    return model
