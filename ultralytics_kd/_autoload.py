@@ -43,7 +43,8 @@ class _Loader:
         module.__loader__ = module.__spec__.loader = self.loader
         home, function = self.hook
         __import__(home)
-        getattr(sys.modules[home], function)()
+        # Absent while our own module is the one that is importing Ultralytics: it then sees to this itself
+        getattr(sys.modules[home], function, lambda: None)()
 
 
 if not any(isinstance(finder, _Finder) for finder in sys.meta_path):

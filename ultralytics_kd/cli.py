@@ -50,8 +50,12 @@ def _yolo(args: list[str]) -> None:
     install()
     if not args:
         LOGGER.info(HELP)
-    ul_cfg.ARGV = ["yolo-kd", *args]
-    ul_cfg.entrypoint()
+    before = ul_cfg.ARGV[:]
+    ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: it is how Ultralytics tells its CLI from Python
+    try:
+        ul_cfg.entrypoint()
+    finally:
+        ul_cfg.ARGV[:] = before
     for arg in args:
         _add_to_special(arg.lower().lstrip("-"))
 

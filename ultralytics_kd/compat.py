@@ -21,6 +21,7 @@ INTERNALS: tuple[tuple[str, str, str | None], ...] = (
     ("ultralytics.cfg", "CFG_FLOAT_KEYS", None),
     ("ultralytics.cfg", "CFG_STR_KEYS", None),
     ("ultralytics.cfg", "CLI_HELP_MSG", None),
+    ("ultralytics.cfg", "ARGV", None),
     ("ultralytics.cfg", "_YOLO_CLI_COMMAND", None),
     ("ultralytics.cfg", "check_cfg", "cfg"),
     ("ultralytics.cfg", "get_cfg", "overrides"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ultralytics.models.yolo.model import YOLO as _YOLO
@@ -43,3 +44,7 @@ def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, 
     return {
         task: {**parts, "trainer": TRAINERS.get(parts["trainer"], parts["trainer"])} for task, parts in task_map.items()
     }
+
+
+if "ultralytics_kd._autoload" in sys.modules:  # `yolo-kd enable`: the plain YOLO class distils too
+    install()

@@ -108,7 +108,7 @@ def branches(preds: Any) -> dict[str, Branch]:
 
 
 def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
-    """Return boxes as x1, y1, x2, y2 in units of each anchor point's own stride.
+    """Return boxes as x1, y1, x2, y2 in units of each anchor point's own stride, never inside out.
 
     Args:
         boxes (Tensor): Raw box outputs of shape (B, A, 4 * reg_max).
@@ -122,6 +122,9 @@ def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
+    # Without DFL a distance may come out negative, which turns a box inside out and an IoU into nonsense. It counts as
+    # 0, and passes its gradient on, so that it can grow.
+    boxes = boxes + (boxes.clamp(min=0) - boxes).detach()
     return dist2bbox(boxes, anchor_points.to(boxes.dtype), xywh=False)
 
 

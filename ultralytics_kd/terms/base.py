@@ -65,3 +65,9 @@ class Pair:
     def teacher_boxes(self) -> Tensor:
         """The teacher's boxes in strides, shape (B, A, 4)."""
         return decode(self.teacher.boxes.float(), self.student.feats, self.teacher_layout)
+
+    @cached_property
+    def box_weight(self) -> Tensor:
+        """The teacher's confidence where its box has an area to be matched, 0 elsewhere, shape (B, A)."""
+        sides = self.teacher_boxes[..., 2:] - self.teacher_boxes[..., :2]
+        return self.confidence * (sides.amin(-1) > 1e-3)

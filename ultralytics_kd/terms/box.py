@@ -41,7 +41,7 @@ class BoxTerm:
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
-        weight = pair.confidence.flatten()
+        weight = pair.box_weight.flatten()
         if self.loss == "ld":
             bins = pair.student_layout.reg_max
             student, teacher = (x.boxes.float().reshape(-1, bins) for x in (pair.student, pair.teacher))

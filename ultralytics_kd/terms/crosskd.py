@@ -61,7 +61,7 @@ class CrossKDTerm:
         }
         cross = pair.answer.teacher.finish(pair.name, stems, pair.teacher.feats)
         boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
-        weight = pair.confidence.flatten()
+        weight = pair.box_weight.flatten()
         scores, target_scores = cross.scores.float().flatten(0, 1), pair.teacher_scores.flatten(0, 1)
         class_loss = qfl(scores, target_scores, weight.new_ones(weight.shape), pair.avg_factor)
         box_loss = iou_loss(boxes.flatten(0, 1), pair.teacher_boxes.flatten(0, 1), weight, pair.avg_factor)

@@ -1,0 +1,139 @@
+"""Every bad input is answered with one sentence and an exit status, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, save_model
+from ultralytics.nn.tasks import SegmentationModel
+
+from ultralytics_kd import YOLO, KDError, cli
+
+
+def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return teacher arguments that cannot work, with what is said of each."""
+    (folder / "junk.pt").write_bytes(b"no checkpoint at all")
+    (folder / "half.pt").write_bytes(save_model(folder / "whole.pt").read_bytes()[:4096])
+    model = SegmentationModel("yolo26n-seg.yaml", nc=3, verbose=False)
+    torch.save({"model": model, "train_args": {"task": "segment"}}, folder / "seg.pt")
+    fused = torch.load(folder / "whole.pt", weights_only=False)
+    fused["model"].end2end = True
+    fused["model"].fuse(verbose=False)  # drops the one-to-many branch
+    torch.save(fused, folder / "fused.pt")
+    save_model(folder / "grey.pt", ch=1)
+    save_model(folder / "p2.pt", "yolo26n-p2.yaml")
+    save_model(folder / "other.pt", names={0: "cat", 1: "dog"})
+    return {
+        "missing": (str(folder / "nowhere.pt"), "was not found"),
+        "unreadable": (str(folder / "junk.pt"), "could not be read"),
+        "truncated": (str(folder / "half.pt"), "could not be read"),
+        "architecture": ("yolo26s.yaml", "untrained architecture"),
+        "exported": (str(folder / "model.onnx"), "not a PyTorch checkpoint"),
+        "task": (str(folder / "seg.pt"), "both must have the same task"),
+        "fused": (str(folder / "fused.pt"), "was fused for inference"),
+        "channels": (str(folder / "grey.pt"), "reads images of 1 channel"),
+        "levels": (str(folder / "p2.pt"), "levels have strides"),
+        "classes": (str(folder / "other.pt"), "no class in common"),
+    }
+
+
+KINDS = [
+    "missing", "unreadable", "truncated", "architecture", "exported", "task", "fused", "channels", "levels", "classes",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    return bad_teachers(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_teacher_that_cannot_teach_is_one_sentence_and_leaves_nothing(teachers, kind, quick, capfd):
+    source, message = teachers[kind]
+    args = [f"{k}={v}" for k, v in quick.items()]
+    assert cli.main(["train", "model=yolo26n.yaml", f"teacher={source}", *args]) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line] or [""]
+    assert not Path(quick["project"]).exists()
+    with pytest.raises(KDError, match=message) as error:
+        YOLO("yolo26n.yaml").train(**quick, teacher=source)
+    assert "\n" not in str(error.value) and len(said) == 1
+    assert not Path(quick["project"]).exists()
+
+
+def test_every_kind_of_bad_teacher_is_tested(teachers):
+    assert sorted(teachers) == sorted(KINDS)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kd_cls_loss": "bkcd"}, "did you mean bckd"),
+        ({"kd_cls": -1.0}, "0 or more"),
+        ({"kd_box": float("nan")}, "finite"),
+        ({"kd_cls": 0, "kd_box": 0}, "all distillation weights are 0"),
+        ({"distill_model": "x.pt"}, "exclude each other"),
+        ({"kd_box_loss": "ld"}, "reg_max=1"),
+        ({"kd_classes": {"discs": "disc"}}, "no class of the teacher"),
+        ({"teacher": 7}, "give a path, a YOLO or a model"),
+        ({"teacher": None, "kd_cls": 2.0}, "no effect without a teacher"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_sentence_and_leave_nothing(quick, teacher, given, message):
+    with pytest.raises(KDError, match=message) as error:
+        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})
+    assert "\n" not in str(error.value)
+    assert not Path(quick["project"]).exists()
+
+
+def test_task_that_cannot_be_distilled_is_refused(quick, teacher):
+    with pytest.raises(KDError, match="task 'segment' cannot be distilled yet"):
+        YOLO("yolo26n-seg.yaml").train(**quick, teacher=teacher)
+    assert not Path(quick["project"]).exists()
+
+
+def test_trainer_that_does_not_distil_never_ignores_a_teacher(quick, teacher):
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    with pytest.raises(KDError, match="DetectionTrainer does not distil"):
+        YOLO("yolo26n.yaml").train(trainer=DetectionTrainer, **quick, teacher=teacher)
+    assert not Path(quick["project"]).exists()
+
+
+def test_a_folder_that_was_there_before_is_kept(quick, teacher, tmp_path):
+    (Path(quick["project"]) / "run").mkdir(parents=True)
+    (Path(quick["project"]) / "run" / "mine.txt").write_text("mine")
+    save_model(tmp_path / "other.pt", names={0: "cat"})
+    with pytest.raises(KDError, match="no class in common"):
+        YOLO("yolo26n.yaml").train(**quick, exist_ok=True, teacher=str(tmp_path / "other.pt"))
+    assert (Path(quick["project"]) / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, monkeypatch, tmp_path):
+    """The download code is Ultralytics' own; here it meets a server on this machine."""
+    import functools
+    import http.server
+    import threading
+
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=Path(teacher).parent)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setitem(__import__("ultralytics.utils", fromlist=["SETTINGS"]).SETTINGS, "weights_dir", str(tmp_path))
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1}, teacher=f"http://127.0.0.1:{server.server_port}/{Path(teacher).name}")
+    server.shutdown()
+    assert (tmp_path / Path(teacher).name).read_bytes() == Path(teacher).read_bytes()
+    assert model.trainer.teacher.names == NAMES
+
+
+def test_command_line_exits_with_1_and_the_sentence_last():
+    out = subprocess.run(
+        [sys.executable, "-m", "ultralytics_kd", "train", "teachr=x.pt"], capture_output=True, text=True, check=False
+    )
+    text = (out.stdout + out.stderr).strip()
+    assert out.returncode == 1
+    assert "'teachr' is not a valid YOLO argument" in text.splitlines()[-1] and "teacher" in text.splitlines()[-1]
+    assert "Traceback" not in text

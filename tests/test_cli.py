@@ -1,0 +1,144 @@
+"""The command line, and switching it on for the plain `yolo` command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from ultralytics.utils import YAML
+
+import ultralytics_kd
+from ultralytics_kd import activation, cli, config
+
+ROOT = Path(ultralytics_kd.__file__).parents[1]
+
+
+def run(*command: str, cwd: Path, path: Path = ROOT) -> str:
+    """Run a command to its end and return what it printed."""
+    env = {**os.environ, "PYTHONPATH": str(path)}
+    out = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    assert out.returncode == 0, out.stdout[-1500:] + out.stderr[-3000:]
+    return out.stdout + out.stderr
+
+
+@pytest.mark.parametrize(
+    "command, expected", [("help", "yolo-kd train"), ("cfg", "kd_cls_loss: bckd"), ("-h", "yolo-kd demo")]
+)
+def test_help_and_cfg_show_kd_arguments_with_ultralytics_own(command, expected, tmp_path):
+    text = run(sys.executable, "-m", "ultralytics_kd", command, cwd=tmp_path)
+    assert expected in text and "teacher" in text
+    assert "lr0" in text
+
+
+def test_version_and_checks_speak_for_both(tmp_path):
+    text = run(sys.executable, "-m", "ultralytics_kd", "version", cwd=tmp_path)
+    assert f"ultralytics_kd {ultralytics_kd.__version__}" in text
+    text = run(sys.executable, "-m", "ultralytics_kd", "checks", cwd=tmp_path)
+    assert "not enabled" in text and "torch" in text.lower()
+
+
+def test_copied_cfg_holds_kd_arguments_and_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["copy-cfg"]) == 0
+    copied = YAML.load(tmp_path / "default_copy.yaml")
+    assert all(copied[name] == a.default for name, a in config.ARGUMENTS.items())
+
+
+def test_training_by_command_line_takes_kd_keys_from_cfg_and_arguments(quick, teacher, tmp_path):
+    YAML.save(tmp_path / "my.yaml", {**quick, "model": "yolo26n.yaml", "teacher": teacher, "kd_cls": 0.5, "epochs": 1})
+    assert cli.main(["train", f"cfg={tmp_path / 'my.yaml'}", "kd_box=2"]) == 0
+    saved = YAML.load(Path(quick["project"]) / "run" / "args.yaml")
+    assert (saved["kd_cls"], saved["kd_box"], saved["teacher"]) == (0.5, 2, teacher)
+
+
+def test_other_modes_and_bare_flags_are_yolos_own(quick, teacher, data):
+    assert (
+        cli.main(["val", f"model={teacher}", f"data={data}", "imgsz=64", f"project={quick['project']}", "save_json"])
+        == 0
+    )
+    image = Path(data).parent / "images" / "val" / "0.png"
+    assert (
+        cli.main(
+            ["detect", "predict", f"model={teacher}", f"source={image}", "imgsz=64", f"project={quick['project']}"]
+        )
+        == 0
+    )
+    assert list(Path(quick["project"]).glob("val*")) and list(Path(quick["project"]).glob("predict*/0.jpg"))
+
+
+def test_several_data_sets_are_distilled_in_one_sweep(quick, teacher, data):
+    """Ultralytics starts a process for each: those understand kd arguments too."""
+    args = {**quick, "epochs": 1, "data": f"[{data!r},{data!r}]", "name": "sweep"}
+    out = run(
+        sys.executable, "-m", "ultralytics_kd", "train", "model=yolo26n.yaml", f"teacher={teacher}",
+        *(f"{k}={v}" for k, v in args.items()), cwd=Path(data).parent,
+    )  # fmt: skip
+    logs = list(Path(quick["project"]).rglob("results.csv"))
+    assert len(logs) == 2, out
+    assert all("train/kd_cls" in log.read_text() for log in logs)
+
+
+@pytest.mark.parametrize("args", [["enable", "now"], ["disable", "it"], ["demo", "fast"]])
+def test_own_commands_refuse_what_they_do_not_know(args):
+    assert cli.main(args) == 1
+
+
+@pytest.fixture
+def environment(tmp_path) -> Path:
+    """Return the interpreter of an environment of its own that sees this one's packages."""
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    purelib = Path(
+        run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
+    import sysconfig
+
+    (purelib / "host.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    return python
+
+
+def test_enable_reaches_plain_yolo_and_disable_leaves_no_trace(environment, quick, teacher, tmp_path):
+    python, site = str(environment), environment.parents[1] / "lib"
+    before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
+    yolo = [python, "-m", "ultralytics.cfg.__init__", "train", "model=yolo26n.yaml", f"teacher={teacher}"]
+    yolo += [f"{k}={v}" for k, v in {**quick, "epochs": 1}.items()]
+
+    refused = subprocess.run(yolo, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert refused.returncode != 0 and "'teacher' is not a valid YOLO argument" in refused.stderr
+
+    run(python, "-m", "ultralytics_kd", "enable", cwd=tmp_path)
+    assert ": enabled" in run(python, "-m", "ultralytics_kd", "checks", cwd=tmp_path)
+    run(*yolo, cwd=tmp_path)
+    assert "train/kd_cls" in (Path(quick["project"]) / "run" / "results.csv").read_text()
+    script = "from ultralytics import YOLO; print(YOLO('yolo26n.yaml').task_map['detect']['trainer'].__name__)"
+    assert "KDDetectionTrainer" in run(python, "-c", script, cwd=tmp_path)
+
+    run(python, "-m", "ultralytics_kd", "disable", cwd=tmp_path)
+    assert sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts) == before
+    assert subprocess.run(yolo, capture_output=True, cwd=tmp_path, check=False).returncode != 0
+
+
+def test_enabled_interpreter_imports_nothing_heavy_until_ultralytics_is_imported(environment, tmp_path):
+    python = str(environment)
+    run(python, "-m", "ultralytics_kd", "enable", cwd=tmp_path)
+    names = ("torch", "numpy", "ultralytics", "ultralytics_kd")
+    code = f"import sys; print(sorted(m for m in sys.modules if m.split('.')[0] in {names}))"
+    loaded = run(python, "-c", code, cwd=tmp_path).strip()
+    assert loaded == "['ultralytics_kd', 'ultralytics_kd._autoload']"
+
+
+def test_uninstalled_package_does_not_break_an_enabled_environment(environment, tmp_path):
+    run(str(environment), "-m", "ultralytics_kd", "enable", cwd=tmp_path)
+    purelib = next((environment.parents[1] / "lib").rglob("host.pth")).parent
+    (purelib / "host.pth").unlink()
+    assert run(str(environment), "-c", "print('fine')", cwd=tmp_path, path=tmp_path) == "fine\n"
+
+
+def test_enabling_where_nothing_can_be_written_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(activation, "pth_file", lambda: tmp_path / "nowhere" / "x.pth")
+    with pytest.raises(ultralytics_kd.KDError, match="cannot be written"):
+        activation.enable()

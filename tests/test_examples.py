@@ -1,0 +1,40 @@
+"""The examples and recipes that the project ships do run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import YAML
+
+from ultralytics_kd import config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_example_runs_offline(script, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, env=env, check=False
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert "kd_cls" in (tmp_path / "student" / "results.csv").read_text()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "cfg").glob("*.yaml")), ids=lambda p: p.name)
+def test_recipe_is_a_valid_configuration(recipe):
+    args = vars(get_cfg(overrides=YAML.load(recipe)))
+    config.check_combination(args)
+    assert args["teacher"].endswith(".pt") and args["model"].endswith(".pt")
+
+
+def test_readme_shows_every_argument_with_its_default():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, argument in config.ARGUMENTS.items():
+        row = next(line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        assert f"`{argument.default}`" in row
