@@ -167,6 +167,21 @@ def test_teachers_batchnorm_survives_training_unfused(quick, teacher):
     assert not any("running_mean" in k for k in model.trainer.teacher.model.state_dict())
 
 
+@pytest.mark.parametrize("optimizer", ["MuSGD", "SGD", "auto"])
+def test_adapters_train_with_every_kind_of_optimizer(quick, teacher, optimizer):
+    seen = []
+    model = YOLO("yolo26n.yaml")
+
+    def keep(trainer):
+        seen.append([p.detach().clone() for p in trainer.distiller.adapters.parameters()])
+
+    model.add_callback("on_train_start", keep)
+    model.add_callback("on_train_epoch_end", keep)
+    model.train(**{**quick, "optimizer": optimizer, "epochs": 1, "nbs": 4}, **KD, teacher=teacher)
+    assert all(not torch.equal(a, b) for a, b in zip(*seen) if a.ndim == 4)
+    assert all(p.isfinite().all() for p in seen[-1])
+
+
 def test_stock_yolo_distils_with_the_trainer_class(quick, teacher):
     StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, teacher=teacher, **{**quick, "epochs": 1})
     assert results(Path(quick["project"]) / "run")[0]["train/kd_cls"] > 0

@@ -177,7 +177,9 @@ class DistillationMixin(_Trainer):
         optimizer = super().build_optimizer(model, *args, **kwargs)
         parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
         if parameters:
-            group = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
+            # MuSGD has a second group of weights with a boosted rate, for the class head
+            groups = [g for g in optimizer.param_groups if g.get("param_group") == "weight"]
+            group = min(groups, key=lambda g: g["lr"])
             rest = {k: v for k, v in group.items() if k != "params"}
             optimizer.add_param_group({**rest, "params": parameters})
             optimizer.register_state_dict_post_hook(self._save_adapters)

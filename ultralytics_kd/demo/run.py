@@ -24,19 +24,19 @@ from .shapes import CLASS_NAMES, draw_dataset
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 DEMO_ONLY = {
     "teacher_model": "yolo26s.yaml",
-    "teacher_epochs": 32,
-    "train_images": 240,
+    "teacher_epochs": 24,
+    "train_images": 320,
     "val_images": 80,
 }
 TRAINING = {
     "model": "yolo26n.yaml",
-    "epochs": 24,
+    "epochs": 20,
     "imgsz": 128,
     "batch": 16,
     "optimizer": "AdamW",
     "lr0": 0.002,
     "warmup_epochs": 1.0,
-    "close_mosaic": 5,
+    "mosaic": 0.0,
     "pretrained": False,
     "cache": "ram",
     "workers": 0,

@@ -13,7 +13,7 @@ Outline = list[np.ndarray]  # closed contours with shape (N, 2), the outer one f
 
 MIN_VISIBLE = 0.35  # an object that later ones cover beyond this share loses its label: nobody could name it
 SIZE_RANGE = (0.12, 0.7)  # longer side of an object's box as a share of the image side
-OBJECTS_PER_IMAGE = (3, 8)
+OBJECTS_PER_IMAGE = (2, 6)
 SUBPIXEL_BITS = 4  # OpenCV takes contours in 1/16 pixel
 
 __all__ = ("CLASS_NAMES", "SIZE_RANGE", "Scene", "draw_dataset", "draw_scene", "outline_box", "shape_outline")
@@ -118,7 +118,7 @@ def _contrasting(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
     """Return a random colour that differs from another, often only a little."""
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
-    return np.clip(under + direction * rng.uniform(40, 150), 5, 250)
+    return np.clip(under + direction * rng.uniform(60, 160), 5, 250)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -157,10 +157,17 @@ def _add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> Non
         _blend(image, mask.astype(np.float32) * (0.85 / 255), _contrasting(rng, image.mean(axis=(0, 1))))
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: Outline) -> None:
+def _typical_color(rng: np.random.Generator, cls: int) -> np.ndarray:
+    """Return a colour that is likely for a class: hues of neighbouring classes overlap, so that colour is a hint."""
+    hue = (cls * 180 / len(CLASS_NAMES) + rng.normal(0, 12)) % 180
+    pixel = np.array([[[hue, rng.uniform(90, 220), rng.uniform(110, 250)]]]).astype(np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: Outline, cls: int) -> None:
     """Paint one object, shaded, grained and sometimes rimmed, over the image in place."""
     size = image.shape[0]
-    color = _contrasting(rng, (image * mask[..., None]).sum(axis=(0, 1)) / mask.sum())
+    color = _typical_color(rng, cls)
     _blend(
         image, mask, color + _ramp(rng, size) * rng.uniform(0, 45) + _noise(rng, size, size // 5) * rng.uniform(0, 12)
     )
@@ -173,10 +180,10 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outlin
 
 def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Return the image as a poor camera would take it: blurred, flat, dim or bright, noisy; as uint8."""
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.1))
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
     mean = image.mean()
-    image = (image - mean) * rng.uniform(0.55, 1.15) + mean + rng.uniform(-35, 35)
-    image += rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 11)
+    image = (image - mean) * rng.uniform(0.65, 1.15) + mean + rng.uniform(-30, 30)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(1, 7)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -203,7 +210,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
             shape_outline(CLASS_NAMES[cls[-1]], center, side, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1))
         )
         masks.append(_fill_mask(outlines[-1], size))
-        _paint(rng, image, masks[-1], outlines[-1])
+        _paint(rng, image, masks[-1], outlines[-1], cls[-1])
     _add_clutter(rng, image, int(rng.integers(0, 3)))
 
     bare, seen = np.ones_like(masks[0]), []

@@ -1,0 +1,77 @@
+"""The demo's drawings, and a small run of the whole of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from ultralytics.utils import YAML
+
+from ultralytics_kd.demo import run_demo
+from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset, draw_scene, outline_box, shape_outline
+
+
+def test_the_same_seed_draws_the_same_images():
+    a, b = (draw_scene(np.random.default_rng(3), 96) for _ in range(2))
+    other = draw_scene(np.random.default_rng(4), 96)
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.boxes, b.boxes)
+    assert not np.array_equal(a.image, other.image)
+
+
+def test_labels_are_valid_and_every_class_is_drawn(tmp_path):
+    data = YAML.load(draw_dataset(tmp_path, train_images=40, val_images=10, size=64))
+    assert data["names"] == dict(enumerate(CLASS_NAMES))
+    rows = [
+        [float(x) for x in line.split()]
+        for file in (tmp_path / "labels").rglob("*.txt")
+        for line in file.read_text().splitlines()
+    ]
+    labels = np.array(rows)
+    assert set(labels[:, 0]) == set(range(len(CLASS_NAMES)))
+    low, high = labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 1:3] + labels[:, 3:] / 2
+    assert low.min() > -1e-3 and high.max() < 1 + 1e-3
+    assert labels[:, 3:].max(1).max() / labels[:, 3:].max(1).min() > 3.5
+    assert len(list((tmp_path / "images" / "train").glob("*.png"))) == 40
+
+
+@pytest.mark.parametrize("name", CLASS_NAMES)
+def test_box_is_tight_around_the_drawn_shape(name):
+    outline = shape_outline(name, np.array([50.0, 40.0]), side=30, angle=0.7, aspect=0.8)
+    mask = np.zeros((100, 100), np.uint8)
+    cv2.fillPoly(mask, [np.round(outline[0]).astype(np.int32)], 255)
+    ys, xs = np.nonzero(mask)
+    box = outline_box(outline)
+    assert np.abs(box - [xs.min(), ys.min(), xs.max(), ys.max()]).max() <= 1
+    assert max(box[2] - box[0], box[3] - box[1]) == pytest.approx(30)
+
+
+@pytest.mark.slow
+def test_demo_leaves_weights_picture_and_the_figures_that_it_prints(tmp_path, caplog):
+    from ultralytics.utils import LOGGER
+
+    LOGGER.propagate = True
+    result = run_demo(
+        {
+            "project": str(tmp_path), "teacher_model": "yolo26n.yaml", "train_images": 16, "val_images": 6,
+            "epochs": 1, "teacher_epochs": 1, "imgsz": 64, "batch": 8, "kd_cls": 0.5,
+        }
+    )  # fmt: skip
+    LOGGER.propagate = False
+    folder = Path(result["save_dir"])
+    assert json.loads((folder / "results.json").read_text()) == result
+    for name, arm in result["arms"].items():
+        assert Path(arm["weights"]).is_file() and arm["seconds"] > 0 and arm["parameters"] > 2e6
+        assert f"{arm['map50_95']:.4f}" in caplog.text.rpartition("Demo:")[2]
+        args = YAML.load(folder / name / "args.yaml")
+        assert args["epochs"] == 1 and args["kd_cls"] == (0.5 if name == "distilled" else 1.0)
+    assert YAML.load(folder / "distilled" / "args.yaml")["teacher"] == result["arms"]["teacher"]["weights"]
+    assert cv2.imread(result["picture"]).shape == (36 + 5 * 320, 4 * 320, 3)
+
+
+def test_misspelt_argument_is_answered_before_anything_is_drawn(tmp_path):
+    with pytest.raises(SyntaxError, match="epochs"):
+        run_demo({"project": str(tmp_path / "new"), "epoch": 1})
+    assert not (tmp_path / "new").exists()
