@@ -97,6 +97,27 @@ def test_every_loss_has_a_finite_gradient_to_the_student_and_none_to_the_teacher
         assert all(validation[w].isfinite() for w in chosen)
 
 
+@pytest.mark.parametrize("loss_name", LOSSES["kd_feat"])
+def test_terms_are_float32_under_mixed_precision(loss_name):
+    """Autocast hands half precision predictions and features to terms and adapters; the numbers hardly change."""
+    args = {"kd_cls": 1.0, "kd_box": 1.0, "kd_feat": 1.0, "kd_feat_loss": loss_name}
+    student, teacher, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", imgsz=128, **args)
+
+    def step(enabled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            torch.manual_seed(0)  # mgd draws what it hides
+            preds = student(batch["img"])
+            return loss(preds, {**batch, "teacher": teacher(batch["img"])})
+
+    _, full = step(False)
+    total, items = step(True)
+    total[-3:].sum().backward()
+    for weight in LOSSES:
+        assert items[weight].dtype == torch.float32
+        torch.testing.assert_close(items[weight], full[weight], rtol=0.1, atol=0.01)
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in distiller.adapters.parameters())
+
+
 def test_ld_is_refused_where_a_side_has_no_bins():
     with pytest.raises(KDError, match="the student has reg_max=1, the teacher reg_max=16"):
         setup("yolo26n.yaml", "yolo11s.yaml", kd_box=1.0, kd_box_loss="ld")

@@ -171,6 +171,7 @@ def stem_features(head: Detect, branch: str, feats: list[Tensor]) -> dict[str, l
     """Return what the first block of each tower makes of the head's inputs.
 
     The student's towers run in training mode: `frozen_statistics` keeps this second pass out of BatchNorm's averages.
+    It runs in float32, as the weights are, whatever AMP made of the features.
 
     Args:
         head (Detect): Detection head.
@@ -181,7 +182,10 @@ def stem_features(head: Detect, branch: str, feats: list[Tensor]) -> dict[str, l
         (dict[str, list[Tensor]]): Features per tower and level, each of shape (B, C, H, W).
     """
     with frozen_statistics(head):
-        return {name: [tower[0](x) for tower, x in zip(levels, feats)] for name, levels in towers(head, branch).items()}
+        return {
+            name: [tower[0](x.float()) for tower, x in zip(levels, feats)]
+            for name, levels in towers(head, branch).items()
+        }
 
 
 def finish_towers(head: Detect, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:

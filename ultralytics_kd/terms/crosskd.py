@@ -55,10 +55,7 @@ class CrossKDTerm:
         own = stem_features(pair.student_head, pair.name, pair.student.feats)
         targets = stem_features(pair.answer.teacher.head, pair.name, pair.teacher.feats)
         adapters: Any = self.adapters[pair.name]
-        stems = {
-            name: [align(a(s).float(), t.float()) for a, s, t in zip(adapters[name], own[name], targets[name])]
-            for name in own
-        }
+        stems = {name: [align(a(s), t) for a, s, t in zip(adapters[name], own[name], targets[name])] for name in own}
         cross = pair.answer.teacher.finish(pair.name, stems, pair.teacher.feats)
         boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
         weight = pair.box_weight.flatten()

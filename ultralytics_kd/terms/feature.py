@@ -36,11 +36,12 @@ class FeatureTerm:
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term, a scalar."""
         assert isinstance(self.adapters, nn.ModuleList)
-        student = [a(f) for a, f in zip(self.adapters, pair.student.feats)]
+        # Features come in half precision under AMP, the adapters' weights never are
+        student = [a(f.float()) for a, f in zip(self.adapters, pair.student.feats)]
         total = student[0].new_zeros((), dtype=torch.float32)
         scores = level_scores(pair.confidence, pair.teacher.feats)
         for s, t, score in zip(student, pair.teacher.feats, scores):
-            s, t = s.float(), t.float()
+            t = t.float()
             if self.loss == "sl2":
                 total = total + sl2(s, t, score)
             elif self.loss == "cwd":
