@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import NAMES, save_model
 from ultralytics.nn.tasks import SegmentationModel
+from ultralytics.utils import remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
 
@@ -24,6 +25,13 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
     fused["model"].end2end = True
     fused["model"].fuse(verbose=False)  # drops the one-to-many branch
     torch.save(fused, folder / "fused.pt")
+    fused = torch.load(folder / "whole.pt", weights_only=False)
+    fused["model"].fuse(verbose=False)  # without end2end it drops the one-to-one branch
+    assert fused["model"].model[-1].cv2 is not None and fused["model"].model[-1].one2one_cv2 is None
+    torch.save(fused, folder / "fused_nms.pt")
+    nameless = torch.load(folder / "whole.pt", weights_only=False)
+    nameless["model"].names = {0: "disc", 1: "box"}
+    torch.save(nameless, folder / "nameless.pt")
     save_model(folder / "grey.pt", ch=1)
     save_model(folder / "p2.pt", "yolo26n-p2.yaml")
     save_model(folder / "other.pt", names={0: "cat", 1: "dog"})
@@ -35,6 +43,8 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
         "exported": (str(folder / "model.onnx"), "not a PyTorch checkpoint"),
         "task": (str(folder / "seg.pt"), "both must have the same task"),
         "fused": (str(folder / "fused.pt"), "was fused for inference"),
+        "fused for NMS": (str(folder / "fused_nms.pt"), "was fused for inference"),
+        "names": (str(folder / "nameless.pt"), "scores 3 classes and names 2"),
         "channels": (str(folder / "grey.pt"), "reads images of 1 channel"),
         "levels": (str(folder / "p2.pt"), "levels have strides"),
         "classes": (str(folder / "other.pt"), "no class in common"),
@@ -42,7 +52,8 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 KINDS = [
-    "missing", "unreadable", "truncated", "architecture", "exported", "task", "fused", "channels", "levels", "classes",
+    "missing", "unreadable", "truncated", "architecture", "exported", "task", "fused", "fused for NMS", "names",
+    "channels", "levels", "classes",
 ]  # fmt: skip
 
 
@@ -133,7 +144,7 @@ def test_command_line_exits_with_1_and_the_sentence_last():
     out = subprocess.run(
         [sys.executable, "-m", "ultralytics_kd", "train", "teachr=x.pt"], capture_output=True, text=True, check=False
     )
-    text = (out.stdout + out.stderr).strip()
+    text = remove_colorstr((out.stdout + out.stderr).strip())
     assert out.returncode == 1
     assert "'teachr' is not a valid YOLO argument" in text.splitlines()[-1] and "teacher" in text.splitlines()[-1]
     assert "Traceback" not in text

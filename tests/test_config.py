@@ -1,8 +1,10 @@
 """The kd arguments are Ultralytics arguments like any other."""
 
+import re
+
 import pytest
 from ultralytics.cfg import check_dict_alignment, get_cfg
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, remove_colorstr
 
 from ultralytics_kd import KDError, config, trainer
 from ultralytics_kd.compat import INTERNALS, check_ultralytics
@@ -50,8 +52,9 @@ def test_temperature_must_be_greater_than_zero():
 
 @pytest.mark.parametrize("wrong, right", [("teachr", "teacher"), ("kd_clss", "kd_cls"), ("epoch", "epochs")])
 def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
-    with pytest.raises(SyntaxError, match=rf"'{wrong}' is not a valid YOLO argument.*{right}"):
+    with pytest.raises(SyntaxError) as error:
         check_dict_alignment(DEFAULT_CFG_DICT, {wrong: 1})
+    assert re.search(rf"'{wrong}' is not a valid YOLO argument.*{right}", remove_colorstr(str(error.value)))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,22 @@ def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
 def test_combinations_that_cannot_be_meant_are_refused(given, message):
     with pytest.raises(KDError, match=message):
         config.check_combination(vars(get_cfg(overrides=given)))
+
+
+@pytest.mark.parametrize(
+    "given, idle",
+    [
+        ({}, []),
+        ({"kd_feat_loss": "crosskd"}, ["kd_feat_loss=crosskd"]),
+        ({"kd_box": 0, "kd_box_loss": "l1"}, ["kd_box_loss=l1"]),
+        ({"kd_tau": 4}, ["kd_tau=4"]),
+        ({"kd_tau": 4, "kd_cls_loss": "kl"}, []),
+        ({"kd_tau": 4, "kd_feat_loss": "cwd"}, ["kd_feat_loss=cwd", "kd_tau=4"]),
+    ],
+)
+def test_arguments_that_change_nothing_are_named(given, idle):
+    said = config.idle_arguments(vars(get_cfg(overrides={"teacher": "t.pt", **given})))
+    assert len(said) == len(idle) and all(f"'{i}' has no effect" in s for i, s in zip(idle, said))
 
 
 @pytest.mark.parametrize("teacher", [None, False, "", " "])
@@ -109,4 +128,15 @@ def test_internal_with_other_parameters_is_named(monkeypatch):
 
     monkeypatch.setattr(DetectionTrainer, "preprocess_batch", lambda self, images: images)
     with pytest.raises(KDError, match="preprocess_batch' with parameter 'batch'"):
+        check_ultralytics()
+
+
+def test_loss_without_named_parts_is_named(monkeypatch):
+    from ultralytics.utils.loss import v8DetectionLoss
+
+    def nameless(self, preds, batch) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    monkeypatch.setattr(v8DetectionLoss, "__call__", nameless)
+    with pytest.raises(KDError, match="v8DetectionLoss' that names its parts"):
         check_ultralytics()

@@ -44,10 +44,15 @@ class Agreement:
 
 
 def agreement(student: Path, teacher: Path, images: Path, imgsz: int, conf: float = 0.4) -> Agreement:
-    """Compare the detections of two checkpoints; one is looked for among less confident ones of the other."""
+    """Compare the detections of two checkpoints; one is looked for among less confident ones of the other.
+
+    Images are padded to squares, as in training: models that know nothing but these pixels know no other padding.
+    """
+
+    args = {"imgsz": imgsz, "rect": False, "verbose": False}
 
     def detect(weights: Path, threshold: float) -> list[Any]:
-        return [r.boxes for r in StockYOLO(weights).predict(images, imgsz=imgsz, verbose=False, conf=threshold)]
+        return [r.boxes for r in StockYOLO(weights).predict(images, **args, conf=threshold)]
 
     def matches(of: list[Any], among: list[Any]) -> tuple[list[float], list[bool]]:
         ious, same = [], []

@@ -203,6 +203,30 @@ def test_terms_follow_the_branch_gains_and_the_schedule():
         assert distiller.fade == 1
 
 
+def test_moving_average_is_measured_with_the_gains_of_the_model_that_trains():
+    """Ultralytics moves on the gains of that model's loss alone; kd columns of train and val must compare."""
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
+    average = DistillationLoss(student.init_criterion(), distiller, student.model[-1], trains=False)
+    with torch.no_grad():
+        preds = student.eval()(batch["img"])
+        loss.base.o2m, loss.base.o2o = 0.1, 0.9
+        expected = loss(preds, batch)[1]["kd_cls"]
+        assert average.base.o2m == pytest.approx(0.8)
+        torch.testing.assert_close(average(preds, batch)[1]["kd_cls"], expected)
+
+
+def test_building_and_using_adapters_draws_nothing_from_the_global_stream():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_feat=1.0, kd_feat_loss="mgd")
+    preds = student(batch["img"])
+    torch.manual_seed(3)
+    first, second = (loss(preds, batch)[1]["kd_feat"] for _ in range(2))
+    Distiller(student.args, student, batch["teacher"].teacher)
+    assert torch.rand(1) == expected
+    assert first != second  # another mask at every step
+
+
 def test_weights_mean_the_same_at_any_batch_size():
     """The same image twice: equal items, twice the loss, as the base loss does."""
     student, teacher, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", images=1, kd_cls=1.0, kd_box=1.0)
@@ -273,6 +297,8 @@ def test_decoded_boxes_equal_ultralytics_own():
     for cfg in ("yolo26n.yaml", "yolov8n.yaml"):
         model = make_model(cfg).eval()
         with torch.no_grad():
+            for tower in model.model[-1].cv2:
+                tower[-1].bias[: tower[-1].out_channels // 4] -= 2.2  # some anchor points lie left of their boxes
             decoded, raw = model(torch.rand(1, 3, 64, 64))
         layout = predictions.layout(model)
         branch = predictions.branches((decoded, raw))["one2many"]
@@ -280,13 +306,15 @@ def test_decoded_boxes_equal_ultralytics_own():
         stride = torch.cat([torch.full((f.shape[2] * f.shape[3],), s) for f, s in zip(branch.feats, layout.strides)])
         xyxy = boxes[0] * stride[:, None]
         xywh = torch.cat(((xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]), 1)
-        regular = (branch.boxes[0] > 0).all(-1) if layout.reg_max == 1 else torch.ones(len(xywh)).bool()
-        assert regular.any()
+        sides = branch.boxes[0]
+        # An anchor point outside a box has a negative distance: still a box, as long as opposite sides do not cross
+        regular = (sides[:, :2] + sides[:, 2:] > 0).all(-1) if layout.reg_max == 1 else torch.ones(len(xywh)).bool()
+        assert regular.any() and (layout.reg_max > 1 or (sides[regular] < 0).any())
         torch.testing.assert_close(xywh[regular], decoded[0, :4].T[regular], rtol=1e-4, atol=1e-3)
 
 
 def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
-    """YOLO26 predicts bare distances: a negative one must neither make an IoU above 1 nor stay where it is."""
+    """YOLO26 predicts bare distances: sides that cross must neither make an IoU above 1 nor stay where they are."""
     layout = predictions.Layout((8,), (16,), 1, 1, ("one2many",))
     grid = [torch.zeros(1, 16, 1, 1)]
     student = torch.tensor([[[-3.0, 1.0, -2.0, 1.0]]], requires_grad=True)
@@ -298,3 +326,15 @@ def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
     assert 0 < loss < 2
     loss.backward()
     assert student.grad[0, 0, 0] < 0 and student.grad[0, 0, 2] < 0  # a step down the gradient opens the box
+
+
+def test_box_of_a_small_object_beside_its_anchor_point_is_learnt():
+    """Objects below a cell are trained on anchor points outside their box: one distance is negative."""
+    layout = predictions.Layout((8,), (16,), 1, 1, ("one2many",))
+    grid = [torch.zeros(1, 16, 1, 1)]
+    teacher = predictions.decode(torch.tensor([[[-0.6, 1.0, 1.1, 1.0]]]), grid, layout)
+    torch.testing.assert_close(teacher, torch.tensor([[[1.1, -0.5, 1.6, 1.5]]]))
+    student = torch.tensor([[[-0.1, 1.0, 1.1, 1.0]]], requires_grad=True)
+    loss = losses.iou_loss(predictions.decode(student, grid, layout)[0], teacher[0], torch.ones(1), 1.0)
+    loss.backward()
+    assert loss > 0.4 and student.grad[0, 0, 0] > 0

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, make_model
+from conftest import NAMES, make_model, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import YAML
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDDetectionTrainer
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 
@@ -203,8 +203,6 @@ def test_teachers_score_is_shown_beside_the_students(quick, teacher, caplog):
 
 def test_teacher_with_other_classes_is_scored_by_the_students(quick, tmp_path):
     """Same weights with permuted classes and one more: the same score."""
-    from conftest import save_model
-
     torch.manual_seed(0)
     same = save_model(tmp_path / "same.pt", "yolo26s.yaml")
     ckpt = torch_load(same)
@@ -267,6 +265,18 @@ def test_resume_continues_with_teacher_adapters_and_schedule(quick, teacher):
     assert rows[2]["train/kd_feat"] > 0 and rows[3]["train/kd_cls"] == pytest.approx(0, abs=1e-5)
 
 
+def test_resume_with_a_teacher_of_other_channels_is_one_sentence(quick, teacher, tmp_path):
+    model = YOLO("yolo26n.yaml")
+    last = tmp_path / "last.pt"
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, **KD, teacher=teacher)
+    save_model(tmp_path / "small.pt", "yolo26n.yaml")  # as wide as the student: needs no adapters
+    save_model(tmp_path / "other.pt", "yolo26m.yaml")
+    for name in ("small", "other"):
+        with pytest.raises(KDError, match="feature adapters do not fit this teacher"):
+            YOLO(last).train(resume=True, teacher=str(tmp_path / f"{name}.pt"))
+
+
 def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
     moved = shutil.copy2(teacher, tmp_path / "moved.pt")
     gone = shutil.copy2(teacher, tmp_path / "gone.pt")
@@ -280,6 +290,65 @@ def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
     model = YOLO(last)
     model.train(resume=True, teacher=str(moved))
     assert model.trainer.args.teacher == str(moved) and model.trainer.start_epoch == 1
+
+
+def test_teachers_validation_leaves_the_students_files_and_callbacks_alone(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    files, ended = {}, []
+
+    def after_students(trainer):
+        if trainer.epoch == trainer.epochs:  # Ultralytics counts the final validation as one more epoch
+            files.update({p: p.read_bytes() for p in trainer.save_dir.rglob("*") if p.is_file()})
+
+    model.add_callback("on_fit_epoch_end", after_students)
+    model.add_callback("on_val_end", lambda v: ended.append(v))
+    model.train(**{**quick, "epochs": 1, "save_txt": True, "save_json": True}, teacher=teacher)
+    assert model.trainer.teacher_metrics and files
+    folder = Path(quick["project"]) / "run"
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
+    assert set(ended) == {model.trainer.validator}
+
+
+def test_failure_of_the_teachers_validation_does_not_harm_the_student(quick, teacher, monkeypatch, caplog):
+    from ultralytics.utils import LOGGER
+
+    def fail(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KDDetectionTrainer, "_validate_teacher", fail)
+    ended = []
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_train_end", ended.append)
+    LOGGER.propagate = True
+    metrics = model.train(**{**quick, "epochs": 1}, teacher=teacher)
+    LOGGER.propagate = False
+    assert ended and metrics is not None
+    assert "teacher could not be validated: OutOfMemoryError: CUDA out of memory" in caplog.text
+
+
+def test_map_of_classes_is_kept_with_the_run(quick, tmp_path, caplog):
+    """Many to one, and one class from labels alone; the file is not needed again."""
+    from ultralytics.utils import LOGGER
+
+    save_model(tmp_path / "other.pt", names={0: "round", 1: "oval", 2: "beam"})
+    (tmp_path / "map.yaml").write_text("round: disc\noval: disc\nbeam: bar\n")
+    model = YOLO("yolo26n.yaml")
+    LOGGER.propagate = True
+    model.train(
+        **{**quick, "epochs": 1}, teacher=str(tmp_path / "other.pt"), kd_classes=str(tmp_path / "map.yaml"), kd_tau=3
+    )
+    LOGGER.propagate = False
+    saved = YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_classes"]
+    assert saved == {"round": "disc", "oval": "disc", "beam": "bar"}
+    assert "2 of 3 matched by kd_classes; from labels alone: box" in caplog.text
+    assert "The teacher knows 2 of the 3 classes." in caplog.text
+    assert "'kd_tau=3' has no effect" in caplog.text
+
+
+def test_classes_that_the_student_leaves_out_are_not_taught(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1, "classes": [0, 2]}, teacher=teacher)
+    assert model.trainer.teacher.classes.student == [0, 2]
 
 
 def test_wider_memory_teacher_in_a_second_training_of_the_same_model(quick, teacher):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+import yaml
 from torch import Tensor
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
 from .errors import KDError
+
+UNKNOWN = -50.0  # a logit whose sigmoid is 0 for every purpose, and that half precision can hold
 
 
 @dataclass(frozen=True)
@@ -61,65 +64,100 @@ class ClassMap:
             return scores.index_select(-1, index)
         return torch.stack([scores[..., list(self.sources[i])].amax(-1) for i in self.student], dim=-1)
 
-    def lookup(self) -> list[int]:
-        """Return for each teacher class the student class that it teaches, -1 for none."""
-        table = dict.fromkeys(range(len(self.teacher_names)), -1)
-        table.update({t: s for s, sources in self.sources.items() for t in sources})
-        return list(table.values())
+    def all_scores(self, scores: Tensor) -> Tensor:
+        """Return logits for all of the student's classes, with next to no confidence in those that nobody teaches.
+
+        Args:
+            scores (Tensor): Teacher logits of shape (..., teacher nc).
+
+        Returns:
+            (Tensor): Logits of shape (..., student nc).
+        """
+        mapped = scores.new_full((*scores.shape[:-1], len(self.student_names)), UNKNOWN)
+        mapped[..., self.student] = self.map_scores(scores)
+        return mapped
 
 
 def match_classes(
-    student_names: Mapping[int, str], teacher_names: Mapping[int, str], spec: str | Mapping[str, str] = "auto"
+    student_names: Mapping[int, str],
+    teacher_names: Mapping[int, str],
+    spec: str | Mapping[str, str] = "auto",
+    keep: Iterable[int] | None = None,
 ) -> ClassMap:
     """Match classes by name or by a given map.
 
     Args:
         student_names (Mapping[int, str]): Class names of the data set that the student learns.
         teacher_names (Mapping[int, str]): Class names of the teacher.
-        spec (str | Mapping): "auto" compares names without regard to case and spaces; a mapping
+        spec (str | Mapping): "auto" compares names, without regard to case and spaces where no name is equal; a mapping
             {teacher name: student name}, or the path of a YAML with one, says it outright.
+        keep (Iterable[int], optional): Student classes that may be taught; all if None.
 
     Returns:
         (ClassMap): The match.
 
     Raises:
-        KDError: If a name in the map is unknown, or no class is matched.
+        KDError: If a name in the map is unknown or stands for several classes, or no class is matched.
     """
-    students = {_key(name): i for i, name in student_names.items()}
-    teachers = {_key(name): i for i, name in teacher_names.items()}
+    students, teachers = dict(student_names), dict(teacher_names)
     if isinstance(spec, str) and spec.lower() == "auto":
-        pairs = [(i, students[name]) for name, i in teachers.items() if name in students]
+        pairs = _by_name(students, teachers)
     else:
-        pairs = []
-        for teacher_name, student_name in _load(spec).items():
-            if _key(teacher_name) not in teachers:
-                raise KDError(
-                    f"kd_classes names '{teacher_name}', which is no class of the teacher: {_list(teacher_names)}."
-                )
-            if _key(student_name) not in students:
-                raise KDError(
-                    f"kd_classes names '{student_name}', which is no class of the data: {_list(student_names)}."
-                )
-            pairs.append((teachers[_key(teacher_name)], students[_key(student_name)]))
-    if not pairs:
-        raise KDError(
-            f"teacher and student have no class in common: the teacher knows {_list(teacher_names)}, the data has "
-            f'{_list(student_names)}; give kd_classes=\'{{"teacher name": "student name"}}\' if names differ.'
-        )
+        pairs = [
+            (_find(theirs, teachers, "teacher"), _find(ours, students, "data"))
+            for theirs, ours in load_map(spec).items()
+        ]
     sources: dict[int, tuple[int, ...]] = {}
     for teacher_index, student_index in pairs:
-        sources[student_index] = (*sources.get(student_index, ()), teacher_index)
-    return ClassMap(sources, dict(student_names), dict(teacher_names))
+        if keep is None or student_index in keep:
+            sources[student_index] = (*sources.get(student_index, ()), teacher_index)
+    if not sources:
+        raise KDError(
+            f"teacher and student have no class in common: the teacher knows {_list(teachers)}, the data has "
+            f"{_list(students)}{'' if keep is None else f', of which classes={list(keep)} are used'}; "
+            'give kd_classes=\'{"teacher name": "student name"}\' if names differ.'
+        )
+    return ClassMap(sources, students, teachers)
 
 
-def _load(spec: str | Mapping[str, str]) -> Mapping[str, str]:
+def _by_name(students: Mapping[int, str], teachers: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Return (teacher index, student index) of classes of the same name."""
+    if students == teachers:  # even if several classes share a name
+        return [(i, i) for i in students]
+    pairs = []
+    for i, name in teachers.items():
+        equal = [j for j, other in students.items() if str(other) == str(name)]
+        # "a" must not teach "A" where the teacher has an "A" of its own
+        alike = [j for j, other in students.items() if _key(other) == _key(name) and other not in teachers.values()]
+        found = equal or alike
+        if len(found) > 1:
+            raise KDError(
+                f"the data has {len(found)} classes named '{name}': {found}; a class needs a name of its own."
+            )
+        pairs += [(i, j) for j in found]
+    return pairs
+
+
+def _find(name: object, names: Mapping[int, str], owner: str) -> int:
+    """Return the index of a name in a map that the user gave."""
+    equal = [i for i, other in names.items() if str(other) == str(name)]
+    found = equal or [i for i, other in names.items() if _key(other) == _key(name)]
+    if not found:
+        raise KDError(f"kd_classes names '{name}', which is no class of the {owner}: {_list(names)}.")
+    if len(found) > 1:
+        raise KDError(f"kd_classes names '{name}', which stands for {len(found)} classes of the {owner}: {found}.")
+    return found[0]
+
+
+def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
     """Return the map itself, read from a YAML if a path is given."""
     if isinstance(spec, Mapping):
         return spec
     try:
         loaded = YAML.load(check_yaml(spec))
-    except (OSError, AssertionError, ValueError) as e:
-        raise KDError(f"kd_classes='{spec}' is neither 'auto' nor a readable YAML file: {e}") from e
+    except (OSError, AssertionError, ValueError, yaml.YAMLError) as e:
+        said = " ".join(str(e).split())
+        raise KDError(f"kd_classes='{spec}' is neither 'auto' nor a readable YAML file: {said}") from e
     if not isinstance(loaded, Mapping) or not loaded:
         raise KDError(f"kd_classes='{spec}' holds no map from teacher class names to student class names.")
     return loaded

@@ -9,6 +9,7 @@ from typing import Any
 from ultralytics import __version__
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_version
+from ultralytics.utils.loss import v8DetectionLoss
 
 from .errors import KDError
 
@@ -60,13 +61,21 @@ def check_ultralytics(version: str = __version__) -> None:
     """
     if not check_version(version, TESTED):
         LOGGER.warning(f"ultralytics_kd is tested with ultralytics{TESTED}, found {version}: watch the first epochs.")
+    advice = f"which ultralytics_kd leans on: install ultralytics{TESTED}, or a newer ultralytics_kd."
     for module, path, parameter in INTERNALS:
         if not _available(module, path, parameter):
-            raise KDError(
-                f"ultralytics {version} has no '{module}.{path}'"
-                f"{f' with parameter {parameter!r}' if parameter else ''}, which ultralytics_kd leans on: "
-                f"install ultralytics{TESTED}, or a newer ultralytics_kd."
-            )
+            taking = f" with parameter {parameter!r}" if parameter else ""
+            raise KDError(f"ultralytics {version} has no '{module}.{path}'{taking}, {advice}")
+    if not _names_its_parts(v8DetectionLoss):
+        raise KDError(
+            f"ultralytics {version} has no 'ultralytics.utils.loss.v8DetectionLoss' that names its parts, {advice}"
+        )
+
+
+def _names_its_parts(loss: type) -> bool:
+    """Return whether a loss says that it returns its parts by name (it does since 8.4.104), or says nothing."""
+    returned = inspect.signature(loss.__call__).return_annotation
+    return returned is inspect.Signature.empty or "dict" in str(returned)
 
 
 def _available(module: str, path: str, parameter: str | None) -> bool:

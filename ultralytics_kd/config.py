@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
 }
 WEIGHTS = ("kd_cls", "kd_box", "kd_feat")
+TEMPERED = ("kl", "ld", "cwd")  # losses that kd_tau softens
 
 
 def register() -> None:
@@ -147,6 +148,19 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         raise KDError(
             "all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher."
         )
+
+
+def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each kd argument that was set and changes nothing in a training with a teacher."""
+    said = []
+    for weight in WEIGHTS:
+        loss = f"{weight}_loss"
+        if not cfg[weight] and cfg[loss] != ARGUMENTS[loss].default:
+            said.append(f"'{loss}={cfg[loss]}' has no effect: the term is off, as {weight}=0.")
+    losses = {cfg[f"{weight}_loss"] for weight in WEIGHTS if cfg[weight]}
+    if cfg["kd_tau"] is not None and not losses & set(TEMPERED):
+        said.append(f"'kd_tau={cfg['kd_tau']}' has no effect: of the losses only {', '.join(TEMPERED)} are softened.")
+    return said
 
 
 def has_teacher(cfg: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ class Distiller:
         terms (dict[str, Term]): Terms by the name of their weight.
         adapters (nn.ModuleDict): What trains with the student and does not ship.
         progress (float): How much of the run is over, 0 to 1; the trainer moves it every epoch.
+        gains (dict[str, float]): Gain of each head branch in the loss of the model that trains, as last used.
     """
 
     def __init__(self, args: Any, student: nn.Module, teacher: Teacher):
@@ -46,9 +47,11 @@ class Distiller:
         self.weights = {name: float(getattr(args, name)) for name in WEIGHTS if getattr(args, name)}
         self.schedule: str = args.kd_schedule
         self.progress = 0.0
-        # A random stream of its own: the student's training must not depend on what the adapters draw
+        self.gains: dict[str, float] = {}
+        # A random stream of its own: the student's training must not depend on what the adapters draw. They are built
+        # on the CPU; `torch.manual_seed` would seed every other device too.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(args.seed)
+            torch.default_generator.manual_seed(args.seed)
             head = predictions.detect_head(student)
             self.terms: dict[str, Term] = build_terms(
                 args, self.student_layout, self.teacher_layout, head, teacher.head
@@ -66,13 +69,12 @@ class Distiller:
             return 1 - self.progress
         return (1 + math.cos(math.pi * self.progress)) / 2 if self.schedule == "cosine" else 1.0
 
-    def __call__(self, preds: Any, answer: Answer, gains: dict[str, float], head: Any) -> dict[str, Tensor]:
+    def __call__(self, preds: Any, answer: Answer, head: Any) -> dict[str, Tensor]:
         """Return the weighted terms.
 
         Args:
             preds (dict | tuple): The student's raw predictions.
             answer (Answer): What the teacher says about the same images.
-            gains (dict[str, float]): The base loss's gain of each branch.
             head (Detect): The student's detection head.
 
         Returns:
@@ -88,7 +90,7 @@ class Distiller:
         items = dict.fromkeys(WEIGHTS, zero)
         with torch.autocast(zero.device.type, enabled=False):  # a teacher in half precision must not overflow
             for name, term in self.terms.items():
-                value = sum((gains[p.name] * term(p) for p in pairs), zero) if term.per_branch else term(pairs[0])
+                value = sum((self.gains[p.name] * term(p) for p in pairs), zero) if term.per_branch else term(pairs[0])
                 items[name] = value * self.weights[name] * self.fade
         return items
 
@@ -99,15 +101,17 @@ class DistillationLoss:
     Without a teacher in the batch it is the base loss, bit for bit.
     """
 
-    def __init__(self, base: Any, distiller: Distiller, head: Any):
+    def __init__(self, base: Any, distiller: Distiller, head: Any, trains: bool = True):
         """Wrap a base loss.
 
         Args:
             base (v8DetectionLoss | E2ELoss): Ultralytics' loss of the student.
             distiller (Distiller): The terms.
             head (Detect): Head of the model that this loss belongs to.
+            trains (bool): Whether that model trains, and not its moving average, whose base loss nobody keeps up to
+                date: the terms then take the gains that training used last, so that train and val can be compared.
         """
-        self.base, self.distiller, self.head = base, distiller, head
+        self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss per part times batch size, and its detached items.
@@ -124,7 +128,9 @@ class DistillationLoss:
         answer = batch.get("teacher")
         if answer is None:
             return loss, items
-        terms = self.distiller(preds, answer, self.gains, self.head)
+        if self.trains or not self.distiller.gains:
+            self.distiller.gains = self.gains
+        terms = self.distiller(preds, answer, self.head)
         kd = torch.stack(list(terms.values()))
         items = {**items, **{name: value.detach() for name, value in terms.items()}}
         return torch.cat([loss, kd * batch["img"].shape[0]]), items

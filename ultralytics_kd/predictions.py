@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +68,8 @@ def detect_head(model: nn.Module) -> Detect:
     if type(head) not in {Detect, v10Detect}:  # subclasses predict more, or with prompts
         kind = type(head).__name__ if head is not None else type(model).__name__
         raise KDError(f"a YOLO detection head is needed for distillation, this model ends in '{kind}'.")
-    if head.cv2 is None or head.cv3 is None:
+    # fuse() sets the branch that it drops to None; one that a head never had is no attribute at all
+    if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
         raise KDError(
             "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
         )
@@ -122,9 +123,12 @@ def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
-    # Without DFL a distance may come out negative, which turns a box inside out and an IoU into nonsense. It counts as
-    # 0, and passes its gradient on, so that it can grow.
-    boxes = boxes + (boxes.clamp(min=0) - boxes).detach()
+    # Without DFL a distance may be negative: rightly so where the anchor point lies outside a small object's box. Where
+    # opposite sides cross, though, the box is inside out and its IoU nonsense: it shrinks to its middle, and passes the
+    # gradient on, so that it can open.
+    left_top, right_bottom = boxes.chunk(2, -1)
+    missing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
+    boxes = torch.cat((left_top + missing, right_bottom + missing), -1)
     return dist2bbox(boxes, anchor_points.to(boxes.dtype), xywh=False)
 
 
@@ -133,6 +137,33 @@ def level_scores(scores: Tensor, feats: list[Tensor]) -> list[Tensor]:
     sizes = [f.shape[-2:] for f in feats]
     parts = scores.split([h * w for h, w in sizes], dim=1)
     return [part.view(-1, 1, h, w) for part, (h, w) in zip(parts, sizes)]
+
+
+def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: int) -> None:
+    """Let a model score other classes than it was trained for, in place; NMS and top-k then work on those.
+
+    Args:
+        model (nn.Module): Detection model.
+        mapping (Callable): Makes logits of shape (..., nc) from the model's own of shape (..., own nc).
+        nc (int): Number of classes that the mapping returns.
+    """
+    head = detect_head(model)
+    for branch in layout(model).branches:
+        for tower in towers(head, branch)["scores"]:
+            tower.append(_MapChannels(mapping))
+    head.nc, head.no = nc, nc + 4 * head.reg_max
+
+
+class _MapChannels(nn.Module):
+    """Applies a mapping of the last dimension to the channels of (B, C, H, W)."""
+
+    def __init__(self, mapping: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.mapping = mapping
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mapped channels."""
+        return self.mapping(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
 @contextmanager

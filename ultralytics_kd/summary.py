@@ -24,12 +24,11 @@ def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Dist
         distiller (Distiller): The terms.
     """
     assert teacher.classes is not None
-    shared = [b for b in distiller.student_layout.branches if b in distiller.teacher_layout.branches]
     rows = [
         ("teacher", f"{_size(teacher.parameters(), teacher.gflops(args.imgsz))}  {teacher.source}"),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
-        ("classes", _classes(teacher)),
-        ("levels", f"strides {list(distiller.student_layout.strides)}, heads {' and '.join(shared)}"),
+        ("classes", _classes(teacher, "name" if args.kd_classes == "auto" else "kd_classes")),
+        ("levels", f"strides {list(distiller.student_layout.strides)}, {_heads(distiller)}"),
     ]
     for name in WEIGHTS:
         if name not in distiller.terms:
@@ -61,7 +60,11 @@ def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Mo
     ):
         values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
         lines.append(f"    {name:<8}{size:>12,}{values}")
-    if teacher.get(main):
+    assert answerer.classes is not None
+    if answerer.classes.unmatched:  # they count as missed by the teacher, which makes a ratio meaningless
+        known = len(answerer.classes.student_names) - len(answerer.classes.unmatched)
+        lines.append(f"    The teacher knows {known} of the {len(answerer.classes.student_names)} classes.")
+    elif teacher.get(main):
         lines.append(f"    The student keeps {student[main] / teacher[main]:.1%} of the teacher's {main}.")
     return "\n".join(lines)
 
@@ -71,11 +74,21 @@ def _size(parameters: int, gflops: float) -> str:
     return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
 
 
-def _classes(teacher: Teacher) -> str:
+def _heads(distiller: Distiller) -> str:
+    """Return which branches of the student's head are taught, and which are not."""
+    student, teacher = distiller.student_layout.branches, distiller.teacher_layout.branches
+    text = " and ".join(b for b in student if b in teacher)
+    alone = [b for b in student if b not in teacher]
+    return f"heads {text}" + (
+        f"; from labels alone: {', '.join(alone)} (the teacher has no such head)" if alone else ""
+    )
+
+
+def _classes(teacher: Teacher, matched_by: str) -> str:
     """Return how many classes are matched, and which are not."""
     assert teacher.classes is not None
     total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
-    text = f"{total - len(unmatched)} of {total} matched by name"
+    text = f"{total - len(unmatched)} of {total} matched by {matched_by}"
     return text + (
         f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else ""
     )

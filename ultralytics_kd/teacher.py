@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.engine.model import Model
+from ultralytics.nn.autobackend import check_class_names
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import get_flops, get_num_params
@@ -65,16 +66,21 @@ class Teacher:
         self.original = _load(source)
         self.source = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} in memory"
         self.task = getattr(self.original, "task", None) or guess_model_task(self.original)
-        self.names: dict[int, str] = dict(getattr(self.original, "names", None) or {})
+        self.names = _class_names(self.original)
         self.classes: ClassMap | None = None
 
     def prepare(self, device: torch.device) -> Teacher:
         """Freeze, fuse and move the model to where it runs.
 
         Raises:
-            KDError: If the model has no detection head, or lost a branch of it.
+            KDError: If the model has no detection head, lost a branch of it, or has not a name for each class.
         """
         self.layout: Layout = predictions.layout(self.original)
+        if len(self.names) != self.layout.nc:
+            raise KDError(
+                f"the teacher scores {self.layout.nc} classes and names {len(self.names)}: give its `names` one for "
+                "each class, in the order of its scores."
+            )
         self.channels = predictions.first_conv(self.original).in_channels
         model: Any = deepcopy(self.original).float().eval().requires_grad_(False)
         with predictions.keep_branches(model):
@@ -139,6 +145,14 @@ def _load(source: Any) -> nn.Module:
         raise KDError(f"teacher={source} was not found: {_first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
         raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {_first_line(e)}") from e
+
+
+def _class_names(model: Any) -> dict[int, str]:
+    """Return a model's class names by index, from whatever form they have."""
+    try:
+        return check_class_names(getattr(model, "names", None) or {})
+    except (KeyError, ValueError, TypeError):  # no names, or indices with gaps: prepare() counts them
+        return {}
 
 
 def _first_line(error: Exception) -> str:

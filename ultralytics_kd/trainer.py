@@ -15,13 +15,13 @@ from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML, callbacks
 from ultralytics.utils.patches import torch_save
 from ultralytics.utils.plotting import plot_results
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from . import config, predictions, summary
-from .classes import match_classes
+from .classes import load_map, match_classes
 from .compat import check_ultralytics
 from .criterion import DistillationLoss, Distiller
 from .errors import KDError
@@ -31,6 +31,10 @@ from .teacher import Teacher
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object
 
 OPTIMIZER_KEY = "kd_adapters"
+OTHER_ADAPTERS = (
+    "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run began with, or "
+    "start a new run."
+)
 MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
 
 
@@ -85,6 +89,8 @@ class DistillationMixin(_Trainer):
             self.args.teacher = str(Path(source).resolve() if Path(source).is_file() else source)  # resume anywhere
         else:
             self._in_memory, self.args.teacher = source, self.teacher.source
+        if isinstance(self.args.kd_classes, str) and self.args.kd_classes.lower() != "auto":
+            self.args.kd_classes = dict(load_map(self.args.kd_classes))  # the run must not need the file again
         self._fresh_dirs = [] if self.resume else missing_dirs(get_save_dir(self.args))
 
     def get_dataset(self) -> dict[str, Any]:
@@ -93,7 +99,7 @@ class DistillationMixin(_Trainer):
             data = super().get_dataset()
             if self.teacher is not None:
                 names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-                self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes)
+                self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
             return data
         except (KDError, RuntimeError):
             self._leave_nothing()
@@ -131,14 +137,18 @@ class DistillationMixin(_Trainer):
             if RANK in {-1, 0}:
                 student = unwrap_model(self.model)
                 LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller))
+                for sentence in config.idle_arguments(vars(self.args)):
+                    LOGGER.warning(sentence)
 
     def _attach_loss(self) -> None:
         """Wrap the base losses of the student and of its moving average."""
         assert self.distiller is not None
-        for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):
+        student = unwrap_model(self.model)
+        for model in (student, self.ema.ema if self.ema else None):
             if model is not None and not isinstance(getattr(model, "criterion", None), DistillationLoss):
                 base = getattr(model, "criterion", None) or model.init_criterion()
-                model.criterion = DistillationLoss(base, self.distiller, predictions.detect_head(model))
+                head = predictions.detect_head(model)
+                model.criterion = DistillationLoss(base, self.distiller, head, trains=model is student)
 
     def _keep_teacher_in_memory(self) -> None:
         """Save a teacher that came as an object beside the run, so that `resume` finds it."""
@@ -197,11 +207,8 @@ class DistillationMixin(_Trainer):
         assert self.distiller is not None
         try:
             self.distiller.adapters.load_state_dict(state[OPTIMIZER_KEY])
-        except (KeyError, RuntimeError) as e:
-            raise KDError(
-                "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run "
-                "began with, or start a new run."
-            ) from e
+        except RuntimeError as e:
+            raise KDError(OTHER_ADAPTERS) from e
 
     def _clip_adapters(self, *_: Any) -> None:
         """Clip the adapters' gradient, apart from the student's."""
@@ -220,6 +227,10 @@ class DistillationMixin(_Trainer):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore optimizer and EMA; the EMA is a new model then, and needs the distillation loss again."""
+        saved = ckpt.get("optimizer")
+        adapted = self.distiller is not None and any(True for _ in self.distiller.adapters.parameters())
+        if saved is not None and (OPTIMIZER_KEY in saved) != adapted:
+            raise KDError(OTHER_ADAPTERS)
         super()._load_checkpoint_state(ckpt)
         model = unwrap_model(self.model)
         if self.distiller is not None and isinstance(getattr(model, "criterion", None), DistillationLoss):
@@ -252,7 +263,12 @@ class DistillationMixin(_Trainer):
             @functools.wraps(stock)
             def preprocess(batch: dict[str, Any]) -> dict[str, Any]:
                 batch = stock(batch)
-                return self._ask_teacher(batch) if validator.training else batch
+                if not validator.training:
+                    return batch
+                # Ultralytics validates under autocast too, but prepares the batch before it
+                dtype = torch.bfloat16 if self.args.amp == "bf16" else self.amp
+                with autocast(dtype, device=self.device.type):
+                    return self._ask_teacher(batch)
 
             validator.preprocess = preprocess
         return validator
@@ -264,27 +280,30 @@ class DistillationMixin(_Trainer):
         if self.teacher is None:
             return
         LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
-        self.teacher_metrics = self._validate_teacher() or {}
+        try:
+            self.teacher_metrics = self._validate_teacher() or {}
+        except Exception as e:  # the student is finished and must not be lost for a figure of comparison
+            LOGGER.warning(f"the teacher could not be validated: {type(e).__name__}: {e}")
         if RANK in {-1, 0}:
             LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
 
     def _validate_teacher(self) -> dict[str, float]:
-        """Return the teacher's metrics on the val set, its classes counted as the student's."""
-        assert self.teacher is not None and self.teacher.classes is not None
+        """Return the teacher's metrics on the val set, in the student's classes and precision.
+
+        The validator is one of its own: files, plots and callbacks of the student's validation stay the student's.
+        """
+        assert self.teacher is not None and self.teacher.classes is not None and self.validator is not None
         validator = super().get_validator()
-        validator.args.plots = validator.args.save_json = validator.args.compile = False
-        model = deepcopy(self.teacher.original)
+        validator.callbacks = callbacks.get_default_callbacks()
+        validator.args.plots = validator.args.save_txt = validator.args.compile = False
+        validator.args.quantize = getattr(self.validator.args, "quantize", None)
+        model: Any = deepcopy(self.teacher.original)
         if not self.teacher.classes.identity:
+            predictions.map_head_classes(model, self.teacher.classes.all_scores, len(self.data["names"]))
             model.names = self.data["names"]
-            lookup = torch.tensor(self.teacher.classes.lookup(), device=self.device)
-            stock = validator.postprocess
-
-            def postprocess(preds: Any) -> list[dict[str, torch.Tensor]]:
-                mapped = [{**p, "cls": lookup[p["cls"].long()].to(p["cls"].dtype)} for p in stock(preds)]
-                return [{k: v[p["cls"] >= 0] for k, v in p.items()} for p in mapped]
-
-            validator.postprocess = postprocess
-        return validator(model=model)
+        with tempfile.TemporaryDirectory() as folder:
+            validator.save_dir = Path(folder)
+            return validator(model=model)
 
     def plot_metrics(self) -> None:
         """Plot results.csv; Ultralytics plots columns named "loss", so that the kd columns are renamed for it."""

@@ -69,6 +69,7 @@ class MGD(nn.Module):
         super().__init__()
         self.adapter = adapter(student, teacher)
         self.hidden = hidden
+        self._random: torch.Generator | None = None
         self.generation = nn.Sequential(
             nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
         )
@@ -77,7 +78,10 @@ class MGD(nn.Module):
         """Return generated features (B, teacher, H, W) from the student's (B, student, H, W)."""
         x = self.adapter(x)
         b, _, h, w = x.shape
-        visible = torch.rand(b, 1, h, w, device=x.device) >= self.hidden
+        if self._random is None or self._random.device != x.device:
+            # Of its own, so that the student's training draws what it would draw without; different on every rank
+            self._random = torch.Generator(x.device).manual_seed(torch.initial_seed() % 2**63)
+        visible = torch.rand(b, 1, h, w, device=x.device, generator=self._random) >= self.hidden
         return self.generation(x * visible)
 
 
