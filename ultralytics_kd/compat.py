@@ -13,7 +13,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from .errors import KDError
 
-TESTED = ">=8.4.190,<8.5.0"
+TESTED = ">=8.4.150,<=8.4.190"
 
 # (module, attribute path, parameter that it must take or None)
 INTERNALS: tuple[tuple[str, str, str | None], ...] = (
