@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from ultralytics.utils import YAML
 
-from ultralytics_kd.demo import run_demo
+from ultralytics_kd.demo import run_demo, threads
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset, draw_scene, outline_box, shape_outline
 
 
@@ -75,3 +76,33 @@ def test_misspelt_argument_is_answered_before_anything_is_drawn(tmp_path):
     with pytest.raises(SyntaxError, match="epochs"):
         run_demo({"project": str(tmp_path / "new"), "epoch": 1})
     assert not (tmp_path / "new").exists()
+
+
+class Clock:
+    """A trainer on the CPU, and the seconds that its steps are to take on one thread and on all."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, monkeypatch, one: float, all_: float):
+        self.now, self.seconds, self.threads = 0.0, (one, all_), []
+        monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(threads.torch, "set_num_threads", self.threads.append)
+        monkeypatch.setattr(threads.time, "perf_counter", lambda: self.now)
+
+    def train(self, steps: int) -> list[int]:
+        """Run some steps and return the numbers of threads that were chosen."""
+        cores = threads.AllCores()
+        cores.on_train_start(self)
+        for _ in range(steps):
+            cores.on_train_batch_start(self)
+            self.now += self.seconds[self.threads[-1] > 1]
+            cores.on_train_batch_end(self)
+        return self.threads
+
+
+def test_demo_uses_all_cores_while_that_is_quicker(monkeypatch):
+    assert Clock(monkeypatch, one=1.0, all_=0.6).train(50) == [1, 4]
+
+
+def test_demo_gives_up_the_other_cores_on_a_busy_machine(monkeypatch):
+    assert Clock(monkeypatch, one=1.0, all_=8.0).train(50) == [1, 4, 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.patches import imread, imwrite
@@ -20,19 +18,21 @@ from ultralytics.utils.torch_utils import get_num_params
 
 from ..config import ARGUMENTS, register
 from .shapes import CLASS_NAMES, draw_dataset
+from .threads import AllCores
 
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 DEMO_ONLY = {
     "teacher_model": "yolo26s.yaml",
-    "teacher_epochs": 24,
-    "train_images": 320,
-    "val_images": 80,
+    "teacher_epochs": 13,
+    "train_images": 500,
+    "val_images": 100,
 }
 TRAINING = {
     "model": "yolo26n.yaml",
-    "epochs": 20,
-    "imgsz": 128,
-    "batch": 16,
+    "epochs": 8,
+    "imgsz": 96,
+    "batch": 8,
+    "nbs": 8,  # a step for every batch: a short run cannot afford to gather the gradients of several
     "optimizer": "AdamW",
     "lr0": 0.002,
     "warmup_epochs": 1.0,
@@ -112,7 +112,7 @@ def _train(name: str, args: dict[str, Any]) -> Arm:
     LOGGER.info(f"\n{colorstr('Demo:')} training {name} ({args['model']}, {args['epochs']} epochs)")
     start = time.perf_counter()
     model = YOLO(args["model"])
-    model.add_callback("on_train_start", _use_all_cores)
+    AllCores().attach(model)
     metrics = model.train(**{**args, "name": name})
     seconds = time.perf_counter() - start
     weights = str(model.trainer.best)
@@ -179,9 +179,3 @@ def _title(text: str, width: int, height: int = 36) -> np.ndarray:
     strip = np.full((height, width, 3), 255, np.uint8)
     cv2.putText(strip, text, (8, height - 12), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
     return strip
-
-
-def _use_all_cores(trainer: Any) -> None:
-    """Let torch use the machine's cores: Ultralytics leaves one to data loaders, of which the demo has none."""
-    if trainer.device.type == "cpu":
-        torch.set_num_threads(min(os.cpu_count() or 1, 8))
