@@ -9,7 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 
 import ultralytics_kd
 from ultralytics_kd import activation, cli, config
@@ -82,9 +82,40 @@ def test_several_data_sets_are_distilled_in_one_sweep(quick, teacher, data):
     assert all("train/kd_cls" in log.read_text() for log in logs)
 
 
-@pytest.mark.parametrize("args", [["enable", "now"], ["disable", "it"], ["demo", "fast"]])
+@pytest.mark.parametrize("args", [["enable", "now"], ["disable", "it"], ["demo", "fast"], ["demo", "epochs="]])
 def test_own_commands_refuse_what_they_do_not_know(args):
     assert cli.main(args) == 1
+
+
+@pytest.mark.parametrize(
+    "args", [["data=nowhere.yaml"], ["data=nowhere.yaml", "teacher=nowhere.pt"], ["lr0=abc"], ["cfg=nowhere.yaml"]]
+)
+def test_ordinary_mistakes_are_one_sentence_too(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "model=yolo26n.yaml", f"project={tmp_path}", *args]) == 1
+
+
+def test_kd_arguments_outside_of_training_are_warned_of(teacher, data, tmp_path, caplog):
+    LOGGER.propagate = True
+    image = Path(data).parent / "images" / "val" / "0.png"
+    args = [f"model={teacher}", f"source={image}", "imgsz=64", f"project={tmp_path}", "kd_cls=2"]
+    assert cli.main(["predict", *args]) == 0
+    LOGGER.propagate = False
+    assert "'kd_cls=2' has no effect: only 'train' distils" in caplog.text
+
+
+def test_help_before_another_command_runs_help_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["help", "copy-cfg"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_has_a_help_of_its_own(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    LOGGER.propagate = True
+    assert cli.main(["demo", "--help"]) == 0
+    LOGGER.propagate = False
+    assert "teacher_epochs=" in caplog.text and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

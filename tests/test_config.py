@@ -1,7 +1,10 @@
 """The kd arguments are Ultralytics arguments like any other."""
 
 import re
+from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 from ultralytics.cfg import check_dict_alignment, get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, remove_colorstr
@@ -45,9 +48,27 @@ def test_unknown_loss_name_is_answered_with_the_nearest():
         get_cfg(overrides={"kd_feat_loss": "xyz"})
 
 
-def test_temperature_must_be_greater_than_zero():
-    with pytest.raises(KDError, match="greater than 0"):
-        get_cfg(overrides={"kd_tau": 0})
+@pytest.mark.parametrize("value", [0, -1, 1e30])
+def test_temperature_must_be_greater_than_zero_and_leave_something_to_tell_apart(value):
+    with pytest.raises(KDError, match=r"0 or more|greater than 0 and at most 1000"):
+        get_cfg(overrides={"kd_tau": value})
+
+
+@pytest.mark.parametrize("name", ["kd_cls", "kd_cls_loss", "kd_schedule", "kd_classes"])
+def test_empty_values_are_no_values(name):
+    with pytest.raises(TypeError, match=f"'{name}' is empty"):
+        get_cfg(overrides={name: None})
+
+
+def test_values_of_other_types_are_kept_as_those_that_a_yaml_can_hold():
+    given = {"kd_cls": np.float64(0.5), "kd_classes": OrderedDict(a="b")}
+    cfg = get_cfg(overrides=given)
+    assert type(cfg.kd_cls) is float and type(cfg.kd_classes) is dict
+    assert get_cfg(overrides={"kd_classes": Path("a.yaml")}).kd_classes == "a.yaml"
+    with pytest.raises(KDError, match="0 or more"):
+        get_cfg(overrides={"kd_cls": 10**400})
+    with pytest.raises(KDError, match="map or a YAML with one"):
+        get_cfg(overrides={"kd_classes": {}})
 
 
 @pytest.mark.parametrize("wrong, right", [("teachr", "teacher"), ("kd_clss", "kd_cls"), ("epoch", "epochs")])
@@ -78,9 +99,9 @@ def test_combinations_that_cannot_be_meant_are_refused(given, message):
         ({}, []),
         ({"kd_feat_loss": "crosskd"}, ["kd_feat_loss=crosskd"]),
         ({"kd_box": 0, "kd_box_loss": "l1"}, ["kd_box_loss=l1"]),
-        ({"kd_tau": 4}, ["kd_tau=4"]),
+        ({"kd_tau": 4}, ["kd_tau=4.0"]),
         ({"kd_tau": 4, "kd_cls_loss": "kl"}, []),
-        ({"kd_tau": 4, "kd_feat_loss": "cwd"}, ["kd_feat_loss=cwd", "kd_tau=4"]),
+        ({"kd_tau": 4, "kd_feat_loss": "cwd"}, ["kd_feat_loss=cwd", "kd_tau=4.0"]),
     ],
 )
 def test_arguments_that_change_nothing_are_named(given, idle):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ultralytics.utils import YAML
 
+from ultralytics_kd import KDError
 from ultralytics_kd.demo import run_demo, threads
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset, draw_scene, outline_box, shape_outline
 
@@ -67,14 +68,30 @@ def test_demo_leaves_weights_picture_and_the_figures_that_it_prints(tmp_path, ca
         assert Path(arm["weights"]).is_file() and arm["seconds"] > 0 and arm["parameters"] > 2e6
         assert f"{arm['map50_95']:.4f}" in caplog.text.rpartition("Demo:")[2]
         args = YAML.load(folder / name / "args.yaml")
-        assert args["epochs"] == 1 and args["kd_cls"] == (0.5 if name == "distilled" else 1.0)
+        assert args["epochs"] == 1 and args.get("kd_cls") == (0.5 if name == "distilled" else None)
     assert YAML.load(folder / "distilled" / "args.yaml")["teacher"] == result["arms"]["teacher"]["weights"]
     assert cv2.imread(result["picture"]).shape == (36 + 5 * 320, 4 * 320, 3)
 
 
-def test_misspelt_argument_is_answered_before_anything_is_drawn(tmp_path):
-    with pytest.raises(SyntaxError, match="epochs"):
-        run_demo({"project": str(tmp_path / "new"), "epoch": 1})
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"epoch": 1}, "epochs"),
+        ({"train_images": 0}, "train_images=0"),
+        ({"val_images": 1.5}, "val_images=1.5"),
+        ({"teacher_epochs": "x"}, "teacher_epochs=x"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"teacher": "x.pt"}, "'teacher' is no argument of the demo"),
+        ({"data": "x.yaml"}, "'data' is no argument of the demo"),
+        ({"model": "yolo26n-seg.yaml"}, "no architecture"),
+        ({"teacher_model": "yolo26s.pt"}, "no architecture"),
+        ({"kd_cls": 0, "kd_box": 0}, "all distillation weights are 0"),
+        ({"lr0": "fast"}, "lr0=fast"),
+    ],
+)
+def test_bad_argument_is_answered_before_anything_is_drawn(tmp_path, given, message):
+    with pytest.raises((KDError, SyntaxError), match=message):
+        run_demo({"project": str(tmp_path / "new"), **given})
     assert not (tmp_path / "new").exists()
 
 
@@ -89,10 +106,11 @@ class Clock:
         monkeypatch.setattr(threads.torch, "set_num_threads", self.threads.append)
         monkeypatch.setattr(threads.time, "perf_counter", lambda: self.now)
 
-    def train(self, steps: int) -> list[int]:
-        """Run some steps and return the numbers of threads that were chosen."""
-        cores = threads.AllCores()
-        cores.on_train_start(self)
+    def train(self, steps: int, cores: threads.AllCores | None = None, start: bool = True) -> list[int]:
+        """Run some steps and return the numbers of threads that were chosen so far."""
+        cores = cores or threads.AllCores()
+        if start:
+            cores.on_train_start(self)
         for _ in range(steps):
             cores.on_train_batch_start(self)
             self.now += self.seconds[self.threads[-1] > 1]
@@ -105,4 +123,14 @@ def test_demo_uses_all_cores_while_that_is_quicker(monkeypatch):
 
 
 def test_demo_gives_up_the_other_cores_on_a_busy_machine(monkeypatch):
+    """And tries them again after 100 steps, 200 more, and so on."""
     assert Clock(monkeypatch, one=1.0, all_=8.0).train(50) == [1, 4, 1]
+    assert Clock(monkeypatch, one=1.0, all_=8.0).train(400) == [1, 4, 1, 4, 1, 4, 1]
+
+
+def test_demo_takes_all_cores_again_when_the_machine_is_quiet_again(monkeypatch):
+    clock = Clock(monkeypatch, one=1.0, all_=8.0)
+    cores = threads.AllCores()
+    clock.train(50, cores)
+    clock.seconds = (1.0, 0.6)
+    assert clock.train(150, cores, start=False) == [1, 4, 1, 4]

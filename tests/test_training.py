@@ -265,6 +265,49 @@ def test_resume_continues_with_teacher_adapters_and_schedule(quick, teacher):
     assert rows[2]["train/kd_feat"] > 0 and rows[3]["train/kd_cls"] == pytest.approx(0, abs=1e-5)
 
 
+def test_plain_run_is_saved_as_ultralytics_would_and_resumed_by_it_alone(quick, tmp_path):
+    last = tmp_path / "run" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick)
+    saved = YAML.load(Path(quick["project"]) / "run" / "args.yaml")
+    assert not [name for name in saved if name == "teacher" or name.startswith("kd_")]
+    code = f"""
+import sys
+sys.modules["ultralytics_kd"] = None
+from ultralytics import YOLO
+YOLO(r"{last}").train(resume=True, save_dir=r"{last.parents[1]}")
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert [row["epoch"] for row in results(last.parents[1])] == [2]
+
+
+def test_resume_neither_adds_nor_drops_a_teacher_and_leaves_the_run_as_it_was(quick, teacher, tmp_path):
+    for name, given, resumed in (("plain", {}, {"teacher": teacher}), ("kd", {"teacher": teacher}, {"teacher": None})):
+        model = YOLO("yolo26n.yaml")
+        last = tmp_path / name / "weights" / "last.pt"
+        last.parent.mkdir(parents=True)
+
+        def keep(trainer, last=last):
+            if trainer.epoch == 0:
+                shutil.copy2(trainer.last, last)
+
+        model.add_callback("on_model_save", keep)
+        model.train(**quick, **given)
+        with pytest.raises(KDError, match="is resumed the same way"):
+            YOLO(last).train(resume=True, **resumed)
+    folder = tmp_path / "kd"
+    (folder / "args.yaml").write_text("as: it was\n")
+    save_model(tmp_path / "other.pt", names={0: "cat"})
+    with pytest.raises(KDError, match="no class in common"):
+        YOLO(folder / "weights" / "last.pt").train(
+            resume=True, teacher=str(tmp_path / "other.pt"), save_dir=str(folder)
+        )
+    assert (folder / "args.yaml").read_text() == "as: it was\n"
+
+
 def test_resume_with_a_teacher_of_other_channels_is_one_sentence(quick, teacher, tmp_path):
     model = YOLO("yolo26n.yaml")
     last = tmp_path / "last.pt"
@@ -342,7 +385,7 @@ def test_map_of_classes_is_kept_with_the_run(quick, tmp_path, caplog):
     assert saved == {"round": "disc", "oval": "disc", "beam": "bar"}
     assert "2 of 3 matched by kd_classes; from labels alone: box" in caplog.text
     assert "The teacher knows 2 of the 3 classes." in caplog.text
-    assert "'kd_tau=3' has no effect" in caplog.text
+    assert "'kd_tau=3.0' has no effect" in caplog.text
 
 
 def test_classes_that_the_student_leaves_out_are_not_taught(quick, teacher):

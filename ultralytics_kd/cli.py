@@ -37,10 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             own[args[0]](args[1:])
         else:
             _yolo(args)
-    except (KDError, SyntaxError) as e:  # SyntaxError: what Ultralytics says of arguments that it does not know
-        LOGGER.error(str(e).strip())
-        return 1
+    # SyntaxError is what Ultralytics says of arguments that it does not know, FileNotFoundError of files
+    except (KDError, SyntaxError, FileNotFoundError) as e:
+        return _say(e)
+    except RuntimeError as e:
+        if not str(e).startswith("Dataset "):  # a data set that cannot be read is the user's to put right
+            raise
+        return _say(e)
     return 0
+
+
+def _say(error: Exception) -> int:
+    """Print an error's message and return the exit status."""
+    LOGGER.error(str(error).strip())
+    return 1
 
 
 def _yolo(args: list[str]) -> None:
@@ -50,18 +60,28 @@ def _yolo(args: list[str]) -> None:
     install()
     if not args:
         LOGGER.info(HELP)
+    _warn_of_idle(args)
     before = ul_cfg.ARGV[:]
     ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: it is how Ultralytics tells its CLI from Python
     try:
         ul_cfg.entrypoint()
     finally:
         ul_cfg.ARGV[:] = before
-    for arg in args:
-        _add_to_special(arg.lower().lstrip("-"))
+    special = (arg.lower().lstrip("-") for arg in args)
+    for command in special:
+        if _add_to_special(command):  # Ultralytics runs the first one and no other
+            return
 
 
-def _add_to_special(command: str) -> None:
-    """Add what is ours to the output of one of Ultralytics' special commands, in any of its spellings."""
+def _warn_of_idle(args: list[str]) -> None:
+    """Warn of kd arguments in a mode that has no use for them."""
+    idle = [arg for arg in args if arg.lstrip("-").split("=")[0].strip() in config.ARGUMENTS]
+    if idle and "train" not in args and any(mode in args for mode in ul_cfg.MODES):
+        LOGGER.warning(f"'{idle[0]}' has no effect: only 'train' distils.")
+
+
+def _add_to_special(command: str) -> bool:
+    """Add what is ours to the output of one of Ultralytics' special commands, and return whether it was one."""
     if command in {"help", "h"}:
         LOGGER.info(HELP)
     elif command == "cfg":
@@ -74,14 +94,22 @@ def _add_to_special(command: str) -> None:
     elif command == "copy-cfg":
         with open(Path.cwd() / ul_cfg.DEFAULT_CFG_PATH.name.replace(".yaml", "_copy.yaml"), "a", encoding="utf-8") as f:
             f.write(f"\n{config.cfg_text()}")
+    else:
+        return command in {"settings", "hub", "login", "logout", "solutions"}
+    return True
 
 
 def _demo(args: list[str]) -> None:
     """Run the demonstration with `key=value` arguments over its defaults."""
-    from .demo import run_demo
+    from .demo import DEMO_ONLY, run_demo
 
+    args = [arg.lstrip("-") for arg in ul_cfg.merge_equals_args(args)]
+    if {"help", "h"} & set(args):
+        own = ", ".join(f"{name}={value}" for name, value in DEMO_ONLY.items())
+        LOGGER.info(f"yolo-kd demo [{own}] and any argument of 'yolo-kd train' but its data and teacher")
+        return
     for arg in args:
-        if "=" not in arg:
+        if "=" not in arg or not arg.split("=", 1)[1]:
             raise KDError(f"'{arg}' is no 'key=value' argument of 'yolo-kd demo'.")
     run_demo(dict(ul_cfg.parse_key_value_pair(arg) for arg in args))
 

@@ -7,11 +7,11 @@ part of Ultralytics that reads its configuration, in this process.
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
 }
 WEIGHTS = ("kd_cls", "kd_box", "kd_feat")
+MAX_TAU = 1000  # beyond it probabilities no longer differ in float32
 TEMPERED = ("kl", "ld", "cwd")  # losses that kd_tau softens
 
 
@@ -85,9 +86,25 @@ def register() -> None:
     @functools.wraps(stock_check)
     def check_cfg(cfg: dict, hard: bool = True) -> None:
         check_values(cfg)  # first: its errors are sentences for users
-        stock_check(cfg, hard)
+        _simplify(cfg)
+        try:
+            stock_check(cfg, hard)
+        except TypeError as e:  # Ultralytics' own sentences, as errors that the command line knows for sentences
+            raise KDTypeError(str(e)) from e
+        except ValueError as e:
+            raise KDError(str(e)) from e
 
     ul_cfg.check_cfg = check_cfg
+
+
+def _simplify(cfg: dict) -> None:
+    """Turn checked values into those that args.yaml can hold, in place."""
+    classes = cfg.get("kd_classes")
+    if isinstance(classes, Mapping):
+        cfg["kd_classes"] = dict(classes)
+    elif isinstance(classes, Path):
+        cfg["kd_classes"] = str(classes)
+    cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.weight and cfg.get(k) is not None})
 
 
 def check_values(cfg: Mapping[str, Any]) -> None:
@@ -103,10 +120,12 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     for name, argument in ARGUMENTS.items():
         value = cfg.get(name)
         if value is None:
+            if name in cfg and argument.default is not None:
+                raise KDTypeError(f"'{name}' is empty: drop it for its default, {argument.default}, or give a value.")
             continue
         if argument.weight and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be a number.")
-        if argument.weight and (not math.isfinite(value) or value < 0):
+        if argument.weight and not 0 <= value <= sys.float_info.max:
             raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
         if argument.choices and value not in argument.choices:
             near = get_close_matches(str(value), argument.choices, n=1)
@@ -114,10 +133,13 @@ def check_values(cfg: Mapping[str, Any]) -> None:
                 f"'{name}={value}' is an invalid value: valid ones are {', '.join(argument.choices)}"
                 f"{f' (did you mean {near[0]}?)' if near else ''}."
             )
-    if cfg.get("kd_tau") == 0:
-        raise KDError("'kd_tau=0' is an invalid value: a temperature is greater than 0.")
-    if not isinstance(cfg.get("kd_classes", "auto"), (str, dict)):
-        raise KDError(f"'kd_classes={cfg['kd_classes']}' is invalid: give auto, a {{teacher: student}} map or a YAML.")
+    if cfg.get("kd_tau") is not None and not 0 < cfg["kd_tau"] <= MAX_TAU:
+        raise KDError(
+            f"'kd_tau={cfg['kd_tau']}' is an invalid value: a temperature is greater than 0 and at most {MAX_TAU}."
+        )
+    classes = cfg.get("kd_classes", "auto")
+    if not isinstance(classes, (str, Path, Mapping)) or not classes:
+        raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
 
 
 def check_combination(cfg: Mapping[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
+from .errors import KDError
 from .trainer import TRAINERS
 
 
@@ -20,6 +22,27 @@ class YOLO(_YOLO):
         >>> from ultralytics_kd import YOLO
         >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt")
     """
+
+    def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+        """Train, with a teacher if one is given.
+
+        Args:
+            trainer (type[BaseTrainer], optional): Trainer class in place of the task's.
+            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments.
+
+        Returns:
+            (DetMetrics | dict): What Ultralytics' `train` returns.
+
+        Raises:
+            KDError: If the distillation cannot run as asked.
+        """
+        teacher, data = kwargs.get("teacher"), kwargs.get("data")
+        if isinstance(data, (list, tuple)) and trainer is None and not isinstance(teacher, (str, Path, type(None))):
+            raise KDError(
+                "a teacher in memory cannot follow to the processes that train on several data sets: save it and give "
+                "its path."
+            )
+        return super().train(trainer=trainer, **kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:

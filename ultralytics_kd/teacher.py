@@ -13,7 +13,7 @@ from ultralytics.engine.model import Model
 from ultralytics.nn.autobackend import check_class_names
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint
 from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.torch_utils import get_flops, get_num_params
+from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 from . import predictions
 from .classes import ClassMap
@@ -69,19 +69,27 @@ class Teacher:
         self.names = _class_names(self.original)
         self.classes: ClassMap | None = None
 
-    def prepare(self, device: torch.device) -> Teacher:
-        """Freeze, fuse and move the model to where it runs.
+    def inspect(self) -> None:
+        """Look at the model's head and names, before anything is downloaded or written for its sake.
 
         Raises:
             KDError: If the model has no detection head, lost a branch of it, or has not a name for each class.
         """
         self.layout: Layout = predictions.layout(self.original)
+        self.channels = predictions.first_conv(self.original).in_channels
         if len(self.names) != self.layout.nc:
             raise KDError(
                 f"the teacher scores {self.layout.nc} classes and names {len(self.names)}: give its `names` one for "
                 "each class, in the order of its scores."
             )
-        self.channels = predictions.first_conv(self.original).in_channels
+
+    def prepare(self, device: torch.device) -> Teacher:
+        """Freeze, fuse and move the model to where it runs.
+
+        Raises:
+            KDError: As `inspect` does.
+        """
+        self.inspect()
         model: Any = deepcopy(self.original).float().eval().requires_grad_(False)
         with predictions.keep_branches(model):
             model.fuse(verbose=False)
@@ -131,7 +139,7 @@ def _load(source: Any) -> nn.Module:
     if isinstance(source, Model):
         source = source.model  # a YOLO; a string if it holds an exported file
     if isinstance(source, nn.Module):
-        return deepcopy(source).float().eval()
+        return deepcopy(unwrap_model(source)).float().eval()
     if not isinstance(source, (str, Path)):
         raise KDError(f"teacher={source!r} is of type {type(source).__name__}: give a path, a YOLO or a model.")
     path = str(check_model_file_from_stem(str(source).strip()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +67,9 @@ class DistillationMixin(_Trainer):
         self.teacher_metrics: dict[str, float] = {}
         self._in_memory: Any = None
         self._fresh_dirs: list[Path] = []
-        super().__init__(cfg, overrides, _callbacks)
+        self._args_before: tuple[Path, bytes] | None = None
+        with self._nothing_left_on_error():
+            super().__init__(cfg, overrides, _callbacks)
         if self._in_memory is not None:
             self._keep_teacher_in_memory()
 
@@ -73,11 +77,17 @@ class DistillationMixin(_Trainer):
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
         super().check_resume({k: v for k, v in overrides.items() if k != "teacher"})
-        if self.resume and config.has_teacher(overrides):
+        if self.resume and "teacher" in overrides:
+            if config.has_teacher(overrides) != config.has_teacher(vars(self.args)):
+                began = "with" if config.has_teacher(vars(self.args)) else "without"
+                raise KDError(
+                    f"this run began {began} a teacher and is resumed the same way: drop teacher={overrides['teacher']}"
+                    f", or start a new run from its weights (model={self.args.model})."
+                )
             self.args.teacher = overrides["teacher"]  # a teacher that has moved may be named anew
-        config.check_combination(vars(self.args))
         if not config.has_teacher(vars(self.args)):
             return
+        config.check_combination(vars(self.args))
         source = self.args.teacher
         self.teacher = Teacher(source)
         if self.teacher.task != self.args.task:
@@ -85,35 +95,32 @@ class DistillationMixin(_Trainer):
                 f"teacher={self.teacher.source} is a '{self.teacher.task}' model and the student's task is "
                 f"'{self.args.task}': both must have the same task."
             )
+        self.teacher.inspect()
         if isinstance(source, (str, Path)):
             self.args.teacher = str(Path(source).resolve() if Path(source).is_file() else source)  # resume anywhere
         else:
             self._in_memory, self.args.teacher = source, self.teacher.source
         if isinstance(self.args.kd_classes, str) and self.args.kd_classes.lower() != "auto":
             self.args.kd_classes = dict(load_map(self.args.kd_classes))  # the run must not need the file again
-        self._fresh_dirs = [] if self.resume else missing_dirs(get_save_dir(self.args))
+        if self.resume:
+            file = Path(getattr(self.args, "save_dir", None) or Path(self.args.model).parents[1]) / "args.yaml"
+            self._args_before = (file, file.read_bytes()) if file.is_file() else None
+        else:
+            self._fresh_dirs = missing_dirs(get_save_dir(self.args))
 
     def get_dataset(self) -> dict[str, Any]:
         """Load the data set's description and match its classes with the teacher's."""
-        try:
-            data = super().get_dataset()
-            if self.teacher is not None:
-                names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-                self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
-            return data
-        except (KDError, RuntimeError):
-            self._leave_nothing()
-            raise
+        data = super().get_dataset()
+        if self.teacher is not None:
+            names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
+            self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
+        return data
 
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
         ckpt = super().setup_model()
         if self.teacher is not None:
-            try:
-                self._match()
-            except KDError:
-                self._leave_nothing()
-                raise
+            self._match()
         return ckpt
 
     def _match(self) -> None:
@@ -131,7 +138,8 @@ class DistillationMixin(_Trainer):
 
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
-        super()._setup_train()
+        with self._nothing_left_on_error():
+            super()._setup_train()
         if self.teacher is not None and self.distiller is not None:
             self._attach_loss()
             if RANK in {-1, 0}:
@@ -166,9 +174,20 @@ class DistillationMixin(_Trainer):
         if RANK in {-1, 0}:
             YAML.save(self.save_dir / "args.yaml", vars(copy(self.args)))
 
+    @contextmanager
+    def _nothing_left_on_error(self) -> Iterator[None]:
+        """Remove what a run with a teacher has written, if it fails before it begins."""
+        try:
+            yield
+        except Exception:
+            self._leave_nothing()
+            raise
+
     def _leave_nothing(self) -> None:
         """Remove the output folder of a run that never began, and the folders above it that it made."""
-        if not self._fresh_dirs or self.save_dir != self._fresh_dirs[0]:
+        if self._args_before is not None:  # of a run that could not be resumed
+            self._args_before[0].write_bytes(self._args_before[1])
+        if not self._fresh_dirs or getattr(self, "save_dir", None) != self._fresh_dirs[0]:
             return
         shutil.rmtree(self._fresh_dirs[0], ignore_errors=True)
         for folder in self._fresh_dirs[1:]:
@@ -354,9 +373,12 @@ def register() -> None:
         config.check_combination(vars(self.args))
         if config.has_teacher(vars(self.args)) and not isinstance(self, DistillationMixin):
             raise KDError(
-                f"{type(self).__name__} does not distil, so that teacher={self.args.teacher} would be ignored: "
-                "use ultralytics_kd.YOLO, or pass trainer=KDDetectionTrainer."
+                f"{type(self).__name__} does not distil, so that teacher={self.args.teacher} would be ignored: YOLO "
+                "detection models do, through ultralytics_kd.YOLO or with trainer=KDDetectionTrainer."
             )
+        if not config.has_teacher(vars(self.args)):
+            for name in config.ARGUMENTS:  # a plain run is saved as Ultralytics would, and resumed by it alone
+                vars(self.args).pop(name, None)
 
     setattr(check_resume, "kd", True)  # noqa: B010 (the wrapped type has no such attribute)
     BaseTrainer.check_resume = check_resume

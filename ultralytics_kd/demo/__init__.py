@@ -1,5 +1,5 @@
 """`yolo-kd demo`: the whole of distillation on a drawn data set, without a download."""
 
-from .run import run_demo
+from .run import DEMO_ONLY, run_demo
 
-__all__ = ("run_demo",)
+__all__ = ("DEMO_ONLY", "run_demo")

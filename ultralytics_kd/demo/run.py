@@ -10,13 +10,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.patches import imread, imwrite
 from ultralytics.utils.plotting import Annotator, colors
 from ultralytics.utils.torch_utils import get_num_params
 
-from ..config import ARGUMENTS, register
+from ..config import ARGUMENTS, check_combination, register
+from ..errors import KDError
 from .shapes import CLASS_NAMES, draw_dataset
 from .threads import AllCores
 
@@ -82,9 +84,9 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     register()
     given = {**DEMO_ONLY, **TRAINING, **(overrides or {})}
     own = {name: given.pop(name) for name in DEMO_ONLY}
-    project, name = given.pop("project", None), given.pop("name", None)
-    get_cfg(overrides=given)  # a misspelt argument is answered before anything is drawn
-    save_dir = get_save_dir(get_cfg(overrides={"project": project, "name": name or "demo", "task": "detect"}))
+    place: dict[str, Any] = {k: given.pop(k) for k in ("project", "name", "exist_ok") if k in given}
+    _check(own, given)
+    save_dir = get_save_dir(get_cfg(overrides={"name": "demo", **place, "task": "detect"}))
     data = draw_dataset(save_dir / "data", own["train_images"], own["val_images"], given["imgsz"], given["seed"])
     LOGGER.info(f"{colorstr('Demo:')} drew {own['train_images']} + {own['val_images']} images in {save_dir / 'data'}")
     common = {**given, "data": str(data), "project": str(save_dir), "exist_ok": True}
@@ -103,6 +105,27 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     (save_dir / "results.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     LOGGER.info(_report(arms, result))
     return result
+
+
+def _check(own: dict[str, Any], given: dict[str, Any]) -> None:
+    """Answer bad arguments before anything is drawn or trained.
+
+    Raises:
+        KDError: If an argument has no place in the demo or a value that cannot work.
+        SyntaxError: If an argument is unknown.
+    """
+    for name in ("teacher", "data", "task", "mode", "resume", "cfg", "distill_model", "save_dir"):
+        if name in given:
+            raise KDError(f"'{name}' is no argument of the demo, which sees to it itself.")
+    counts = {"imgsz": given["imgsz"], **{k: v for k, v in own.items() if k != "teacher_model"}}
+    for name, value in {**counts, "epochs": given["epochs"]}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise KDError(f"'{name}={value}' is an invalid value: the demo needs a whole number of 1 or more.")
+    check_combination({**vars(get_cfg(overrides=given)), "teacher": own["teacher_model"], "task": "detect"})
+    for name in ("model", "teacher_model"):
+        model = str(given["model"] if name == "model" else own[name])
+        if not model.endswith((".yaml", ".yml")) or StockYOLO(model).task != "detect":
+            raise KDError(f"'{name}={model}' is no architecture (.yaml) of a YOLO detector, which the demo trains.")
 
 
 def _train(name: str, args: dict[str, Any]) -> Arm:
@@ -142,12 +165,10 @@ def _report(arms: list[Arm], result: dict[str, Any]) -> str:
 
 def _draw_comparison(arms: list[Arm], images: Path, file: Path, imgsz: int, rows: int = 5, tile: int = 320) -> Path:
     """Save a grid: val images from top to bottom; labels, teacher, alone and distilled from left to right."""
-    from ultralytics import YOLO
-
     files = sorted(images.glob("*.png"))[:rows]
     columns = [[_labelled(f, tile) for f in files]]
     for arm in arms:
-        results = YOLO(arm.weights).predict([str(f) for f in files], imgsz=imgsz, conf=0.3, verbose=False)
+        results = StockYOLO(arm.weights).predict([str(f) for f in files], imgsz=imgsz, conf=0.3, verbose=False)
         columns.append(
             [_boxes(f, r.boxes.xyxyn.cpu().numpy(), r.boxes.cls.tolist(), tile) for f, r in zip(files, results)]
         )

@@ -11,6 +11,7 @@ import torch
 
 TRIAL = 4  # steps on one core that the others are measured by
 PATIENCE = 2  # slow steps in a row before the other cores are given up
+PAUSE = 100  # steps until they are tried again, twice as many after every trial that failed
 
 
 class AllCores:
@@ -24,6 +25,7 @@ class AllCores:
     def __init__(self) -> None:
         self.times: list[float] = []
         self.slow = 0
+        self.pause, self.waited = PAUSE, 0
         self.last = 0.0
 
     def attach(self, model: Any) -> None:
@@ -42,15 +44,25 @@ class AllCores:
         self.last = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        """Take all cores after the trial, and give them up for good when steps are slower than in it."""
-        if trainer.device.type != "cpu" or self.slow >= PATIENCE:
+        """Take all cores after the trial on one, and give them up for a while when steps are slower than in it."""
+        if trainer.device.type != "cpu":
             return
         seconds = time.perf_counter() - self.last
         if len(self.times) < TRIAL:
             self.times.append(seconds)
             if len(self.times) == TRIAL:
-                torch.set_num_threads(min(os.cpu_count() or 1, 8))
-            return
-        self.slow = self.slow + 1 if seconds > statistics.median(self.times) else 0
-        if self.slow >= PATIENCE:
-            torch.set_num_threads(1)
+                self._take_all()
+        elif self.slow >= PATIENCE:
+            self.waited += 1
+            if self.waited == self.pause:
+                self.pause *= 2
+                self._take_all()
+        else:
+            self.slow = self.slow + 1 if seconds > statistics.median(self.times) else 0
+            if self.slow >= PATIENCE:
+                torch.set_num_threads(1)
+
+    def _take_all(self) -> None:
+        """Compute on all cores from now on."""
+        self.slow = self.waited = 0
+        torch.set_num_threads(min(os.cpu_count() or 1, 8))
