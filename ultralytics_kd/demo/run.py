@@ -25,9 +25,9 @@ from .threads import AllCores
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 DEMO_ONLY = {
     "teacher_model": "yolo26s.yaml",
-    "teacher_epochs": 13,
-    "train_images": 500,
-    "val_images": 100,
+    "teacher_epochs": 12,
+    "train_images": 480,
+    "val_images": 80,
 }
 TRAINING = {
     "model": "yolo26n.yaml",
