@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, save_model
+from conftest import NAMES, make_model, save_model
 from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
+from ultralytics_kd import teacher as teacher_module
 
 
 def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
@@ -141,6 +142,24 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
     server.shutdown()
     assert (tmp_path / Path(teacher).name).read_bytes() == Path(teacher).read_bytes()
     assert model.trainer.teacher.names == NAMES
+
+
+@pytest.mark.parametrize(
+    "source, asked",
+    [
+        ("ul://glenn/coco/yolo26x", "ul://glenn/coco/yolo26x"),
+        ("https://example.com/yolo26x", "https://example.com/yolo26x"),
+        ("yolo26x", "yolo26x.pt"),
+        (" yolo26x.pt ", "yolo26x.pt"),
+    ],
+)
+def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
+    seen = []
+    monkeypatch.setattr(
+        teacher_module, "load_checkpoint", lambda path: seen.append(path) or [make_model("yolo26n.yaml")]
+    )
+    teacher_module.Teacher(source)
+    assert seen == [asked]
 
 
 def test_command_line_exits_with_1_and_the_sentence_last():

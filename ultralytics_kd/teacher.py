@@ -142,7 +142,9 @@ def _load(source: Any) -> nn.Module:
         return deepcopy(unwrap_model(source)).float().eval()
     if not isinstance(source, (str, Path)):
         raise KDError(f"teacher={source!r} is of type {type(source).__name__}: give a path, a YOLO or a model.")
-    path = str(check_model_file_from_stem(str(source).strip()))
+    path = str(source).strip()
+    if "://" not in path:  # a URI would lose a slash
+        path = str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
         raise KDError(f"teacher={source} is an untrained architecture: give trained weights (.pt).")
     if "://" not in path and Path(path).suffix.lower() != ".pt":
