@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ultralytics.cfg as ul_cfg
 from ultralytics.utils import LOGGER
@@ -17,6 +18,8 @@ HELP = """
 
         yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt   distil a teacher into a student
         yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
+        yolo-kd bench data=coco8.yaml model=yolo26n.yaml teacher=yolo26x.pt seeds=3
+                                            the student alone, with distill_model and distilled, in one honest table
         yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
 """
 
@@ -31,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (int): Exit status: 0, or 1 after an error that one sentence explains.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    own: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "enable": _enable, "disable": _disable}
+    own: dict[str, Callable[[list[str]], None]] = {
+        "bench": _bench,
+        "demo": _demo,
+        "enable": _enable,
+        "disable": _disable,
+    }
     try:
         if args and args[0] in own:
             own[args[0]](args[1:])
@@ -103,15 +111,35 @@ def _demo(args: list[str]) -> None:
     """Run the demonstration with `key=value` arguments over its defaults."""
     from .demo import DEMO_ONLY, run_demo
 
+    given = _key_values("demo", args, DEMO_ONLY, "but its data and teacher")
+    if given is not None:
+        run_demo(given)
+
+
+def _bench(args: list[str]) -> None:
+    """Compare arms with `key=value` arguments."""
+    from .bench import BENCH_ONLY, run_bench
+
+    given = _key_values("bench", args, BENCH_ONLY, "but its seed")
+    if given is not None:
+        run_bench(given)
+
+
+def _key_values(command: str, args: list[str], own: Mapping[str, Any], but: str) -> dict[str, Any] | None:
+    """Return the arguments of one of our commands, or print its help and return None.
+
+    Raises:
+        KDError: If an argument is no `key=value`.
+    """
     args = [arg.lstrip("-") for arg in ul_cfg.merge_equals_args(args)]
     if {"help", "h"} & set(args):
-        own = ", ".join(f"{name}={value}" for name, value in DEMO_ONLY.items())
-        LOGGER.info(f"yolo-kd demo [{own}] and any argument of 'yolo-kd train' but its data and teacher")
-        return
+        said = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
+        LOGGER.info(f"yolo-kd {command} [{said}] and any argument of 'yolo-kd train' {but}")
+        return None
     for arg in args:
         if "=" not in arg or not arg.split("=", 1)[1]:
-            raise KDError(f"'{arg}' is no 'key=value' argument of 'yolo-kd demo'.")
-    run_demo(dict(ul_cfg.parse_key_value_pair(arg) for arg in args))
+            raise KDError(f"'{arg}' is no 'key=value' argument of 'yolo-kd {command}'.")
+    return dict(ul_cfg.parse_key_value_pair(arg) for arg in args)
 
 
 def _enable(args: list[str]) -> None:

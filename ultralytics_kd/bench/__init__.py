@@ -1,0 +1,6 @@
+"""`yolo-kd bench`: the same student alone, with `distill_model` and distilled, over several seeds, in one table."""
+
+from .plan import BENCH_ONLY
+from .run import run_bench
+
+__all__ = ("BENCH_ONLY", "run_bench")

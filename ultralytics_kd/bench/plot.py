@@ -1,0 +1,38 @@
+"""The picture of a bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import plt_settings
+
+
+@plt_settings()
+def plot_table(report: dict[str, Any], file: Path) -> None:
+    """Draw every run as a point, the mean of each arm as a line, and its teacher as a dashed one; a panel per head.
+
+    Args:
+        report (dict): What `run_bench` returns.
+        file (Path): Picture to write.
+    """
+    import matplotlib.pyplot as plt
+
+    heads = list(dict.fromkeys(row["head"] for row in report["table"]))
+    height = 1.4 + 0.45 * max(sum(r["head"] == h for r in report["table"]) for h in heads)
+    fig, axes = plt.subplots(1, len(heads), figsize=(6 * len(heads), height), squeeze=False, layout="constrained")
+    for ax, head in zip(axes[0], heads):
+        rows = [row for row in report["table"] if row["head"] == head]
+        for y, row in enumerate(rows):
+            values = list(row["seeds"].values())
+            ax.plot(values, [y] * len(values), "o", alpha=0.6, color=f"C{y % 10}")
+            ax.plot([row["map"]] * 2, [y - 0.3, y + 0.3], color=f"C{y % 10}", linewidth=2)
+            if row["teacher"] is not None:
+                ax.plot([row["teacher"]] * 2, [y - 0.4, y + 0.4], "--", color="black", linewidth=1)
+        ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel("mAP50-95, dashed: teacher")
+        ax.set_title({"nms": "one2many head, NMS", "end2end": "end-to-end head"}[head])
+        ax.grid(axis="x", alpha=0.3)
+    fig.savefig(file, dpi=150)
+    plt.close(fig)

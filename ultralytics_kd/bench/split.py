@@ -1,0 +1,48 @@
+"""A part of the training images that settings are chosen by, so that the val set is left for the end."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from ultralytics.data.base import BaseDataset
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import YAML
+
+from ..errors import KDError
+
+
+class _Files(BaseDataset):
+    """Ultralytics' own reading of what `train:` may be: folders, lists, or several of them."""
+
+    def __init__(self) -> None:
+        self.fraction, self.prefix = 1.0, ""
+
+
+def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
+    """Split the training images of a data set, and return a data.yaml whose val set is the held-out part.
+
+    The data set's own val images are in neither part.
+
+    Args:
+        data (str): Data set as `data=` takes it.
+        share (float): Share of the training images to hold out, greater than 0 and less than 1.
+        folder (Path): Where the lists of files and the data.yaml go.
+        seed (int): Seed of the draw.
+
+    Raises:
+        KDError: If a part would be empty.
+    """
+    dataset = check_det_dataset(data)
+    files = _Files().get_img_files(dataset["train"])
+    count = round(share * len(files))
+    if not 0 < count < len(files):
+        raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty.")
+    files = [str(Path(f).absolute()) for f in files]
+    random.Random(seed).shuffle(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("val", files[:count]), ("train", files[count:])):
+        (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
+    rest = {k: dataset[k] for k in ("names", "channels") if k in dataset}
+    YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": "train.txt", "val": "val.txt", **rest})
+    return folder / "data.yaml"

@@ -1,0 +1,183 @@
+"""From records to the table of a bench, and its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from scipy import stats
+
+from .plan import ALONE
+from .plot import plot_table
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished student.
+
+    Attributes:
+        arm (str): Its arm.
+        seed (int): Its seed.
+        record (dict[str, Any]): What the worker left.
+    """
+
+    arm: str
+    seed: int
+    record: dict[str, Any]
+
+
+def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return runs, teachers and one row per arm and head.
+
+    Args:
+        arms (list[str]): Arms in the table's order.
+        runs (list[Run]): Finished students, in any order.
+        teachers (dict[str, dict]): Teacher's record by arm.
+
+    Returns:
+        (dict): "runs" and "teachers" as flat rows, and "table". In a row of the table, `gain` is the mean difference to
+            `alone` over the seeds that both have, `ci_low` and `ci_high` its 95% interval by Student's t (none with
+            fewer than two), and `gap_closed` that gain over what the same runs of `alone` lack of the teacher's score.
+    """
+    order = {name: i for i, name in enumerate(arms)}
+    runs = sorted(runs, key=lambda r: (order[r.arm], r.seed))
+    flat = [
+        {"arm": r.arm, "seed": r.seed, "head": head, **scores, "seconds": r.record["seconds"]}
+        for r in runs
+        for head, scores in r.record["scores"].items()
+    ]
+    taught = [
+        {"arm": arm, "head": head, **scores, "parameters": record["parameters"]}
+        for arm, record in teachers.items()
+        for head, scores in record["scores"].items()
+    ]
+    table = [
+        _row(
+            pl.DataFrame(flat),
+            arm,
+            head,
+            next((t["map"] for t in taught if (t["arm"], t["head"]) == (arm, head)), None),
+        )
+        for head in dict.fromkeys(r["head"] for r in flat)
+        for arm in arms
+        if any((r["arm"], r["head"]) == (arm, head) for r in flat)
+    ]
+    return {"table": table, "teachers": taught, "runs": flat}
+
+
+def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict[str, Any]:
+    """Return the row of one arm and head."""
+    runs = runs.filter(pl.col("head") == head)
+    own, alone = (runs.filter(pl.col("arm") == name) for name in (arm, ALONE))
+    pairs = own.join(alone, on="seed", suffix="_alone")
+    gains = (pairs["map"] - pairs["map_alone"]).to_list() if arm != ALONE else []
+    gain = float(pl.Series(gains).mean()) if gains else None  # type: ignore[arg-type]
+    missing = teacher - float(pairs["map_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
+    low, high = interval(gains)
+    return {
+        "head": head,
+        "arm": arm,
+        "runs": own.height,
+        "map": own["map"].mean(),
+        "std": own["map"].std() if own.height > 1 else None,
+        "map50": own["map50"].mean(),
+        "gain": gain,
+        "ci_low": low,
+        "ci_high": high,
+        "teacher": teacher,
+        "gap_closed": gain / missing if gain is not None and missing and missing > 0 else None,
+        "seconds": own["seconds"].mean(),
+        "seeds": dict(zip(own["seed"].to_list(), own["map"].to_list())),
+    }
+
+
+def interval(gains: list[float], confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+    """Return the confidence interval of the mean of paired differences, by Student's t; none for fewer than two.
+
+    Args:
+        gains (list[float]): Differences, one per seed.
+        confidence (float): Its probability.
+    """
+    if len(gains) < 2:
+        return None, None
+    series = pl.Series(gains)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(gains) - 1) * series.std() / len(gains) ** 0.5)
+    mean = float(series.mean())  # type: ignore[arg-type]
+    return mean - half, mean + half
+
+
+def save_tables(report: dict[str, Any], folder: Path) -> None:
+    """Write bench.json, bench.csv, bench.md and bench.png.
+
+    Args:
+        report (dict): What `run_bench` returns.
+        folder (Path): Where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    if not report["table"]:
+        return
+    rows = [{**{k: v for k, v in r.items() if k != "seeds"}, **_seed_columns(r)} for r in report["table"]]
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(folder / "bench.csv", float_precision=5)
+    (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")
+    plot_table(report, folder / "bench.png")
+
+
+def _seed_columns(row: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of a row as a column per seed."""
+    return {f"seed_{seed}": value for seed, value in row["seeds"].items()}
+
+
+def cells(report: dict[str, Any]) -> list[list[str]]:
+    """Return the table as text, title first."""
+    title = ["head", "arm", "runs", "mAP50-95", "per seed", "gain over alone (95% CI)", "gap closed", "mAP50", "time"]
+    lines = [title]
+    for head in dict.fromkeys(row["head"] for row in report["table"]):
+        rows = [row for row in report["table"] if row["head"] == head]
+        alone = next((r["seconds"] for r in rows if r["arm"] == ALONE), None)
+        lines += [_cells(row, alone) for row in rows]
+        scores = {(t["map"], t["map50"], t["parameters"]): t for t in report["teachers"] if t["head"] == head}
+        several = len(scores) > 1
+        for t in scores.values():
+            name = f"teacher of {t['arm']}" if several else "teacher"
+            lines.append([head, name, "1", f"{t['map']:.4f}", "", "", "", f"{t['map50']:.4f}", ""])
+    return lines
+
+
+def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
+    """Return one arm's row as text."""
+    spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
+    gain = "" if row["gain"] is None else f"{row['gain']:+.4f}"
+    if row["ci_low"] is not None:
+        gain += f" ({row['ci_low']:+.4f} to {row['ci_high']:+.4f})"
+    ratio = f" ({row['seconds'] / alone:.2f}x)" if alone and row["arm"] != ALONE else ""
+    return [
+        row["head"],
+        row["arm"],
+        str(row["runs"]),
+        f"{row['map']:.4f}{spread}",
+        " ".join(f"{v:.4f}" for v in row["seeds"].values()),
+        gain,
+        "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}",
+        f"{row['map50']:.4f}",
+        f"{row['seconds']:.0f} s{ratio}",
+    ]
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the table in Markdown."""
+    title, *rows = cells(report)
+    lines = [title, ["---"] * len(title), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """Return the table in columns, for the terminal."""
+    lines = cells(report)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("    " + "  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)
