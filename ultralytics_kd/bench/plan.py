@@ -142,8 +142,8 @@ def _arms(arms: Any, special: dict[str, Any], teacher: Any) -> list[Arm]:
         foreign = [k for k in args if k not in ARGUMENTS and k not in BUILTIN_ARGUMENTS]
         if foreign:
             raise KDError(
-                f"arm '{name}' sets '{foreign[0]}': arms differ in kd arguments (or {', '.join(BUILTIN_ARGUMENTS)}) and "
-                "share all others, or they could not be compared."
+                f"arm '{name}' sets '{foreign[0]}': arms differ in kd arguments (or {', '.join(BUILTIN_ARGUMENTS)}) "
+                "and share all others, or they could not be compared."
             )
         key = "distill_model" if name == BUILTIN or set(args) & set(BUILTIN_ARGUMENTS) else "teacher"
         own = builtin if key == "distill_model" else {**_kd_defaults(), **kd}

@@ -223,9 +223,10 @@ class Bench:
         changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
         if changed:
             k = changed[0]
+            rename = "rename the arm, " if job.arm not in {None, ALONE} else ""
             raise KDError(
                 f"'{job.name}' in {self.plan.save_dir} was made with {k}={was.get(k)}, and {k}={now.get(k)} is asked "
-                f"for: give another name=, {'rename the arm, ' if job.arm not in {None, ALONE} else ''}or delete {file}."
+                f"for: give another name=, {rename}or delete {file}."
             )
         return record
 
