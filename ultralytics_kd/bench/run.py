@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import ultralytics
 from ultralytics.utils import LOGGER, colorstr
-from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.downloads import attempt_download_asset
 
 from .. import __version__
 from ..config import register
 from ..errors import KDError
+from ..teacher import Teacher
 from .plan import ALONE, Arm, Plan, make_plan
+from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
 
@@ -122,7 +122,8 @@ class Bench:
             path = _resolve(arm.args[arm.teacher_key] or trained)
             found[arm.name] = {"path": str(path), "sha256": _sha256(path)}
             classes = arm.args.get("kd_classes", "auto")
-            identity = {"teacher": found[arm.name]["sha256"], "kd_classes": classes, **self._identity({})}
+            seen = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
+            identity = self._identity({**seen, "teacher": found[arm.name]["sha256"], "kd_classes": classes})
             name = f"teacher-{found[arm.name]['sha256'][:12]}"
             args = {**self.plan.common, "data": self.data}
             job = Job(name, identity, {"args": args, "weights": str(path), "classes": classes})
@@ -269,12 +270,15 @@ class Bench:
             raise KDError(f"{job.name}: {last} ({log})")
 
 
-def _resolve(teacher: str | None) -> Path:
-    """Return the local file of a teacher, downloaded if Ultralytics knows it by name."""
-    path = Path(attempt_download_asset(check_model_file_from_stem(str(teacher))))
-    if not path.is_file():
-        raise KDError(f"teacher={teacher} was not found.")
-    return path.resolve()
+def _resolve(teacher: Any) -> Path:
+    """Return the local file of a teacher, downloaded if need be.
+
+    Raises:
+        KDError: If nothing that can teach is found there.
+    """
+    loaded = Teacher(teacher)
+    loaded.inspect()
+    return Path(str(loaded.original.pt_path)).resolve()
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,296 @@
+"""Benches: what is compared with what, what is kept, and what the table says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from conftest import QUICK, draw_dataset, save_model
+
+from ultralytics_kd.bench import run_bench
+from ultralytics_kd.bench.plan import make_plan
+from ultralytics_kd.bench.scores import score
+from ultralytics_kd.bench.split import hold_out
+from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
+from ultralytics_kd.cli import main
+from ultralytics_kd.config import ARGUMENTS
+from ultralytics_kd.errors import KDError
+
+TRAINING = {"data": "d.yaml", "model": "yolo26n.yaml", "teacher": "t.pt"}
+
+
+def plan(**given):
+    return make_plan({**TRAINING, **given})
+
+
+def record(nms: float, end2end: float | None = None, seconds: float = 10.0) -> dict:
+    scores = {
+        head: {"map": v, "map50": v + 0.2, "precision": 0.5, "recall": 0.5}
+        for head, v in (("nms", nms), ("end2end", end2end))
+        if v is not None
+    }
+    return {"scores": scores, "parameters": 1, "weights": "w.pt", "seconds": seconds}
+
+
+# Plan -----------------------------------------------------------------------------------------------------------------
+def test_arms_without_arguments_are_the_student_alone_the_built_in_method_and_ours():
+    arms = {arm.name: arm for arm in plan().arms}
+    assert list(arms) == ["alone", "builtin", "kd"]
+    assert arms["alone"].args == {}
+    assert arms["builtin"].args == {"distill_model": "t.pt"}
+    assert arms["kd"].args == {name: a.default for name, a in ARGUMENTS.items()} | {"teacher": "t.pt"}
+
+
+def test_alone_is_compared_with_whatever_arms_are_asked_for():
+    assert [arm.name for arm in plan(arms='{"kd": {"kd_feat": 0}}').arms] == ["alone", "kd"]
+
+
+def test_arms_come_as_names_json_a_dict_or_a_yaml(tmp_path):
+    (tmp_path / "arms.yaml").write_text("kd: {}\nstrong: {kd_cls: 2.0}\nold: {dis: 1.0}\n")
+    spec = {"kd": {}, "strong": {"kd_cls": 2.0}, "old": {"dis": 1.0}}
+    for arms in (str(tmp_path / "arms.yaml"), spec, json.dumps(spec)):
+        made = {arm.name: arm.args for arm in plan(arms=arms).arms}
+        assert made["strong"]["kd_cls"] == 2.0 and made["strong"]["teacher"] == "t.pt"
+        assert made["kd"]["kd_cls"] == ARGUMENTS["kd_cls"].default
+        assert made["old"] == {"distill_model": "t.pt", "dis": 1.0}
+    assert [arm.name for arm in plan(arms="kd, alone").arms] == ["alone", "kd"]
+
+
+def test_kd_arguments_of_the_bench_reach_the_arms_with_a_teacher_and_an_arm_may_have_another():
+    arms = {a.name: a for a in plan(kd_cls=3.0, arms={"kd": {}, "own": {"kd_cls": 1.5, "teacher": "x.pt"}}).arms}
+    assert (arms["kd"].args["kd_cls"], arms["own"].args["kd_cls"]) == (3.0, 1.5)
+    assert (arms["kd"].args["teacher"], arms["own"].args["teacher"]) == ("t.pt", "x.pt")
+    assert "kd_cls" not in arms["alone"].args
+
+
+def test_seeds_are_a_number_or_a_list():
+    assert plan(seeds=2).seeds == [0, 1]
+    assert plan(seeds=(5, 3)).seeds == plan(seeds="5,3").seeds == plan(seeds=[5, 3]).seeds == [5, 3]
+
+
+def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
+    (tmp_path / "r.yaml").write_text("model: yolo26m.yaml\nkd_cls: 2.0\nepochs: 7\nseeds: 2\n")
+    made = plan(cfg=str(tmp_path / "r.yaml"))
+    assert (made.common["model"], made.common["epochs"], made.seeds) == ("yolo26n.yaml", 7, [0, 1])
+    assert made.arms[-1].args["kd_cls"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"teacher": None}, "arm 'builtin' needs a teacher"),
+        ({"teacher_model": "yolo26s.yaml", "teacher_epochs": 2}, "give one of them"),
+        ({"teacher": None, "teacher_model": "yolo26s.yaml"}, "go together"),
+        ({"teacher_epochs": 3}, "go together"),
+        ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 0}, "whole number"),
+        ({"teacher": torch.nn.Identity()}, "save the teacher"),
+        ({"arms": "alone"}, "no arm has a use for the teacher"),
+        ({"arms": "alone,mine"}, "arm 'mine' is unknown"),
+        ({"arms": {"alone": {"kd_cls": 1.0}}}, "takes no arguments"),
+        ({"arms": {"kd": {"epochs": 3}}}, "arm 'kd' sets 'epochs'"),
+        ({"arms": {"kd": {"kd_clss": 3}}}, "arm 'kd' sets 'kd_clss'"),
+        ({"arms": {"kd": {"kd_cls": -1}}}, "arm 'kd': 'kd_cls=-1' is an invalid value"),
+        ({"arms": {"kd": {"kd_cls": 0, "kd_box": 0, "kd_feat": 0}}}, "all distillation weights are 0"),
+        ({"arms": {"a/b": {"kd_cls": 1}}}, "needs a name"),
+        ({"arms": '{"kd": {'}, "no JSON"),
+        ({"arms": 3}, "is invalid"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"seeds": "1,1"}, "different ones"),
+        ({"seeds": True}, "is invalid"),
+        ({"holdout": 1.0}, "holdout=1.0"),
+        ({"jobs": 0}, "whole number"),
+        ({"seed": 1}, "seeds=3"),
+        ({"resume": True}, "goes on by itself"),
+        ({"data": None}, "needs data="),
+        ({"kd_cls_loss": "bckdd"}, "did you mean bckd"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(given, sentence):
+    with pytest.raises(KDError, match=sentence):
+        plan(**given)
+
+
+def test_a_misspelt_argument_is_named():
+    with pytest.raises(SyntaxError, match="epoch"):
+        plan(epochz=3)
+
+
+# Split ----------------------------------------------------------------------------------------------------------------
+def test_holdout_splits_the_training_images_and_leaves_the_val_set_alone(tmp_path):
+    data = draw_dataset(tmp_path / "shapes", 10)
+    made = hold_out(str(data), 0.2, tmp_path / "split")
+    train, val = ({*(made.parent / f"{part}.txt").read_text().split()} for part in ("train", "val"))
+    assert (len(train), len(val)) == (8, 2) and not train & val
+    assert train | val == {str(f) for f in (tmp_path / "shapes/images/train").iterdir()}
+    assert hold_out(str(data), 0.2, tmp_path / "again").parent.joinpath("val.txt").read_text().split() == sorted(val)
+
+
+def test_holdout_of_too_few_images_is_refused(tmp_path):
+    with pytest.raises(KDError, match="empty"):
+        hold_out(str(draw_dataset(tmp_path / "shapes", 2)), 0.1, tmp_path / "split")
+
+
+# Table ----------------------------------------------------------------------------------------------------------------
+def test_interval_is_students():
+    low, high = interval([0.01, 0.02, 0.03])  # t of 0.975 with 2 degrees of freedom is 4.3027, s / sqrt(3) is 0.0057735
+    assert low == pytest.approx(0.02 - 4.302653 * 0.00577350, abs=1e-7)
+    assert high == pytest.approx(0.02 + 4.302653 * 0.00577350, abs=1e-7)
+    assert interval([0.1]) == (None, None)
+
+
+def test_gains_are_paired_by_seed_and_heads_are_kept_apart():
+    runs = [
+        Run("kd", 1, record(0.45, 0.40, 15.0)),
+        Run("alone", 0, record(0.30, 0.20)),
+        Run("kd", 0, record(0.35, 0.30)),
+    ]
+    runs += [Run("alone", 1, record(0.44, 0.20)), Run("alone", 2, record(0.90, 0.90))]
+    table = summarize(["alone", "kd"], runs, {"kd": record(0.57, 0.30)})["table"]
+    assert [(row["head"], row["arm"]) for row in table] == [
+        ("nms", "alone"), ("nms", "kd"), ("end2end", "alone"), ("end2end", "kd")
+    ]  # fmt: skip
+    kd = table[1]
+    assert kd["gain"] == pytest.approx((0.05 + 0.01) / 2)  # seed 2 has no counterpart
+    assert kd["gap_closed"] == pytest.approx(0.03 / (0.57 - 0.37))
+    assert kd["seeds"] == {0: 0.35, 1: 0.45} and kd["seconds"] == 12.5
+    assert table[0]["gain"] is None and table[0]["map"] == pytest.approx((0.30 + 0.44 + 0.90) / 3)
+    assert table[3]["gain"] == pytest.approx(0.15)
+
+
+def test_a_teacher_that_is_no_better_leaves_no_gap_to_close():
+    runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
+    row = summarize(["alone", "kd"], runs, {"kd": record(0.25)})["table"][1]
+    assert row["gap_closed"] is None and row["ci_low"] is None
+
+
+def test_files_hold_the_table(tmp_path):
+    runs = [
+        Run(arm, seed, record(0.3 + 0.1 * (arm == "kd") + 0.01 * seed)) for arm in ("alone", "kd") for seed in (0, 1)
+    ]
+    report = {"settings": {}, "versions": {}, **summarize(["alone", "kd"], runs, {"kd": record(0.5)})}
+    save_tables(report, tmp_path)
+    csv = pl.read_csv(tmp_path / "bench.csv")
+    assert csv["gain"].to_list() == [None, 0.1] and csv["seed_1"].to_list() == [0.31, 0.41]
+    assert json.loads((tmp_path / "bench.json").read_text())["table"][1]["gap_closed"] == pytest.approx(0.1 / 0.195)
+    assert "| nms | kd | 2 | 0.4050 ± 0.0071 | 0.4000 0.4100 | +0.1000" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "bench.png").stat().st_size > 5000
+    assert "51%" in to_markdown(report) and "51%" in to_text(report)
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def bench(tmp_path, teacher):
+    """Return the arguments of a quick bench with a data set of its own."""
+    data = draw_dataset(tmp_path / "shapes", 8)
+    rest = {k: v for k, v in QUICK.items() if k not in {"plots", "verbose"}}
+    return {**rest, "data": str(data), "model": "yolo26n.yaml", "teacher": teacher, "project": str(tmp_path / "out"),
+            "name": "bench", "arms": "alone,kd"}  # fmt: skip
+
+
+def scores_of(report: dict) -> list:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in report["table"]]
+
+
+def weights_of(folder: Path, run: str) -> dict:
+    return torch.load(folder / "runs" / run / "weights/last.pt", weights_only=False)["model"].state_dict()
+
+
+@pytest.mark.slow
+def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
+    whole = run_bench({**bench, "seeds": 2, "name": "whole"})
+    command = [sys.executable, "-m", "ultralytics_kd", "bench", *(f"{k}={v}" for k, v in bench.items()), "seeds=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "out" / "bench"
+    for _ in range(1200):
+        if (folder / "runs/kd-0/args.yaml").exists():  # the second of four trainings has begun
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = folder / "records/alone-0.json"
+    assert first.exists() and not (folder / "records/kd-0.json").exists()
+    before = first.stat().st_mtime_ns
+    time.sleep(3)  # the worker finds that its bench has gone
+    resumed = run_bench({**bench, "seeds": 2})
+    assert first.stat().st_mtime_ns == before
+    assert scores_of(resumed) == scores_of(whole)
+    for run in ("alone-0", "kd-0", "kd-1"):
+        ours, theirs = weights_of(folder, run), weights_of(tmp_path / "out/whole", run)
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+@pytest.mark.slow
+def test_a_bench_trains_its_teacher_holds_images_out_and_runs_several_at_a_time(bench, tmp_path):
+    bench.pop("teacher")
+    report = run_bench(
+        {**bench, "teacher_model": "yolo26s.yaml", "teacher_epochs": 1, "holdout": 0.25, "jobs": 2, "seeds": 1,
+         "arms": "builtin,kd"}
+    )  # fmt: skip
+    folder = tmp_path / "out" / "bench"
+    assert [(row["head"], row["arm"]) for row in report["table"]] == [
+        (head, arm) for head in ("nms", "end2end") for arm in ("alone", "builtin", "kd")
+    ]
+    assert {t["parameters"] for t in report["teachers"]} == {9_950_186}
+    args = (folder / "runs/kd-0/args.yaml").read_text()
+    assert str(folder / "runs/teacher/weights/best.pt") in args and str(folder / "holdout/data.yaml") in args
+    assert "distill_model: null" in args
+    alone, builtin = ((folder / f"runs/{arm}-0/args.yaml").read_text() for arm in ("alone", "builtin"))
+    assert "kd_cls" not in alone + builtin and "distill_model: /" in builtin
+
+
+@pytest.mark.slow
+def test_finished_runs_are_kept_as_long_as_they_are_what_is_asked_for(bench, tmp_path, capsys):
+    run_bench({**bench, "seeds": 1})
+    record = tmp_path / "out/bench/records/kd-0.json"
+    made = record.stat().st_mtime_ns
+    with pytest.raises(KDError, match="was made with epochs=2, and epochs=3 is asked for"):
+        run_bench({**bench, "seeds": 1, "epochs": 3})
+    with pytest.raises(KDError, match=r"'kd-0'.*was made with kd_cls=.*rename the arm"):
+        run_bench({**bench, "seeds": 1, "kd_cls": 9.0})
+    report = run_bench({**bench, "seeds": 1, "arms": {"kd": {}, "cls": {"kd_box": 0}}})  # another arm joins them
+    assert record.stat().st_mtime_ns == made
+    assert [row["arm"] for row in report["table"][:3]] == ["alone", "kd", "cls"]
+
+
+@pytest.mark.slow
+def test_a_failed_training_is_named_with_its_log_and_the_others_are_finished(bench, tmp_path):
+    with pytest.raises(KDError, match=r"1 of the trainings failed: bins-0: .*reg_max=1.*bins-0\.log"):
+        run_bench({**bench, "seeds": 1, "arms": {"bins": {"kd_box_loss": "ld"}, "kd": {}}})
+    report = json.loads((tmp_path / "out/bench/bench.json").read_text())
+    assert {row["arm"] for row in report["table"]} == {"alone", "kd"}
+
+
+@pytest.mark.slow
+def test_a_teacher_that_knows_none_of_the_classes_ends_a_bench_before_it_trains(bench, tmp_path):
+    other = save_model(tmp_path / "other.pt", names={0: "cat"})
+    with pytest.raises(KDError, match="teacher-"):
+        run_bench({**bench, "teacher": str(other)})
+    assert not (tmp_path / "out/bench/runs").exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_with_classes_in_another_order_is_scored_in_those_of_the_data(tmp_path, data):
+    torch.manual_seed(0)
+    straight = save_model(tmp_path / "straight.pt")
+    saved = torch.load(straight, weights_only=False)
+    for tower in (*saved["model"].model[-1].cv3, *saved["model"].model[-1].one2one_cv3):
+        tower[-1].weight.data = tower[-1].weight.data.flip(0)
+        tower[-1].bias.data = tower[-1].bias.data.flip(0)
+    saved["model"].names = dict(enumerate(reversed(list(saved["model"].names.values()))))
+    torch.save(saved, tmp_path / "flipped.pt")
+    args = {"data": data, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+    ours, theirs = (score(str(tmp_path / f"{name}.pt"), args)["scores"] for name in ("straight", "flipped"))
+    assert ours == theirs and set(ours) == {"nms", "end2end"}
+
+
+def test_command_line_says_what_a_bench_takes_and_what_is_wrong(caplog, capsys):
+    assert main(["bench", "help"]) == 0
+    assert main(["bench", "data=x.yaml"]) == 1
+    assert main(["bench", "seeds"]) == 1
+    assert not os.path.exists("runs")
