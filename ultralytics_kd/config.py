@@ -55,6 +55,9 @@ ARGUMENTS: dict[str, Argument] = {
         None, "float, optional", "temperature of kl, ld and cwd; unset = each loss's own (1, 10, 1)", weight=True
     ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
+    "kd_init": Argument(
+        True, "bool", "whether a student without trained weights begins with a part of the teacher's, if they are alike"
+    ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),
@@ -77,6 +80,7 @@ def register() -> None:
         DEFAULT_CFG_DICT[name] = argument.default
         setattr(DEFAULT_CFG, name, argument.default)
     ul_cfg.CFG_FLOAT_KEYS = ul_cfg.CFG_FLOAT_KEYS | {k for k, a in ARGUMENTS.items() if a.weight}
+    ul_cfg.CFG_BOOL_KEYS = ul_cfg.CFG_BOOL_KEYS | {k for k, a in ARGUMENTS.items() if a.type == "bool"}
     ul_cfg.CFG_STR_KEYS = ul_cfg.CFG_STR_KEYS | {k for k, a in ARGUMENTS.items() if a.choices}
     ul_cfg.CLI_HELP_MSG += help_text()
     # Sweeps over several data sets start `yolo` as a process, from this very list: theirs must know the arguments too
@@ -127,6 +131,8 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be a number.")
         if argument.weight and not 0 <= value <= sys.float_info.max:
             raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
+        if argument.type == "bool" and not isinstance(value, bool):
+            raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be True or False.")
         if argument.choices and value not in argument.choices:
             near = get_close_matches(str(value), argument.choices, n=1)
             raise KDError(

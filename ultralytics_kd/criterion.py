@@ -90,7 +90,10 @@ class Distiller:
         items = dict.fromkeys(WEIGHTS, zero)
         with torch.autocast(zero.device.type, enabled=False):  # a teacher in half precision must not overflow
             for name, term in self.terms.items():
-                value = sum((self.gains[p.name] * term(p) for p in pairs), zero) if term.per_branch else term(pairs[0])
+                # Features are trained through the first branch alone (one2one reads them detached). Without its gain,
+                # which falls from 0.8 to 0.1, the feature term would outweigh the labels in the end.
+                heard = pairs if term.per_branch else pairs[:1]
+                value = sum((self.gains[p.name] * term(p) for p in heard), zero)
                 items[name] = value * self.weights[name] * self.fade
         return items
 

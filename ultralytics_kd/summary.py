@@ -14,7 +14,7 @@ from .criterion import Distiller
 from .teacher import Teacher
 
 
-def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller) -> str:
+def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, beginning: str) -> str:
     """Return who teaches whom, which classes match and which terms are on.
 
     Args:
@@ -22,11 +22,13 @@ def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Dist
         student (nn.Module): The student.
         teacher (Teacher): The teacher.
         distiller (Distiller): The terms.
+        beginning (str): Which weights the student begins with, as `beginning` says.
     """
     assert teacher.classes is not None
     rows = [
         ("teacher", f"{_size(teacher.parameters(), teacher.gflops(args.imgsz))}  {teacher.source}"),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
+        ("weights", beginning),
         ("classes", _classes(teacher, "name" if args.kd_classes == "auto" else "kd_classes")),
         ("levels", f"strides {list(distiller.student_layout.strides)}, {_heads(distiller)}"),
     ]
@@ -39,6 +41,22 @@ def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Dist
         extra = f", adapters of {size:,} parameters that do not ship" if size else ""
         rows.append((name, f"{getattr(args, f'{name}_loss')} x {distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
+
+
+def beginning(student: nn.Module, asked: bool, untrained: bool, initialized: int) -> str:
+    """Return which weights the student begins with.
+
+    Args:
+        student (nn.Module): The student.
+        asked (bool): The `kd_init` argument.
+        untrained (bool): Whether the student came without trained weights.
+        initialized (int): Number of its parameters that the teacher's weights began.
+    """
+    if not untrained:
+        return "the student's own, trained"
+    if initialized:
+        return f"{initialized:,} of {get_num_params(student):,} parameters from the teacher (kd_init)"
+    return f"random ({'kd_init: the teacher has another architecture' if asked else 'kd_init=False'})"
 
 
 def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Module, answerer: Teacher) -> str:

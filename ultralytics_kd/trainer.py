@@ -27,6 +27,7 @@ from .classes import load_map, match_classes
 from .compat import check_ultralytics
 from .criterion import DistillationLoss, Distiller
 from .errors import KDError
+from .initialization import select_weights
 from .teacher import Teacher
 
 # A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
@@ -46,11 +47,13 @@ class DistillationMixin(_Trainer):
     Attributes:
         teacher (Teacher | None): The frozen teacher.
         distiller (Distiller | None): The terms and their adapters.
+        initialized (int): Number of the student's parameters that the teacher's weights began.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
     """
 
     teacher: Teacher | None = None
     distiller: Distiller | None = None
+    initialized: int = 0
     args: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
@@ -65,6 +68,7 @@ class DistillationMixin(_Trainer):
             KDError: If the distillation cannot run as asked; no output folder is left behind.
         """
         self.teacher_metrics: dict[str, float] = {}
+        self._untrained = False  # whether the student was built with random weights
         self._in_memory: Any = None
         self._fresh_dirs: list[Path] = []
         self._args_before: tuple[Path, bytes] | None = None
@@ -116,6 +120,11 @@ class DistillationMixin(_Trainer):
             self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
         return data
 
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
+        """Build the student, and note whether it has trained weights."""
+        self._untrained = weights is None
+        return super().get_model(cfg, weights, verbose)
+
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
         ckpt = super().setup_model()
@@ -133,6 +142,9 @@ class DistillationMixin(_Trainer):
                 f"the teacher reads images of {self.teacher.channels} channel(s) and the student of {channels}: "
                 "both must read the same images."
             )
+        if self.args.kd_init and self._untrained:
+            assert self.teacher.classes is not None
+            self.initialized = select_weights(self.model, self.teacher.original, self.teacher.classes.identity)
         self.distiller = Distiller(self.args, self.model, self.teacher)
         self.distiller.adapters.to(self.device)
 
@@ -144,7 +156,8 @@ class DistillationMixin(_Trainer):
             self._attach_loss()
             if RANK in {-1, 0}:
                 student = unwrap_model(self.model)
-                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller))
+                beginning = summary.beginning(student, self.args.kd_init, self._untrained, self.initialized)
+                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning))
                 for sentence in config.idle_arguments(vars(self.args)):
                     LOGGER.warning(sentence)
 

@@ -21,7 +21,8 @@ class Term(Protocol):
     """A part of the distillation loss.
 
     Attributes:
-        per_branch (bool): Whether it is computed for every head branch, with the branch's gain, or once.
+        per_branch (bool): Whether it is computed for every head branch, with the branch's gain, or once, with the gain
+            of the branch that trains the features.
         adapters (nn.Module | None): What trains with the student and does not ship.
     """
 

@@ -13,7 +13,7 @@ from .base import Pair
 class FeatureTerm:
     """PKD, CWD, MGD or score-weighted L2 on the features that enter the head, summed over levels.
 
-    The features are shared by the head's branches, so the term counts once and follows no branch's gain.
+    The features are shared by the head's branches, so the term counts once.
     """
 
     per_branch = False

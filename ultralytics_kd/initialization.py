@@ -1,0 +1,175 @@
+"""Weight selection: a student without trained weights begins with a part of its teacher's.
+
+Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): of every layer of the
+bigger model the smaller one takes evenly spaced channels. Here the channels that a convolution reads are also those
+that the layers before it took, through concatenations, split blocks and attention heads, so that what student and
+teacher compute stays related. It knows Ultralytics' building blocks by their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Pick = Tensor  # indices of the teacher's channels that the student takes, in order
+
+
+def select_weights(student: nn.Module, teacher: nn.Module, same_classes: bool = True) -> int:
+    """Give a student the evenly spaced part of a teacher's weights, in place.
+
+    Args:
+        student (nn.Module): Ultralytics model to begin with.
+        teacher (nn.Module): Trained model of the same architecture at another scale; not changed.
+        same_classes (bool): Whether both have the same classes in the same order; else the class scores' last layer
+            stays the student's.
+
+    Returns:
+        (int): Number of the student's parameters that were set; 0 if the architectures differ.
+    """
+    if not same_architecture(student, teacher):
+        return 0
+    picks = Picks(student, teacher)
+    count = 0
+    with torch.no_grad():
+        for name, module in student.named_modules():
+            if not isinstance(module, nn.Conv2d) or not picks.alike(name):
+                continue
+            source = picks.teacher[name]
+            if not same_classes and _is_class_output(name, module, student):
+                continue
+            rows, columns = picks.of(name)
+            weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
+            if weight.shape != module.weight.shape:
+                continue
+            norm, its = picks.norms(name)
+            # Without BatchNorm after it, a sum over a part of the inputs has to stand for the whole
+            scale = 1.0 if norm is not None or module.groups > 1 else source.weight.shape[1] / len(columns)
+            module.weight.copy_(weight * scale)
+            if module.bias is not None and source.bias is not None:
+                module.bias.copy_(source.bias[rows])
+            if norm is not None:
+                for key, value in norm.state_dict(keep_vars=True).items():
+                    value.copy_(its.state_dict()[key][rows] if value.dim() else its.state_dict()[key])
+            count += sum(p.numel() for m in (module, norm) if m is not None for p in m.parameters())
+    return count
+
+
+def same_architecture(student: Any, teacher: Any) -> bool:
+    """Return whether two models were built from the same layers, at whatever scales."""
+    ours, theirs = (getattr(m, "yaml", None) or {} for m in (student, teacher))
+    keys = ("backbone", "head", "reg_max", "end2end", "channels")
+    return bool(ours) and all(ours.get(k) == theirs.get(k) for k in keys)
+
+
+class Picks:
+    """Which of the teacher's channels each of the student's convolutions takes.
+
+    Attributes:
+        teacher (dict[str, nn.Module]): The teacher's modules by name.
+    """
+
+    def __init__(self, student: Any, teacher: Any):
+        self.student = dict(student.named_modules())
+        self.teacher: dict[str, Any] = dict(teacher.named_modules())
+        self.inputs: dict[str, Pick] = {}
+        self.outputs: dict[str, Pick] = {}
+        self._follow_layers(student)
+        for name, module in self.student.items():
+            if self.alike(name):
+                self._follow_block(name, module, self.teacher[name])
+
+    def alike(self, name: str) -> bool:
+        """Return whether the teacher has a module by that name, of the same type inside modules of the same types."""
+        parts = name.split(".")
+        names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return all(n in self.teacher and type(self.student[n]) is type(self.teacher[n]) for n in names)
+
+    def of(self, name: str) -> tuple[Pick, Pick]:
+        """Return the teacher's output and input channels for one of the student's convolutions."""
+        ours, theirs = self.student[name], self.teacher[name]
+        outputs = self.outputs.get(name, evenly(ours.out_channels, theirs.out_channels))
+        return outputs, self.inputs.get(name, evenly(ours.in_channels, theirs.in_channels))
+
+    def norms(self, name: str) -> tuple[Any, Any]:
+        """Return the student's and teacher's BatchNorm behind a convolution, None without one."""
+        if not name.endswith(".conv"):
+            return None, None
+        other = f"{name.removesuffix('conv')}bn"
+        return self.student.get(other), self.teacher.get(other)
+
+    def _follow_layers(self, student: Any) -> None:
+        """Note what layers behind a concatenation read: the channels that each of its sources took."""
+        made: list[Pick | None] = []
+        for i, layer in enumerate(student.model):
+            name = f"model.{i}"
+            sources = [made[f if f >= 0 else i + f] if i else None for f in _as_list(layer.f)]
+            if type(layer).__name__ == "Concat":
+                made.append(self._concatenated(sources, [f if f >= 0 else i + f for f in _as_list(layer.f)]))
+            elif not any(True for _ in layer.parameters()):
+                made.append(sources[0])
+            else:
+                entry = f"{name}.cv1.conv"
+                if entry in self.student and sources[0] is not None:
+                    self.inputs[entry] = sources[0]
+                made.append(self.output(name))
+
+    def output(self, name: str) -> Pick | None:
+        """Return what a layer of convolutions puts out; its last one is called cv2 in blocks."""
+        for last in (f"{name}.cv2.conv", f"{name}.conv"):
+            if last in self.student and last in self.teacher:
+                return evenly(self.student[last].out_channels, self.teacher[last].out_channels)
+        return None
+
+    def _concatenated(self, sources: list[Pick | None], layers: list[int]) -> Pick | None:
+        """Return the channels of a concatenation, numbered as in the teacher's."""
+        offset, parts = 0, []
+        for pick, layer in zip(sources, layers):
+            width = self._teacher_width(layer)
+            if pick is None or width is None:
+                return None
+            parts.append(pick + offset)
+            offset += width
+        return torch.cat(parts)
+
+    def _teacher_width(self, layer: int) -> int | None:
+        """Return the number of channels that one of the teacher's layers puts out."""
+        module = self.teacher[f"model.{layer}"]
+        if type(module).__name__ == "Upsample":
+            return self._teacher_width(layer + module.f)
+        last = self.teacher.get(f"model.{layer}.cv2.conv") or self.teacher.get(f"model.{layer}.conv")
+        return last.out_channels if last is not None else None
+
+    def _follow_block(self, name: str, ours: Any, theirs: Any) -> None:
+        """Note what the inside of a block takes where evenly spaced channels would mix things up."""
+        if hasattr(ours, "c") and isinstance(getattr(ours, "m", None), nn.ModuleList):  # C2f and its kin
+            chunk = evenly(ours.c, theirs.c)
+            count = ours.cv2.conv.in_channels // ours.c
+            self.inputs[f"{name}.cv2.conv"] = torch.cat([chunk + j * theirs.c for j in range(count)])
+        elif hasattr(ours, "qkv") and ours.head_dim == theirs.head_dim and ours.key_dim == theirs.key_dim:
+            heads = evenly(ours.num_heads, theirs.num_heads)  # whole heads, or queries would become keys
+            self.outputs[f"{name}.qkv.conv"] = _rows(heads, ours.head_dim + 2 * ours.key_dim)
+            values = _rows(heads, ours.head_dim)
+            self.inputs[f"{name}.proj.conv"] = values
+            self.outputs[f"{name}.pe.conv"] = self.inputs[f"{name}.pe.conv"] = values
+
+
+def evenly(ours: int, theirs: int) -> Pick:
+    """Return evenly spaced indices into the teacher's channels; all of them where there are no more."""
+    return (torch.arange(ours) * theirs).div(max(ours, 1), rounding_mode="floor")
+
+
+def _rows(heads: Pick, width: int) -> Pick:
+    """Return the channels of whole heads."""
+    return (heads[:, None] * width + torch.arange(width)).flatten()
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    """Return what a layer reads as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def _is_class_output(name: str, module: nn.Conv2d, student: Any) -> bool:
+    """Return whether a convolution is the last one of a tower of class scores."""
+    return name.startswith(f"model.{len(student.model) - 1}.") and "cv3" in name and module.bias is not None
