@@ -1,7 +1,6 @@
 """Benches: what is compared with what, what is kept, and what the table says."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,16 +10,19 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conftest import QUICK, draw_dataset, save_model
+from conftest import NAMES, QUICK, draw_dataset, save_model
 
 from ultralytics_kd.bench import run_bench
+from ultralytics_kd.bench.jobs import JobFolder
 from ultralytics_kd.bench.plan import make_plan
-from ultralytics_kd.bench.scores import score
+from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
+from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
 from ultralytics_kd.config import ARGUMENTS
 from ultralytics_kd.errors import KDError
+from ultralytics_kd.teacher import Teacher
 
 TRAINING = {"data": "d.yaml", "model": "yolo26n.yaml", "teacher": "t.pt"}
 
@@ -35,7 +37,7 @@ def record(nms: float, end2end: float | None = None, seconds: float = 10.0) -> d
         for head, v in (("nms", nms), ("end2end", end2end))
         if v is not None
     }
-    return {"scores": scores, "parameters": 1, "weights": "w.pt", "seconds": seconds}
+    return {"scores": scores, "parameters": 1, "weights": "w.pt", "seconds": seconds, "unmatched": []}
 
 
 # Plan -----------------------------------------------------------------------------------------------------------------
@@ -100,6 +102,14 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"arms": {"a/b": {"kd_cls": 1}}}, "needs a name"),
         ({"arms": '{"kd": {'}, "no JSON"),
         ({"arms": 3}, "is invalid"),
+        ({"arms": "alone,builtin", "kd_cls": 2.0}, "no arm in arms reads it"),
+        ({"arms": "alone,kd", "dis": 2.0}, "no arm in arms reads it"),
+        ({"task": "segment"}, "task 'segment' cannot be compared"),
+        ({"batch": -1}, "AutoBatch"),
+        ({"batch": 0.7}, "AutoBatch"),
+        ({"data": ["a.yaml", "b.yaml"]}, "one of it"),
+        ({"holdout": 0.2, "split": "test"}, "exclude each other"),
+        ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 2, "time": 1}, "exclude each other"),
         ({"seeds": 0}, "seeds=0"),
         ({"seeds": "1,1"}, "different ones"),
         ({"seeds": True}, "is invalid"),
@@ -114,6 +124,23 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(given, sentence):
     with pytest.raises(KDError, match=sentence):
         plan(**given)
+
+
+def test_recipes_that_are_a_whole_configuration_work_and_broken_ones_get_a_sentence(tmp_path):
+    (tmp_path / "args.yaml").write_text("mode: train\nresume: false\nseed: 0\nsave_dir: elsewhere\nepochs: 5\n")
+    made = plan(cfg=str(tmp_path / "args.yaml"))
+    assert made.common["epochs"] == 5 and "elsewhere" not in str(made.save_dir)
+    for text in ("a: [1", "just words"):
+        (tmp_path / "broken.yaml").write_text(text)
+        with pytest.raises(KDError, match=r"broken\.yaml"):
+            plan(cfg=str(tmp_path / "broken.yaml"))
+        with pytest.raises(KDError, match=r"broken\.yaml"):
+            plan(arms=str(tmp_path / "broken.yaml"))
+
+
+def test_a_given_teacher_and_held_out_images_bring_a_warning(caplog):
+    plan(holdout=0.2)
+    assert "has not been trained on that part" in caplog.text
 
 
 def test_a_misspelt_argument_is_named():
@@ -167,6 +194,12 @@ def test_a_teacher_that_is_no_better_leaves_no_gap_to_close():
     runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
     row = summarize(["alone", "kd"], runs, {"kd": record(0.25)})["table"][1]
     assert row["gap_closed"] is None and row["ci_low"] is None
+
+
+def test_the_score_of_a_teacher_that_does_not_know_all_classes_makes_no_gap():
+    runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
+    row = summarize(["alone", "kd"], runs, {"kd": {**record(0.40), "unmatched": ["box"]}})["table"][1]
+    assert row["gap_closed"] is None and row["gain"] == pytest.approx(0.05)
 
 
 def test_files_hold_the_table(tmp_path):
@@ -238,7 +271,7 @@ def test_a_bench_trains_its_teacher_holds_images_out_and_runs_several_at_a_time(
     ]
     assert {t["parameters"] for t in report["teachers"]} == {9_950_186}
     args = (folder / "runs/kd-0/args.yaml").read_text()
-    assert str(folder / "runs/teacher/weights/best.pt") in args and str(folder / "holdout/data.yaml") in args
+    assert str(folder / "runs/teacher/weights/best.pt") in args and str(folder / "holdout-0.25/data.yaml") in args
     assert "distill_model: null" in args
     alone, builtin = ((folder / f"runs/{arm}-0/args.yaml").read_text() for arm in ("alone", "builtin"))
     assert "kd_cls" not in alone + builtin and "distill_model: /" in builtin
@@ -274,8 +307,7 @@ def test_a_teacher_that_knows_none_of_the_classes_ends_a_bench_before_it_trains(
     assert not (tmp_path / "out/bench/runs").exists()
 
 
-@pytest.mark.slow
-def test_a_teacher_with_classes_in_another_order_is_scored_in_those_of_the_data(tmp_path, data):
+def test_a_teacher_with_classes_in_another_order_answers_in_those_of_the_data(tmp_path):
     torch.manual_seed(0)
     straight = save_model(tmp_path / "straight.pt")
     saved = torch.load(straight, weights_only=False)
@@ -284,13 +316,58 @@ def test_a_teacher_with_classes_in_another_order_is_scored_in_those_of_the_data(
         tower[-1].bias.data = tower[-1].bias.data.flip(0)
     saved["model"].names = dict(enumerate(reversed(list(saved["model"].names.values()))))
     torch.save(saved, tmp_path / "flipped.pt")
+    images, answers = torch.rand(1, 3, 64, 64), []
+    for name in ("straight", "flipped"):
+        model = load(str(tmp_path / f"{name}.pt"), match_classes(NAMES, Teacher(tmp_path / f"{name}.pt").names))
+        assert model.names == NAMES
+        with torch.no_grad():
+            answers.append(model.model(images)[0])
+    assert torch.equal(*answers) and answers[0][..., 4].max() > 0.1
+
+
+@pytest.mark.slow
+def test_single_class_and_mapped_classes_are_scored(tmp_path, data):
     args = {"data": data, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
-    ours, theirs = (score(str(tmp_path / f"{name}.pt"), args)["scores"] for name in ("straight", "flipped"))
-    assert ours == theirs and set(ours) == {"nms", "end2end"}
+    item = save_model(tmp_path / "item.pt", names={0: "item"})
+    assert set(score(str(item), {**args, "single_cls": True})["scores"]) == {"nms", "end2end"}
+    other = save_model(tmp_path / "other.pt", names={0: "round", 1: "long"})
+    assert score(str(other), args, {"round": "disc", "long": "bar"})["unmatched"] == ["box"]
 
 
-def test_command_line_says_what_a_bench_takes_and_what_is_wrong(caplog, capsys):
-    assert main(["bench", "help"]) == 0
-    assert main(["bench", "data=x.yaml"]) == 1
-    assert main(["bench", "seeds"]) == 1
-    assert not os.path.exists("runs")
+@pytest.mark.slow
+def test_what_is_trained_is_not_trained_again_when_its_scores_fail(bench, tmp_path):
+    arms = {"kd": {}}
+    run_bench({**bench, "seeds": 1, "arms": arms})
+    folder = tmp_path / "out/bench"
+    weights = (folder / "runs/kd-0/weights/best.pt").stat().st_mtime_ns
+    (folder / "records/kd-0.json").unlink()
+    run_bench({**bench, "seeds": 1, "arms": arms})
+    assert (folder / "records/kd-0.json").exists()
+    assert (folder / "runs/kd-0/weights/best.pt").stat().st_mtime_ns == weights
+
+
+def test_one_bench_at_a_time_has_a_folder(tmp_path):
+    with JobFolder(tmp_path), pytest.raises(KDError, match="another bench is at work"), JobFolder(tmp_path):
+        pass
+    with JobFolder(tmp_path):
+        pass
+
+
+def test_a_model_that_is_no_detector_is_refused_before_anything_is_trained(bench, tmp_path):
+    for name, given in (("model", {}), ("teacher_model", {"teacher": None, "teacher_epochs": 1})):
+        with pytest.raises(KDError, match=f"{name}=yolo26n-seg.yaml"):
+            run_bench({**bench, **given, name: "yolo26n-seg.yaml"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_says_what_a_bench_takes_and_what_is_wrong(caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line, status, said in (
+        (["bench", "help"], 0, "holdout=0.0"),
+        (["bench", "data=x.yaml"], 1, "a bench needs model="),
+        (["bench", "seeds"], 1, "'seeds' is no 'key=value' argument of 'yolo-kd bench'"),
+    ):
+        caplog.clear()
+        assert main(line) == status
+        assert said in caplog.text
+    assert not list(tmp_path.iterdir())

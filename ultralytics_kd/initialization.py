@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.torch_utils import get_num_params
 
 Pick = Tensor  # indices of the teacher's channels that the student takes, in order
 
@@ -26,9 +27,11 @@ def select_weights(student: nn.Module, teacher: nn.Module, same_classes: bool = 
             stays the student's.
 
     Returns:
-        (int): Number of the student's parameters that were set; 0 if the architectures differ.
+        (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is no
+            bigger: a student of its size would begin as its copy, and a wider one with twin channels that no gradient
+            ever tells apart.
     """
-    if not same_architecture(student, teacher):
+    if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
         return 0
     picks = Picks(student, teacher)
     count = 0
@@ -40,10 +43,13 @@ def select_weights(student: nn.Module, teacher: nn.Module, same_classes: bool = 
             if not same_classes and _is_class_output(name, module, student):
                 continue
             rows, columns = picks.of(name)
+            norm, its = picks.norms(name)
+            narrower = module.out_channels <= source.out_channels and module.in_channels <= source.in_channels
+            if not narrower or (norm is None) != (its is None):  # a teacher that was fused has no norms
+                continue
             weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
             if weight.shape != module.weight.shape:
                 continue
-            norm, its = picks.norms(name)
             # Without BatchNorm after it, a sum over a part of the inputs has to stand for the whole
             scale = 1.0 if norm is not None or module.groups > 1 else source.weight.shape[1] / len(columns)
             module.weight.copy_(weight * scale)
@@ -143,13 +149,15 @@ class Picks:
 
     def _follow_block(self, name: str, ours: Any, theirs: Any) -> None:
         """Note what the inside of a block takes where evenly spaced channels would mix things up."""
-        if hasattr(ours, "c") and isinstance(getattr(ours, "m", None), nn.ModuleList):  # C2f and its kin
-            chunk = evenly(ours.c, theirs.c)
-            count = ours.cv2.conv.in_channels // ours.c
-            self.inputs[f"{name}.cv2.conv"] = torch.cat([chunk + j * theirs.c for j in range(count)])
-        elif hasattr(ours, "qkv") and ours.head_dim == theirs.head_dim and ours.key_dim == theirs.key_dim:
+        if isinstance(getattr(ours, "m", None), nn.ModuleList) and hasattr(ours, "cv2"):  # C2f and its kin
+            # cv2 reads what cv1 made (two chunks of `c` channels in C2f, one in A2C2f), then one chunk per inner block
+            chunk, width = (getattr(block, "c", block.cv1.conv.out_channels) for block in (ours, theirs))
+            count = ours.cv2.conv.in_channels // chunk
+            self.inputs[f"{name}.cv2.conv"] = torch.cat([evenly(chunk, width) + j * width for j in range(count)])
+        elif hasattr(ours, "qkv") and ours.head_dim == theirs.head_dim:
             heads = evenly(ours.num_heads, theirs.num_heads)  # whole heads, or queries would become keys
-            self.outputs[f"{name}.qkv.conv"] = _rows(heads, ours.head_dim + 2 * ours.key_dim)
+            key_dim = getattr(ours, "key_dim", ours.head_dim)
+            self.outputs[f"{name}.qkv.conv"] = _rows(heads, ours.head_dim + 2 * key_dim)
             values = _rows(heads, ours.head_dim)
             self.inputs[f"{name}.proj.conv"] = values
             self.outputs[f"{name}.pe.conv"] = self.inputs[f"{name}.pe.conv"] = values

@@ -56,7 +56,7 @@ def beginning(student: nn.Module, asked: bool, untrained: bool, initialized: int
         return "the student's own, trained"
     if initialized:
         return f"{initialized:,} of {get_num_params(student):,} parameters from the teacher (kd_init)"
-    return f"random ({'kd_init: the teacher has another architecture' if asked else 'kd_init=False'})"
+    return f"random ({'kd_init: the teacher is no bigger model of the same kind' if asked else 'kd_init=False'})"
 
 
 def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Module, answerer: Teacher) -> str:

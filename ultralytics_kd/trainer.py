@@ -121,9 +121,11 @@ class DistillationMixin(_Trainer):
         return data
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
-        """Build the student, and note whether it has trained weights."""
-        self._untrained = weights is None
-        return super().get_model(cfg, weights, verbose)
+        """Build the student, and note on it whether it has trained weights: another process may be the one to train."""
+        model = super().get_model(cfg, weights, verbose)
+        if self.teacher is not None:
+            model.kd_untrained = weights is None
+        return model
 
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
@@ -142,6 +144,7 @@ class DistillationMixin(_Trainer):
                 f"the teacher reads images of {self.teacher.channels} channel(s) and the student of {channels}: "
                 "both must read the same images."
             )
+        self._untrained = self.model.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self._untrained:
             assert self.teacher.classes is not None
             self.initialized = select_weights(self.model, self.teacher.original, self.teacher.classes.identity)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ultralytics.cfg import get_cfg, get_save_dir
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 
-from ..config import ARGUMENTS, check_combination
+from ..config import ARGUMENTS, TASKS, check_combination
 from ..errors import KDError
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
@@ -57,6 +58,7 @@ class Plan:
         seeds (list[int]): Seeds of every arm.
         teacher_model (str | None): Model of the teacher that is trained first, if one is.
         teacher_epochs (int | None): Its epochs.
+        classes (str | dict): The `kd_classes` of arms that have none of their own.
         holdout (float): Share of the training images that takes the place of the val set, 0 for the val set itself.
         jobs (int): Trainings at a time.
     """
@@ -67,6 +69,7 @@ class Plan:
     seeds: list[int]
     teacher_model: str | None
     teacher_epochs: int | None
+    classes: Any
     holdout: float
     jobs: int
 
@@ -84,21 +87,21 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
     given = {**BENCH_ONLY, **_recipe(overrides.get("cfg")), **{k: v for k, v in overrides.items() if k != "cfg"}}
     own = {name: given.pop(name) for name in BENCH_ONLY}
     place = {name: given.pop(name) for name in PLACE if name in given}
-    given = {**QUIET, **{k: v for k, v in given.items() if k not in {"mode", "task"}}}
-    for name, why in (("seed", "give seeds=3 or seeds=0,1,2"), ("resume", "a bench goes on by itself when run again")):
-        if name in given:
-            raise KDError(f"'{name}' is no argument of a bench: {why}.")
-    for name in ("data", "model"):
-        if not given.get(name):
-            raise KDError(f"a bench needs {name}=...")
+    given = {**QUIET, **{k: v for k, v in given.items() if k != "mode"}}
+    _check_common(given, own)
     special = {k: given.pop(k) for k in list(given) if k in ARGUMENTS or k in BUILTIN_ARGUMENTS}
     teacher = special.pop("teacher", None)
     _check_teacher(teacher, own["teacher_model"], own["teacher_epochs"])
+    if teacher and own["holdout"]:
+        LOGGER.warning(
+            "holdout leaves a part of the training images for the scores: they mean something only if teacher="
+            f"{teacher} has not been trained on that part (with teacher_model= it is not)."
+        )
     arms = _arms(own["arms"], special, teacher)
     get_cfg(overrides={**given, **place})
     for arm in arms:
         _check_arm(arm, given, trained=own["teacher_model"] is not None)
-    _check_used(teacher or own["teacher_model"], arms)
+    _check_used(teacher or own["teacher_model"], special, arms)
     return Plan(
         get_save_dir(get_cfg(overrides={"name": "bench", **place, "exist_ok": True, "task": "detect"})),
         given,
@@ -106,6 +109,7 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         _seeds(own["seeds"]),
         own["teacher_model"],
         own["teacher_epochs"],
+        special.get("kd_classes", ARGUMENTS["kd_classes"].default),
         _share(own["holdout"]),
         _whole("jobs", own["jobs"]),
     )
@@ -115,7 +119,23 @@ def _recipe(cfg: Any) -> dict[str, Any]:
     """Return the arguments of a `cfg` YAML that a training would read."""
     if not cfg:
         return {}
-    return {k: v for k, v in YAML.load(check_yaml(cfg)).items() if v is not None and k not in {"cfg", "seed"}}
+    drop = {"cfg", "mode", "seed", "save_dir"} | ({"resume"} if not _load(cfg).get("resume") else set())
+    return {k: v for k, v in _load(cfg).items() if v is not None and k not in drop}
+
+
+def _load(file: Any) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        KDError: If it is none.
+    """
+    try:
+        content = YAML.load(check_yaml(file))
+    except (ValueError, yaml.YAMLError) as e:
+        raise KDError(f"'{file}' could not be read as YAML: {e}") from e
+    if not isinstance(content, dict):
+        raise KDError(f"'{file}' holds no arguments.")
+    return content
 
 
 def _check_teacher(teacher: Any, model: Any, epochs: Any) -> None:
@@ -166,7 +186,7 @@ def _named_arms(arms: Any) -> dict[str, dict[str, Any]]:
             except json.JSONDecodeError as e:
                 raise KDError(f"'arms={arms}' is no JSON: {e}.") from e
         elif text.lower().endswith((".yaml", ".yml")):
-            arms = YAML.load(check_yaml(text))
+            arms = _load(text)
         else:
             arms = text.split(",")
     if isinstance(arms, (list, tuple, set)):
@@ -206,8 +226,36 @@ def _check_arm(arm: Arm, common: dict[str, Any], trained: bool) -> None:
         raise KDError(f"arm '{arm.name}': {e}") from e
 
 
-def _check_used(teacher: Any, arms: list[Arm]) -> None:
-    """Raise if a teacher is given that teaches nobody."""
+def _check_common(given: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise if an argument of every training cannot be compared with."""
+    refused = {
+        "seed": "give seeds=3 or seeds=0,1,2",
+        "resume": "a bench goes on by itself when run again",
+    }
+    for name, why in refused.items():
+        if name in given:
+            raise KDError(f"'{name}' is no argument of a bench: {why}.")
+    for name in ("data", "model"):
+        if not isinstance(given.get(name), (str, Path)) or not str(given[name]).strip():
+            raise KDError(f"a bench needs {name}=..., and one of it.")
+    if given.get("task") not in {None, *TASKS}:
+        raise KDError(f"task '{given['task']}' cannot be compared yet: a bench is there for {', '.join(TASKS)}.")
+    batch = given.get("batch", 16)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise KDError(f"'batch={batch}': a bench needs a batch size, as AutoBatch would give each arm another one.")
+    if own["holdout"] and given.get("split", "val") != "val":
+        raise KDError("'holdout' and 'split' exclude each other: the held-out images take the place of the val set.")
+    if own["teacher_epochs"] and given.get("time"):
+        raise KDError("'teacher_epochs' and 'time' exclude each other: with a time, epochs do not count.")
+
+
+def _check_used(teacher: Any, special: dict[str, Any], arms: list[Arm]) -> None:
+    """Raise if a teacher is given that teaches nobody, or an argument that no arm reads."""
+    keys = {arm.teacher_key for arm in arms}
+    for names, key in ((ARGUMENTS, "teacher"), (BUILTIN_ARGUMENTS, "distill_model")):
+        given = [k for k in special if k in names and k != "kd_classes"]
+        if given and key not in keys:
+            raise KDError(f"'{given[0]}={special[given[0]]}' has no effect: no arm in arms reads it.")
     if teacher and not any(a.teacher_key for a in arms):
         raise KDError(f"no arm has a use for the teacher: add {BUILTIN} or {KD} to arms.")
 

@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import ultralytics
+from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils import LOGGER, colorstr
 
-from .. import __version__
+from .. import predictions
 from ..config import register
 from ..errors import KDError
+from ..model import YOLO
 from ..teacher import Teacher
-from .plan import ALONE, Arm, Plan, make_plan
+from .jobs import VERSIONS, Job, JobFolder
+from .plan import QUIET, Arm, Plan, make_plan
 from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
-
-VERSIONS = {"ultralytics_kd": __version__, "ultralytics": ultralytics.__version__, "torch": torch.__version__}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training or scoring that leaves a record.
-
-    Attributes:
-        name (str): Name in messages, and of record, log and run folder.
-        identity (dict[str, Any]): What its result depends on, in terms that another machine can compare.
-        work (dict[str, Any]): What the worker is told, as in `worker.work`.
-        arm (str | None): Arm of a student.
-        seed (int | None): Seed of a student.
-    """
-
-    name: str
-    identity: dict[str, Any]
-    work: dict[str, Any]
-    arm: str | None = None
-    seed: int | None = None
 
 
 def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,22 +44,33 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     register()
     plan = make_plan(overrides)
-    data = str(plan.common["data"])
-    if plan.holdout:
-        data = str(hold_out(data, plan.holdout, plan.save_dir / "holdout"))
-    LOGGER.info(
-        f"{colorstr('Bench:')} {len(plan.arms)} arms x {len(plan.seeds)} seeds of {plan.common['model']} in "
-        f"{plan.save_dir}"
-    )
-    bench = Bench(plan, data)
-    teacher = bench.train_teacher()
-    teachers = bench.score_teachers(teacher)
-    bench.train_students(teacher, teachers)
-    report = bench.report()
+    _check_models(plan)
+    data = str(convert_ndjson_to_yolo_if_needed(plan.common["data"]))
+    with JobFolder(plan.save_dir) as folder:
+        if plan.holdout:
+            data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
+        LOGGER.info(
+            f"{colorstr('Bench:')} {len(plan.arms)} arms x {len(plan.seeds)} seeds of {plan.common['model']} in "
+            f"{plan.save_dir}"
+        )
+        bench = Bench(plan, data, folder)
+        bench.train_students(bench.score_teachers(bench.train_teacher()))
+        report = bench.report()
     LOGGER.info(to_text(report))
     if bench.failed:
         raise KDError(f"{len(bench.failed)} of the trainings failed: {'; '.join(bench.failed)}.")
     return report
+
+
+def _check_models(plan: Plan) -> None:
+    """Raise if the student, or the teacher that is to be trained, is no detector that can be compared."""
+    for name, model in (("model", plan.common["model"]), ("teacher_model", plan.teacher_model)):
+        if model is None:
+            continue
+        try:
+            predictions.layout(YOLO(model).model)
+        except KDError as e:
+            raise KDError(f"{name}={model}: {e}") from e
 
 
 class Bench:
@@ -91,13 +79,14 @@ class Bench:
     Attributes:
         plan (Plan): What to do.
         data (str): The data set, or the held-out split of it.
+        folder (JobFolder): Where it is done.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
         failed (list[str]): What failed, and where its log is.
     """
 
-    def __init__(self, plan: Plan, data: str):
-        self.plan, self.data = plan, data
+    def __init__(self, plan: Plan, data: str, folder: JobFolder):
+        self.plan, self.data, self.folder = plan, data, folder
         self.runs: list[Run] = []
         self.teachers: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
@@ -120,17 +109,18 @@ class Bench:
             if not arm.teacher_key:
                 continue
             path = _resolve(arm.args[arm.teacher_key] or trained)
-            found[arm.name] = {"path": str(path), "sha256": _sha256(path)}
-            classes = arm.args.get("kd_classes", "auto")
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[arm.name] = {"path": str(path), "sha256": sha256}
+            classes = arm.args.get("kd_classes", self.plan.classes)
             seen = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
-            identity = self._identity({**seen, "teacher": found[arm.name]["sha256"], "kd_classes": classes})
-            name = f"teacher-{found[arm.name]['sha256'][:12]}"
-            args = {**self.plan.common, "data": self.data}
-            job = Job(name, identity, {"args": args, "weights": str(path), "classes": classes})
-            self.teachers[arm.name] = self._one(job)
+            identity = self._identity({**seen, "teacher": sha256, "kd_classes": classes})
+            matched = hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()
+            name = f"teacher-{sha256[:12]}" + ("" if classes == "auto" else f"-{matched[:6]}")
+            work = {"args": {**self.plan.common, "data": self.data}, "weights": str(path), "classes": classes}
+            self.teachers[arm.name] = self._one(Job(name, identity, work))
         return found
 
-    def train_students(self, trained: str | None, teachers: dict[str, dict[str, Any]]) -> None:
+    def train_students(self, teachers: dict[str, dict[str, Any]]) -> None:
         """Train every arm with every seed: all arms of one seed, then the next, so that a part can be compared."""
         jobs = [self._student(arm, seed, teachers) for seed in self.plan.seeds for arm in self.plan.arms]
         open_jobs = [job for job in jobs if not self._take(job)]
@@ -138,14 +128,13 @@ class Bench:
             LOGGER.info(f"{colorstr('Bench:')} {len(self.runs)} of {len(jobs)} trainings are finished already")
         self.report()
         with ThreadPoolExecutor(self.plan.jobs) as pool:
-            pending: dict[Future, Job] = {pool.submit(self._run, job): job for job in open_jobs}
+            pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in open_jobs}
             try:
                 while pending:
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
-            except BaseException:  # what has not begun must not begin
-                for future in pending:
-                    future.cancel()
+            except BaseException:  # what has not begun must not begin, and what has begun must end
+                self.folder.stop()
                 raise
 
     def _finish(self, job: Job, future: Future) -> None:
@@ -165,23 +154,12 @@ class Bench:
     def report(self) -> dict[str, Any]:
         """Write the tables of what is finished, and return them."""
         plan = self.plan
-        settings = {
-            "arms": {arm.name: arm.args for arm in plan.arms},
-            "seeds": plan.seeds,
-            **(
-                {"teacher_model": plan.teacher_model, "teacher_epochs": plan.teacher_epochs}
-                if plan.teacher_model
-                else {}
-            ),
-            **({"holdout": plan.holdout} if plan.holdout else {}),
-            **plan.common,
-        }
-        order = [arm.name for arm in plan.arms]
-        report = {
-            "settings": settings,
-            "versions": VERSIONS,
-            **summarize(order, self.runs, self.teachers),
-        }
+        settings: dict[str, Any] = {"arms": {arm.name: arm.args for arm in plan.arms}, "seeds": plan.seeds}
+        if plan.teacher_model:
+            settings |= {"teacher_model": plan.teacher_model, "teacher_epochs": plan.teacher_epochs}
+        settings |= {"holdout": plan.holdout, **plan.common}
+        table = summarize([arm.name for arm in plan.arms], self.runs, self.teachers)
+        report = {"settings": settings, "versions": VERSIONS, **table}
         save_tables(report, plan.save_dir)
         return report
 
@@ -204,70 +182,24 @@ class Bench:
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return what a result depends on: the arguments, and the data set as the user named it."""
         shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout}
-        return json.loads(json.dumps({**args, **shared}, default=str))
-
-    def _file(self, job: Job) -> Path:
-        """Return the file of a job's record."""
-        return self.plan.save_dir / "records" / f"{job.name}.json"
-
-    def _record(self, job: Job) -> dict[str, Any] | None:
-        """Return the record of a job if it is there.
-
-        Raises:
-            KDError: If it is that of another job by the same name.
-        """
-        file = self._file(job)
-        if not file.exists():
-            return None
-        record = json.loads(file.read_text(encoding="utf-8"))
-        was, now = record["job"], job.identity
-        changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
-        if changed:
-            k = changed[0]
-            rename = "rename the arm, " if job.arm not in {None, ALONE} else ""
-            raise KDError(
-                f"'{job.name}' in {self.plan.save_dir} was made with {k}={was.get(k)}, and {k}={now.get(k)} is asked "
-                f"for: give another name=, {rename}or delete {file}."
-            )
-        return record
+        return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))
 
     def _one(self, job: Job) -> dict[str, Any]:
         """Return the record of a job, after doing it if need be."""
-        if self._record(job) is None:
+        if self.folder.record(job) is None:
             LOGGER.info(f"{colorstr('Bench:')} {job.name}...")
-            self._run(job)
-        record = self._record(job)
+            self.folder.run(job)
+        record = self.folder.record(job)
         assert record is not None
         return record
 
     def _take(self, job: Job) -> bool:
         """Add a student's record to the runs, and return whether there was one."""
-        record = self._record(job)
+        record = self.folder.record(job)
         if record is not None:
             assert job.arm is not None and job.seed is not None
             self.runs.append(Run(job.arm, job.seed, record))
         return record is not None
-
-    def _run(self, job: Job) -> None:
-        """Do a job in a process of its own, what it prints in a log.
-
-        Raises:
-            KDError: If it fails.
-        """
-        folder = self.plan.save_dir
-        file, log, record = (folder / "jobs" / f"{job.name}.json", folder / "logs" / f"{job.name}.log", self._file(job))
-        for f in (file, log):
-            f.parent.mkdir(parents=True, exist_ok=True)
-        work = {**job.work, "identity": job.identity, "record": str(record.absolute())}
-        file.write_text(json.dumps(work, indent=2, default=str), encoding="utf-8")
-        with log.open("w", encoding="utf-8") as out:
-            done = subprocess.run(
-                [sys.executable, "-m", "ultralytics_kd.bench.worker", str(file)], stdout=out, stderr=out
-            )
-        if done.returncode or not record.exists():
-            lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-            last = next((line for line in reversed(lines) if line), f"exit status {done.returncode}")
-            raise KDError(f"{job.name}: {last} ({log})")
 
 
 def _resolve(teacher: Any) -> Path:
@@ -279,8 +211,3 @@ def _resolve(teacher: Any) -> Path:
     loaded = Teacher(teacher)
     loaded.inspect()
     return Path(str(loaded.original.pt_path)).resolve()
-
-
-def _sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

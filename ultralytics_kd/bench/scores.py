@@ -6,20 +6,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils.torch_utils import get_num_params
 
 from .. import predictions
-from ..classes import match_classes
+from ..classes import ClassMap, match_classes
 from ..model import YOLO
 from ..teacher import Teacher
 
 NMS, END2END = "nms", "end2end"
 # Arguments of a training that its scores depend on
 VAL_ARGS = (
-    *("data", "imgsz", "batch", "device", "workers", "classes", "single_cls", "max_det", "conf", "iou", "agnostic_nms"),
-    *("half", "quantize", "rect"),
+    *("data", "split", "imgsz", "batch", "device", "workers", "classes", "single_cls", "max_det", "conf", "iou"),
+    *("agnostic_nms", "half", "quantize", "rect"),
 )
 
 
@@ -32,25 +32,37 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
         classes (str | dict): How the classes of the weights stand for those of the data set, as `kd_classes`.
 
     Returns:
-        (dict): "scores" by head: `nms`, and `end2end` where there is such a head; "parameters" and "weights".
+        (dict): "scores" by head: `nms`, and `end2end` where there is such a head; "parameters", "weights"
+            and "unmatched", the names of classes that the weights do not know.
     """
-    names = check_class_names(check_det_dataset(args["data"])["names"])
-
-    def loaded() -> YOLO:
-        """Return the model anew, as validation fuses it and drops the head that it does not use."""
-        model = YOLO(weights)
-        match = match_classes(names, Teacher(weights).names, classes)
-        if not match.identity:  # a teacher with classes of its own answers in those of the data set
-            predictions.map_head_classes(model.model, match.all_scores, len(names))
-            model.model.names = names
-        return model
-
-    model = loaded()
+    data = check_det_dataset(str(convert_ndjson_to_yolo_if_needed(args["data"])))
+    names = {0: "item"} if args.get("single_cls") else check_class_names(data["names"])
+    match = match_classes(names, Teacher(weights).names, classes)
+    model = load(weights, match)
     parameters, heads = get_num_params(model.model), predictions.layout(model.model).branches
     scores = {NMS: _score(model, args, None)}
-    if predictions.ONE2ONE in heads:
-        scores[END2END] = _score(loaded(), args, False)
-    return {"scores": scores, "parameters": parameters, "weights": str(Path(weights).absolute())}
+    if predictions.ONE2ONE in heads:  # anew, as validation fuses a model and drops the head that it does not use
+        scores[END2END] = _score(load(weights, match), args, False)
+    return {
+        "scores": scores,
+        "parameters": parameters,
+        "weights": str(Path(weights).absolute()),
+        "unmatched": match.unmatched,
+    }
+
+
+def load(weights: str, match: ClassMap) -> YOLO:
+    """Load a model that answers in the classes of the data set.
+
+    Args:
+        weights (str): Path of a checkpoint.
+        match (ClassMap): How its classes stand for those of the data set.
+    """
+    model = YOLO(weights)
+    if not match.identity:
+        predictions.map_head_classes(model.model, match.all_scores, len(match.student_names))
+        model.model.names = match.student_names
+    return model
 
 
 def _score(model: YOLO, args: dict[str, Any], nms: bool | None) -> dict[str, float]:

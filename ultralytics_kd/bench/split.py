@@ -34,11 +34,10 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
         KDError: If a part would be empty.
     """
     dataset = check_det_dataset(data)
-    files = _Files().get_img_files(dataset["train"])
+    files = list(dict.fromkeys(str(Path(f).absolute()) for f in _Files().get_img_files(dataset["train"])))
     count = round(share * len(files))
     if not 0 < count < len(files):
         raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty.")
-    files = [str(Path(f).absolute()) for f in files]
     random.Random(seed).shuffle(files)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("val", files[:count]), ("train", files[count:])):

@@ -52,20 +52,18 @@ def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, An
         for head, scores in r.record["scores"].items()
     ]
     taught = [
-        {"arm": arm, "head": head, **scores, "parameters": record["parameters"]}
+        {"arm": arm, "head": head, **scores, "parameters": record["parameters"], "unmatched": record["unmatched"]}
         for arm, record in teachers.items()
         for head, scores in record["scores"].items()
     ]
+    # The score of a teacher that does not know all classes has zeros in it, which make a gap meaningless
+    targets = {(t["arm"], t["head"]): t["map"] for t in taught if not t["unmatched"]}
+    frame, there = pl.DataFrame(flat), {(r["head"], r["arm"]) for r in flat}
     table = [
-        _row(
-            pl.DataFrame(flat),
-            arm,
-            head,
-            next((t["map"] for t in taught if (t["arm"], t["head"]) == (arm, head)), None),
-        )
+        _row(frame, arm, head, targets.get((arm, head)))
         for head in dict.fromkeys(r["head"] for r in flat)
         for arm in arms
-        if any((r["arm"], r["head"]) == (arm, head) for r in flat)
+        if (head, arm) in there
     ]
     return {"table": table, "teachers": taught, "runs": flat}
 

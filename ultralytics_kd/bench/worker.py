@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 
 from ..model import YOLO
+from .jobs import kill_tree
 from .scores import score
 
 
@@ -25,40 +27,56 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         job (Mapping): "args" of a training, or "weights" to be scored with "args" as they are; "classes" is how the
-            classes of those weights stand for the data set's.
+            classes of those weights stand for the data set's, "trained" where a finished training is noted.
 
     Returns:
-        (dict): "scores" by head (`nms`, and `end2end` where there is such a head), "parameters", "weights" and, of a
-            training, "seconds".
+        (dict): What `score` returns and, of a training, its "seconds", "epochs" and "batch".
     """
-    args = dict(job["args"])
     if "weights" in job:
-        return score(job["weights"], args, job["classes"])
-    model = YOLO(args["model"])
-    model.train(**{k: v for k, v in args.items() if k != "model"})
-    best, last = Path(model.trainer.best), Path(model.trainer.last)
-    record = score(str(best if best.exists() else last), args)
-    # Ultralytics' own clock: epochs and their validation, without the scores that only a bench takes
-    return {**record, "seconds": float(pl.read_csv(model.trainer.csv, infer_schema_length=None)["time"][-1])}
+        return score(job["weights"], job["args"], job["classes"])
+    note = Path(job["trained"])
+    trained = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    if trained.get("job") != job["identity"] or not Path(trained["weights"]).exists():
+        trained = {"job": job["identity"], **_train(dict(job["args"]))}
+        write(note, trained)  # whatever becomes of the scores
+    return {**score(trained["weights"], job["args"]), **{k: trained[k] for k in ("seconds", "epochs", "batch")}}
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the bench that started it has gone."""
-    while os.getppid() == parent:
+def _train(args: dict[str, Any]) -> dict[str, Any]:
+    """Train, and return where the weights are and what it took."""
+    model = YOLO(args.pop("model"))
+    model.train(**args)
+    trainer = model.trainer
+    best, last = Path(trainer.best), Path(trainer.last)
+    log = pl.read_csv(trainer.csv, infer_schema_length=None)
+    return {
+        "weights": str((best if best.exists() else last).absolute()),
+        "seconds": float(log["time"][-1]),  # Ultralytics' own clock: epochs and their validation
+        "epochs": int(log["epoch"][-1]),
+        "batch": int(trainer.batch_size),  # halved if memory ran out
+    }
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON that is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".tmp")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _end_with(bench: int) -> None:
+    """End this process and those that it started when the bench has gone."""
+    while os.getppid() == bench if os.name == "posix" else psutil.pid_exists(bench):
         time.sleep(1)
-    os._exit(1)
+    kill_tree(os.getpid())
 
 
 def main(file: str) -> None:
-    """Do the job in a JSON file and write its record beside the others."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    """Do the job in a JSON file and write its record."""
     job = json.loads(Path(file).read_text(encoding="utf-8"))
-    record = {"job": job["identity"], **work(job)}
-    target = Path(job["record"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".tmp")
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    part.replace(target)  # a record is whole or not there
+    threading.Thread(target=_end_with, args=(job["bench"],), daemon=True).start()
+    write(Path(job["record"]), {"job": job["identity"], "versions": job["versions"], **work(job)})
 
 
 if __name__ == "__main__":
