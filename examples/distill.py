@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
     teacher.train(**args, name="teacher")
 
     student = YOLO("yolo26n.yaml")
-    student.train(**args, name="student", teacher=teacher, kd_cls=1.0, kd_box=4.0)
+    student.train(**args, name="student", teacher=teacher, kd_cls=2.0, kd_box=8.0)
 
     from ultralytics import YOLO as PlainYOLO  # what came out is an ordinary checkpoint
 

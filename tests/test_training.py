@@ -74,7 +74,7 @@ def test_arguments_are_saved_with_the_run_and_in_the_checkpoint(run, teacher):
     saved, ckpt = YAML.load(run / "args.yaml"), torch_load(run / "weights" / "best.pt")
     for args in (saved, ckpt["train_args"]):
         assert args["teacher"] == teacher
-        assert (args["kd_cls"], args["kd_box"], args["kd_feat"]) == (0.7, 4.0, 1.0)
+        assert (args["kd_cls"], args["kd_box"], args["kd_feat"]) == (0.7, 8.0, 1.0)
         assert args["kd_feat_loss"] == "pkd"
 
 

@@ -45,8 +45,8 @@ ARGUMENTS: dict[str, Argument] = {
     "teacher": Argument(
         None, "str, optional", "trained model that guides the student: path, name or ul:// URI; unset = plain training"
     ),
-    "kd_cls": Argument(1.0, "float", "weight of the class-logit term, 0 switches it off", weight=True),
-    "kd_box": Argument(4.0, "float", "weight of the box term, 0 switches it off", weight=True),
+    "kd_cls": Argument(2.0, "float", "weight of the class-logit term, 0 switches it off", weight=True),
+    "kd_box": Argument(8.0, "float", "weight of the box term, 0 switches it off", weight=True),
     "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 switches it off", weight=True),
     "kd_cls_loss": Argument("bckd", "str", "class-logit loss", ("bckd", "qfl", "kl")),
     "kd_box_loss": Argument("iou", "str", "box loss; ld needs DFL bins on both sides", ("iou", "ld", "l1")),
