@@ -81,7 +81,7 @@ def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"kd_cls": 2.0}, "no effect without a teacher"),
+        ({"kd_cls": 3.0}, "no effect without a teacher"),
         ({"kd_feat_loss": "cwd"}, "no effect without a teacher"),
         ({"teacher": "t.pt", "distill_model": "t.pt"}, "exclude each other"),
         ({"teacher": "t.pt", "kd_cls": 0, "kd_box": 0, "kd_feat": 0}, "all distillation weights are 0"),

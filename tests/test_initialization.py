@@ -127,13 +127,19 @@ def test_the_teacher_is_not_changed_and_another_architecture_gives_nothing():
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
-def test_class_scores_of_other_classes_are_not_taken():
-    ours, theirs = build("yolo26n.yaml", 0), build("yolo26s.yaml", 1)
-    before = ours.model[-1].cv3[0][-1].weight.clone()
-    select_weights(ours, theirs, same_classes=False)
-    assert torch.equal(ours.model[-1].cv3[0][-1].weight, before)
-    select_weights(ours, theirs, same_classes=True)
-    assert not torch.equal(ours.model[-1].cv3[0][-1].weight, before)
+def test_class_scores_are_taken_from_the_matching_classes():
+    teacher, other = build("yolo26s.yaml", 1), build("yolo26s.yaml", 1, nc=4)
+    for ours, theirs in zip(teacher.model[-1].cv3, other.model[-1].cv3):  # 2, 0, 1 and one more
+        theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("2.")}, strict=False)
+        theirs[-1].weight.data[:3], theirs[-1].bias.data[:3] = ours[-1].weight[[2, 0, 1]], ours[-1].bias[[2, 0, 1]]
+    straight, mapped, part = (build("yolo26n.yaml", seed) for seed in (0, 0, 0))
+    before = part.model[-1].cv3[0][-1].weight.clone()
+    select_weights(straight, teacher)
+    select_weights(mapped, other, {0: 1, 1: 2, 2: 0})
+    select_weights(part, other, {1: 2})
+    expected, got, some = (m.model[-1].cv3[0][-1] for m in (straight, mapped, part))
+    assert torch.equal(got.weight, expected.weight) and torch.equal(got.bias, expected.bias)
+    assert torch.equal(some.weight[1], expected.weight[1]) and torch.equal(some.weight[[0, 2]], before[[0, 2]])
 
 
 def first_weights(quick, teacher, model="yolo26n.yaml", **kd) -> tuple[dict[str, torch.Tensor], str]:

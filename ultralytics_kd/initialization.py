@@ -8,6 +8,7 @@ teacher compute stays related. It knows Ultralytics' building blocks by their na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,14 +18,14 @@ from ultralytics.utils.torch_utils import get_num_params
 Pick = Tensor  # indices of the teacher's channels that the student takes, in order
 
 
-def select_weights(student: nn.Module, teacher: nn.Module, same_classes: bool = True) -> int:
+def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None = None) -> int:
     """Give a student the evenly spaced part of a teacher's weights, in place.
 
     Args:
         student (nn.Module): Ultralytics model to begin with.
         teacher (nn.Module): Trained model of the same architecture at another scale; not changed.
-        same_classes (bool): Whether both have the same classes in the same order; else the class scores' last layer
-            stays the student's.
+        classes (Mapping[int, int], optional): The teacher's class that each of the student's takes the scores of; those
+            that are not in it keep their own. None if both have the same classes in the same order.
 
     Returns:
         (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is no
@@ -33,32 +34,42 @@ def select_weights(student: nn.Module, teacher: nn.Module, same_classes: bool = 
     """
     if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
         return 0
-    picks = Picks(student, teacher)
-    count = 0
+    picks, count = Picks(student, teacher), 0
+    scores = f"model.{len(student.model) - 1}."
     with torch.no_grad():
         for name, module in student.named_modules():
             if not isinstance(module, nn.Conv2d) or not picks.alike(name):
                 continue
-            source = picks.teacher[name]
-            if not same_classes and _is_class_output(name, module, student):
-                continue
+            source, norms = picks.teacher[name], picks.norms(name)
             rows, columns = picks.of(name)
-            norm, its = picks.norms(name)
-            narrower = module.out_channels <= source.out_channels and module.in_channels <= source.in_channels
-            if not narrower or (norm is None) != (its is None):  # a teacher that was fused has no norms
+            into = torch.arange(module.out_channels)
+            if classes is not None and name.startswith(scores) and "cv3" in name and module.bias is not None:
+                into, rows = torch.tensor(list(classes)), torch.tensor(list(classes.values()))
+            elif module.out_channels > source.out_channels:
                 continue
-            weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
-            if weight.shape != module.weight.shape:
-                continue
-            # Without BatchNorm after it, a sum over a part of the inputs has to stand for the whole
-            scale = 1.0 if norm is not None or module.groups > 1 else source.weight.shape[1] / len(columns)
-            module.weight.copy_(weight * scale)
-            if module.bias is not None and source.bias is not None:
-                module.bias.copy_(source.bias[rows])
-            if norm is not None:
-                for key, value in norm.state_dict(keep_vars=True).items():
-                    value.copy_(its.state_dict()[key][rows] if value.dim() else its.state_dict()[key])
-            count += sum(p.numel() for m in (module, norm) if m is not None for p in m.parameters())
+            # A teacher that was fused has no norms, and biases in their place
+            if module.in_channels <= source.in_channels and (norms[0] is None) == (norms[1] is None):
+                count += _take(module, source, norms, into, rows, columns)
+    return count
+
+
+def _take(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], into: Pick, rows: Pick, columns: Pick) -> int:
+    """Copy the picked channels of a convolution and the BatchNorm behind it, and return the number of parameters."""
+    weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
+    if weight.shape[1:] != module.weight.shape[1:]:
+        return 0
+    norm, its = norms
+    # Without BatchNorm after it, a sum over a part of the inputs has to stand for the whole
+    module.weight[into] = weight * (1.0 if norm is not None or module.groups > 1 else source.in_channels / len(columns))
+    count = weight.numel()
+    if module.bias is not None and source.bias is not None:
+        module.bias[into] = source.bias[rows]
+        count += len(into)
+    if norm is not None:
+        theirs = its.state_dict()
+        for key, value in norm.state_dict().items():  # tensors that share the norm's memory
+            value.copy_(theirs[key][rows] if value.dim() else theirs[key])
+        count += sum(p.numel() for p in norm.parameters())
     return count
 
 
@@ -176,8 +187,3 @@ def _rows(heads: Pick, width: int) -> Pick:
 def _as_list(value: int | list[int]) -> list[int]:
     """Return what a layer reads as a list."""
     return value if isinstance(value, list) else [value]
-
-
-def _is_class_output(name: str, module: nn.Conv2d, student: Any) -> bool:
-    """Return whether a convolution is the last one of a tower of class scores."""
-    return name.startswith(f"model.{len(student.model) - 1}.") and "cv3" in name and module.bias is not None

@@ -147,7 +147,9 @@ class DistillationMixin(_Trainer):
         self._untrained = self.model.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self._untrained:
             assert self.teacher.classes is not None
-            self.initialized = select_weights(self.model, self.teacher.original, self.teacher.classes.identity)
+            taught = {ours: theirs[0] for ours, theirs in self.teacher.classes.sources.items()}
+            classes = None if self.teacher.classes.identity else taught
+            self.initialized = select_weights(self.model, self.teacher.original, classes)
         self.distiller = Distiller(self.args, self.model, self.teacher)
         self.distiller.adapters.to(self.device)
 
