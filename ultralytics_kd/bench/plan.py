@@ -119,8 +119,9 @@ def _recipe(cfg: Any) -> dict[str, Any]:
     """Return the arguments of a `cfg` YAML that a training would read."""
     if not cfg:
         return {}
-    drop = {"cfg", "mode", "seed", "save_dir"} | ({"resume"} if not _load(cfg).get("resume") else set())
-    return {k: v for k, v in _load(cfg).items() if v is not None and k not in drop}
+    recipe = _load(cfg)
+    drop = {"cfg", "mode", "seed", "save_dir"} | ({"resume"} if not recipe.get("resume") else set())
+    return {k: v for k, v in recipe.items() if v is not None and k not in drop}
 
 
 def _load(file: Any) -> dict[str, Any]:

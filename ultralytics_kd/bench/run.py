@@ -105,18 +105,21 @@ class Bench:
     def score_teachers(self, trained: str | None) -> dict[str, dict[str, Any]]:
         """Score the teacher of every arm, each once, and return their paths and hashes by arm."""
         found: dict[str, dict[str, Any]] = {}
+        files: dict[str, dict[str, Any]] = {}  # a teacher of several arms is loaded and hashed once
         for arm in self.plan.arms:
             if not arm.teacher_key:
                 continue
-            path = _resolve(arm.args[arm.teacher_key] or trained)
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[arm.name] = {"path": str(path), "sha256": sha256}
+            source = str(arm.args[arm.teacher_key] or trained)
+            if source not in files:
+                path = _resolve(source)
+                files[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            teacher = found[arm.name] = files[source]
             classes = arm.args.get("kd_classes", self.plan.classes)
             seen = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
-            identity = self._identity({**seen, "teacher": sha256, "kd_classes": classes})
+            identity = self._identity({**seen, "teacher": teacher["sha256"], "kd_classes": classes})
             matched = hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()
-            name = f"teacher-{sha256[:12]}" + ("" if classes == "auto" else f"-{matched[:6]}")
-            work = {"args": {**self.plan.common, "data": self.data}, "weights": str(path), "classes": classes}
+            name = f"teacher-{teacher['sha256'][:12]}" + ("" if classes == "auto" else f"-{matched[:6]}")
+            work = {"args": {**self.plan.common, "data": self.data}, "weights": teacher["path"], "classes": classes}
             self.teachers[arm.name] = self._one(Job(name, identity, work))
         return found
 
@@ -133,9 +136,8 @@ class Bench:
                 while pending:
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
-            except BaseException:  # what has not begun must not begin, and what has begun must end
+            finally:  # after an interruption what has begun must end, and nothing more begin
                 self.folder.stop()
-                raise
 
     def _finish(self, job: Job, future: Future) -> None:
         """Take the record of a training that has ended."""
