@@ -13,11 +13,13 @@ import torch
 from conftest import NAMES, QUICK, draw_dataset, save_model
 
 from ultralytics_kd.bench import run_bench
-from ultralytics_kd.bench.jobs import JobFolder
+from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
+from ultralytics_kd.bench.run import Bench
 from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
+from ultralytics_kd.bench.worker import write
 from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
 from ultralytics_kd.config import ARGUMENTS
@@ -37,7 +39,8 @@ def record(nms: float, end2end: float | None = None, seconds: float = 10.0) -> d
         for head, v in (("nms", nms), ("end2end", end2end))
         if v is not None
     }
-    return {"scores": scores, "parameters": 1, "weights": "w.pt", "seconds": seconds, "unmatched": []}
+    trained = {"seconds": seconds, "epochs": 2, "batch": 4}
+    return {"scores": scores, "parameters": 1, "weights": "w.pt", "unmatched": [], **trained}
 
 
 # Plan -----------------------------------------------------------------------------------------------------------------
@@ -275,6 +278,26 @@ def test_a_bench_trains_its_teacher_holds_images_out_and_runs_several_at_a_time(
     assert "distill_model: null" in args
     alone, builtin = ((folder / f"runs/{arm}-0/args.yaml").read_text() for arm in ("alone", "builtin"))
     assert "kd_cls" not in alone + builtin and "distill_model: /" in builtin
+
+
+def test_a_training_with_another_batch_than_asked_for_is_named(bench, tmp_path, caplog):
+    made, folder = make_plan({**bench, "batch": 8}), JobFolder(tmp_path)
+    comparison = Bench(made, made.common["data"], folder)
+    job = comparison._student(made.arms[0], 0, {})
+    for batch, said in ((8, False), (4, True)):  # what Ultralytics makes of 8 when memory runs out
+        write(
+            tmp_path / "records/alone-0.json",
+            {"job": job.identity, "versions": VERSIONS, **record(0.3), "batch": batch},
+        )
+        assert comparison._take(job)
+        assert ("'alone-0' was trained with batch=4 and not 8" in caplog.text) == said
+
+
+def test_records_of_other_versions_are_named_once(tmp_path, caplog):
+    folder, job = JobFolder(tmp_path), Job("kd-0", {"epochs": 2}, {})
+    write(tmp_path / "records/kd-0.json", {"job": job.identity, "versions": {**VERSIONS, "torch": "1.0"}})
+    assert folder.record(job) and folder.record(job)
+    assert caplog.text.count("'kd-0' was made with") == 1
 
 
 @pytest.mark.slow

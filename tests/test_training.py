@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_plot_of_results_is_made_and_bigger_with_the_kd_columns(run, tmp_path):
     with_kd, without = (cv2.imread(str(p / "results.png")) for p in (run, tmp_path))
     assert with_kd.shape[1] > without.shape[1]  # three more columns of curves
     assert not list(run.glob("results*.csv"))[1:]
+
+
+def test_a_term_that_is_off_is_not_plotted(run, tmp_path):
+    import cv2
+
+    widths = []
+    for on in (("kd_cls", "kd_box", "kd_feat"), ("kd_cls", "kd_box")):
+        trainer = SimpleNamespace(
+            csv=run / "results.csv",
+            distiller=SimpleNamespace(terms=on),
+            save_dir=tmp_path,
+            on_plot=lambda file: None,
+        )
+        KDDetectionTrainer.plot_metrics(trainer)
+        widths.append(cv2.imread(str(tmp_path / "results.png")).shape[1])
+    assert widths[0] > widths[1]
 
 
 def test_arguments_are_saved_with_the_run_and_in_the_checkpoint(run, teacher):

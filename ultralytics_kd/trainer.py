@@ -343,12 +343,12 @@ class DistillationMixin(_Trainer):
             return validator(model=model)
 
     def plot_metrics(self) -> None:
-        """Plot results.csv; Ultralytics plots columns named "loss", so that the kd columns are renamed for it."""
+        """Plot results.csv; Ultralytics plots columns named "loss", so that those of terms that are on are renamed."""
         if self.distiller is None:
             super().plot_metrics()
             return
         header, *rows = self.csv.read_text(encoding="utf-8").splitlines()
-        names = [f"{n} (loss)" if n.rpartition("/")[2] in config.WEIGHTS else n for n in header.split(",")]
+        names = [f"{n} (loss)" if n.rpartition("/")[2] in self.distiller.terms else n for n in header.split(",")]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "results.csv"
             file.write_text("\n".join((",".join(names), *rows)) + "\n", encoding="utf-8")

@@ -5,22 +5,27 @@
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset) and
 `helmet/data.yaml` (2,336 site photos, 2 classes). The `tune-` stages choose settings: they train on 80% of the training
 images and score on the other 20%. The `final-` stages train on all of them and read the val sets, once. Each leaves its
-table and the record of every run in `results/STAGE`.
+table and the record of every run in `results/STAGE`; `results/summary.md` has all tables in one.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("bench.json", "bench.csv", "bench.md", "bench.png", "records")
+RESULTS = HERE / "results"
+TABLES = ("bench.json", "bench.csv", "bench.md", "records/*.json")
+COLUMNS = ("stage", "head", "arm", "runs", "map", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
+SETS = ("final-bccd", "final-helmet")  # whose mean is told
+HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 
 
 def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
@@ -33,24 +38,92 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
     """
     stages = YAML.load(HERE / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
-    for key in ("data", "model", "teacher"):
-        value = str(arguments.get(key, ""))
-        if key == "data":
-            arguments[key] = str(data / value / "data.yaml")
-        elif value.endswith(".pt"):  # of an earlier stage
-            arguments[key] = str(runs / value)
+    arguments["data"] = str(data / arguments["data"] / "data.yaml")
+    for key in ("model", "teacher"):
+        if str(arguments.get(key, "")).endswith(".pt"):  # of an earlier stage
+            arguments[key] = str(runs / arguments[key])
     report = run_bench({**arguments, "project": str(runs), "name": name})
-    for table in TABLES:
-        source, target = runs / name / table, HERE / "results" / name / table
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copy2(source, target)
+    keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
+
+
+def keep_tables(source: Path, target: Path, shorten: dict[str, str]) -> None:
+    """Copy the tables and records of a bench, with what this machine calls its folders left out.
+
+    Args:
+        source (Path): Folder of the bench.
+        target (Path): Where to.
+        shorten (dict[str, str]): What becomes of these texts.
+    """
+    for pattern in TABLES:
+        for file in source.glob(pattern):
+            text = file.read_text(encoding="utf-8")
+            for long, short in shorten.items():
+                text = text.replace(long, short)
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text, encoding="utf-8")
+
+
+def summarize(results: Path) -> pl.DataFrame:
+    """Return a row for each stage, head and arm, and the means over `SETS`.
+
+    Args:
+        results (Path): Folder with a folder per stage.
+
+    Returns:
+        (pl.DataFrame): Columns `stage`, `head`, `arm` ("teacher" among them), `runs`, `map` (mAP50-95, mean over
+            seeds), `std`, `gain` (over `alone`, paired by seed), `ci_low` and `ci_high` (its 95% interval),
+            `gap_closed` (share of what `alone` lacks of the teacher) and `time` (of training, over that of `alone`).
+    """
+    rows: list[dict[str, Any]] = []
+    for file in sorted(results.glob("*/bench.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        alone = next(row["seconds"] for row in report["table"] if row["arm"] == "alone")
+        teachers = {t["head"]: {**t, "arm": "teacher", "runs": 1} for t in report["teachers"]}.values()
+        students = [{**row, "time": row["seconds"] / alone} for row in report["table"]]
+        rows += [{"stage": file.parent.name, **dict.fromkeys(COLUMNS[3:]), **row} for row in (*students, *teachers)]
+    table = pl.DataFrame(rows, infer_schema_length=None).select(COLUMNS)
+    means = (
+        table.filter(pl.col("stage").is_in(SETS))
+        .group_by("head", "arm", maintain_order=True)
+        .agg(pl.col("runs").sum(), pl.col("map", "gain", "gap_closed", "time").mean(), stages=pl.len())
+        .filter(pl.col("stages") == len(SETS))
+        .with_columns(stage=pl.lit(f"mean of {' and '.join(SETS)}"))
+    )
+    return pl.concat([table, means.drop("stages")], how="diagonal")
+
+
+def to_markdown(summary: pl.DataFrame) -> str:
+    """Return a summary in Markdown, the two heads of an arm side by side.
+
+    Args:
+        summary (pl.DataFrame): As `summarize` returns.
+    """
+    shown = ("mAP50-95", "gain (95% CI)", "gap closed")
+    title = ["stage", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
+    lines = [title, ["---"] * len(title)]
+    for (stage, arm), rows in summary.group_by("stage", "arm", maintain_order=True):
+        heads = {row["head"]: row for row in rows.iter_rows(named=True)}
+        cells = [c for head in HEADS for c in _cells(heads[head])]
+        time = heads["nms"]["time"]
+        lines.append([str(stage), str(arm), *cells, "" if time is None else f"{time:.2f}x"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Return score, gain and share of the gap as text."""
+    score = f"{row['map']:.3f}" + (f" ± {row['std']:.3f}" if row["std"] is not None else "")
+    gain = "" if row["gain"] is None else f"{row['gain']:+.3f}"
+    if row["ci_low"] is not None:
+        gain += f" ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+    return [score, gain, "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"]
 
 
 if __name__ == "__main__":
     folder, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
     for stage in wanted or YAML.load(HERE / "stages.yaml")["stages"]:
         run_stage(stage, folder, Path("runs/study").resolve())
+        overview = summarize(RESULTS)
+        overview.write_csv(RESULTS / "summary.csv", float_precision=5)
+        (RESULTS / "summary.md").write_text(to_markdown(overview), encoding="utf-8")

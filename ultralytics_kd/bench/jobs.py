@@ -52,6 +52,7 @@ class JobFolder:
         self.path = path
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
+        self._told: set[str] = set()  # jobs whose other versions have been told of
         self._lock = FileLock(path / ".lock")
 
     def __enter__(self) -> JobFolder:
@@ -97,7 +98,8 @@ class JobFolder:
                 f"'{job.name}' in {self.path} was made with {k}={was.get(k)}, and {k}={now.get(k)} is asked for: give "
                 f"another name=, {rename}or delete {file}."
             )
-        if record["versions"] != VERSIONS:
+        if record["versions"] != VERSIONS and job.name not in self._told:
+            self._told.add(job.name)
             LOGGER.warning(f"'{job.name}' was made with {record['versions']}, this is {VERSIONS}.")
         return record
 

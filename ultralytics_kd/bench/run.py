@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from .. import predictions
 from ..config import register
@@ -201,6 +201,12 @@ class Bench:
         if record is not None:
             assert job.arm is not None and job.seed is not None
             self.runs.append(Run(job.arm, job.seed, record))
+            asked = self.plan.common.get("batch", DEFAULT_CFG.batch)
+            if record["batch"] != asked:  # Ultralytics halves it when a GPU's memory runs out
+                LOGGER.warning(
+                    f"'{job.name}' was trained with batch={record['batch']} and not {asked}, as memory ran out: it "
+                    "does not compare with the others. Give all arms a batch that every one has memory for."
+                )
         return record is not None
 
 

@@ -14,6 +14,7 @@ from .plan import ALONE
 from .plot import plot_table
 
 CONFIDENCE = 0.95
+TRAINED = ("seconds", "epochs", "batch")  # what a record says of its training
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, An
     order = {name: i for i, name in enumerate(arms)}
     runs = sorted(runs, key=lambda r: (order[r.arm], r.seed))
     flat = [
-        {"arm": r.arm, "seed": r.seed, "head": head, **scores, "seconds": r.record["seconds"]}
+        {"arm": r.arm, "seed": r.seed, "head": head, **scores, **{k: r.record[k] for k in TRAINED}}
         for r in runs
         for head, scores in r.record["scores"].items()
     ]
