@@ -148,6 +148,17 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
 
 
+def whole_number(name: str, value: Any) -> int:
+    """Return a value that is a whole number of 1 or more.
+
+    Raises:
+        KDError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise KDError(f"'{name}={value}' is an invalid value: it must be a whole number of 1 or more.")
+    return value
+
+
 def check_combination(cfg: Mapping[str, Any]) -> None:
     """Check the arguments of a training against each other.
 

@@ -13,7 +13,7 @@ from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 
-from ..config import ARGUMENTS, TASKS, check_combination
+from ..config import ARGUMENTS, TASKS, check_combination, whole_number
 from ..errors import KDError
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
@@ -111,7 +111,7 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         own["teacher_epochs"],
         special.get("kd_classes", ARGUMENTS["kd_classes"].default),
         _share(own["holdout"]),
-        _whole("jobs", own["jobs"]),
+        whole_number("jobs", own["jobs"]),
     )
 
 
@@ -148,7 +148,7 @@ def _check_teacher(teacher: Any, model: Any, epochs: Any) -> None:
     if bool(model) != (epochs is not None):
         raise KDError("'teacher_model' and 'teacher_epochs' go together: the teacher to train first, and for how long.")
     if epochs is not None:
-        _whole("teacher_epochs", epochs)
+        whole_number("teacher_epochs", epochs)
 
 
 def _arms(arms: Any, special: dict[str, Any], teacher: Any) -> list[Arm]:
@@ -280,10 +280,3 @@ def _share(holdout: Any) -> float:
             f"'holdout={holdout}' is invalid: give a share of the training images, 0 or more and less than 1."
         )
     return float(holdout)
-
-
-def _whole(name: str, value: Any) -> int:
-    """Return a whole number of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise KDError(f"'{name}={value}' is an invalid value: it must be a whole number of 1 or more.")
-    return value

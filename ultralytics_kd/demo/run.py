@@ -17,7 +17,7 @@ from ultralytics.utils.patches import imread, imwrite
 from ultralytics.utils.plotting import Annotator, colors
 from ultralytics.utils.torch_utils import get_num_params
 
-from ..config import ARGUMENTS, check_combination, register
+from ..config import ARGUMENTS, check_combination, register, whole_number
 from ..errors import KDError
 from .shapes import CLASS_NAMES, draw_dataset
 from .threads import AllCores
@@ -119,8 +119,7 @@ def _check(own: dict[str, Any], given: dict[str, Any]) -> None:
             raise KDError(f"'{name}' is no argument of the demo, which sees to it itself.")
     counts = {"imgsz": given["imgsz"], **{k: v for k, v in own.items() if k != "teacher_model"}}
     for name, value in {**counts, "epochs": given["epochs"]}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise KDError(f"'{name}={value}' is an invalid value: the demo needs a whole number of 1 or more.")
+        whole_number(name, value)
     check_combination({**vars(get_cfg(overrides=given)), "teacher": own["teacher_model"], "task": "detect"})
     for name in ("model", "teacher_model"):
         model = str(given["model"] if name == "model" else own[name])
