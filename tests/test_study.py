@@ -1,0 +1,89 @@
+"""The figures that the project shows are those of its own runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ultralytics_kd.bench.table import Run, summarize
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "examples" / "study" / "results"
+STAGES = sorted(file.parent for file in RESULTS.glob("*/bench.json"))
+
+spec = importlib.util.spec_from_file_location("study", ROOT / "examples" / "study" / "study.py")
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+
+
+def report(arms: dict[str, list[float]], teacher: float) -> dict:
+    """Return the report of a bench, scores by arm and seed."""
+
+    def record(nms: float, seconds: float) -> dict:
+        scores = {head: {"map": nms - less, "map50": 0.9} for head, less in (("nms", 0), ("end2end", 0.1))}
+        return {"scores": scores, "seconds": seconds, "epochs": 1, "batch": 4, "parameters": 9, "unmatched": []}
+
+    runs = [
+        Run(arm, seed, record(nms, 10.0 if arm == "alone" else 15.0))
+        for arm, seeds in arms.items()
+        for seed, nms in enumerate(seeds)
+    ]
+    return {"settings": {"data": "/home/me/sets/d.yaml"}, **summarize([*arms], runs, {"kd": record(teacher, 0)})}
+
+
+def save(folder: Path, content: dict) -> None:
+    (folder / "records").mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps(content))
+    (folder / "records" / "kd-0.json").write_text('{"weights": "/home/me/runs/x.pt"}')
+
+
+def test_tables_are_kept_without_the_folders_of_the_machine(tmp_path):
+    save(tmp_path / "bench", report({"alone": [0.2], "kd": [0.3]}, 0.4))
+    study.keep_tables(tmp_path / "bench", tmp_path / "kept", {"/home/me/sets/": "", "/home/me/runs/": ""})
+    assert json.loads((tmp_path / "kept/bench.json").read_text())["settings"]["data"] == "d.yaml"
+    assert json.loads((tmp_path / "kept/records/kd-0.json").read_text()) == {"weights": "x.pt"}
+
+
+def test_summary_has_every_stage_and_the_mean_of_both_sets(tmp_path):
+    save(tmp_path / "final-bccd", report({"alone": [0.2, 0.22], "kd": [0.3, 0.34]}, 0.41))
+    save(tmp_path / "final-helmet", report({"alone": [0.4, 0.4], "kd": [0.5, 0.5], "more": [0.6, 0.6]}, 0.6))
+    table = study.summarize(tmp_path)
+    mean = table.filter(pl.col("stage").str.starts_with("mean"), pl.col("head") == "nms")
+    assert dict(zip(mean["arm"], mean["map"])) == pytest.approx({"alone": 0.305, "kd": 0.41, "teacher": 0.505})
+    kd = mean.row(by_predicate=pl.col("arm") == "kd", named=True)
+    assert (kd["gain"], kd["gap_closed"], kd["time"], kd["runs"]) == pytest.approx((0.105, 0.525, 1.5, 4))
+    text = study.to_markdown(table)
+    assert "| final-bccd | kd | 0.320 ± 0.028 | +0.110 (-0.017 to +0.237) | 55% | 0.220 ± 0.028 |" in text
+    assert "| final-helmet | teacher | 0.600 |  |  | 0.500 |  |  |  |" in text
+
+
+def test_study_has_the_tables_that_the_readme_speaks_of():
+    assert {"final-bccd", "final-helmet"} <= {folder.name for folder in STAGES}
+
+
+@pytest.mark.parametrize("folder", STAGES, ids=lambda f: f.name)
+def test_a_shipped_table_is_that_of_its_records(folder):
+    shown = json.loads((folder / "bench.json").read_text())
+    records = {f.stem: json.loads(f.read_text()) for f in (folder / "records").glob("*.json")}
+    arms, seeds = [*shown["settings"]["arms"]], shown["settings"]["seeds"]
+    runs = [Run(arm, seed, records[f"{arm}-{seed}"]) for arm in arms for seed in seeds]
+    taught = next(record for name, record in records.items() if name.startswith("teacher-"))
+    teachers = {arm: taught for arm in arms if arm != "alone"}
+    assert json.loads(json.dumps(summarize(arms, runs, teachers)["table"])) == shown["table"]
+
+
+def test_summary_and_readme_show_the_shipped_tables():
+    text = study.to_markdown(study.summarize(RESULTS))
+    assert (RESULTS / "summary.md").read_text() == text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    missing = [line for line in text.splitlines() if line not in readme]
+    assert not missing
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_no_shipped_table_names_a_folder_of_a_machine(file):
+    assert '"/' not in file.read_text() and " /" not in file.read_text()
