@@ -138,11 +138,11 @@ def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(cfg, weight, n
     student.eval()  # the teacher's BatchNorm statistics
     with predictions.raw_outputs(student), torch.no_grad():
         equal = loss(student(batch["img"]), batch)[1][weight].item()
-        for p in student.model[-3:].parameters():
+        for p in student.parameters():  # all levels: a channel-wise softmax over a level of one cell is always 1
             p.add_(0.05 * p.std(correction=0) * torch.randn_like(p))
         apart = loss(student(batch["img"]), batch)[1][weight].item()
     assert equal == pytest.approx(0, abs=1e-3)
-    assert apart > 5 * equal
+    assert apart > max(5 * equal, 1e-2)
 
 
 def test_mgd_is_at_its_minimum_when_the_block_generates_the_teachers_feature():
