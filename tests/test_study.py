@@ -87,3 +87,13 @@ def test_summary_and_readme_show_the_shipped_tables():
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda f: f"{f.parent.name}-{f.stem}")
 def test_no_shipped_table_names_a_folder_of_a_machine(file):
     assert '"/' not in file.read_text() and " /" not in file.read_text()
+
+
+def test_readme_shows_the_demo_that_was_run():
+    arms = json.loads((RESULTS / "demo.json").read_text())["arms"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    titles = {"teacher": "teacher (YOLO26s, 12 epochs)", "alone": "YOLO26n alone, 8 epochs"}
+    for name, arm in arms.items():
+        title = titles.get(name, "YOLO26n distilled, 8 epochs")
+        figures = f"{arm['map50_95']:.3f} | {arm['map50']:.3f} | {arm['parameters']:,} | {arm['seconds']:.0f}"
+        assert f"| {title} | {figures} |" in readme
