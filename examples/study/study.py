@@ -19,6 +19,7 @@ import polars as pl
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
+from ultralytics_kd.bench.table import gain_text, markdown, score_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -102,22 +103,19 @@ def to_markdown(summary: pl.DataFrame) -> str:
     """
     shown = ("mAP50-95", "gain (95% CI)", "gap closed")
     title = ["stage", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
-    lines = [title, ["---"] * len(title)]
+    lines = [title]
     for (stage, arm), rows in summary.group_by("stage", "arm", maintain_order=True):
         heads = {row["head"]: row for row in rows.iter_rows(named=True)}
         cells = [c for head in HEADS for c in _cells(heads[head])]
         time = heads["nms"]["time"]
         lines.append([str(stage), str(arm), *cells, "" if time is None else f"{time:.2f}x"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """Return score, gain and share of the gap as text."""
-    score = f"{row['map']:.3f}" + (f" ± {row['std']:.3f}" if row["std"] is not None else "")
-    gain = "" if row["gain"] is None else f"{row['gain']:+.3f}"
-    if row["ci_low"] is not None:
-        gain += f" ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-    return [score, gain, "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"]
+    closed = "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"
+    return [score_text(row, 3), gain_text(row, 3), closed]
 
 
 if __name__ == "__main__":

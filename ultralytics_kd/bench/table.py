@@ -150,29 +150,40 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
 
 def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
     """Return one arm's row as text."""
-    spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
-    gain = "" if row["gain"] is None else f"{row['gain']:+.4f}"
-    if row["ci_low"] is not None:
-        gain += f" ({row['ci_low']:+.4f} to {row['ci_high']:+.4f})"
     ratio = f" ({row['seconds'] / alone:.2f}x)" if alone and row["arm"] != ALONE else ""
     return [
         row["head"],
         row["arm"],
         str(row["runs"]),
-        f"{row['map']:.4f}{spread}",
+        score_text(row),
         " ".join(f"{v:.4f}" for v in row["seeds"].values()),
-        gain,
+        gain_text(row),
         "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}",
         f"{row['map50']:.4f}",
         f"{row['seconds']:.0f} s{ratio}",
     ]
 
 
+def score_text(row: dict[str, Any], digits: int = 4) -> str:
+    """Return the mean score of a row, and its standard deviation if it has one."""
+    return f"{row['map']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
+
+
+def gain_text(row: dict[str, Any], digits: int = 4) -> str:
+    """Return the gain of a row, and its interval if it has one."""
+    gain = "" if row["gain"] is None else f"{row['gain']:+.{digits}f}"
+    return gain if row["ci_low"] is None else f"{gain} ({row['ci_low']:+.{digits}f} to {row['ci_high']:+.{digits}f})"
+
+
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the table in Markdown."""
-    title, *rows = cells(report)
-    lines = [title, ["---"] * len(title), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(cells(report))
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Return lines of cells, title first, as a Markdown table."""
+    title, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (title, ["---"] * len(title), *rows)) + "\n"
 
 
 def to_text(report: dict[str, Any]) -> str:
