@@ -50,10 +50,11 @@ def setup(student_cfg, teacher_cfg, images=2, imgsz=64, teacher=None, **args):
     student = build(student_cfg).train()
     teacher = Teacher(teacher or build(teacher_cfg))
     teacher.classes = match_classes(NAMES, NAMES)
-    teacher.prepare(torch.device("cpu"))
+    teacher.inspect()
     weights = {"kd_cls": 0.0, "kd_box": 0.0, "kd_feat": 0.0}
     student.args = get_cfg(overrides={"teacher": "t.pt", "imgsz": imgsz, **weights, **args})
     distiller = Distiller(student.args, student, teacher)
+    teacher.prepare(torch.device("cpu"), distiller.reads)
     batch = {
         "img": torch.rand(images, 3, imgsz, imgsz),
         "batch_idx": torch.zeros(0),
@@ -136,7 +137,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(cfg, weight, n
     student, _, _, batch, loss = setup(cfg, cfg, teacher=model, **{weight: 1.0, f"{weight}_loss": name})
     student.load_state_dict(model.state_dict())
     student.eval()  # the teacher's BatchNorm statistics
-    with predictions.raw_outputs(student), torch.no_grad():
+    with torch.no_grad():
         equal = loss(student(batch["img"]), batch)[1][weight].item()
         for p in student.parameters():  # all levels: a channel-wise softmax over a level of one cell is always 1
             p.add_(0.05 * p.std(correction=0) * torch.randn_like(p))
@@ -236,7 +237,7 @@ def test_weights_mean_the_same_at_any_batch_size():
     with torch.no_grad():
         one, one_items = loss(student(batch["img"]), batch)
         two, two_items = loss(student(twice["img"]), twice)
-    torch.testing.assert_close(two[-3:], 2 * one[-3:])
+    torch.testing.assert_close(two[-3:], 2 * one[-3:], rtol=1e-5, atol=0)
     torch.testing.assert_close(two_items["kd_cls"], one_items["kd_cls"])
 
 
@@ -259,7 +260,7 @@ def test_unmatched_student_classes_get_no_gradient_from_the_teacher():
     teacher.prepare(torch.device("cpu"))
     images = torch.rand(2, 3, 64, 64)
     answer = teacher(images)
-    assert answer.classes == [2] and answer.branches["one2many"].scores.shape[-1] == 1
+    assert answer.classes.tolist() == [2] and answer.branches["one2many"].scores.shape[-1] == 1
     batch = {"img": images, "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
     loss = DistillationLoss(student.init_criterion(), Distiller(student.args, student, teacher), student.model[-1])
     preds = student(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import yaml
@@ -29,6 +29,7 @@ class ClassMap:
     sources: dict[int, tuple[int, ...]]
     student_names: dict[int, str]
     teacher_names: dict[int, str]
+    _indices: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def student(self) -> list[int]:
@@ -60,9 +61,20 @@ class ClassMap:
         if self.identity:
             return scores
         if all(len(s) == 1 for s in self.sources.values()):
-            index = torch.tensor([self.sources[i][0] for i in self.student], device=scores.device)
-            return scores.index_select(-1, index)
-        return torch.stack([scores[..., list(self.sources[i])].amax(-1) for i in self.student], dim=-1)
+            return scores.index_select(-1, self._index(scores.device, [self.sources[i][0] for i in self.student]))
+        columns = [scores.index_select(-1, self._index(scores.device, self.sources[i])) for i in self.student]
+        return torch.stack([c.amax(-1) for c in columns], dim=-1)
+
+    def taught(self, device: torch.device) -> Tensor | None:
+        """Return the student's taught classes as an index tensor on a device; None if they are all, in order."""
+        return None if self.identity else self._index(device, self.student)
+
+    def _index(self, device: torch.device, classes: Iterable[int]) -> Tensor:
+        """Return an index tensor, made once: a copy to the device on every step would make the host wait."""
+        key = (device, tuple(classes))
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(key[1], device=device)
+        return self._indices[key]
 
     def all_scores(self, scores: Tensor) -> Tensor:
         """Return logits for all of the student's classes, with next to no confidence in those that nobody teaches.

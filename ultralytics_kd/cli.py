@@ -20,6 +20,8 @@ HELP = """
         yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
         yolo-kd bench data=coco8.yaml model=yolo26n.yaml teacher=yolo26x.pt seeds=3
                                             the student alone, with distill_model and distilled, in one honest table
+        yolo-kd cache data=coco8.yaml teacher=yolo26x.pt
+                                            store a teacher's answers once, to train with kd_cache=PATH without it
         yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
 """
 
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     own: dict[str, Callable[[list[str]], None]] = {
         "bench": _bench,
+        "cache": _cache,
         "demo": _demo,
         "enable": _enable,
         "disable": _disable,
@@ -111,7 +114,7 @@ def _demo(args: list[str]) -> None:
     """Run the demonstration with `key=value` arguments over its defaults."""
     from .demo import DEMO_ONLY, run_demo
 
-    given = _key_values("demo", args, DEMO_ONLY, "but its data and teacher")
+    given = _key_values("demo", args, DEMO_ONLY, "any argument of 'yolo-kd train' but its data and teacher")
     if given is not None:
         run_demo(given)
 
@@ -120,12 +123,21 @@ def _bench(args: list[str]) -> None:
     """Compare arms with `key=value` arguments."""
     from .bench import BENCH_ONLY, run_bench
 
-    given = _key_values("bench", args, BENCH_ONLY, "but its seed")
+    given = _key_values("bench", args, BENCH_ONLY, "any argument of 'yolo-kd train' but its seed")
     if given is not None:
         run_bench(given)
 
 
-def _key_values(command: str, args: list[str], own: Mapping[str, Any], but: str) -> dict[str, Any] | None:
+def _cache(args: list[str]) -> None:
+    """Compute and store a teacher's answers with `key=value` arguments."""
+    from .cache import CACHE_ONLY, USED, make_cache
+
+    given = _key_values("cache", args, CACHE_ONLY, f"{', '.join(USED)} as in 'yolo-kd train'")
+    if given is not None:
+        make_cache(given)
+
+
+def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: str) -> dict[str, Any] | None:
     """Return the arguments of one of our commands, or print its help and return None.
 
     Raises:
@@ -134,7 +146,7 @@ def _key_values(command: str, args: list[str], own: Mapping[str, Any], but: str)
     args = [arg.lstrip("-") for arg in ul_cfg.merge_equals_args(args)]
     if {"help", "h"} & set(args):
         said = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
-        LOGGER.info(f"yolo-kd {command} [{said}] and any argument of 'yolo-kd train' {but}")
+        LOGGER.info(f"yolo-kd {command} [{said}] and {others}")
         return None
     for arg in args:
         if "=" not in arg or not arg.split("=", 1)[1]:

@@ -58,12 +58,20 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_init": Argument(
         True, "bool", "whether a student without trained weights begins with a part of the teacher's, if they are alike"
     ),
+    "kd_precision": Argument(
+        "auto",
+        "str",
+        "precision that the teacher runs in; auto: half where the student trains in half, else fp32",
+        ("auto", "fp32", "fp16", "bf16"),
+    ),
+    "kd_compile": Argument(False, "bool | str", "whether to compile the teacher, or torch.compile's mode"),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),
 }
 WEIGHTS = ("kd_cls", "kd_box", "kd_feat")
 MAX_TAU = 1000  # beyond it probabilities no longer differ in float32
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
 TEMPERED = ("kl", "ld", "cwd")  # losses that kd_tau softens
 
 
@@ -143,6 +151,14 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         raise KDError(
             f"'kd_tau={cfg['kd_tau']}' is an invalid value: a temperature is greater than 0 and at most {MAX_TAU}."
         )
+    compile_mode = cfg.get("kd_compile", False)
+    if not isinstance(compile_mode, (bool, str)):
+        raise KDTypeError(
+            f"'kd_compile={compile_mode}' is of invalid type {type(compile_mode).__name__}: it must be True, False or "
+            "a mode of torch.compile."
+        )
+    if isinstance(compile_mode, str) and compile_mode not in COMPILE_MODES:
+        raise KDError(f"'kd_compile={compile_mode}' is an invalid value: valid ones are {', '.join(COMPILE_MODES)}.")
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")

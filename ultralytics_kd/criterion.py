@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.torch_utils import unwrap_model
 
 from . import predictions
 from .config import WEIGHTS
@@ -37,7 +38,7 @@ class Distiller:
         Args:
             args (Namespace): Arguments of the training.
             student (nn.Module): The student, a detection model.
-            teacher (Teacher): The prepared teacher.
+            teacher (Teacher): The teacher, inspected.
 
         Raises:
             KDError: If the two cannot be matched.
@@ -54,13 +55,23 @@ class Distiller:
             torch.default_generator.manual_seed(args.seed)
             head = predictions.detect_head(student)
             self.terms: dict[str, Term] = build_terms(
-                args, self.student_layout, self.teacher_layout, head, teacher.head
+                args, self.student_layout, self.teacher_layout, head, predictions.detect_head(teacher.original)
             )
         self.adapters = nn.ModuleDict({k: t.adapters for k, t in self.terms.items() if t.adapters is not None})
 
     def __deepcopy__(self, memo: dict) -> Distiller:
         """Return itself: copies of a model share the distiller of the run."""
         return self
+
+    @property
+    def reads(self) -> dict[str, set[str]]:
+        """Parts of the teacher's answer that the terms read, by head branch: the teacher need not compute others."""
+        shared = [b for b in self.student_layout.branches if b in self.teacher_layout.branches]
+        reads: dict[str, set[str]] = {shared[0]: set()}
+        for term in self.terms.values():
+            for branch in shared if term.per_branch else shared[:1]:
+                reads.setdefault(branch, set()).update(term.reads)
+        return reads
 
     @property
     def fade(self) -> float:
@@ -149,6 +160,33 @@ class DistillationLoss:
         """Move the base loss's gains on by one epoch."""
         if hasattr(self.base, "update"):
             self.base.update()
+
+
+class Rehearsal(nn.Module):
+    """A student beside its teacher, whose forward and backward pass take the memory that a training step takes.
+
+    AutoBatch profiles (a copy of) it in place of the student.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher, distiller: Distiller):
+        """Put the two side by side.
+
+        Args:
+            student (nn.Module): The student on its device.
+            teacher (Teacher): The prepared teacher.
+            distiller (Distiller): The terms.
+        """
+        super().__init__()
+        model: Any = unwrap_model(student)
+        self.student, self.teacher, self.distiller = student, teacher, distiller
+        self.stride, self.names, self.yaml = model.stride, model.names, model.yaml
+
+    def forward(self, images: Tensor) -> tuple[Any, list[Tensor]]:
+        """Return the student's predictions and the terms for images of shape (B, C, H, W)."""
+        answer = self.teacher(images.detach())
+        preds = self.student(images)
+        self.distiller.gains = dict.fromkeys(self.distiller.student_layout.branches, 1.0)
+        return preds, list(self.distiller(preds, answer, predictions.detect_head(self.student)).values())
 
 
 def check_match(student: Layout, teacher: Layout) -> None:

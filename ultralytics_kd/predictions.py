@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from .errors import KDError
 
 ONE2MANY, ONE2ONE = "one2many", "one2one"
+SCORES, BOXES = "scores", "boxes"
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Branch:
     Attributes:
         scores (Tensor): Class logits of shape (B, A, nc), A anchor points over all levels.
         boxes (Tensor): Box outputs of shape (B, A, 4 * reg_max): distances to the four sides in strides, or bins.
+            A part of the teacher's that no term reads is empty: (B, A, 0).
         feats (list[Tensor]): Head inputs per level, each of shape (B, C, H, W).
     """
 
@@ -108,6 +110,17 @@ def branches(preds: Any) -> dict[str, Branch]:
     }
 
 
+def join(parts: list[dict[str, Branch]]) -> dict[str, Branch]:
+    """Return the outputs of a batch from those of its parts; branches of one model share their features."""
+    if len(parts) == 1:
+        return parts[0]
+    feats = [torch.cat(level) for level in zip(*(next(iter(part.values())).feats for part in parts))]
+    return {
+        name: Branch(torch.cat([p[name].scores for p in parts]), torch.cat([p[name].boxes for p in parts]), feats)
+        for name in parts[0]
+    }
+
+
 def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
     """Return boxes as x1, y1, x2, y2 in units of each anchor point's own stride, never inside out.
 
@@ -130,6 +143,12 @@ def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
     missing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
     boxes = torch.cat((left_top + missing, right_bottom + missing), -1)
     return dist2bbox(boxes, anchor_points.to(boxes.dtype), xywh=False)
+
+
+def pixels(branch: Branch, head_layout: Layout) -> Tensor:
+    """Return a branch's boxes (B, A, 4) as x1, y1, x2, y2 in pixels of the image that the model saw, float32."""
+    _, strides = make_anchors(branch.feats, head_layout.strides, 0.5)
+    return decode(branch.boxes.float(), branch.feats, head_layout) * strides.float()
 
 
 def level_scores(scores: Tensor, feats: list[Tensor]) -> list[Tensor]:
@@ -166,18 +185,42 @@ class _MapChannels(nn.Module):
         return self.mapping(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
-@contextmanager
-def raw_outputs(model: nn.Module) -> Iterator[None]:
-    """Let a model in eval mode return raw head outputs only: no decoding, no top-k, no NMS.
+class RawHead(nn.Module):
+    """Stands for the head in a frozen detector: only the towers that are read, no decoding, no top-k, no NMS.
 
-    Only the head's own flag is switched: its layers, BatchNorm among them, stay in eval mode.
+    Attributes:
+        f (list[int]): Layers whose outputs the head reads, as Ultralytics' models want to know.
+        i (int): Index of the head in the model.
+        towers (nn.ModuleDict): Towers by branch and part, one per level.
     """
-    head = detect_head(model)
-    before, head.training = head.training, True
-    try:
-        yield
-    finally:
-        head.training = before
+
+    def __init__(self, head: Detect, reads: Mapping[str, Collection[str]]):
+        """Take towers over from a head.
+
+        Args:
+            head (Detect): Detection head; its towers are shared, not copied.
+            reads (Mapping[str, Collection[str]]): The parts to read, of "scores" and "boxes", by branch.
+        """
+        super().__init__()
+        self.f, self.i = head.f, head.i
+        self.towers: Any = nn.ModuleDict(
+            {b: nn.ModuleDict({part: towers(head, b)[part] for part in sorted(parts)}) for b, parts in reads.items()}
+        )
+
+    def forward(self, feats: list[Tensor]) -> dict[str, dict[str, Any]]:
+        """Return the parts that are read, each of shape (B, channels, A), and the features, by branch."""
+        empty = feats[0].new_empty((feats[0].shape[0], 0, sum(f.shape[-2] * f.shape[-1] for f in feats)))
+        out: dict[str, dict[str, Any]] = {}
+        for branch, parts in self.towers.items():
+            out[branch] = {"scores": empty, "boxes": empty, "feats": feats}
+            for part, levels in parts.items():
+                out[branch][part] = torch.cat([tower(x).flatten(2) for tower, x in zip(levels, feats)], dim=-1)
+        return out
+
+
+def read_raw(model: Any, reads: Mapping[str, Collection[str]]) -> None:
+    """Let a frozen model return raw outputs of the branches and parts that are read, in place of its predictions."""
+    model.model[-1] = RawHead(detect_head(model), reads)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.autobackend import check_class_names
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 from . import predictions
 from .classes import ClassMap
 from .errors import KDError
+from .lean import lean_copy, portions
 from .predictions import Branch, Layout
 
 
@@ -27,12 +31,12 @@ class Answer:
 
     Attributes:
         branches (dict[str, Branch]): Raw outputs per head branch, class logits already those of `classes`.
-        classes (list[int] | None): Student classes that the logits stand for; None if they are all, in order.
+        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
         teacher (Teacher): The teacher, for terms that let it go on from the student's features.
     """
 
     branches: dict[str, Branch]
-    classes: list[int] | None
+    classes: Tensor | None
     teacher: Teacher
 
 
@@ -43,7 +47,6 @@ class Teacher:
     checkpoint and no DDP bucket.
 
     Attributes:
-        model (nn.Module): The model, frozen, in eval mode, convolutions fused with BatchNorm.
         original (nn.Module): The model as it was given, for validation and for saving beside a run.
         source (str): Where it came from.
         task (str): Its task.
@@ -51,6 +54,10 @@ class Teacher:
         layout (Layout): Its head's layout.
         channels (int): Channels of the images that it reads.
         classes (ClassMap | None): How its classes teach the student's; set before use.
+        model (nn.Module | None): What runs: frozen, fused, in its precision, without what nobody reads; None until
+            `prepare`.
+        head (Detect | None): The frozen head in float32, for terms that go on from inside it.
+        dtype (torch.dtype): Precision that it runs in.
     """
 
     def __init__(self, source: str | Path | nn.Module):
@@ -68,6 +75,10 @@ class Teacher:
         self.task = getattr(self.original, "task", None) or guess_model_task(self.original)
         self.names = _class_names(self.original)
         self.classes: ClassMap | None = None
+        self.model: Any = None
+        self.head: Any = None
+        self.dtype = torch.float32
+        self._checked = False  # whether an answer of the model that runs was found to be finite
 
     def inspect(self) -> None:
         """Look at the model's head and names, before anything is downloaded or written for its sake.
@@ -83,42 +94,109 @@ class Teacher:
                 "each class, in the order of its scores."
             )
 
-    def prepare(self, device: torch.device) -> Teacher:
-        """Freeze, fuse and move the model to where it runs.
+    def prepare(
+        self,
+        device: torch.device,
+        reads: Mapping[str, Collection[str]] | None = None,
+        dtype: torch.dtype = torch.float32,
+        fall_back: bool = False,
+        compile: bool | str = False,
+    ) -> Teacher:
+        """Make the model that runs: frozen, fused, on its device, and no more of it than is read.
+
+        Args:
+            device (torch.device): Where it runs.
+            reads (Mapping[str, Collection[str]], optional): Parts that the terms read, of "scores" and "boxes", by head
+                branch; all if None.
+            dtype (torch.dtype): Precision that it runs in.
+            fall_back (bool): Whether float32 takes the place of a precision in which its answers are not finite.
+            compile (bool | str): Whether to compile it, or `torch.compile`'s mode.
 
         Raises:
             KDError: As `inspect` does.
         """
         self.inspect()
-        model: Any = deepcopy(self.original).float().eval().requires_grad_(False)
-        with predictions.keep_branches(model):
-            model.fuse(verbose=False)
-        self.model = model.to(device)
+        every = dict.fromkeys(self.layout.branches, (predictions.SCORES, predictions.BOXES))
+        self._device, self._reads, self._compile = device, every if reads is None else reads, compile
+        self._fall_back = fall_back
+        self._build(dtype)
+        return self
+
+    def _build(self, dtype: torch.dtype) -> None:
+        """Make the model that runs, in a precision."""
+        self.model, self.head = lean_copy(self.original, self._reads, self._device, dtype, self._compile)
+        self.dtype, self._checked = dtype, False
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        """Return itself: copies of what holds a teacher share it."""
         return self
 
     def __call__(self, images: Tensor) -> Answer:
-        """Return the teacher's raw outputs.
+        """Return the teacher's raw outputs in the student's classes.
 
         Args:
             images (Tensor): Images of shape (B, C, H, W) in [0, 1], the very pixels that the student sees.
 
         Returns:
             (Answer): Outputs without gradient.
+
+        Raises:
+            KDError: If the first answer is not finite.
         """
-        with torch.no_grad(), predictions.raw_outputs(self.model):
-            branches = predictions.branches(self.model(images.float()))
-        branches = {name: self._map_classes(branch) for name, branch in branches.items()}
         assert self.classes is not None
-        return Answer(branches, None if self.classes.identity else self.classes.student, self)
+        branches = {name: self._map_classes(branch) for name, branch in self.raw(images).items()}
+        return Answer(branches, self.classes.taught(images.device), self)
+
+    def raw(self, images: Tensor) -> dict[str, Branch]:
+        """Return the teacher's raw outputs in its own classes, without gradient.
+
+        Raises:
+            KDError: If the first answer is not finite.
+        """
+        if not self._checked:  # once, as looking makes the host wait for the device
+            self._check(images)
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> dict[str, Branch]:
+        """Return the model's outputs, in its own precision whatever autocast says."""
+        first = predictions.first_conv(self.original)
+        # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it measured no faster
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            parts = [self.model(part.to(self.dtype)) for part in portions(images, first, self.dtype.itemsize)]
+        return predictions.join([predictions.branches(part) for part in parts])
+
+    def _check(self, images: Tensor) -> None:
+        """See to it that the answers are finite numbers, in float32 if it must be.
+
+        Raises:
+            KDError: If they are not.
+        """
+        while not all(x.isfinite().all() for b in self._run(images).values() for x in (b.scores, b.boxes, *b.feats)):
+            precision = str(self.dtype).removeprefix("torch.")
+            said = f"teacher={self.source} answers in {precision} with numbers that are not finite"
+            if self.dtype is torch.float32 or not self._fall_back:
+                advice = "its weights are broken" if self.dtype is torch.float32 else "use kd_precision=fp32"
+                raise KDError(f"{said}: {advice}.")
+            LOGGER.warning(f"{said}: it runs in float32.")
+            self._build(torch.float32)
+        self._checked = True
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
         """Return what the frozen head makes of features from inside the student's head, with gradient to them."""
         return self._map_classes(predictions.finish_towers(self.head, branch, stems, feats))
 
     @property
-    def head(self) -> Any:
-        """The detection head."""
-        return predictions.detect_head(self.model)
+    def name(self) -> str:
+        """Short name: the file's, or what kind of object it was."""
+        return Path(self.source).name
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the weights, whatever file they came in."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.original.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def parameters(self) -> int:
         """Return the number of parameters."""
@@ -131,6 +209,8 @@ class Teacher:
     def _map_classes(self, branch: Branch) -> Branch:
         """Return a branch whose logits are those of the student's taught classes."""
         assert self.classes is not None
+        if not branch.scores.shape[-1]:  # nobody reads them
+            return branch
         return Branch(self.classes.map_scores(branch.scores), branch.boxes, branch.feats)
 
 

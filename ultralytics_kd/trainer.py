@@ -25,7 +25,7 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 from . import config, predictions, summary
 from .classes import load_map, match_classes
 from .compat import check_ultralytics
-from .criterion import DistillationLoss, Distiller
+from .criterion import DistillationLoss, Distiller, Rehearsal
 from .errors import KDError
 from .initialization import select_weights
 from .teacher import Teacher
@@ -53,6 +53,7 @@ class DistillationMixin(_Trainer):
 
     teacher: Teacher | None = None
     distiller: Distiller | None = None
+    model: Any
     initialized: int = 0
     args: Any
 
@@ -135,9 +136,8 @@ class DistillationMixin(_Trainer):
         return ckpt
 
     def _match(self) -> None:
-        """Prepare the teacher on the device and build terms and adapters."""
+        """Match teacher and student, and build terms and adapters."""
         assert self.teacher is not None
-        self.teacher.prepare(self.device)
         channels = predictions.first_conv(self.model).in_channels
         if self.teacher.channels != channels:
             raise KDError(
@@ -153,11 +153,36 @@ class DistillationMixin(_Trainer):
         self.distiller = Distiller(self.args, self.model, self.teacher)
         self.distiller.adapters.to(self.device)
 
+    def _prepare_teacher(self) -> None:
+        """Make the teacher that runs, once it is known in which precision the student trains; repeatable."""
+        if self.teacher is None or self.distiller is None or self.teacher.model is not None:
+            return
+        half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        auto = half if self.amp and self.device.type == "cuda" else torch.float32
+        asked = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(self.args.kd_precision)
+        self.teacher.prepare(
+            self.device, self.distiller.reads, asked or auto, fall_back=asked is None, compile=self.args.kd_compile
+        )
+
+    def auto_batch(self, *args: Any, **kwargs: Any) -> int:
+        """Choose a batch size that has room for the teacher, the terms and the adapters too."""
+        self._prepare_teacher()
+        if self.teacher is None or self.distiller is None:
+            return super().auto_batch(*args, **kwargs)
+        student: Any = self.model
+        self.model = Rehearsal(student, self.teacher, self.distiller)
+        try:
+            return super().auto_batch(*args, **kwargs)
+        finally:
+            self.model = student
+            self.distiller.adapters.zero_grad()
+
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
         with self._nothing_left_on_error():
             super()._setup_train()
         if self.teacher is not None and self.distiller is not None:
+            self._prepare_teacher()
             self._attach_loss()
             if RANK in {-1, 0}:
                 student = unwrap_model(self.model)
@@ -281,7 +306,7 @@ class DistillationMixin(_Trainer):
 
     def _ask_teacher(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Put the teacher's answer in a batch of prepared images."""
-        if self.teacher is not None:
+        if self.teacher is not None and self.teacher.model is not None:  # quantization calibrates before training
             batch["teacher"] = self.teacher(batch["img"])
         return batch
 

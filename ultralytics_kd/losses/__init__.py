@@ -5,7 +5,7 @@ save [align][ultralytics_kd.losses.feature.align], which returns the aligned stu
 """
 
 from .box import iou_loss, l1_loss, ld
-from .feature import align, at, cwd, mgd_distance, pkd, sl2
+from .feature import align, at, cwd, mgd_distance, pkd, pkd_adapted, sl2
 from .logit import bckd, binary_kl, dist, dkd, kl, qfl
 
 __all__ = (
@@ -22,6 +22,7 @@ __all__ = (
     "ld",
     "mgd_distance",
     "pkd",
+    "pkd_adapted",
     "qfl",
     "sl2",
 )

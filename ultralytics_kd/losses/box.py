@@ -13,9 +13,9 @@ def iou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tenso
     GIoU (https://arxiv.org/abs/1902.09630) rather than IoU, so that boxes that do not touch have a gradient too.
 
     Args:
-        student (Tensor): Boxes of shape (N, 4) as x1, y1, x2, y2.
-        teacher (Tensor): Boxes of shape (N, 4) in the same unit.
-        weight (Tensor): Weight per box, shape (N,).
+        student (Tensor): Boxes of shape (..., 4) as x1, y1, x2, y2.
+        teacher (Tensor): Boxes of shape (..., 4) in the same unit.
+        weight (Tensor): Weight per box, shape (...).
         avg_factor (Tensor | float): Normaliser.
 
     Returns:
@@ -29,9 +29,9 @@ def l1_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor
     """Return the weighted mean absolute difference of box coordinates.
 
     Args:
-        student (Tensor): Boxes of shape (N, 4) as x1, y1, x2, y2, in units of their stride.
-        teacher (Tensor): Boxes of shape (N, 4) in the same unit.
-        weight (Tensor): Weight per box, shape (N,).
+        student (Tensor): Boxes of shape (..., 4) as x1, y1, x2, y2, in units of their stride.
+        teacher (Tensor): Boxes of shape (..., 4) in the same unit.
+        weight (Tensor): Weight per box, shape (...).
         avg_factor (Tensor | float): Normaliser.
 
     Returns:

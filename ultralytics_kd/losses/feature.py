@@ -32,6 +32,42 @@ def pkd(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     return F.mse_loss(normalise(student), normalise(teacher.detach())) / 2
 
 
+def pkd_adapted(student: Tensor, weight: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return `pkd` of a student behind a 1x1 convolution, without computing what the convolution returns.
+
+    Mean, variance and covariance of adapted features follow from those of the features themselves:
+    `cov(W s, t) = W cov(s, t)` and `var(W s) = diag(W cov(s, s) W')`. The student has fewer channels than the teacher,
+    so that this takes a fraction of the arithmetic and none of the big intermediate tensors; the result is the same. A
+    bias of the convolution has no effect on the loss.
+
+    Args:
+        student (Tensor): Features of shape (B, C_s, H, W).
+        weight (Tensor): Weights of the convolution, shape (C_t, C_s, 1, 1).
+        teacher (Tensor): Features of shape (B, C_t, H, W).
+        eps (float): Guard against constant channels.
+
+    Returns:
+        (Tensor): Scalar, equal to `pkd(conv2d(student, weight), teacher)` to rounding.
+    """
+    w, rows = weight.flatten(1), student.movedim(1, -1).flatten(0, 2)
+    targets = teacher.detach().movedim(1, -1).flatten(0, 2)
+    n = len(rows)
+    targets = targets - targets.mean(0)
+    rows = rows - rows.detach().mean(0)  # the gradient through the mean is 0: both products are of centred matrices
+    covariance, gram = rows.T @ targets / (n - 1), _gram(rows) / (n - 1)
+    teacher_std = (targets.square().sum(0) / (n - 1)).sqrt()  # Tensor.std() takes several times as long on a CPU
+    student_std = ((w @ gram) * w).sum(1).clamp(min=1e-20).sqrt()  # a constant channel has no direction to learn from
+    a, b = student_std + eps, teacher_std + eps
+    product = 2 * (w * covariance.T).sum(1) / (a * b)
+    return ((student_std / a) ** 2 + (teacher_std / b) ** 2 - product).mean() * (n - 1) / (2 * n)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Return rows' @ rows for a use that is symmetric in it, with half the arithmetic in its backward pass."""
+    product = rows.T @ rows.detach()
+    return 2 * product - product.detach()
+
+
 def cwd(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     """Return the channel-wise distillation loss of Shu et al. (https://arxiv.org/abs/2011.13256).
 

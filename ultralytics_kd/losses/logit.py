@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,36 +93,31 @@ def bckd(student: Tensor, teacher: Tensor, avg_factor: Tensor | float, beta: flo
     weight takes part in the gradient.
 
     Args:
-        student (Tensor): Logits of shape (N, nc).
-        teacher (Tensor): Logits of shape (N, nc).
+        student (Tensor): Logits of shape (..., nc).
+        teacher (Tensor): Logits of shape (..., nc).
         avg_factor (Tensor | float): Normaliser, e.g. the number of positive anchors.
         beta (float): Exponent of the weight |p_teacher - p_student|.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal.
     """
-    target = teacher.detach().sigmoid()
-    weight = (target - student.sigmoid()).abs().pow(beta)
-    return (F.binary_cross_entropy_with_logits(student, target, reduction="none") * weight).sum() / avg_factor
+    return _focused_bce(student, teacher, beta).sum() / avg_factor
 
 
 def qfl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:
     """Return the quality focal loss towards the teacher, as in CrossKD (https://arxiv.org/abs/2306.11369).
 
     Args:
-        student (Tensor): Logits of shape (N, nc).
-        teacher (Tensor): Logits of shape (N, nc).
-        weight (Tensor): Weight per anchor, shape (N,).
+        student (Tensor): Logits of shape (..., nc).
+        teacher (Tensor): Logits of shape (..., nc).
+        weight (Tensor): Weight per anchor, shape (...).
         avg_factor (Tensor | float): Normaliser.
         beta (float): Exponent of the focal weight |p_teacher - p_student|.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal.
     """
-    target = teacher.detach().sigmoid()
-    focal = (target - student.sigmoid()).abs().pow(beta)
-    loss = (F.binary_cross_entropy_with_logits(student, target, reduction="none") * focal).sum(1)
-    return (loss * weight).sum() / avg_factor
+    return (_focused_bce(student, teacher, beta).sum(-1) * weight).sum() / avg_factor
 
 
 def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, tau: float = 1.0) -> Tensor:
@@ -130,9 +127,9 @@ def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tens
     own, so that each class is a Bernoulli variable and a softmax over classes would compare what was never trained.
 
     Args:
-        student (Tensor): Logits of shape (N, nc).
-        teacher (Tensor): Logits of shape (N, nc).
-        weight (Tensor): Weight per anchor, shape (N,).
+        student (Tensor): Logits of shape (..., nc).
+        teacher (Tensor): Logits of shape (..., nc).
+        weight (Tensor): Weight per anchor, shape (...).
         avg_factor (Tensor | float): Normaliser.
         tau (float): Temperature; the result is multiplied by tau².
 
@@ -142,4 +139,39 @@ def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tens
     s, t = student / tau, teacher.detach() / tau
     q = t.sigmoid()
     divergence = q * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - q) * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return (divergence.sum(1) * weight).sum() / avg_factor * tau**2
+    return (divergence.sum(-1) * weight).sum() / avg_factor * tau**2
+
+
+def _focused_bce(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Return the binary cross-entropy towards the teacher, weighted by |p_teacher - p_student|**beta."""
+    if beta == 1:
+        return _FocusedBCE.apply(student, teacher.detach())
+    target = teacher.detach().sigmoid()
+    apart = (target - student.sigmoid()).abs()
+    return F.binary_cross_entropy_with_logits(student, target, reduction="none") * apart.pow(beta)
+
+
+class _FocusedBCE(torch.autograd.Function):
+    """The focused binary cross-entropy for beta = 1, with its gradient in closed form.
+
+    A detector scores tens of thousands of anchor points in every class, and this is where most of the time of
+    distilling its logits goes: half as many passes over memory as automatic differentiation makes.
+
+        bce = softplus(x) - x q,  d = p - q,  loss = bce |d|,  dloss/dx = d |d| + bce sign(d) p (1 - p)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of every logit."""
+        p, q = student.sigmoid(), teacher.sigmoid()
+        bce = F.softplus(student).addcmul_(student, q, value=-1)
+        d = q.sub_(p).neg_()
+        gradient = p.addcmul_(p, p, value=-1).mul_(bce).mul_(d.sign())
+        apart = d.abs()
+        ctx.save_for_backward(gradient.addcmul_(d, apart))
+        return bce.mul_(apart)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient to the student's logits."""
+        return grad * ctx.saved_tensors[0], None

@@ -23,10 +23,12 @@ class Term(Protocol):
     Attributes:
         per_branch (bool): Whether it is computed for every head branch, with the branch's gain, or once, with the gain
             of the branch that trains the features.
+        reads (frozenset[str]): Parts of the teacher's answer that it reads beside features, of "scores" and "boxes".
         adapters (nn.Module | None): What trains with the student and does not ship.
     """
 
     per_branch: bool
+    reads: frozenset[str]
     adapters: Any
 
     def __call__(self, pair: Pair) -> Tensor:

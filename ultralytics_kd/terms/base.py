@@ -19,7 +19,7 @@ class Pair:
         name (str): "one2many" or "one2one".
         student (Branch): The student's raw outputs.
         teacher (Branch): The teacher's, class logits those of `classes`.
-        classes (list[int] | None): Student classes that are taught; None if all.
+        classes (Tensor | None): Indices of the student's classes that are taught; None if all.
         student_layout (Layout): The student's head.
         teacher_layout (Layout): The teacher's head.
         student_head (Any): The student's detection head, for terms that look inside.
@@ -29,7 +29,7 @@ class Pair:
     name: str
     student: Branch
     teacher: Branch
-    classes: list[int] | None
+    classes: Tensor | None
     student_layout: Layout
     teacher_layout: Layout
     student_head: Any = None
@@ -38,7 +38,7 @@ class Pair:
     @cached_property
     def student_scores(self) -> Tensor:
         """The student's float32 logits of the taught classes, shape (B, A, k)."""
-        scores = self.student.scores if self.classes is None else self.student.scores[..., self.classes]
+        scores = self.student.scores if self.classes is None else self.student.scores.index_select(-1, self.classes)
         return scores.float()
 
     @cached_property
@@ -49,7 +49,7 @@ class Pair:
     @cached_property
     def confidence(self) -> Tensor:
         """The teacher's confidence that an anchor point holds an object of a taught class, shape (B, A)."""
-        return self.teacher_scores.sigmoid().amax(-1)
+        return self.teacher_scores.amax(-1).sigmoid()
 
     @cached_property
     def avg_factor(self) -> Tensor:

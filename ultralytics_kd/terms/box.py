@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..errors import KDError
 from ..losses import iou_loss, l1_loss, ld
-from ..predictions import Layout
+from ..predictions import BOXES, SCORES, Layout
 from .base import Pair
 
 
@@ -18,6 +18,7 @@ class BoxTerm:
     """
 
     per_branch = True
+    reads = frozenset({SCORES, BOXES})
 
     def __init__(self, loss: str, tau: float | None, student: Layout, teacher: Layout):
         """Choose the loss.
@@ -41,10 +42,10 @@ class BoxTerm:
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
-        weight = pair.box_weight.flatten()
+        weight = pair.box_weight
         if self.loss == "ld":
             bins = pair.student_layout.reg_max
             student, teacher = (x.boxes.float().reshape(-1, bins) for x in (pair.student, pair.teacher))
-            return ld(student, teacher, weight.repeat_interleave(4), pair.avg_factor * 4, self.tau)
+            return ld(student, teacher, weight.flatten().repeat_interleave(4), pair.avg_factor * 4, self.tau)
         loss = iou_loss if self.loss == "iou" else l1_loss
-        return loss(pair.student_boxes.flatten(0, 1), pair.teacher_boxes.flatten(0, 1), weight, pair.avg_factor)
+        return loss(pair.student_boxes, pair.teacher_boxes, weight, pair.avg_factor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..losses import align, iou_loss, qfl
-from ..predictions import decode, last_conv, stem_features, towers
+from ..predictions import BOXES, SCORES, decode, last_conv, stem_features, towers
 from .base import Pair
 from .feature import adapter
 
@@ -22,6 +23,7 @@ class CrossKDTerm:
     """
 
     per_branch = True
+    reads = frozenset({SCORES, BOXES})
 
     def __init__(self, student_head: Any, teacher_head: Any, branches: tuple[str, ...]):
         """Build the adapters.
@@ -58,8 +60,7 @@ class CrossKDTerm:
         stems = {name: [align(a(s), t) for a, s, t in zip(adapters[name], own[name], targets[name])] for name in own}
         cross = pair.answer.teacher.finish(pair.name, stems, pair.teacher.feats)
         boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
-        weight = pair.box_weight.flatten()
-        scores, target_scores = cross.scores.float().flatten(0, 1), pair.teacher_scores.flatten(0, 1)
-        class_loss = qfl(scores, target_scores, weight.new_ones(weight.shape), pair.avg_factor)
-        box_loss = iou_loss(boxes.flatten(0, 1), pair.teacher_boxes.flatten(0, 1), weight, pair.avg_factor)
+        weight = pair.box_weight
+        class_loss = qfl(cross.scores.float(), pair.teacher_scores, torch.ones_like(weight), pair.avg_factor)
+        box_loss = iou_loss(boxes, pair.teacher_boxes, weight, pair.avg_factor)
         return class_loss + box_loss

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..losses import cwd, mgd_distance, pkd, sl2
-from ..predictions import Layout, level_scores
+from ..losses import cwd, mgd_distance, pkd, pkd_adapted, sl2
+from ..predictions import SCORES, Layout, level_scores
 from .base import Pair
 
 
@@ -28,8 +30,10 @@ class FeatureTerm:
             teacher (Layout): The teacher's head, of the same strides.
         """
         self.loss, self.tau = loss, tau or 1.0
+        self.reads = frozenset({SCORES}) if loss == "sl2" else frozenset()
         channels = list(zip(student.channels, teacher.channels))
-        self.adapters: nn.Module = nn.ModuleList(adapter(s, t) for s, t in channels)
+        # PKD removes the mean of every channel, and with it whatever a bias would add
+        self.adapters: nn.Module = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
         if loss == "mgd":
             self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
 
@@ -37,18 +41,21 @@ class FeatureTerm:
         """Return the term, a scalar."""
         assert isinstance(self.adapters, nn.ModuleList)
         # Features come in half precision under AMP, the adapters' weights never are
-        student = [a(f.float()) for a, f in zip(self.adapters, pair.student.feats)]
-        total = student[0].new_zeros((), dtype=torch.float32)
-        scores = level_scores(pair.confidence, pair.teacher.feats)
-        for s, t, score in zip(student, pair.teacher.feats, scores):
-            t = t.float()
-            if self.loss == "sl2":
-                total = total + sl2(s, t, score)
-            elif self.loss == "cwd":
-                total = total + cwd(s, t, self.tau)
-            else:
-                total = total + (mgd_distance(s, t) if self.loss == "mgd" else pkd(s, t))
-        return total
+        student, teacher = ([f.float() for f in side.feats] for side in (pair.student, pair.teacher))
+        scores: Any = level_scores(pair.confidence, teacher) if self.loss == "sl2" else [None] * len(teacher)
+        levels = zip(self.adapters, student, teacher, scores)
+        return torch.stack([self._level(*level) for level in levels]).sum()
+
+    def _level(self, adapt: nn.Module, student: Tensor, teacher: Tensor, scores: Tensor | None) -> Tensor:
+        """Return the loss of one level, a scalar."""
+        if self.loss == "pkd" and isinstance(adapt, nn.Conv2d):
+            return pkd_adapted(student, adapt.weight, teacher)
+        student = adapt(student)
+        if scores is not None:
+            return sl2(student, teacher, scores)
+        if self.loss == "cwd":
+            return cwd(student, teacher, self.tau)
+        return mgd_distance(student, teacher) if self.loss == "mgd" else pkd(student, teacher)
 
 
 class MGD(nn.Module):
@@ -85,6 +92,6 @@ class MGD(nn.Module):
         return self.generation(x * visible)
 
 
-def adapter(student: int, teacher: int) -> nn.Module:
+def adapter(student: int, teacher: int, bias: bool = True) -> nn.Module:
     """Return a 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal."""
-    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)

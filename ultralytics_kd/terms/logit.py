@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import bckd, binary_kl, qfl
+from ..predictions import SCORES
 from .base import Pair
 
 
@@ -13,6 +14,7 @@ class ClassTerm:
     """Class logits of every anchor point, normalised by the teacher's summed confidence."""
 
     per_branch = True
+    reads = frozenset({SCORES})
 
     def __init__(self, loss: str, tau: float | None):
         """Choose the loss.
@@ -26,10 +28,10 @@ class ClassTerm:
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
-        student, teacher = pair.student_scores.flatten(0, 1), pair.teacher_scores.flatten(0, 1)
+        student, teacher = pair.student_scores, pair.teacher_scores
         if self.loss == "bckd":
             return bckd(student, teacher, pair.avg_factor)
-        every_anchor = torch.ones_like(student[:, 0])
+        every_anchor = torch.ones_like(student[..., 0])
         if self.loss == "qfl":
             return qfl(student, teacher, every_anchor, pair.avg_factor)
         return binary_kl(student, teacher, every_anchor, pair.avg_factor, self.tau)

@@ -1,0 +1,243 @@
+"""Making a cache: which images lack an answer, who answers them, and in which portions they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader, Dataset
+from ultralytics import __version__ as ultralytics_version
+from ultralytics.data.augment import LetterBox
+from ultralytics.data.build import build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset, get_split_fraction
+from ultralytics.utils import LOGGER, RUNS_DIR, TQDM, colorstr
+from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.patches import imread
+from ultralytics.utils.torch_utils import select_device
+
+from .. import __version__
+from ..errors import KDError
+from ..teacher import Teacher
+from .answering import Answerer
+from .store import Manifest, Row, Store
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The images of one shard.
+
+    Attributes:
+        files (list[str]): Image files.
+        keys (list[str]): Their keys.
+    """
+
+    files: list[str]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How portions are answered; it travels to other machines.
+
+    Attributes:
+        folder (str): Cache folder.
+        sources (list[Any]): Teachers, as paths or models.
+        manifest (Manifest): The question.
+        batch (int): Images per batch.
+        workers (int): Processes that read images.
+    """
+
+    folder: str
+    sources: list[Any]
+    manifest: Manifest
+    batch: int
+    workers: int
+
+
+def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store:
+    """Answer all training images of a data set that have no answer yet.
+
+    Args:
+        args (Namespace): Ultralytics' arguments: data, imgsz, batch, workers, device, fraction, kd_cache, kd_precision.
+        sources (list): Teachers: paths, names that Ultralytics downloads, or models.
+        options (dict): Options of the cache, as `options.CACHE_ONLY` has them.
+
+    Returns:
+        (Store): The cache, with an answer to every image.
+
+    Raises:
+        KDError: If the folder holds something else, a teacher cannot answer, or an image cannot be read.
+    """
+    teachers = [Teacher(source) for source in sources]
+    for teacher in teachers:
+        teacher.inspect()
+    data = check_det_dataset(args.data)
+    device = select_device(args.device, verbose=False)
+    manifest = _manifest(args, teachers, options, data, device)
+    store = Store(_folder(args, data, manifest))
+    with _alone(store.folder):
+        store.begin(manifest)
+        for path in store.damaged():
+            LOGGER.warning(f"{path} is damaged: its images are answered again.")
+            path.unlink()
+        portions, known = _portions(store, _image_files(args, data), options["kd_cache_shard"])
+        count = sum(len(p.files) for p in portions)
+        LOGGER.info(f"{colorstr('cache:')} {known} images have answers in {store.folder}, {count} have none")
+        if portions:
+            work = Work(str(store.folder), [_movable(s) for s in sources], manifest, args.batch, args.workers)
+            bar = TQDM(total=known + count, initial=known, desc="Answering images")
+            if options["ray"]:
+                from .distributed import answer_on_ray
+
+                answer_on_ray(work, portions, options["ray"], bar.update)
+            else:
+                answerer = Answerer(teachers, manifest, device)
+                for portion in portions:
+                    store.write(list(answer(answerer, portion, work, bar.update)))
+            bar.close()
+    return store
+
+
+def answer(answerer: Answerer, portion: Portion, work: Work, done: Callable[[int], Any]) -> Iterator[Row]:
+    """Yield the rows of a portion, in order.
+
+    Args:
+        answerer (Answerer): The teachers.
+        portion (Portion): The images.
+        work (Work): Batch size and number of processes that read images.
+        done (Callable): Called with the number of images of each batch.
+    """
+    images = LetterboxedImages(portion.files, work.manifest.imgsz, work.manifest.channels)
+    loader = DataLoader(images, batch_size=work.batch, num_workers=min(work.workers, len(images) // work.batch))
+    first = 0
+    for batch, heights, widths in loader:
+        keys = portion.keys[first : first + len(batch)]
+        yield from answerer(batch, list(zip(heights.tolist(), widths.tolist())), keys)
+        first += len(batch)
+        done(len(batch))
+
+
+class LetterboxedImages(Dataset):
+    """Images of one size, as a model sees them when it predicts."""
+
+    def __init__(self, files: list[str], imgsz: int, channels: int):
+        """Take note of files.
+
+        Args:
+            files (list[str]): Image files.
+            imgsz (int): Side of the square in pixels.
+            channels (int): Channels of the images.
+        """
+        self.files, self.letterbox = files, LetterBox(imgsz, auto=False)
+        self.flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
+        """Return an image of shape (C, imgsz, imgsz), RGB, uint8, and its height and width as read."""
+        image = imread(self.files[i], flags=self.flag)
+        if image is None:
+            raise KDError(f"image {self.files[i]} cannot be read.")
+        height, width = image.shape[:2]
+        square = self.letterbox(image=image if image.ndim == 3 else image[..., None])
+        square = square[..., ::-1] if square.shape[-1] == 3 else square  # BGR to RGB
+        return torch.from_numpy(square.transpose(2, 0, 1).copy()), height, width
+
+
+def _manifest(
+    args: Any, teachers: list[Teacher], options: dict[str, Any], data: dict, device: torch.device
+) -> Manifest:
+    """Return the question that arguments and options put."""
+    names = list(dict.fromkeys(name for t in teachers for name in t.names.values()))
+    for teacher in teachers:
+        if teacher.channels != data["channels"]:
+            raise KDError(
+                f"teacher={teacher.source} reads images of {teacher.channels} channel(s), the data has "
+                f"{data['channels']}."
+            )
+        if len(set(teacher.names.values())) != len(teacher.names):
+            raise KDError(
+                f"teacher={teacher.source} has several classes of one name: a cache tells them apart by name."
+            )
+    auto = "fp16" if device.type == "cuda" else "fp32"
+    stride = max(max(t.layout.strides) for t in teachers)
+    return Manifest(
+        teachers=[{"name": t.name, "sha256": t.fingerprint()} for t in teachers],
+        names=dict(enumerate(names)),
+        imgsz=check_imgsz(options["kd_cache_imgsz"] or args.imgsz, stride=stride, min_dim=1),
+        conf=options["kd_cache_conf"],
+        iou=options["kd_cache_iou"],
+        topk=options["kd_cache_topk"],
+        scales=options["kd_cache_scales"],
+        flip=options["kd_cache_flip"],
+        precision=auto if args.kd_precision == "auto" else args.kd_precision,
+        channels=data["channels"],
+        versions={"ultralytics_kd": __version__, "ultralytics": ultralytics_version, "torch": torch.__version__},
+    )
+
+
+def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
+    """Return the folder that was asked for, or one beside the data, as label caches are."""
+    if isinstance(args.kd_cache, (str, Path)):
+        return Path(args.kd_cache).resolve()
+    teachers = "-".join(f"{Path(t['name']).stem}-{t['sha256'][:8]}" for t in manifest.teachers)
+    beside = Path(data["path"]).resolve()
+    writable = os.access(beside, os.W_OK)
+    home = beside / "kd_cache" if writable else RUNS_DIR / "kd_cache" / beside.name
+    return home / f"{teachers}-{manifest.imgsz}"
+
+
+def _image_files(args: Any, data: dict) -> list[str]:
+    """Return the images that a training on the data reads."""
+    fraction = get_split_fraction(args.fraction, "train")
+    dataset = build_yolo_dataset(args, data["train"], args.batch, data, mode="val", fraction=fraction)
+    return dataset.im_files
+
+
+def _portions(store: Store, files: list[str], size: int) -> tuple[list[Portion], int]:
+    """Return the images without an answer, one file per content, in shards, and how many have one.
+
+    Images are counted off over the whole data set, so that a cache that was cut is finished with the shards, and the
+    batches in them, that it would have had.
+    """
+    keys = store.image_keys(files, write=True)
+    first = {keys[f]: f for f in reversed(files)}  # a second copy of an image has the same answer
+    ordered = list(dict.fromkeys(keys[f] for f in files))
+    known = store.keys()
+    portions = []
+    for i in range(0, len(ordered), size):
+        missing = [k for k in ordered[i : i + size] if k not in known]
+        if missing:
+            portions.append(Portion([first[k] for k in missing], missing))
+    return portions, len(known & set(ordered))
+
+
+def _movable(source: Any) -> Any:
+    """Return a teacher as other machines can load it."""
+    return str(Path(source).resolve()) if isinstance(source, (str, Path)) and Path(source).is_file() else source
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from filling the same cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as e:
+        raise KDError(
+            f"kd_cache={folder} is being filled by another process: wait for it, or give another folder."
+        ) from e
+    try:
+        yield
+    finally:
+        lock.release()
