@@ -65,6 +65,11 @@ ARGUMENTS: dict[str, Argument] = {
         ("auto", "fp32", "fp16", "bf16"),
     ),
     "kd_compile": Argument(False, "bool | str", "whether to compile the teacher, or torch.compile's mode"),
+    "kd_cache": Argument(
+        False,
+        "bool | str",
+        "folder with stored answers of the teacher (yolo-kd cache); True: beside the data, made if absent",
+    ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),
@@ -116,6 +121,8 @@ def _simplify(cfg: dict) -> None:
         cfg["kd_classes"] = dict(classes)
     elif isinstance(classes, Path):
         cfg["kd_classes"] = str(classes)
+    if isinstance(cfg.get("kd_cache"), Path):
+        cfg["kd_cache"] = str(cfg["kd_cache"])
     cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.weight and cfg.get(k) is not None})
 
 
@@ -159,6 +166,9 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         )
     if isinstance(compile_mode, str) and compile_mode not in COMPILE_MODES:
         raise KDError(f"'kd_compile={compile_mode}' is an invalid value: valid ones are {', '.join(COMPILE_MODES)}.")
+    cache = cfg.get("kd_cache", False)
+    if not isinstance(cache, (bool, str, Path)) or cache == "":
+        raise KDTypeError(f"'kd_cache={cache}' is invalid: it must be True, False or a folder of stored answers.")
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
@@ -199,10 +209,21 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         raise KDError(
             f"task '{cfg.get('task')}' cannot be distilled yet: a teacher is supported for {', '.join(TASKS)}."
         )
+    if cfg.get("kd_cache"):
+        _check_stored(cfg)
     if not any(cfg.get(k) for k in WEIGHTS):
         raise KDError(
             "all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher."
         )
+
+
+def _check_stored(cfg: Mapping[str, Any]) -> None:
+    """Raise if a term needs more than the detections that a cache stores."""
+    reason = "and kd_cache stores detections: drop kd_cache to have the teacher answer on every step, or"
+    if cfg.get("kd_feat"):
+        raise KDError(f"'kd_feat={cfg['kd_feat']}' compares whole feature maps, {reason} set kd_feat=0.")
+    if cfg.get("kd_box") and cfg.get("kd_box_loss") == "ld":
+        raise KDError(f"'kd_box_loss=ld' compares distributions over box bins, {reason} use kd_box_loss=iou or l1.")
 
 
 def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
@@ -212,6 +233,12 @@ def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
         loss = f"{weight}_loss"
         if not cfg[weight] and cfg[loss] != ARGUMENTS[loss].default:
             said.append(f"'{loss}={cfg[loss]}' has no effect: the term is off, as {weight}=0.")
+    if cfg["kd_cache"]:
+        said += [
+            f"'{name}={cfg[name]}' has no effect: with kd_cache no teacher runs while the student trains."
+            for name in ("kd_precision", "kd_compile")
+            if cfg[name] != ARGUMENTS[name].default and not (name == "kd_precision" and cfg["kd_cache"] is True)
+        ]
     losses = {cfg[f"{weight}_loss"] for weight in WEIGHTS if cfg[weight]}
     if cfg["kd_tau"] is not None and not losses & set(TEMPERED):
         said.append(f"'kd_tau={cfg['kd_tau']}' has no effect: of the losses only {', '.join(TEMPERED)} are softened.")

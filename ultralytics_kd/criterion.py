@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from . import predictions
+from .assignment import StoredAnswer, assign
 from .config import WEIGHTS
 from .errors import KDError
-from .predictions import ONE2MANY, Layout
+from .predictions import ONE2MANY, Branch, Layout
 from .teacher import Answer, Teacher
 from .terms import Pair, Term, build_terms
 
@@ -32,18 +34,20 @@ class Distiller:
         gains (dict[str, float]): Gain of each head branch in the loss of the model that trains, as last used.
     """
 
-    def __init__(self, args: Any, student: nn.Module, teacher: Teacher):
+    def __init__(self, args: Any, student: nn.Module, teacher: Teacher, stored: bool = False):
         """Build the terms for a student and a teacher.
 
         Args:
             args (Namespace): Arguments of the training.
             student (nn.Module): The student, a detection model.
             teacher (Teacher): The teacher, inspected.
+            stored (bool): Whether its answers were stored: instances then, which suit any head.
 
         Raises:
             KDError: If the two cannot be matched.
         """
-        self.student_layout, self.teacher_layout = predictions.layout(student), teacher.layout
+        self.student_layout = predictions.layout(student)
+        self.teacher_layout = self.student_layout if stored else teacher.layout
         check_match(self.student_layout, self.teacher_layout)
         self.weights = {name: float(getattr(args, name)) for name in WEIGHTS if getattr(args, name)}
         self.schedule: str = args.kd_schedule
@@ -80,26 +84,25 @@ class Distiller:
             return 1 - self.progress
         return (1 + math.cos(math.pi * self.progress)) / 2 if self.schedule == "cosine" else 1.0
 
-    def __call__(self, preds: Any, answer: Answer, head: Any) -> dict[str, Tensor]:
+    def __call__(
+        self, preds: Any, answer: Answer | StoredAnswer, head: Any, bases: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Return the weighted terms.
 
         Args:
             preds (dict | tuple): The student's raw predictions.
-            answer (Answer): What the teacher says about the same images.
+            answer (Answer | StoredAnswer): What the teacher says, or said, about the same images.
             head (Detect): The student's detection head.
+            bases (Mapping[str, v8DetectionLoss], optional): Base loss of each branch, to assign stored answers.
 
         Returns:
             (dict[str, Tensor]): A scalar for each of kd_cls, kd_box and kd_feat, 0 where the term is off.
         """
         student = predictions.branches(preds)
-        pairs = [
-            Pair(b, out, answer.branches[b], answer.classes, self.student_layout, self.teacher_layout, head, answer)
-            for b, out in student.items()
-            if b in answer.branches
-        ]
         zero = student[ONE2MANY].scores.new_zeros((), dtype=torch.float32)
         items = dict.fromkeys(WEIGHTS, zero)
         with torch.autocast(zero.device.type, enabled=False):  # a teacher in half precision must not overflow
+            pairs = self._pairs(student, answer, head, bases or {})
             for name, term in self.terms.items():
                 # Features are trained through the first branch alone (one2one reads them detached). Without its gain,
                 # which falls from 0.8 to 0.1, the feature term would outweigh the labels in the end.
@@ -107,6 +110,16 @@ class Distiller:
                 value = sum((self.gains[p.name] * term(p) for p in heard), zero)
                 items[name] = value * self.weights[name] * self.fade
         return items
+
+    def _pairs(self, student: dict[str, Branch], answer: Any, head: Any, bases: Mapping[str, Any]) -> list[Any]:
+        """Return each branch of the student beside what there is for it to learn from."""
+        if isinstance(answer, StoredAnswer):
+            return [assign(answer, b, out, self.student_layout, bases[b]) for b, out in student.items()]
+        return [
+            Pair(b, out, answer.branches[b], answer.classes, self.student_layout, self.teacher_layout, head, answer)
+            for b, out in student.items()
+            if b in answer.branches
+        ]
 
 
 class DistillationLoss:
@@ -144,10 +157,17 @@ class DistillationLoss:
             return loss, items
         if self.trains or not self.distiller.gains:
             self.distiller.gains = self.gains
-        terms = self.distiller(preds, answer, self.head)
+        terms = self.distiller(preds, answer, self.head, self.bases)
         kd = torch.stack(list(terms.values()))
         items = {**items, **{name: value.detach() for name, value in terms.items()}}
         return torch.cat([loss, kd * batch["img"].shape[0]]), items
+
+    @property
+    def bases(self) -> dict[str, Any]:
+        """The base loss of each branch."""
+        if hasattr(self.base, "o2m"):
+            return {ONE2MANY: self.base.one2many, predictions.ONE2ONE: self.base.one2one}
+        return {ONE2MANY: self.base}
 
     @property
     def gains(self) -> dict[str, float]:

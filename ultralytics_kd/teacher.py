@@ -198,9 +198,22 @@ class Teacher:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def release(self) -> None:
+        """Give the weights back to memory; what was learnt about them stays."""
+        self._parameters = self.parameters()
+        self.original = self.model = self.head = None  # type: ignore[assignment]
+
+    def recall(self, source: str | Path) -> None:
+        """Load the weights again after `release`.
+
+        Raises:
+            KDError: If they are not there any more.
+        """
+        self.original = _load(source)
+
     def parameters(self) -> int:
         """Return the number of parameters."""
-        return get_num_params(self.original)
+        return self._parameters if self.original is None else get_num_params(self.original)
 
     def gflops(self, imgsz: int) -> float:
         """Return the GFLOPs at an image size."""

@@ -17,18 +17,24 @@ from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML, callbacks
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, YAML, callbacks
 from ultralytics.utils.patches import torch_save
 from ultralytics.utils.plotting import plot_results
-from ultralytics.utils.torch_utils import autocast, unwrap_model
+from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
-from . import config, predictions, summary
-from .classes import load_map, match_classes
+from . import config, predictions, summary, tracks
+from .assignment import StoredAnswer
+from .cache.answers import StoredAnswers
+from .cache.build import build_cache
+from .cache.options import CACHE_ONLY
+from .cache.store import Store
+from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
 from .criterion import DistillationLoss, Distiller, Rehearsal
 from .errors import KDError
 from .initialization import select_weights
 from .teacher import Teacher
+from .tracks import AnsweredDataset
 
 # A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object
@@ -48,6 +54,8 @@ class DistillationMixin(_Trainer):
         teacher (Teacher | None): The frozen teacher.
         distiller (Distiller | None): The terms and their adapters.
         initialized (int): Number of the student's parameters that the teacher's weights began.
+        store (Store | None): Stored answers, from which the student then learns without the teacher.
+        stored_classes (ClassMap | None): How the stored answers' classes teach the student's.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
     """
 
@@ -55,6 +63,8 @@ class DistillationMixin(_Trainer):
     distiller: Distiller | None = None
     model: Any
     initialized: int = 0
+    store: Store | None = None
+    stored_classes: ClassMap | None = None
     args: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
@@ -119,7 +129,35 @@ class DistillationMixin(_Trainer):
         if self.teacher is not None:
             names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
             self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
+            if self.args.kd_cache:
+                self._open_store(names)
         return data
+
+    def _open_store(self, names: dict[int, str]) -> None:
+        """Open the cache, made first if it is `True`, and match its classes."""
+        assert self.teacher is not None
+        if self.args.kd_cache is True:
+            options = {**CACHE_ONLY, "kd_cache_scales": [1.0]}
+            source = self.args.teacher if self._in_memory is None else self._in_memory
+            with torch_distributed_zero_first(LOCAL_RANK):
+                self.args.kd_cache = str(build_cache(self.args, [source], options).folder)
+        self.store = Store(self.args.kd_cache)
+        manifest, ours = self.store.manifest(), self.teacher.fingerprint()
+        if ours not in {t["sha256"] for t in manifest.teachers}:
+            theirs = ", ".join(t["name"] for t in manifest.teachers)
+            raise KDError(
+                f"kd_cache={self.args.kd_cache} holds answers of other weights ({theirs}), not of "
+                f"teacher={self.teacher.source}: name the teacher that it was made with."
+            )
+        self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
+        self.stored_classes = match_classes(names, manifest.names, self.args.kd_classes, self.args.classes)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build a data set; that of training brings stored answers along."""
+        dataset = super().build_dataset(img_path, mode, batch)
+        if mode == "train" and self.store is not None and self.stored_classes is not None:
+            AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.stored_classes))
+        return dataset
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """Build the student, and note on it whether it has trained weights: another process may be the one to train."""
@@ -150,12 +188,12 @@ class DistillationMixin(_Trainer):
             taught = {ours: theirs[0] for ours, theirs in self.teacher.classes.sources.items()}
             classes = None if self.teacher.classes.identity else taught
             self.initialized = select_weights(self.model, self.teacher.original, classes)
-        self.distiller = Distiller(self.args, self.model, self.teacher)
+        self.distiller = Distiller(self.args, self.model, self.teacher, stored=self.store is not None)
         self.distiller.adapters.to(self.device)
 
     def _prepare_teacher(self) -> None:
         """Make the teacher that runs, once it is known in which precision the student trains; repeatable."""
-        if self.teacher is None or self.distiller is None or self.teacher.model is not None:
+        if self.teacher is None or self.distiller is None or self.store or self.teacher.model is not None:
             return
         half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
         auto = half if self.amp and self.device.type == "cuda" else torch.float32
@@ -167,7 +205,7 @@ class DistillationMixin(_Trainer):
     def auto_batch(self, *args: Any, **kwargs: Any) -> int:
         """Choose a batch size that has room for the teacher, the terms and the adapters too."""
         self._prepare_teacher()
-        if self.teacher is None or self.distiller is None:
+        if self.teacher is None or self.distiller is None or self.store:
             return super().auto_batch(*args, **kwargs)
         student: Any = self.model
         self.model = Rehearsal(student, self.teacher, self.distiller)
@@ -190,6 +228,8 @@ class DistillationMixin(_Trainer):
                 LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning))
                 for sentence in config.idle_arguments(vars(self.args)):
                     LOGGER.warning(sentence)
+            if self.store:
+                self.teacher.release()
 
     def _attach_loss(self) -> None:
         """Wrap the base losses of the student and of its moving average."""
@@ -306,7 +346,12 @@ class DistillationMixin(_Trainer):
 
     def _ask_teacher(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Put the teacher's answer in a batch of prepared images."""
-        if self.teacher is not None and self.teacher.model is not None:  # quantization calibrates before training
+        if self.stored_classes is not None:
+            if tracks.BOXES in batch:  # val images have none
+                taught = self.stored_classes.taught(batch["img"].device)
+                boxes, probs, images = (batch[k] for k in (tracks.BOXES, tracks.PROBS, tracks.IMAGES))
+                batch["teacher"] = StoredAnswer(boxes, probs, images, taught)
+        elif self.teacher is not None and self.teacher.model is not None:  # quantization calibrates before training
             batch["teacher"] = self.teacher(batch["img"])
         return batch
 
@@ -343,6 +388,8 @@ class DistillationMixin(_Trainer):
             return
         LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
         try:
+            if self.store:
+                self.teacher.recall(self.args.teacher)
             self.teacher_metrics = self._validate_teacher() or {}
         except Exception as e:  # the student is finished and must not be lost for a figure of comparison
             LOGGER.warning(f"the teacher could not be validated: {type(e).__name__}: {e}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from ultralytics import __version__ as ultralytics_version
+from ultralytics.cfg import get_save_dir
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset, get_split_fraction
-from ultralytics.utils import LOGGER, RUNS_DIR, TQDM, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOGGER, TQDM, colorstr
 from ultralytics.utils.checks import check_imgsz
-from ultralytics.utils.patches import imread
+from ultralytics.utils.patches import imread, override_configs
 from ultralytics.utils.torch_utils import select_device
 
 from .. import __version__
@@ -91,7 +91,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
         count = sum(len(p.files) for p in portions)
         LOGGER.info(f"{colorstr('cache:')} {known} images have answers in {store.folder}, {count} have none")
         if portions:
-            work = Work(str(store.folder), [_movable(s) for s in sources], manifest, args.batch, args.workers)
+            work = Work(str(store.folder), [_movable(s) for s in sources], manifest, _batch(args), args.workers)
             bar = TQDM(total=known + count, initial=known, desc="Answering images")
             if options["ray"]:
                 from .distributed import answer_on_ray
@@ -186,21 +186,20 @@ def _manifest(
 
 
 def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
-    """Return the folder that was asked for, or one beside the data, as label caches are."""
+    """Return the folder that was asked for, or the one among the runs that these answers always have."""
     if isinstance(args.kd_cache, (str, Path)):
         return Path(args.kd_cache).resolve()
+    with override_configs(args, {"name": "kd_cache", "exist_ok": True, "save_dir": None, "resume": False}) as place:
+        home = get_save_dir(place)
     teachers = "-".join(f"{Path(t['name']).stem}-{t['sha256'][:8]}" for t in manifest.teachers)
-    beside = Path(data["path"]).resolve()
-    writable = os.access(beside, os.W_OK)
-    home = beside / "kd_cache" if writable else RUNS_DIR / "kd_cache" / beside.name
-    return home / f"{teachers}-{manifest.imgsz}"
+    return home.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
 
 
 def _image_files(args: Any, data: dict) -> list[str]:
     """Return the images that a training on the data reads."""
     fraction = get_split_fraction(args.fraction, "train")
-    dataset = build_yolo_dataset(args, data["train"], args.batch, data, mode="val", fraction=fraction)
-    return dataset.im_files
+    with override_configs(args, {"cache": False, "rect": False}) as plain:
+        return build_yolo_dataset(plain, data["train"], 1, data, mode="val", fraction=fraction).im_files
 
 
 def _portions(store: Store, files: list[str], size: int) -> tuple[list[Portion], int]:
@@ -221,6 +220,11 @@ def _portions(store: Store, files: list[str], size: int) -> tuple[list[Portion],
     return portions, len(known & set(ordered))
 
 
+def _batch(args: Any) -> int:
+    """Return the images per batch; where training is to find out what fits, answering takes Ultralytics' default."""
+    return args.batch if isinstance(args.batch, int) and args.batch > 0 else DEFAULT_CFG.batch
+
+
 def _movable(source: Any) -> Any:
     """Return a teacher as other machines can load it."""
     return str(Path(source).resolve()) if isinstance(source, (str, Path)) and Path(source).is_file() else source
@@ -228,15 +232,14 @@ def _movable(source: Any) -> Any:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from filling the same cache."""
+    """Wait until no other process fills the same cache, and keep others from it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock")
     try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}: waiting for it")
         lock.acquire()
-    except Timeout as e:
-        raise KDError(
-            f"kd_cache={folder} is being filled by another process: wait for it, or give another folder."
-        ) from e
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ CACHE_ONLY: dict[str, Any] = {
     "kd_cache_shard": 256,
     "ray": False,
 }
-USED = ("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher")
+USED = ("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher", "project")
 
 
 def make_cache(given: Mapping[str, Any]) -> Store:

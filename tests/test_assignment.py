@@ -1,0 +1,140 @@
+"""Stored instances are assigned to anchor points as the base loss assigns labels."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import make_model
+from ultralytics.cfg import get_cfg
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+from ultralytics_kd import predictions
+from ultralytics_kd.assignment import CONFIDENT, StoredAnswer, assign
+from ultralytics_kd.classes import match_classes
+from ultralytics_kd.criterion import DistillationLoss, Distiller
+from ultralytics_kd.teacher import Teacher
+
+NAMES = {0: "a", 1: "b", 2: "c"}
+
+
+def setup(cfg, images=2, **args):
+    """Return student, loss and a batch whose labels are also its stored answers."""
+    torch.manual_seed(0)
+    student = make_model(cfg).train()
+    teacher = Teacher(make_model("yolo26n.yaml"))
+    teacher.classes = match_classes(NAMES, NAMES)
+    teacher.inspect()
+    student.args = get_cfg(overrides={"teacher": "t.pt", "kd_cache": "c", "kd_feat": 0, "imgsz": 96, **args})
+    loss = DistillationLoss(
+        student.init_criterion(), Distiller(student.args, student, teacher, stored=True), student.model[-1]
+    )
+    boxes = torch.tensor([[0.3, 0.3, 0.4, 0.5], [0.5, 0.5, 0.9, 0.8], [0.7, 0.6, 0.3, 0.3], [0.2, 0.8, 0.2, 0.2]])
+    cls, index = torch.tensor([0, 1, 2, 1]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    batch = {"img": torch.rand(images, 3, 96, 96), "batch_idx": index, "cls": cls.view(-1, 1).float(), "bboxes": boxes}
+    batch["teacher"] = StoredAnswer(boxes, torch.eye(3)[cls], index, None)
+    return student, loss, batch
+
+
+@pytest.mark.parametrize("cfg", ["yolo26n.yaml", "yolo11n.yaml", "yolov10n.yaml"])
+def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
+    """Class targets, boxes and anchor points are those of the assigner of each branch."""
+    student, loss, batch = setup(cfg)
+    preds = student(batch["img"])
+    calls = []
+    forward = TaskAlignedAssigner.forward
+
+    def spy(self, *args):
+        found = forward(self, *args)
+        calls.append((self, deepcopy(found)))
+        return found
+
+    monkeypatch.setattr(TaskAlignedAssigner, "forward", spy)
+    loss.base(preds, batch)
+    expected = {id(assigner): found for assigner, found in calls}
+    for name, out in predictions.branches(preds).items():
+        pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name])
+        _, boxes, scores, foreground, _ = expected[id(loss.bases[name].assigner)]
+        shown = foreground | (out.scores.sigmoid().amax(-1) > CONFIDENT)
+        assert foreground.sum() > 0 and len(pair.target) == shown.sum()
+        torch.testing.assert_close(pair.target, scores[shown], rtol=1e-6, atol=1e-7)
+        assert torch.equal(pair.assigned, foreground[shown])
+        strides = torch.cat(
+            [torch.full((f.shape[-1] * f.shape[-2], 1), float(s)) for f, s in zip(out.feats, student.stride)]
+        )
+        torch.testing.assert_close(pair.teacher_boxes[pair.assigned], (boxes / strides)[foreground])
+
+
+def test_uncertain_answers_ask_for_less():
+    student, loss, batch = setup("yolo26n.yaml")
+    preds = student(batch["img"])
+    branch = predictions.branches(preds)["one2many"]
+    arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"])
+    sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
+    half = assign(StoredAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
+    on = sure.assigned
+    torch.testing.assert_close(half.target[on].amax(-1), sure.target[on].amax(-1) * 0.6)
+    assert (half.target[on] > 0).all()  # the whole vector is taught
+    assert not half.target[~on].any()
+
+
+def test_background_is_taught_where_the_student_is_confident_of_something():
+    student, loss, batch = setup("yolo26n.yaml")
+    branch = predictions.branches(student(batch["img"]))["one2many"]
+    branch.scores[:, :5] = 3.0
+    branch.scores[:, 5:] = -10.0
+    nothing = StoredAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
+    pair = assign(nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"])
+    assert len(pair.target) == 10 and not pair.assigned.any() and not pair.target.any()
+    assert pair.avg_factor == 1 and not pair.box_weight.any()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("kd_cls_loss", ["bckd", "qfl", "kl"])
+@pytest.mark.parametrize("kd_box_loss", ["iou", "l1"])
+def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_box_loss):
+    student, loss, batch = setup("yolo26n.yaml", images, kd_cls_loss=kd_cls_loss, kd_box_loss=kd_box_loss)
+    keep = batch["batch_idx"] < images
+    batch = {k: v[keep] if k in ("batch_idx", "cls", "bboxes") else v for k, v in batch.items()}
+    some = StoredAnswer(batch["bboxes"], torch.rand(int(keep.sum()), 3), batch["batch_idx"], None)
+    none = StoredAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
+    for answer in (some, none):
+        student.zero_grad()
+        total, items = loss(student(batch["img"]), {**batch, "teacher": answer})
+        total[-3:].sum().backward()
+        gradients = [p.grad for p in student.parameters() if p.grad is not None]
+        assert torch.isfinite(total).all() and all(torch.isfinite(g).all() for g in gradients)
+        assert items["kd_box"] > 0 if answer is some else items["kd_box"] == 0
+        assert items["kd_feat"] == 0
+        if answer is some:
+            assert items["kd_cls"] > 0 and any(g.any() for g in gradients)
+
+
+def test_only_taught_classes_hear_from_stored_answers():
+    """Answers of classes that the student has as 2 and 0; its class 1 gets no gradient."""
+    student, loss, batch = setup("yolo26n.yaml", kd_box=0.0)
+    answer = StoredAnswer(batch["bboxes"], torch.tensor([[0.1, 0.9]] * 4), batch["batch_idx"], torch.tensor([2, 0]))
+    total, _ = loss(student(batch["img"]), {**batch, "teacher": answer})
+    total[-3:].sum().backward()
+    gradient = sum(branch[-1].bias.grad.abs() for branch in student.model[-1].cv3)
+    assert gradient[1] == 0 and gradient[0] > 0 and gradient[2] > 0
+
+
+def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
+    """In rectangular batches boxes are shares of width and height; images without answers in between."""
+    student, loss, _ = setup("yolo26n.yaml")
+    student.eval()
+    image = torch.rand(1, 3, 64, 128)
+    alone = StoredAnswer(torch.tensor([[0.5, 0.5, 0.25, 0.5]]), torch.tensor([[0.1, 0.8, 0.0]]), torch.zeros(1), None)
+    among = StoredAnswer(alone.bboxes, alone.probs, torch.ones(1), None)
+    with torch.no_grad():
+        for answer, images, row in ((alone, image, 0), (among, torch.cat((image * 0, image, image * 0)), 1)):
+            out = predictions.branches(student(images))["one2many"]
+            out.scores.fill_(-10)
+            pair = assign(answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"])
+            assert len(pair.target) > 1 and pair.assigned.all()
+            if row == 0:
+                expected = pair
+            torch.testing.assert_close(pair.target, expected.target, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(pair.teacher_boxes, expected.teacher_boxes)
+    sides = expected.teacher_boxes[:, 2:] - expected.teacher_boxes[:, :2]
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])  # 0.25 of 128 and 0.5 of 64

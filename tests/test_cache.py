@@ -1,0 +1,436 @@
+"""Stored answers: the files, the asking, and what a training makes of them."""
+
+import gc
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import NAMES, draw_dataset, save_model
+from ultralytics import YOLO as StockYOLO
+from ultralytics.utils import YAML
+
+from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.cache import make_cache
+from ultralytics_kd.cache.answering import Detections, fuse
+from ultralytics_kd.cache.answers import StoredAnswers
+from ultralytics_kd.cache.store import Manifest, Row, Store, image_key, values
+from ultralytics_kd.classes import match_classes
+from ultralytics_kd.cli import main
+from ultralytics_kd.errors import KDTypeError
+
+QUIET = {"workers": 0, "device": "cpu", "batch": 4, "imgsz": 64}
+MANIFEST = Manifest(
+    teachers=[{"name": "t.pt", "sha256": "0" * 64}],
+    names={0: "a", 1: "b"},
+    imgsz=64,
+    conf=0.05,
+    iou=0.7,
+    topk=100,
+    scales=[1.0],
+    flip=False,
+    precision="fp32",
+)
+
+
+@pytest.fixture
+def cache(tmp_path, data, teacher) -> Store:
+    """Return a cache of the drawn data set, in shards of three images."""
+    return make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_shard": 3})
+
+
+def rows(store: Store) -> pl.DataFrame:
+    """Return all rows in the order of their keys."""
+    return pl.concat(store.read()).sort("key")
+
+
+def stored(store: Store, file: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes and probabilities of an image."""
+    found = {k: (b, p) for t in store.read() for k, b, p in values(t, len(store.manifest().names))}
+    boxes, probs = found[image_key(file)]
+    return boxes, probs / 65535
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+def test_rows_come_back_as_they_were_written(tmp_path):
+    store = Store(tmp_path / "c")
+    store.begin(MANIFEST)
+    rng = np.random.default_rng(0)
+    boxes = rng.random((3, 4), dtype=np.float32)
+    probs = np.array([[1.0, 0.0], [0.5, 0.25], [1e-5, 1.0]])
+    store.write([Row("k1", 64, 48, boxes, probs), Row("k0", 10, 20, boxes[:0], probs[:0])])
+    assert store.keys() == {"k0", "k1"} and store.manifest() == MANIFEST
+    (table,) = store.read()
+    (key, b, p), (_, none, _) = values(table, 2)
+    assert key == "k1" and np.array_equal(b, boxes) and np.abs(p / 65535 - probs).max() <= 0.5 / 65535
+    assert none.shape == (0, 4) and table["width"].to_list() == [64, 10]
+
+
+def test_a_damaged_shard_is_named_and_made_anew(cache, data, teacher):
+    before, shard = rows(cache), cache.shards()[1]
+    content = bytearray(shard.read_bytes())
+    for damage in (content[: len(content) // 2], content[:50] + b"x" + content[51:]):
+        shard.write_bytes(damage)
+        with pytest.raises(KDError, match=f"{shard.name} is damaged: run yolo-kd cache again"):
+            list(cache.read())
+        again = make_cache(
+            {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(cache.folder), "kd_cache_shard": 3}
+        )
+        assert rows(again).equals(before) and shard.exists()
+
+
+def test_half_written_files_are_cleared_away_and_other_folders_left_alone(tmp_path, data, teacher):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "answers-1-2.parquet.17.tmp").write_bytes(b"PAR1")
+    store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(folder)})
+    assert not list(folder.glob("*.tmp")) and len(store.keys()) == 8
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "holiday.jpg").write_bytes(b"jpg")
+    with pytest.raises(KDError, match="photos is a folder of something else"):
+        make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(other)})
+    assert [p.name for p in other.iterdir() if p.name != ".lock"] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1}', '{"format": 99, "names": {}}', '{"format": 1, "names": 3}']
+)
+def test_a_foreign_manifest_is_named(cache, content):
+    (cache.folder / "manifest.json").write_text(content)
+    with pytest.raises(KDError, match=r"manifest.json is damaged or another program's|has format 99"):
+        cache.manifest()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [({"kd_cache_imgsz": 96}, "imgsz=64 there, 96 here"), ({"kd_cache_flip": True}, "flip=False there, True here")],
+)
+def test_answers_to_another_question_are_refused(cache, data, teacher, change, said):
+    with pytest.raises(KDError, match=said):
+        make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(cache.folder), **change})
+
+
+def test_a_rerun_answers_only_what_is_missing(tmp_path, teacher, monkeypatch):
+    data = draw_dataset(tmp_path / "d", images=6)
+    given = {**QUIET, "data": str(data), "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_shard": 2}
+    first = rows(make_cache(given))
+    shards = {p: p.stat().st_mtime_ns for p in Store(tmp_path / "c").shards()}
+    image = cv2.imread(str(tmp_path / "d/images/train/0.png"))
+    cv2.imwrite(str(tmp_path / "d/images/train/new.png"), 255 - image)
+    (tmp_path / "d/images/train/copy.png").write_bytes((tmp_path / "d/images/train/3.png").read_bytes())
+    (tmp_path / "d/images/train/5.png").rename(tmp_path / "d/images/train/renamed.png")
+    asked = []
+    from ultralytics_kd.cache import answering
+
+    call = answering.Answerer.__call__
+    monkeypatch.setattr(answering.Answerer, "__call__", lambda s, i, h, k: (asked.extend(k), call(s, i, h, k))[1])
+    again = make_cache(given)
+    assert asked == [image_key(tmp_path / "d/images/train/new.png")]
+    assert {p: p.stat().st_mtime_ns for p in again.shards() if p in shards} == shards
+    assert rows(again).filter(pl.col("key").is_in(first["key"].implode())).equals(first)
+    make_cache(given)
+    assert len(asked) == 1
+
+
+CODE = """
+import sys
+from ultralytics_kd.cache import make_cache, store
+kill = int(sys.argv[1])
+if kill >= 0:  # at a moment of its own in each run: before, within or after the writing of a file
+    import os, random, signal
+    random.seed(kill)
+    def hook(f):
+        def g(*a):
+            if random.random() < 0.15: os.kill(os.getpid(), signal.SIGKILL)
+            r = f(*a)
+            if random.random() < 0.1: os.kill(os.getpid(), signal.SIGKILL)
+            return r
+        return g
+    os.replace, os.fsync = hook(os.replace), hook(os.fsync)
+    from ultralytics_kd.cache.answering import Answerer
+    Answerer.__call__ = hook(Answerer.__call__)
+make_cache({"data": sys.argv[2], "teacher": sys.argv[3], "kd_cache": sys.argv[4], "kd_cache_shard": 3, "workers": 0,
+            "device": "cpu", "batch": 2, "imgsz": 64})
+"""
+
+
+@pytest.mark.slow
+def test_a_cache_that_was_killed_ten_times_equals_one_that_was_not(tmp_path, teacher):
+    """SIGKILL at random points: at most one shard is lost each time, and the end is the same, file by file."""
+    data = str(draw_dataset(tmp_path / "d", images=24))
+
+    def run(kill, folder):
+        return subprocess.run([sys.executable, "-c", CODE, str(kill), data, teacher, folder], capture_output=True)
+
+    assert run(-1, str(tmp_path / "whole")).returncode == 0
+    kills, attempt, before = 0, 0, 0
+    while kills < 10:
+        attempt += 1
+        done = run(attempt, str(tmp_path / "cut"))
+        if done.returncode == 0:  # it came through: cut it again from the beginning
+            for path in random.Random(attempt).sample(Store(tmp_path / "cut").shards(), 6):
+                path.unlink()
+            before = 0
+            continue
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+        cut = Store(tmp_path / "cut")
+        assert not cut.damaged() and len(cut.shards()) >= before
+        before = len(cut.shards())
+    assert run(-1, str(tmp_path / "cut")).returncode == 0
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    assert [p.name for p in whole.shards()] == [p.name for p in cut.shards()] and len(whole.shards()) == 8
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(whole.shards(), cut.shards()))
+    assert whole.manifest() == cut.manifest() and not list(cut.folder.glob("*.tmp"))
+
+
+def test_ray_gives_the_same_rows(tmp_path, data, teacher, cache):
+    pytest.importorskip("ray")
+    given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "r"), "kd_cache_shard": 3, "ray": 2}
+    spread = make_cache(given)
+    assert rows(spread).equals(rows(cache)) and len(spread.keys()) == 8
+    assert [p.name for p in spread.shards()] == [p.name for p in cache.shards()]
+
+
+# Asking ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("cfg", ["yolo26s.yaml", "yolo11n.yaml"])
+def test_answers_are_the_teachers_own_predictions(tmp_path, cfg):
+    """Boxes, confidence and classes are those of `predict` with class-blind NMS, in images of any shape."""
+    torch.manual_seed(0)
+    teacher = save_model(tmp_path / "t.pt", cfg)
+    data = draw_dataset(tmp_path / "d", images=3)
+    rng = np.random.default_rng(0)
+    for name, shape in (("wide", (40, 90, 3)), ("high", (200, 70, 3))):
+        cv2.imwrite(str(tmp_path / f"d/images/train/{name}.png"), rng.integers(0, 255, shape, dtype=np.uint8))
+    store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "batch": 2})
+    for file in sorted((tmp_path / "d/images/train").glob("*.png")):
+        (result,) = StockYOLO(teacher).predict(
+            str(file),
+            imgsz=64,
+            conf=0.05,
+            iou=0.7,
+            max_det=100,
+            agnostic_nms=True,
+            rect=False,
+            end2end=False,  # the answers are those of the one2many branch, which has the more to say
+            verbose=False,
+            save=False,
+        )
+        boxes, probs = stored(store, file)
+        expected = result.boxes
+        assert len(boxes) == len(expected) > 0
+        np.testing.assert_allclose(np.sort(boxes, 0), np.sort(expected.xywhn.numpy(), 0), atol=5e-3)
+        np.testing.assert_allclose(probs.max(1), expected.conf.numpy(), atol=1e-3)
+        assert (probs.argmax(1) == expected.cls.numpy()).mean() >= 0.9  # of equal probabilities either may be first
+
+
+def test_fused_views_average_boxes_and_probabilities_over_those_who_know():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    views = [
+        Detections(boxes, torch.tensor([[0.8, 0.0]])),
+        Detections(boxes + torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.tensor([[0.4, 0.2]])),
+        Detections(torch.tensor([[50.0, 50.0, 60.0, 60.0]]), torch.tensor([[0.0, 0.6]])),
+    ]
+    fused = fuse(views, torch.tensor([3.0, 2.0]), conf=0.05)
+    assert fused.boxes[0].tolist() == pytest.approx([0, 0, 10 + 1 / 3, 10])  # weights 0.8 and 0.4
+    assert fused.probs[0].tolist() == pytest.approx([1.2 / 3, 0.2 / 2])
+    assert fused.probs[1].tolist() == pytest.approx([0, 0.6 / 2]) and len(fused.boxes) == 2
+    nothing = [Detections(torch.zeros(0, 4), torch.zeros(0, 2))] * 3
+    assert fuse(nothing, torch.tensor([3.0, 2.0]), 0.05).boxes.shape == (0, 4)
+
+
+def test_mirrored_and_scaled_views_find_objects_where_they_are(tmp_path, data, teacher):
+    """A view alone, brought back to the image, finds about what the plain view finds."""
+    from ultralytics_kd.cache.answering import Answerer
+    from ultralytics_kd.cache.build import LetterboxedImages
+    from ultralytics_kd.teacher import Teacher
+
+    files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))[:2]
+    model = Teacher(teacher)
+    model.inspect()
+    answerer = Answerer([model], replace(MANIFEST, names=NAMES), torch.device("cpu"))
+    images = torch.stack([LetterboxedImages(files, 64, 3)[i][0] for i in range(2)]).float() / 255
+    symmetric = (images + images.flip(3)) / 2
+    plain = answerer._view(model, answerer.places[0], symmetric, 1.0, False)
+    mirrored = answerer._view(model, answerer.places[0], symmetric, 1.0, True)
+    for a, b in zip(plain, mirrored):
+        boxes = torch.stack((64 - b.boxes[:, 2], b.boxes[:, 1], 64 - b.boxes[:, 0], b.boxes[:, 3]), 1)
+        torch.testing.assert_close(boxes, a.boxes, rtol=0, atol=0.05)
+        torch.testing.assert_close(b.probs, a.probs, rtol=0, atol=1e-3)
+    known = {"imgsz": 128, "conf": 0.05, "iou": 0.7, "max_det": 100, "agnostic_nms": True, "end2end": False}
+    for file, scaled in zip(files, answerer._view(model, answerer.places[0], images, 2.0, False)):
+        (result,) = StockYOLO(teacher).predict(file, **known, verbose=False, save=False)  # the same image, enlarged
+        assert len(scaled.boxes) == len(result.boxes) > 0
+        inside = [np.sort(b.clamp(0, 64).numpy(), 0) for b in (scaled.boxes, result.boxes.xyxy)]
+        far = np.abs(inside[0] - inside[1]) > 0.5
+        assert far.mean() < 0.05  # what lies on the threshold of NMS may be either
+
+
+def test_several_teachers_scales_and_mirror_images_make_one_set(tmp_path, data, teacher):
+    torch.manual_seed(1)
+    other = save_model(tmp_path / "other.pt", "yolo11n.yaml", {0: "bar", 1: "disc", 2: "star"})
+    given = {"kd_cache_scales": [1.0, 1.5], "kd_cache_flip": True, "kd_cache_conf": 0.01}
+    store = make_cache(
+        {**QUIET, "data": data, "teacher": [teacher, str(other)], "kd_cache": str(tmp_path / "c"), **given}
+    )
+    manifest = store.manifest()
+    assert manifest.names == {0: "disc", 1: "box", 2: "bar", 3: "star"}
+    assert [t["name"] for t in manifest.teachers] == ["teacher.pt", "other.pt"]
+    boxes, probs = stored(store, Path(data).parent / "images/train/0.png")
+    assert len(boxes) and probs.shape[1] == 4 and (probs.max(1) > 0.01).all() and (np.diff(probs.max(1)) <= 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    "given, error, said",
+    [
+        ({"teacher": None}, KDError, "needs teacher=PATH"),
+        ({"data": None}, KDError, "needs data=PATH"),
+        ({"epochs": 3}, KDError, "'epochs' is no argument of 'yolo-kd cache'"),
+        ({"kd_cache_topk": 0}, KDError, "whole number of 1 or more"),
+        ({"kd_cache_conf": 1.5}, KDError, "0 or more and less than 1"),
+        ({"kd_cache_conf": "high"}, KDTypeError, "must be a number"),
+        ({"kd_cache_scales": []}, KDError, "between 0.1 and 10"),
+        ({"kd_cache_scales": [0.0]}, KDError, "between 0.1 and 10"),
+        ({"kd_cache_flip": 1}, KDTypeError, "must be True or False"),
+        ({"ray": -2}, KDError, "whole number of 1 or more"),
+        ({"teacher": "none.pt"}, KDError, "none.pt was not found"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_written(tmp_path, data, teacher, given, error, said):
+    with pytest.raises(error, match=said):
+        make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), **given})
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_command_makes_a_cache_and_says_how_to_train(tmp_path, data, teacher):
+    folder = tmp_path / "c"
+    arguments = [f"{k}={v}" for k, v in QUIET.items()]
+    assert main(["cache", f"data={data}", f"teacher={teacher}", f"kd_cache={folder}", *arguments]) == 0
+    assert len(Store(folder).keys()) == 8
+    assert main(["cache", f"data={data}"]) == 1
+    assert main(["cache", "help"]) == 0
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+def test_a_training_learns_from_stored_answers_with_no_teacher_in_memory(quick, teacher, cache):
+    from ultralytics_kd.teacher import Teacher
+
+    model, seen = YOLO("yolo26n.yaml"), {}
+
+    def look(trainer):
+        gc.collect()
+        count = sum(p.numel() for p in Teacher(teacher).original.parameters())
+        models = [o for o in gc.get_objects() if isinstance(o, torch.nn.Module) and hasattr(o, "yaml")]
+        seen["teachers"] = [m for m in models if sum(p.numel() for p in m.parameters()) == count]
+        seen["teacher"] = trainer.teacher.original, trainer.teacher.model, trainer.teacher.head
+        seen["items"] = dict(trainer.loss_items)
+        gc.collect()
+
+    model.add_callback("on_train_epoch_end", look)
+    metrics = model.train(**{**quick, "teacher": teacher, "kd_cache": str(cache.folder)})
+    assert not seen["teachers"] and seen["teacher"] == (None, None, None)
+    assert seen["items"]["kd_cls"] > 0 and seen["items"]["kd_box"] > 0 and seen["items"]["kd_feat"] == 0
+    assert metrics is not None and model.trainer.teacher_metrics
+    assert YAML.load(model.trainer.save_dir / "args.yaml")["kd_cache"] == str(cache.folder.resolve())
+    assert model.trainer.initialized  # the teacher was there for kd_init
+
+
+def test_true_makes_the_cache_first_and_finds_it_again(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1, "teacher": teacher, "kd_cache": True})
+    folder = Path(model.trainer.args.kd_cache)
+    assert folder.parent == Path(quick["project"]).resolve() / "kd_cache" and len(Store(folder).keys()) == 8
+    shards = [p.stat().st_mtime_ns for p in Store(folder).shards()]
+    again = YOLO("yolo26n.yaml")
+    again.train(**{**quick, "epochs": 1, "teacher": teacher, "kd_cache": True, "exist_ok": True})
+    assert (
+        again.trainer.args.kd_cache == str(folder) and [p.stat().st_mtime_ns for p in Store(folder).shards()] == shards
+    )
+
+
+def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
+    model = YOLO("yolo26n.yaml")
+
+    def stop(trainer):
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    model.add_callback("on_model_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**{**quick, "teacher": teacher, "kd_cache": str(cache.folder)})
+    resumed = YOLO(str(Path(quick["project"]) / "run/weights/last.pt"))
+    items = []
+    resumed.add_callback("on_train_epoch_end", lambda t: items.append(float(t.tloss["kd_box"])))
+    resumed.train(resume=True)
+    assert resumed.trainer.start_epoch == 1 and len(items) == 1 and items[0] > 0
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ({"kd_feat": 1.0}, "'kd_feat=1.0' compares whole feature maps, and kd_cache stores detections"),
+        ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' compares distributions over box bins"),
+        (
+            {"kd_cache": "nowhere"},
+            r"kd_cache=nowhere holds no answers \(manifest.json is missing\): make it with yolo-kd cache",
+        ),
+        ({"kd_cache": 3}, "it must be True, False or a folder"),
+        ({"teacher": None}, "'kd_cache=.*' has no effect without a teacher"),
+    ],
+)
+def test_what_stored_answers_cannot_do_is_said_before_training(quick, teacher, cache, args, said):
+    with pytest.raises((KDError, TypeError), match=said):
+        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, "kd_cache": str(cache.folder), **args})
+    assert not (Path(quick["project"]) / "run").exists()
+
+
+def test_answers_of_another_teacher_or_to_other_images_are_refused(quick, tmp_path, cache, teacher):
+    torch.manual_seed(5)
+    other = save_model(tmp_path / "other.pt", "yolo26s.yaml")
+    with pytest.raises(KDError, match=r"holds answers of other weights \(teacher.pt\)"):
+        YOLO("yolo26n.yaml").train(**{**quick, "teacher": str(other), "kd_cache": str(cache.folder)})
+    data = draw_dataset(tmp_path / "more", images=10, seed=7)
+    with pytest.raises(KDError, match="has no answer to 10 of 10 training images"):
+        YOLO("yolo26n.yaml").train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(cache.folder)})
+
+
+def test_classes_of_stored_answers_are_matched(cache, data):
+    """Other order, fewer classes, several for one: as the teacher itself would be matched."""
+    files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
+    whole = StoredAnswers(cache, files, match_classes(NAMES, NAMES))
+    fewer = StoredAnswers(cache, files, match_classes({0: "bar", 1: "other"}, NAMES))
+    merged = StoredAnswers(cache, files, match_classes({0: "thing"}, NAMES, {"disc": "thing", "box": "thing"}))
+    for file in files:
+        (boxes, probs), (some, bar), (_, thing) = whole[file], fewer[file], merged[file]
+        keep = probs[:, 2] > 0.05
+        assert np.array_equal(some, boxes[keep]) and np.array_equal(bar[:, 0], probs[keep, 2])
+        assert np.array_equal(thing[:, 0], probs[:, :2].max(1)[probs[:, :2].max(1) > 0.05])
+    boxes, probs = whole[files[0]]
+    boxes[:], probs[:] = 9, 9  # a copy: the next epoch reads the answers again
+    assert whole[files[0]][0].max() < 2
+
+
+def test_unread_images_are_told_from_noted_ones(cache, data, monkeypatch):
+    """A start reads only images whose size or time has changed."""
+    files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
+    from ultralytics_kd.cache import store
+
+    read = []
+    monkeypatch.setattr(store, "image_key", lambda f: (read.append(f), image_key(f))[1])
+    assert len(cache.image_keys(files)) == 8 and not read
+    os.utime(files[0], (time.time() + 5, time.time() + 5))
+    assert cache.image_keys(files)[files[0]] == image_key(files[0]) and read == [files[0]]
+    (cache.folder / "files.parquet").write_bytes(b"damaged")  # only a shortcut
+    assert len(cache.image_keys(files)) == 8 and len(read) == 9
+    assert json.loads((cache.folder / "manifest.json").read_text())["versions"]["torch"] == torch.__version__
