@@ -8,7 +8,8 @@ from conftest import make_model
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from ultralytics_kd import predictions
+from ultralytics_kd import alignment, predictions
+from ultralytics_kd.alignment import Aligner, Instances, align, align_densely, same
 from ultralytics_kd.assignment import CONFIDENT, StoredAnswer, assign
 from ultralytics_kd.classes import match_classes
 from ultralytics_kd.criterion import DistillationLoss, Distiller
@@ -52,9 +53,9 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
     loss.base(preds, batch)
     expected = {id(assigner): found for assigner, found in calls}
     for name, out in predictions.branches(preds).items():
-        pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name])
+        pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], Aligner())
         _, boxes, scores, foreground, _ = expected[id(loss.bases[name].assigner)]
-        shown = foreground | (out.scores.sigmoid().amax(-1) > CONFIDENT)
+        shown = foreground | (out.scores.amax(-1) > CONFIDENT)
         assert foreground.sum() > 0 and len(pair.target) == shown.sum()
         torch.testing.assert_close(pair.target, scores[shown], rtol=1e-6, atol=1e-7)
         assert torch.equal(pair.assigned, foreground[shown])
@@ -68,7 +69,7 @@ def test_uncertain_answers_ask_for_less():
     student, loss, batch = setup("yolo26n.yaml")
     preds = student(batch["img"])
     branch = predictions.branches(preds)["one2many"]
-    arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"])
+    arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
     sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
     half = assign(StoredAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
     on = sure.assigned
@@ -83,7 +84,7 @@ def test_background_is_taught_where_the_student_is_confident_of_something():
     branch.scores[:, :5] = 3.0
     branch.scores[:, 5:] = -10.0
     nothing = StoredAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
-    pair = assign(nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"])
+    pair = assign(nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
     assert len(pair.target) == 10 and not pair.assigned.any() and not pair.target.any()
     assert pair.avg_factor == 1 and not pair.box_weight.any()
 
@@ -130,7 +131,7 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
         for answer, images, row in ((alone, image, 0), (among, torch.cat((image * 0, image, image * 0)), 1)):
             out = predictions.branches(student(images))["one2many"]
             out.scores.fill_(-10)
-            pair = assign(answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"])
+            pair = assign(answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
             assert len(pair.target) > 1 and pair.assigned.all()
             if row == 0:
                 expected = pair
@@ -138,3 +139,42 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
             torch.testing.assert_close(pair.teacher_boxes, expected.teacher_boxes)
     sides = expected.teacher_boxes[:, 2:] - expected.teacher_boxes[:, :2]
     torch.testing.assert_close(sides[:, 0], sides[:, 1])  # 0.25 of 128 and 0.5 of 64
+
+
+@pytest.mark.parametrize("topk, topk2", [(10, 10), (7, 1), (10, 4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_quick_way_assigns_as_ultralytics_assigner_does(topk, topk2, seed):
+    """Crowded images, tiny and equal boxes, empty boxes and images without any."""
+    torch.manual_seed(seed)
+    assigner = TaskAlignedAssigner(topk=topk, num_classes=5, alpha=0.5, beta=6.0, stride=[8, 16, 32], topk2=topk2)
+    grid = [((torch.arange(128 // s) + 0.5) * s, s) for s in (8, 16, 32)]
+    points = torch.cat([torch.cartesian_prod(axis, axis) for axis, _ in grid])
+    centre, side = points + torch.randn(4, len(points), 2) * 4, torch.rand(4, len(points), 2) * 40 + 4
+    boxes, scores = torch.cat((centre - side / 2, centre + side / 2), -1), torch.randn(4, len(points), 5)
+    image = torch.randint(0, 3, (60,)).sort().values  # the last image has none
+    centre, side = torch.rand(60, 2) * 128, torch.rand(60, 2).pow(2) * 80 + 1
+    truth = torch.cat((centre - side / 2, centre + side / 2), -1)
+    truth[7], truth[9] = truth[6], 0
+    image[7] = image[6]
+    question = (assigner, scores, boxes, points, Instances(truth, torch.randint(0, 5, (60,)), image.sort().values))
+    quick, dense = align(*question), align_densely(*question)
+    assert same(quick, dense, 4, len(points)) and len(quick.fit) > 20 and quick.fit.max() > 0.2
+    other = TaskAlignedAssigner(topk=topk, num_classes=5, alpha=0.5, beta=3.0, stride=[8, 16, 32], topk2=topk2)
+    assert not same(align(other, *question[1:]), dense, 4, len(points))
+
+
+def test_another_rule_of_ultralytics_is_followed_by_asking_it(monkeypatch):
+    """An assigner that changes in an update, or is of another kind, keeps the last word."""
+    student, loss, batch = setup("yolo26n.yaml")
+    branch = predictions.branches(student(batch["img"]))["one2many"]
+    base, aligner, said = loss.bases["one2many"], Aligner(), []
+    monkeypatch.setattr(alignment.LOGGER, "warning", said.append)
+    monkeypatch.setattr(base.assigner, "get_box_metrics", lambda *a: (torch.rand(2, 2, 189), torch.rand(2, 2, 189)))
+    arguments = (batch["teacher"], "one2many", branch, loss.distiller.student_layout, base, aligner)
+    assign(*arguments)
+    asked = []
+    monkeypatch.setattr(
+        base.assigner, "forward", lambda *a: (asked.append(1), TaskAlignedAssigner.forward(base.assigner, *a))[1]
+    )
+    assign(*arguments)
+    assert asked and len(said) == 1 and "by a rule of its own" in said[0]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import log
 from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.tal import make_anchors
 
+from .alignment import Aligner, Instances
 from .predictions import Branch, Layout, decode
 
-CONFIDENT = 0.05  # student's probability above which a background anchor point is shown that the teacher saw nothing
+CONFIDENT = log(0.05 / 0.95)  # student's logit above which a background anchor point is shown that it is empty
 
 
 @dataclass
@@ -30,6 +33,17 @@ class StoredAnswer:
     probs: Tensor
     batch_idx: Tensor
     classes: Tensor | None
+    _instances: dict[tuple[int, int], Instances] = field(default_factory=dict, repr=False)
+
+    def instances(self, size: tuple[int, int]) -> Instances:
+        """Return the boxes for images of a height and width in pixels, each with its likeliest class."""
+        if size not in self._instances:
+            likeliest = self.probs.argmax(1) if len(self.probs) else self.probs.new_zeros(0, dtype=torch.long)
+            labels = likeliest if self.classes is None else self.classes[likeliest]
+            height, width = size
+            scale = self.bboxes.new_tensor((width, height, width, height), dtype=torch.float32)
+            self._instances[size] = Instances(xywh2xyxy(self.bboxes * scale), labels, self.batch_idx.long())
+        return self._instances[size]
 
 
 @dataclass
@@ -77,7 +91,9 @@ class AssignedPair:
         return self.confidence * self.assigned * (sides.amin(-1) > 1e-3)
 
 
-def assign(answer: StoredAnswer, name: str, student: Branch, layout: Layout, base: Any) -> AssignedPair:
+def assign(
+    answer: StoredAnswer, name: str, student: Branch, layout: Layout, base: Any, aligner: Aligner
+) -> AssignedPair:
     """Assign the instances of a batch to the anchor points of one branch.
 
     Args:
@@ -85,36 +101,24 @@ def assign(answer: StoredAnswer, name: str, student: Branch, layout: Layout, bas
         name (str): The branch.
         student (Branch): The student's raw outputs.
         layout (Layout): The student's head.
-        base (v8DetectionLoss): The branch's base loss, whose assigner is used.
+        base (v8DetectionLoss): The branch's base loss, whose assigner's rule is used.
+        aligner (Aligner): Applies it.
     """
     points, strides = make_anchors(student.feats, layout.strides, 0.5)
-    boxes = decode(student.boxes.float(), student.feats, layout)
-    scores = student.scores.float()
-    size = (torch.tensor(student.feats[0].shape[-2:], device=boxes.device) * layout.strides[0]).flip(0).repeat(2)
-    rows = torch.arange(len(answer.bboxes), device=boxes.device)
-    instances = torch.cat((answer.batch_idx.view(-1, 1), rows.view(-1, 1), answer.bboxes), 1).float()
-    row, truth = base.preprocess(instances, len(boxes), scale_tensor=size.float()).split((1, 4), 2)
-    row = row.long().squeeze(-1)
-    likeliest = answer.probs.argmax(1) if len(rows) else rows
-    labels = likeliest if answer.classes is None else answer.classes[likeliest]
-    probabilities = scores.detach().sigmoid()
-    with torch.no_grad():
-        _, target_boxes, target_scores, assigned, instance = base.assigner(
-            probabilities,
-            boxes.detach() * strides,
-            points * strides,
-            labels[row].unsqueeze(-1) if len(rows) else row.unsqueeze(-1),
-            truth,
-            truth.sum(2, keepdim=True).gt_(0),
-        )
+    boxes, scores = decode(student.boxes.float(), student.feats, layout), student.scores.float()
+    height, width = student.feats[0].shape[-2:]
+    instances = answer.instances((height * layout.strides[0], width * layout.strides[0]))
+    found = aligner(name, base.assigner, scores.detach(), boxes.detach() * strides, points * strides, instances)
     taught = scores if answer.classes is None else scores.index_select(-1, answer.classes)
-    seen = probabilities if answer.classes is None else probabilities.index_select(-1, answer.classes)
-    image, point = (assigned | (seen.amax(-1) > CONFIDENT)).nonzero(as_tuple=True)
-    assigned = assigned[image, point]
-    fit = target_scores[image, point].sum(-1, keepdim=True)  # one class has all of it; 0 on the background
-    target = torch.zeros_like(taught[image, point])
-    if len(rows):
-        target = answer.probs[row[image, instance[image, point].long()]] * fit * assigned[:, None]
-    return AssignedPair(
-        name, taught[image, point], boxes[image, point], target, target_boxes[image, point] / strides[point], assigned
-    )
+    shown = taught.detach().amax(-1) > CONFIDENT
+    shown[found.image, found.point] = True
+    image, point = shown.nonzero(as_tuple=True)
+    row = torch.full_like(shown, -1, dtype=torch.long)
+    row[found.image, found.point] = torch.arange(len(found.fit), device=row.device)
+    row = row[image, point]  # of `found`; -1 on the background
+    target, teacher_boxes = taught.new_zeros((len(row), taught.shape[-1])), boxes.new_zeros((len(row), 4))
+    on = row >= 0
+    own = found.instance[row[on]]
+    target[on] = answer.probs[own].to(target.dtype) * found.fit[row[on], None]
+    teacher_boxes[on] = instances.boxes[own] / strides[point[on]]
+    return AssignedPair(name, taught[image, point], boxes[image, point], target, teacher_boxes, on)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from . import predictions
+from .alignment import Aligner
 from .assignment import StoredAnswer, assign
 from .config import WEIGHTS
 from .errors import KDError
@@ -51,6 +52,7 @@ class Distiller:
         check_match(self.student_layout, self.teacher_layout)
         self.weights = {name: float(getattr(args, name)) for name in WEIGHTS if getattr(args, name)}
         self.schedule: str = args.kd_schedule
+        self.aligner = Aligner()
         self.progress = 0.0
         self.gains: dict[str, float] = {}
         # A random stream of its own: the student's training must not depend on what the adapters draw. They are built
@@ -114,7 +116,7 @@ class Distiller:
     def _pairs(self, student: dict[str, Branch], answer: Any, head: Any, bases: Mapping[str, Any]) -> list[Any]:
         """Return each branch of the student beside what there is for it to learn from."""
         if isinstance(answer, StoredAnswer):
-            return [assign(answer, b, out, self.student_layout, bases[b]) for b, out in student.items()]
+            return [assign(answer, b, out, self.student_layout, bases[b], self.aligner) for b, out in student.items()]
         return [
             Pair(b, out, answer.branches[b], answer.classes, self.student_layout, self.teacher_layout, head, answer)
             for b, out in student.items()

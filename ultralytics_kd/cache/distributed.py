@@ -62,6 +62,7 @@ def answer_on_ray(work: Work, portions: list[Portion], workers: bool | int, done
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         resources = ray.cluster_resources()
         cuda = resources.get("GPU", 0) >= 1
         actors = int(resources["GPU"] if cuda else resources["CPU"]) if workers is True else int(workers)
@@ -70,7 +71,7 @@ def answer_on_ray(work: Work, portions: list[Portion], workers: bool | int, done
             PortionAnswerer,
             fn_constructor_args=(work, cuda),
             batch_size=1,
-            concurrency=min(actors, len(items)),
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
             num_gpus=1 if cuda else 0,
         )
         for row in written.iter_rows():

@@ -1,0 +1,201 @@
+"""Task-aligned assignment of many instances: the rule of Ultralytics' assigner, on the pairs that can matter.
+
+`TaskAlignedAssigner` (Feng et al., TOOD, https://arxiv.org/abs/2108.07755) works on every instance beside every anchor
+point, which is little for labels and much for a teacher's answers, of which there are several times as many. Here an
+instance meets only the anchor points inside it. The outcome is that of the assigner itself, whose settings are read;
+`Aligner` finds out whether the installed one still does what this module does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+ROUNDING = 1e-3  # largest difference of a fit that rounding explains
+TIES = 0.02  # largest share of anchor points that may go to another instance of equal right
+
+
+@dataclass
+class Instances:
+    """Instances of all images of a batch.
+
+    Attributes:
+        boxes (Tensor): Corners in pixels of the input, shape (N, 4).
+        labels (Tensor): Class of each, shape (N,).
+        image (Tensor): Index of each one's image, shape (N,), int64.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    _inside: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def pairs(self, assigner: Any, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return instance and anchor point of every pair that may be assigned; the branches of a head share them.
+
+        Args:
+            assigner (TaskAlignedAssigner): The base loss's assigner.
+            points (Tensor): Anchor points in pixels of the input, shape (A, 2).
+        """
+        if assigner.stride_val not in self._inside:
+            valid = torch.ones(1, len(self.boxes), 1, device=points.device)
+            inside = assigner.select_candidates_in_gts(points, self.boxes[None], valid)[0]
+            inside &= self.boxes.any(1, keepdim=True)
+            self._inside[assigner.stride_val] = inside.nonzero(as_tuple=True)
+        return self._inside[assigner.stride_val]
+
+
+@dataclass
+class Assignment:
+    """Anchor points that have an instance, P of them.
+
+    Attributes:
+        image (Tensor): Index of the image, shape (P,).
+        point (Tensor): Index of the anchor point, shape (P,).
+        instance (Tensor): Index of the instance, shape (P,).
+        fit (Tensor): What the base loss asks of the instance's class there, from 0 to 1, shape (P,).
+    """
+
+    image: Tensor
+    point: Tensor
+    instance: Tensor
+    fit: Tensor
+
+
+@torch.no_grad()
+def align(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
+    """Assign instances to anchor points.
+
+    Args:
+        assigner (TaskAlignedAssigner): The base loss's assigner.
+        scores (Tensor): The student's class logits, shape (B, A, nc).
+        boxes (Tensor): The student's boxes in pixels of the input, shape (B, A, 4).
+        points (Tensor): Anchor points in pixels of the input, shape (A, 2).
+        instances (Instances): What is to be assigned.
+
+    Returns:
+        (Assignment): Which instance each anchor point has, those alone that have one.
+    """
+    count, anchors = len(instances.boxes), len(points)
+    instance, point = instances.pairs(assigner, points)
+    image = instances.image[instance]
+    cell = image * anchors + point  # an anchor point of an image
+    overlap = assigner.iou_calculation(instances.boxes[instance], boxes.flatten(0, 1)[cell])
+    score = scores.flatten(0, 1)[cell, instances.labels[instance]].sigmoid()
+    metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
+
+    chosen = _best(metric, instance, assigner.topk)
+    total = len(boxes) * anchors
+    takers = torch.zeros(total, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
+    most = overlap.new_full((total,), -1).scatter_reduce_(0, cell, overlap, "amax")
+    # Several instances chose the anchor point: the one of the highest overlap has it, whether or not it chose it
+    contested = takers[cell] > 1
+    first = _first(contested & (overlap == most[cell]), cell, total)
+    chosen = torch.where(contested, first, chosen)
+    if assigner.topk2 != assigner.topk:
+        chosen &= _best(metric * chosen, instance, assigner.topk2)
+
+    kept = (chosen & (metric > 0)).nonzero().flatten()
+    image, point, instance, metric, overlap = (x[kept] for x in (image, point, instance, metric, overlap))
+    best_metric = metric.new_zeros(count).scatter_reduce_(0, instance, metric, "amax")
+    best_overlap = metric.new_zeros(count).scatter_reduce_(0, instance, overlap, "amax")
+    fit = metric * best_overlap[instance] / (best_metric[instance] + assigner.eps)
+    return Assignment(image, point, instance, fit)
+
+
+def _best(values: Tensor, group: Tensor, k: int) -> Tensor:
+    """Return whether each value is among the k largest of its group; groups are in order."""
+    order = values.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = torch.bincount(group)
+    starts = (sizes.cumsum(0) - sizes)[group]
+    rank = torch.empty_like(group)
+    rank[order] = torch.arange(len(group), device=group.device)
+    return rank - starts < k
+
+
+def _first(mask: Tensor, cell: Tensor, total: int) -> Tensor:
+    """Return the mask with only the first of each cell left in it."""
+    index = torch.arange(len(mask), device=mask.device)
+    lowest = index.new_full((total,), len(mask)).scatter_reduce_(0, cell[mask], index[mask], "amin")
+    return mask & (lowest[cell] == index)
+
+
+class Aligner:
+    """Assigns the quick way if the installed assigner does the same, as the first instances show, else by that."""
+
+    def __init__(self) -> None:
+        self._ways: dict[str, Callable[..., Assignment]] = {}
+
+    def __call__(self, branch: str, *question: Any) -> Assignment:
+        """Assign instances to the anchor points of a head branch.
+
+        Args:
+            branch (str): Name of the branch.
+            *question (Any): What `align` takes.
+        """
+        way = self._ways.get(branch)
+        if way is not None:
+            return way(*question)
+        found = align_densely(*question)
+        if len(found.fit):
+            quick = type(question[0]) is TaskAlignedAssigner and same(align(*question), found, *question[1].shape[:2])
+            self._ways[branch] = align if quick else align_densely
+            if not quick:
+                LOGGER.warning(
+                    f"{colorstr('kd:')} this Ultralytics assigns labels by a rule of its own: stored answers are "
+                    "assigned by it too, which takes longer."
+                )
+        return found
+
+
+def same(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:
+    """Return whether two assignments are the same but for a few ties.
+
+    Args:
+        one (Assignment): The first.
+        other (Assignment): The second.
+        images (int): Number of images.
+        anchors (int): Number of anchor points.
+    """
+    fits, owners = [], []
+    for found in (one, other):
+        cell = found.image * anchors + found.point
+        fits.append(found.fit.new_zeros(images * anchors).index_put_((cell,), found.fit))
+        owners.append(torch.full((images * anchors,), -1, device=cell.device).index_put_((cell,), found.instance))
+    other_owner = (owners[0] != owners[1]) & (torch.stack(fits).amax(0) > ROUNDING)
+    differs = ((fits[0] - fits[1]).abs() > ROUNDING) | other_owner
+    return bool(differs.sum() <= TIES * len(other.fit))
+
+
+@torch.no_grad()
+def align_densely(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
+    """Return what `align` returns, from the assigner itself.
+
+    Args:
+        assigner (TaskAlignedAssigner): The base loss's assigner.
+        scores (Tensor): As for `align`.
+        boxes (Tensor): As for `align`.
+        points (Tensor): As for `align`.
+        instances (Instances): As for `align`.
+    """
+    per_image = torch.bincount(instances.image, minlength=len(boxes))
+    order = instances.image.argsort(stable=True)
+    within = torch.arange(len(order), device=boxes.device) - (per_image.cumsum(0) - per_image)[instances.image[order]]
+    place = instances.image[order], within
+    shape = len(boxes), int(per_image.max()) if len(order) else 0
+    truth, row = boxes.new_zeros((*shape, 4)), torch.zeros(shape, dtype=torch.long, device=boxes.device)
+    truth[place], row[place] = instances.boxes[order], order
+    labels = instances.labels[row].unsqueeze(-1) if len(order) else row.unsqueeze(-1)
+    valid = truth.any(-1, keepdim=True).to(truth.dtype)
+    _, _, target, foreground, owner = assigner(scores.sigmoid(), boxes, points, labels, truth, valid)
+    image, point = foreground.nonzero(as_tuple=True)
+    fit = target[image, point].sum(-1)  # one class has all of it
+    instance = row[image, owner[image, point].long()] if len(order) else image
+    return Assignment(image, point, instance, fit)
