@@ -68,7 +68,7 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_cache": Argument(
         False,
         "bool | str",
-        "folder with stored answers of the teacher (yolo-kd cache); True: beside the data, made if absent",
+        "folder with stored answers of the teacher (yolo-kd cache); True: one among the runs, made if absent",
     ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"

@@ -26,7 +26,7 @@ from .. import __version__
 from ..errors import KDError
 from ..teacher import Teacher
 from .answering import Answerer
-from .store import Manifest, Row, Store
+from .store import Manifest, Row, Store, hash_images
 
 
 @dataclass(frozen=True)
@@ -82,27 +82,57 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
     store = Store(_folder(args, data, manifest))
-    with _alone(store.folder):
+    with _alone(store.folder), _workers(options["ray"], teachers, manifest, device) as workers:
         store.begin(manifest)
         for path in store.damaged():
             LOGGER.warning(f"{path} is damaged: its images are answered again.")
             path.unlink()
-        portions, known = _portions(store, _image_files(args, data), options["kd_cache_shard"])
+        keys = store.image_keys(_image_files(args, data), write=True, hash_all=workers.hash)
+        portions, known = _portions(store, keys, options["kd_cache_shard"])
         count = sum(len(p.files) for p in portions)
         LOGGER.info(f"{colorstr('cache:')} {known} images have answers in {store.folder}, {count} have none")
         if portions:
             work = Work(str(store.folder), [_movable(s) for s in sources], manifest, _batch(args), args.workers)
             bar = TQDM(total=known + count, initial=known, desc="Answering images")
-            if options["ray"]:
-                from .distributed import answer_on_ray
-
-                answer_on_ray(work, portions, options["ray"], bar.update)
-            else:
-                answerer = Answerer(teachers, manifest, device)
-                for portion in portions:
-                    store.write(list(answer(answerer, portion, work, bar.update)))
+            workers.answer(work, portions, bar.update)
             bar.close()
     return store
+
+
+@contextmanager
+def _workers(ray: bool | int, teachers: list[Teacher], manifest: Manifest, device: torch.device) -> Iterator[Any]:
+    """Yield who does the work: this process, or a Ray cluster."""
+    if ray:
+        from .distributed import Cluster
+
+        with Cluster(ray) as cluster:
+            yield cluster
+    else:
+        yield Here(teachers, manifest, device)
+
+
+class Here:
+    """This process and its device."""
+
+    def __init__(self, teachers: list[Teacher], manifest: Manifest, device: torch.device):
+        """Take note of the teachers; they are prepared when there is something to answer."""
+        self.question = teachers, manifest, device
+
+    def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield path and key of each image."""
+        return hash_images(files)
+
+    def answer(self, work: Work, portions: list[Portion], done: Callable[[int], Any]) -> None:
+        """Answer portions and write their shards.
+
+        Args:
+            work (Work): The question, the folder and how images are read.
+            portions (list[Portion]): What is to be answered.
+            done (Callable): Called with the number of images of each batch.
+        """
+        answerer, store = Answerer(*self.question), Store(work.folder)
+        for portion in portions:
+            store.write(list(answer(answerer, portion, work, done)))
 
 
 def answer(answerer: Answerer, portion: Portion, work: Work, done: Callable[[int], Any]) -> Iterator[Row]:
@@ -202,15 +232,16 @@ def _image_files(args: Any, data: dict) -> list[str]:
         return build_yolo_dataset(plain, data["train"], 1, data, mode="val", fraction=fraction).im_files
 
 
-def _portions(store: Store, files: list[str], size: int) -> tuple[list[Portion], int]:
+def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Portion], int]:
     """Return the images without an answer, one file per content, in shards, and how many have one.
+
+    `keys` has the key of every file.
 
     Images are counted off over the whole data set, so that a cache that was cut is finished with the shards, and the
     batches in them, that it would have had.
     """
-    keys = store.image_keys(files, write=True)
-    first = {keys[f]: f for f in reversed(files)}  # a second copy of an image has the same answer
-    ordered = list(dict.fromkeys(keys[f] for f in files))
+    first = {key: file for file, key in reversed(keys.items())}  # a second copy of an image has the same answer
+    ordered = list(dict.fromkeys(keys[f] for f in sorted(keys)))
     known = store.keys()
     portions = []
     for i in range(0, len(ordered), size):

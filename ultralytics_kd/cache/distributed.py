@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,15 @@ from ultralytics.utils.checks import check_requirements
 from ..teacher import Teacher
 from .answering import Answerer
 from .build import Portion, Work, answer
-from .store import Store
+from .store import Store, image_key
+
+CHUNK = 256  # images that one task hashes
+
+
+def hash_files(batch: dict[str, Any]) -> dict[str, list[str]]:
+    """Return paths and keys of the images in a batch of Ray's."""
+    files = [str(file) for chunk in batch["files"] for file in chunk]
+    return {"file": files, "key": [image_key(file) for file in files]}
 
 
 class PortionAnswerer:
@@ -41,31 +49,61 @@ class PortionAnswerer:
         return {"images": counts}
 
 
-def answer_on_ray(work: Work, portions: list[Portion], workers: bool | int, done: Callable[[int], Any]) -> None:
-    """Answer portions with one actor per device.
+class Cluster:
+    """A Ray cluster: the one that is connected or that `RAY_ADDRESS` names, else one started on this machine.
 
-    The folder, the images and the teachers must be reachable by the same paths on every machine. Without a cluster
-    (`RAY_ADDRESS`) Ray starts on this machine.
-
-    Args:
-        work (Work): The question, the folder and how images are read.
-        portions (list[Portion]): What is to be answered.
-        workers (bool | int): Number of actors; True for one per GPU, or per CPU where there are no GPUs.
-        done (Callable): Called with the number of images of each portion that is written.
+    The folder, the images and the teachers must be reachable by the same paths on every machine.
     """
-    check_requirements("ray[data]>=2.40")
-    import ray
 
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+    def __init__(self, workers: bool | int):
+        """Take note of how many are wanted.
+
+        Args:
+            workers (bool | int): Number of actors; True for one per GPU, or per CPU where there are no GPUs.
+        """
+        self.workers = workers
+
+    def __enter__(self) -> Cluster:
+        """Connect."""
+        check_requirements("ray[data]>=2.40")
+        import ray
+
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Disconnect, if the connection is ours."""
+        import ray
+
+        if self._ours:
+            ray.shutdown()
+
+    def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield path and key of each image, read by whoever is free."""
+        import ray
+
+        chunks = [{"files": files[i : i + CHUNK]} for i in range(0, len(files), CHUNK)]
+        hashed = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(hash_files, batch_size=1)
+        for row in hashed.iter_rows():
+            yield row["file"], row["key"]
+
+    def answer(self, work: Work, portions: list[Portion], done: Callable[[int], Any]) -> None:
+        """Answer portions with one actor per device, each of which writes its shards.
+
+        Args:
+            work (Work): The question, the folder and how images are read.
+            portions (list[Portion]): What is to be answered.
+            done (Callable): Called with the number of images of each shard.
+        """
+        import ray
+
         resources = ray.cluster_resources()
         cuda = resources.get("GPU", 0) >= 1
-        actors = int(resources["GPU"] if cuda else resources["CPU"]) if workers is True else int(workers)
+        actors = int(resources["GPU"] if cuda else resources["CPU"]) if self.workers is True else int(self.workers)
         items = [{"files": p.files, "keys": p.keys} for p in portions]
         written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             PortionAnswerer,
@@ -76,6 +114,3 @@ def answer_on_ray(work: Work, portions: list[Portion], workers: bool | int, done
         )
         for row in written.iter_rows():
             done(int(row["images"]))
-    finally:
-        if ours:
-            ray.shutdown()

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -203,7 +203,9 @@ class Store:
         return {key for table in self.read() for key in table["key"]}
 
     # Images -----------------------------------------------------------------------------------------------------------
-    def image_keys(self, files: list[str], write: bool = False) -> dict[str, str]:
+    def image_keys(
+        self, files: list[str], write: bool = False, hash_all: Callable[[list[str]], Iterable] | None = None
+    ) -> dict[str, str]:
         """Return the key of every image file.
 
         Files whose size and time are those that the cache has noted are not read again.
@@ -211,15 +213,15 @@ class Store:
         Args:
             files (list[str]): Paths of images.
             write (bool): Whether to note them for the next time.
+            hash_all (Callable, optional): Reads images and yields file and key of each, as `hash_images` does.
         """
         noted = self._noted()
         stats = {f: (s.st_size, s.st_mtime_ns) for f in files for s in [os.stat(f)]}
         keys = {f: noted[f][2] for f in files if f in noted and noted[f][:2] == stats[f]}
         unread = [f for f in files if f not in keys]
         if unread:
-            with ThreadPool(NUM_THREADS) as pool:
-                bar = TQDM(pool.imap(image_key, unread, chunksize=8), desc="Hashing images", total=len(unread))
-                keys.update(zip(unread, bar if LOCAL_RANK in {-1, 0} else pool.imap(image_key, unread)))
+            found = (hash_all or hash_images)(unread)
+            keys.update(TQDM(found, desc="Hashing images", total=len(unread)) if LOCAL_RANK in {-1, 0} else found)
             if write:
                 seen = {**noted, **{f: (*stats[f], keys[f]) for f in unread}}
                 rows = [(os.path.abspath(f), *values) for f, values in seen.items()]
@@ -243,6 +245,12 @@ class Store:
 def image_key(file: str | Path) -> str:
     """Return the key of an image: 128 bits of BLAKE2b of its file."""
     return _hash(Path(file).read_bytes())
+
+
+def hash_images(files: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield path and key of each image, read by several threads."""
+    with ThreadPool(NUM_THREADS) as pool:
+        yield from zip(files, pool.imap(image_key, files, chunksize=8))
 
 
 def _hash(content: bytes) -> str:

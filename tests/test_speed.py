@@ -1,0 +1,78 @@
+"""The benchmark of a step measures what it says, and the README shows what it measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "examples" / "speed" / "results").glob("*.json"))
+
+spec = importlib.util.spec_from_file_location("speed", ROOT / "examples" / "speed" / "speed.py")
+speed = importlib.util.module_from_spec(spec)
+sys.modules["speed"] = speed  # its dataclass looks itself up
+spec.loader.exec_module(speed)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Return settings, and a folder with data, teacher and answers."""
+    settings = speed.Settings(teachers="n", imgsz=64, batch=2, rounds=2, device="cpu")
+    speed.prepare(settings, tmp_path)
+    return settings, tmp_path
+
+
+def test_every_arm_takes_its_step_and_does_what_its_name_says(prepared):
+    arms = {name: speed.Arm(name, *prepared, "n") for name in speed.ARMS}
+    seconds = {name: arm.step() for name, arm in arms.items()}
+    items = {name: arm.trainer.loss_items for name, arm in arms.items()}
+    assert all(s > 0 for s in seconds.values())
+    assert not {"kd_cls", "kd_box", "kd_feat"} & items["plain"].keys() and arms["plain"].trainer.args.teacher is None
+    on = {n: {k for k in ("kd_cls", "kd_box", "kd_feat") if items[n].get(k, 0) > 0} for n in arms}
+    assert on["kd_cls"] == {"kd_cls"} and on["kd_box"] == {"kd_box"} and on["kd_feat"] == {"kd_feat"}
+    assert on["kd_cls + kd_box"] == {"kd_cls", "kd_box"} and len(on["all three"]) == 3
+    assert on["kd_cache"] == {"kd_cls", "kd_box"} and arms["kd_cache"].trainer.teacher.model is None
+    assert len(arms["kd_cache"].batch["kd_bboxes"]) > 2 * 10
+    assert any("dis" in key for key in items["distill_model"])
+    weights = [next(arm.trainer.model.parameters()).clone() for arm in arms.values()]
+    assert all(torch.isfinite(w).all() for w in weights)
+    assert arms["plain"].load() > 0
+
+
+def test_memory_is_that_of_a_process_of_its_own(prepared):
+    assert 0.1 < speed.measure_memory(*prepared, "n", "kd_cache") < 8
+    with pytest.raises(RuntimeError, match="no arm"):
+        speed.measure_memory(*prepared, "n", "no arm")
+
+
+def test_table_has_medians_and_the_share_of_the_limit():
+    times = {name: [0.1, 0.3, 0.2] for name in speed.ARMS}
+    times |= {
+        "limit": [0.2, 0.4, 0.3],
+        "kd_cls": [0.21, 0.41, 0.31],
+        "loading, plain": [0.5],
+        "loading, kd_cache": [0.6],
+    }
+    rows = {row["arm"]: row for row in speed.summarize(times, dict.fromkeys(speed.ARMS, 1.5))}
+    assert rows["plain"]["ms"] == pytest.approx(200) and rows["plain"]["over_plain"] == 1
+    assert rows["kd_cls"]["of_limit"] == pytest.approx(1.1) and rows["limit"]["of_limit"] == 1
+    assert rows["kd_cls"]["over_plain"] == pytest.approx(1.55)
+    text = speed.to_markdown({"teachers": {"s": list(rows.values())}})
+    assert "| YOLO26s | kd_cls | 310 (210 to 410) | 1.55x | 1.10 | 1.50 GiB |" in text
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
+def test_readme_shows_the_table_that_was_measured(file):
+    text = speed.to_markdown(json.loads(file.read_text()))
+    assert file.with_suffix(".md").read_text() == text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in text.splitlines() if line not in readme]
+
+
+def test_there_is_a_table():
+    assert RESULTS
