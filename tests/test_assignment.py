@@ -54,10 +54,14 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
     expected = {id(assigner): found for assigner, found in calls}
     for name, out in predictions.branches(preds).items():
         pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], Aligner())
-        _, boxes, scores, foreground, _ = expected[id(loss.bases[name].assigner)]
+        _, boxes, scores, foreground, instance = expected[id(loss.bases[name].assigner)]
         shown = foreground | (out.scores.amax(-1) > CONFIDENT)
         assert foreground.sum() > 0 and len(pair.target) == shown.sum()
-        torch.testing.assert_close(pair.target, scores[shown], rtol=1e-6, atol=1e-7)
+        owner = instance[foreground] + foreground.nonzero()[:, 0] * 10
+        best = {int(i): scores[foreground].amax(1)[owner == i].max() for i in owner.unique()}
+        share = scores[foreground] / torch.stack([best[int(i)] for i in owner])[:, None]
+        torch.testing.assert_close(pair.target[pair.assigned], share, rtol=1e-5, atol=1e-6)
+        assert not pair.target[~pair.assigned].any()
         assert torch.equal(pair.assigned, foreground[shown])
         strides = torch.cat(
             [torch.full((f.shape[-1] * f.shape[-2], 1), float(s)) for f, s in zip(out.feats, student.stride)]
@@ -156,11 +160,26 @@ def test_the_quick_way_assigns_as_ultralytics_assigner_does(topk, topk2, seed):
     truth = torch.cat((centre - side / 2, centre + side / 2), -1)
     truth[7], truth[9] = truth[6], 0
     image[7] = image[6]
-    question = (assigner, scores, boxes, points, Instances(truth, torch.randint(0, 5, (60,)), image.sort().values))
+    labels = torch.randint(0, 5, (60,))
+    question = (assigner, scores, boxes, points, Instances(truth, labels, image.sort().values, torch.ones(60)))
     quick, dense = align(*question), align_densely(*question)
     assert same(quick, dense, 4, len(points)) and len(quick.fit) > 20 and quick.fit.max() > 0.2
     other = TaskAlignedAssigner(topk=topk, num_classes=5, alpha=0.5, beta=3.0, stride=[8, 16, 32], topk2=topk2)
     assert not same(align(other, *question[1:]), dense, 4, len(points))
+
+
+def test_of_two_answers_to_one_object_the_surer_one_has_the_anchor_points():
+    """A weak duplicate that fits the student better must not teach it to doubt."""
+    assigner = TaskAlignedAssigner(topk=10, num_classes=2, alpha=0.5, beta=6.0, stride=[8], topk2=10)
+    axis = (torch.arange(8) + 0.5) * 8
+    points = torch.cartesian_prod(axis, axis)
+    boxes = torch.tensor([[16.0, 16.0, 46.0, 46.0]]).expand(1, 64, 4)
+    truth = torch.tensor([[16.0, 16.0, 48.0, 48.0], [16.0, 16.0, 46.0, 46.0]])
+    for confidence, owner in (((0.9, 0.2), 0), ((0.2, 0.9), 1), ((1.0, 1.0), 1)):
+        given = Instances(truth, torch.zeros(2).long(), torch.zeros(2).long(), torch.tensor(confidence))
+        found = align(assigner, torch.zeros(1, 64, 2), boxes, points, given)
+        assert len(found.fit) >= 10 and (found.instance == owner).float().mean() > 0.5
+        assert found.share.max() == 1
 
 
 def test_another_rule_of_ultralytics_is_followed_by_asking_it(monkeypatch):

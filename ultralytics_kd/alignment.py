@@ -3,13 +3,14 @@
 `TaskAlignedAssigner` (Feng et al., TOOD, https://arxiv.org/abs/2108.07755) works on every instance beside every anchor
 point, which is little for labels and much for a teacher's answers, of which there are several times as many. Here an
 instance meets only the anchor points inside it. The outcome is that of the assigner itself, whose settings are read;
-`Aligner` finds out whether the installed one still does what this module does.
+`Aligner` finds out whether the installed one still does what this module does. One thing is new, as labels are certain
+and answers are not: of several instances at one anchor point the surer one has the better right to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,11 +30,13 @@ class Instances:
         boxes (Tensor): Corners in pixels of the input, shape (N, 4).
         labels (Tensor): Class of each, shape (N,).
         image (Tensor): Index of each one's image, shape (N,), int64.
+        confidence (Tensor): How sure the teacher is of each, shape (N,); 1 for labels.
     """
 
     boxes: Tensor
     labels: Tensor
     image: Tensor
+    confidence: Tensor
     _inside: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def pairs(self, assigner: Any, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,13 +62,21 @@ class Assignment:
         image (Tensor): Index of the image, shape (P,).
         point (Tensor): Index of the anchor point, shape (P,).
         instance (Tensor): Index of the instance, shape (P,).
-        fit (Tensor): What the base loss asks of the instance's class there, from 0 to 1, shape (P,).
+        fit (Tensor): What the base loss asks of a label's class there, from 0 to 1, shape (P,): how the alignment
+            compares to the best of the instance, times the largest overlap.
     """
 
     image: Tensor
     point: Tensor
     instance: Tensor
     fit: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """The alignment over that of the instance's best anchor point, from 0 to 1, shape (P,)."""
+        count = int(self.instance.max()) + 1 if len(self.instance) else 0
+        best = self.fit.new_zeros(count).scatter_reduce_(0, self.instance, self.fit, "amax")
+        return self.fit / best[self.instance].clamp(min=1e-9)
 
 
 @torch.no_grad()
@@ -93,10 +104,12 @@ def align(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instance
     chosen = _best(metric, instance, assigner.topk)
     total = len(boxes) * anchors
     takers = torch.zeros(total, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
-    most = overlap.new_full((total,), -1).scatter_reduce_(0, cell, overlap, "amax")
-    # Several instances chose the anchor point: the one of the highest overlap has it, whether or not it chose it
+    # Several instances chose the anchor point: the one of the highest overlap has it, whether or not it chose it. Of
+    # two answers to one object the surer one must, or the other would teach that nothing much is there
+    right = overlap * instances.confidence[instance]
+    most = right.new_full((total,), -1).scatter_reduce_(0, cell, right, "amax")
     contested = takers[cell] > 1
-    first = _first(contested & (overlap == most[cell]), cell, total)
+    first = _first(contested & (right == most[cell]), cell, total)
     chosen = torch.where(contested, first, chosen)
     if assigner.topk2 != assigner.topk:
         chosen &= _best(metric * chosen, instance, assigner.topk2)
@@ -145,7 +158,7 @@ class Aligner:
             return way(*question)
         found = align_densely(*question)
         if len(found.fit):
-            quick = type(question[0]) is TaskAlignedAssigner and same(align(*question), found, *question[1].shape[:2])
+            quick = _same_rule(found, *question)
             self._ways[branch] = align if quick else align_densely
             if not quick:
                 LOGGER.warning(
@@ -153,6 +166,16 @@ class Aligner:
                     "assigned by it too, which takes longer."
                 )
         return found
+
+
+def _same_rule(
+    found: Assignment, assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances
+) -> bool:
+    """Return whether `align` assigns labels as the assigner did."""
+    if type(assigner) is not TaskAlignedAssigner:
+        return False
+    labels = replace(instances, confidence=torch.ones_like(instances.confidence))
+    return same(align(assigner, scores, boxes, points, labels), found, *scores.shape[:2])
 
 
 def same(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:

@@ -38,11 +38,12 @@ class StoredAnswer:
     def instances(self, size: tuple[int, int]) -> Instances:
         """Return the boxes for images of a height and width in pixels, each with its likeliest class."""
         if size not in self._instances:
-            likeliest = self.probs.argmax(1) if len(self.probs) else self.probs.new_zeros(0, dtype=torch.long)
+            none = self.probs.new_zeros(0)
+            confidence, likeliest = self.probs.max(1) if len(self.probs) else (none, none.long())
             labels = likeliest if self.classes is None else self.classes[likeliest]
             height, width = size
             scale = self.bboxes.new_tensor((width, height, width, height), dtype=torch.float32)
-            self._instances[size] = Instances(xywh2xyxy(self.bboxes * scale), labels, self.batch_idx.long())
+            self._instances[size] = Instances(xywh2xyxy(self.bboxes * scale), labels, self.batch_idx.long(), confidence)
         return self._instances[size]
 
 
@@ -57,7 +58,9 @@ class AssignedPair:
         name (str): "one2many" or "one2one".
         student_scores (Tensor): The student's float32 logits, shape (M, k).
         student_boxes (Tensor): The student's boxes in strides, shape (M, 4).
-        target (Tensor): Target probabilities, shape (M, k): the instance's, times how well the anchor point fits it.
+        target (Tensor): Target probabilities, shape (M, k): the instance's, times the share of the anchor point's
+            alignment in the instance's best. (The base loss's target for a label has the overlap as another factor; a
+            teacher's probability says already how well it found the object.)
         teacher_boxes (Tensor): The instances' boxes in strides, shape (M, 4).
         assigned (Tensor): Whether the anchor point has an instance, shape (M,).
     """
@@ -119,6 +122,6 @@ def assign(
     target, teacher_boxes = taught.new_zeros((len(row), taught.shape[-1])), boxes.new_zeros((len(row), 4))
     on = row >= 0
     own = found.instance[row[on]]
-    target[on] = answer.probs[own].to(target.dtype) * found.fit[row[on], None]
+    target[on] = answer.probs[own].to(target.dtype) * found.share[row[on], None]
     teacher_boxes[on] = instances.boxes[own] / strides[point[on]]
     return AssignedPair(name, taught[image, point], boxes[image, point], target, teacher_boxes, on)
