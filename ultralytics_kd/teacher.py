@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +205,7 @@ class Teacher:
         """Give the weights back to memory; what was learnt about them stays."""
         self._parameters = self.parameters()
         self.original = self.model = self.head = None  # type: ignore[assignment]
+        _return_memory()
 
     def recall(self, source: str | Path) -> None:
         """Load the weights again after `release`.
@@ -225,6 +229,15 @@ class Teacher:
         if not branch.scores.shape[-1]:  # nobody reads them
             return branch
         return Branch(self.classes.map_scores(branch.scores), branch.boxes, branch.feats)
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system or the GPU; glibc and PyTorch would keep it for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load(source: Any) -> nn.Module:
