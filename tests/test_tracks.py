@@ -20,6 +20,7 @@ SIZE, CLASSES = 96, 3
 OFF = {
     **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "degrees", "translate", "scale", "shear"), 0.0),
     **dict.fromkeys(("perspective", "flipud", "fliplr", "hsv_h", "hsv_s", "hsv_v", "multi_scale"), 0.0),
+    "augmentations": [],  # Albumentations' own draw from a stream of their own
 }
 ALONE = {
     "none": {},

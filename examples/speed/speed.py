@@ -271,7 +271,7 @@ def summarize(times: dict[str, list[float]], memory: dict[str, float]) -> list[d
                 "ms": middle * 1e3,
                 "low": low * 1e3,
                 "high": high * 1e3,
-                "over_plain": median(a / b for a, b in zip(times[name], times["plain"])),
+                "over_plain": middle / plain,
                 "of_limit": (middle - plain) / (limit - plain),
                 "memory": memory[name],
             }
@@ -319,7 +319,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
         "ultralytics": ultralytics.__version__,
         "ultralytics_kd": ultralytics_kd.__version__,
     }
-    report: dict[str, Any] = {"settings": vars(settings), "machine": machine, "teachers": {}, "loading": {}}
+    report: dict[str, Any] = {
+        "settings": {**vars(settings), "out": None},
+        "machine": machine,
+        "teachers": {},
+        "loading": {},
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(settings, folder)
