@@ -33,7 +33,6 @@ INTERNALS: tuple[tuple[str, str, str | None], ...] = (
     ("ultralytics.nn.modules.head", "Detect.forward_head", "box_head"),
     ("ultralytics.nn.tasks", "BaseModel.loss", "preds"),
     ("ultralytics.utils.loss", "v8DetectionLoss.parse_output", "preds"),
-    ("ultralytics.utils.loss", "v8DetectionLoss.preprocess", "scale_tensor"),
     ("ultralytics.utils.loss", "E2ELoss.update", None),
     ("ultralytics.utils.tal", "TaskAlignedAssigner.forward", "mask_gt"),
     ("ultralytics.data.augment", "BaseTransform.apply_instances", "params"),

@@ -236,7 +236,7 @@ def _return_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows, which names none
         ctypes.CDLL(None).malloc_trim(0)
 
 

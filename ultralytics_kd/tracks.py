@@ -127,7 +127,7 @@ class CopyPaste(SoftTrack, augment.CopyPaste):
         selected[params["selected"]] = True
         chosen = np.array([], dtype=int)
         if len(objects) and len(other):
-            overlap = _box_iou(other.bboxes, objects)
+            overlap = bbox_ioa(other.bboxes, objects, iou=True)
             best = overlap.argmax(1)
             chosen = np.nonzero(selected[best] & (overlap.max(1) >= 0.5))[0]
         return {
@@ -172,13 +172,13 @@ class Albumentations(augment.Albumentations):
         return labels
 
 
-class Format(SoftTrack, augment.Format):
+class Format(augment.Format):
     """Tensors for the batch."""
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         """Format the labels, then the soft instances."""
         soft = labels.pop(SOFT)
-        labels = augment.Format.apply_instances(self, labels, params)
+        labels = super().apply_instances(labels, params)
         instances = soft["instances"]
         instances.convert_bbox(self.bbox_format)
         instances.denormalize(params["w"], params["h"])
@@ -278,19 +278,24 @@ class AnsweredDataset(YOLODataset):
         return collated
 
 
-def _pixels(instances: Instances, width: int, height: int) -> Instances:
-    """Return a copy of instances as corners in pixels."""
+def _corners(instances: Instances) -> Instances:
+    """Return a copy of instances with boxes as corners."""
     copy = instances[np.arange(len(instances))]
     copy.convert_bbox("xyxy")
+    return copy
+
+
+def _pixels(instances: Instances, width: int, height: int) -> Instances:
+    """Return a copy of instances as corners in pixels."""
+    copy = _corners(instances)
     copy.denormalize(width, height)
     return copy
 
 
 def _outlined(instances: Instances, points: int) -> Instances:
     """Return instances with their boxes' outlines as polygons of so many points."""
-    corners = instances[np.arange(len(instances))]
-    corners.convert_bbox("xyxy")
-    low, high = corners.bboxes[:, None, :2], corners.bboxes[:, None, 2:]
+    bboxes = _corners(instances).bboxes[:, None]
+    low, high = bboxes[..., :2], bboxes[..., 2:]
     outline = _unit_square(points)
     segments = (low * (1 - outline) + high * outline).astype(np.float32)
     return Instances(instances.bboxes, segments, None, instances._bboxes.format, instances.normalized)
@@ -306,8 +311,3 @@ def _unit_square(points: int) -> np.ndarray:
     """Return the outline of the unit square as Ultralytics samples polygons, shape (points, 2)."""
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float32)
     return resample_segments([square], n=points)[0]
-
-
-def _box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the IoU of every box of a (n, 4) with every box of b (m, 4)."""
-    return bbox_ioa(a, b, iou=True)

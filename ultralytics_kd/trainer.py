@@ -26,7 +26,7 @@ from . import config, predictions, summary, tracks
 from .assignment import StoredAnswer
 from .cache.answers import StoredAnswers
 from .cache.build import build_cache
-from .cache.options import CACHE_ONLY
+from .cache.options import CACHE_ONLY, check_options
 from .cache.store import Store
 from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
@@ -137,10 +137,9 @@ class DistillationMixin(_Trainer):
         """Open the cache, made first if it is `True`, and match its classes."""
         assert self.teacher is not None
         if self.args.kd_cache is True:
-            options = {**CACHE_ONLY, "kd_cache_scales": [1.0]}
             source = self.args.teacher if self._in_memory is None else self._in_memory
             with torch_distributed_zero_first(LOCAL_RANK):
-                self.args.kd_cache = str(build_cache(self.args, [source], options).folder)
+                self.args.kd_cache = str(build_cache(self.args, [source], check_options(CACHE_ONLY)).folder)
         self.store = Store(self.args.kd_cache)
         manifest, ours = self.store.manifest(), self.teacher.fingerprint()
         if ours not in {t["sha256"] for t in manifest.teachers}:
