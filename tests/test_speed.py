@@ -68,6 +68,16 @@ def test_table_has_medians_and_the_share_of_the_limit():
     assert "| YOLO26s | kd_cls | 310 (210 to 410) | 1.55x | 1.10 | 1.50 GiB |" in text
 
 
+def test_arms_that_are_asked_for_are_measured_beside_plain():
+    assert speed.Settings().names == list(speed.ARMS)
+    assert speed.Settings(arms="kd_cache, kd_cls").names == ["plain", "kd_cls", "kd_cache"]
+    with pytest.raises(ValueError, match="no arm is called kd_nothing: they are plain"):
+        speed.main(["arms=kd_nothing"])
+    rows = speed.summarize({"plain": [0.1, 0.2], "kd_cache": [0.1, 0.2]}, {"plain": 1.0, "kd_cache": 1.5})
+    assert rows[1]["of_limit"] is None
+    assert "1.00x |  | 1.50 GiB |" in speed.to_markdown({"teachers": {"s": rows}})
+
+
 @pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
 def test_readme_shows_the_table_that_was_measured(file):
     text = speed.to_markdown(json.loads(file.read_text()))

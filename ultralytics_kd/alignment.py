@@ -97,22 +97,20 @@ def align(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instance
     instance, point = instances.pairs(assigner, points)
     image = instances.image[instance]
     cell = image * anchors + point  # an anchor point of an image
-    overlap = assigner.iou_calculation(instances.boxes[instance], boxes.flatten(0, 1)[cell])
-    score = scores.flatten(0, 1)[cell, instances.labels[instance]].sigmoid()
+    overlap = assigner.iou_calculation(instances.boxes[instance], boxes[image, point])
+    score = scores[image, point, instances.labels[instance]].sigmoid()  # one index each: flattening copies all scores
     metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
 
     chosen = _best(metric, instance, assigner.topk)
-    total = len(boxes) * anchors
-    takers = torch.zeros(total, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
     # Several instances chose the anchor point: the one of the highest overlap has it, whether or not it chose it. Of
     # two answers to one object the surer one must, or the other would teach that nothing much is there
-    right = overlap * instances.confidence[instance]
-    most = right.new_full((total,), -1).scatter_reduce_(0, cell, right, "amax")
-    contested = takers[cell] > 1
-    first = _first(contested & (right == most[cell]), cell, total)
-    chosen = torch.where(contested, first, chosen)
+    takers = torch.zeros(len(boxes) * anchors, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
+    contested = (takers[cell] > 1).nonzero().flatten()
+    right = overlap[contested] * instances.confidence[instance[contested]]
+    chosen[contested] = _first_of_largest(right, cell[contested], len(takers))
     if assigner.topk2 != assigner.topk:
-        chosen &= _best(metric * chosen, instance, assigner.topk2)
+        left = chosen.nonzero().flatten()
+        chosen[left] = _best(metric[left], instance[left], assigner.topk2)
 
     kept = (chosen & (metric > 0)).nonzero().flatten()
     image, point, instance, metric, overlap = (x[kept] for x in (image, point, instance, metric, overlap))
@@ -123,9 +121,10 @@ def align(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instance
 
 
 def _best(values: Tensor, group: Tensor, k: int) -> Tensor:
-    """Return whether each value is among the k largest of its group; groups are in order."""
-    order = values.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
+    """Return whether each value is among the k largest of its group; groups are in order, values not negative."""
+    # Floats that are not negative are ordered as their bits are: one sort by group and value in place of two
+    largest_first = 0x7FFFFFFF - values.float().view(torch.int32).long()
+    order = (group << 32 | largest_first).argsort(stable=True)
     sizes = torch.bincount(group)
     starts = (sizes.cumsum(0) - sizes)[group]
     rank = torch.empty_like(group)
@@ -133,11 +132,13 @@ def _best(values: Tensor, group: Tensor, k: int) -> Tensor:
     return rank - starts < k
 
 
-def _first(mask: Tensor, cell: Tensor, total: int) -> Tensor:
-    """Return the mask with only the first of each cell left in it."""
-    index = torch.arange(len(mask), device=mask.device)
-    lowest = index.new_full((total,), len(mask)).scatter_reduce_(0, cell[mask], index[mask], "amin")
-    return mask & (lowest[cell] == index)
+def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
+    """Return whether each value is the largest of its cell, the first of them if there are several."""
+    most = values.new_full((total,), -1).scatter_reduce_(0, cell, values, "amax")
+    largest = values == most[cell]
+    index = torch.arange(len(cell), device=cell.device)
+    first = index.new_full((total,), len(cell)).scatter_reduce_(0, cell[largest], index[largest], "amin")
+    return largest & (first[cell] == index)
 
 
 class Aligner:

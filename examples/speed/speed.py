@@ -2,6 +2,7 @@
 
     python examples/speed/speed.py                                  YOLO26s and YOLO26x teach YOLO26n
     python examples/speed/speed.py teachers=m imgsz=640 batch=16 device=0 rounds=20
+    python examples/speed/speed.py teachers=s arms=kd_cache rounds=41                     two arms, and less noise
 
 Every arm is a real trainer with its own model; in each round every arm takes one step, in an order drawn anew, so that
 what else the machine does hits all of them. A step is all that Ultralytics' loop does with a batch: preparation,
@@ -70,6 +71,7 @@ class Settings:
         rounds (int): Steps of every arm.
         device (str): Device; chosen if empty.
         amp (bool): Mixed precision where the device has it.
+        arms (str): Names in `ARMS` beside "plain", separated by commas; all if empty.
         out (str): File of the results, `.json`; the table is written beside it.
     """
 
@@ -80,7 +82,20 @@ class Settings:
     rounds: int = 11
     device: str = ""
     amp: bool = True
+    arms: str = ""
     out: str = "speed.json"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arms, in the order of the table.
+
+        Raises:
+            ValueError: If there is no such arm.
+        """
+        asked = {name.strip() for name in self.arms.split(",") if name.strip()}
+        if unknown := asked - ARMS.keys():
+            raise ValueError(f"no arm is called {', '.join(sorted(unknown))}: they are {', '.join(ARMS)}")
+        return [name for name in ARMS if not asked or name == "plain" or name in asked]
 
 
 class Arm:
@@ -214,9 +229,9 @@ def measure(settings: Settings, folder: Path, scale: str) -> dict[str, Any]:
         folder (Path): Folder of data, teachers and answers.
         scale (str): The teacher's scale.
     """
-    arms = {name: Arm(name, settings, folder, scale) for name in ARMS}
+    arms = {name: Arm(name, settings, folder, scale) for name in settings.names}
     work: dict[str, Callable[[], float]] = {name: arm.step for name, arm in arms.items()}
-    work |= {f"loading, {name}": arms[name].load for name in ("plain", "kd_cache")}
+    work |= {f"loading, {name}": arms[name].load for name in ("plain", "kd_cache") if name in arms}
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in TQDM(range(settings.rounds + 2), desc=f"YOLO26{scale} teaches"):
         for name in random.sample(list(work), len(work)):
@@ -257,13 +272,15 @@ def peak_memory(settings: Settings, folder: Path, scale: str, name: str) -> floa
 def summarize(times: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
     """Return a row for each arm: milliseconds with their quartiles, ratio to plain, and share of the limit's addition.
 
+    The share is None where the limit was not measured.
+
     Args:
         times (dict): Seconds of every step, by arm.
         memory (dict): Peak memory in GiB, by arm.
     """
-    plain, limit = median(times["plain"]), median(times["limit"])
+    plain, limit = median(times["plain"]), median(times["limit"]) if "limit" in times else None
     rows = []
-    for name in ARMS:
+    for name in memory:
         middle, (low, _, high) = median(times[name]), quantiles(times[name], n=4)
         rows.append(
             {
@@ -272,7 +289,7 @@ def summarize(times: dict[str, list[float]], memory: dict[str, float]) -> list[d
                 "low": low * 1e3,
                 "high": high * 1e3,
                 "over_plain": middle / plain,
-                "of_limit": (middle - plain) / (limit - plain),
+                "of_limit": None if limit is None else (middle - plain) / (limit - plain),
                 "memory": memory[name],
             }
         )
@@ -284,7 +301,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [["teacher", "arm", "ms per step (quartiles)", "over plain", "added time, of the limit's", "peak memory"]]
     for scale, rows in report["teachers"].items():
         for row in rows:
-            of_limit = "" if row["arm"] == "plain" else f"{row['of_limit']:.2f}"
+            of_limit = "" if row["arm"] == "plain" or row["of_limit"] is None else f"{row['of_limit']:.2f}"
             lines.append(
                 [
                     f"YOLO26{scale}",
@@ -310,6 +327,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     kinds = {f.name: type(f.default) for f in fields(Settings)}
     given = dict(a.split("=", 1) for a in arguments)
     settings = Settings(**{k: v != "False" if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
+    LOGGER.info(f"Measuring {', '.join(settings.names)}")
     device = select_device(settings.device, verbose=False)
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
     machine = {
@@ -329,21 +347,22 @@ def main(arguments: list[str]) -> dict[str, Any]:
         folder = Path(name)
         prepare(settings, folder)
         for scale in settings.teachers:
-            memory = {a: measure_memory(settings, folder, scale, a) for a in ARMS}
+            memory = {a: measure_memory(settings, folder, scale, a) for a in settings.names}
             times = measure(settings, folder, scale)
             report["teachers"][scale] = summarize(times, memory)
-            loading = {a: median(times[f"loading, {a}"]) * 1e3 / settings.batch for a in ("plain", "kd_cache")}
-            report["loading"][scale] = loading
+            report["loading"][scale] = {
+                name.removeprefix("loading, "): median(seconds) * 1e3 / settings.batch
+                for name, seconds in times.items()
+                if name.startswith("loading, ")
+            }
             out = Path(settings.out)
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(report, indent=2), encoding="utf-8")
             out.with_suffix(".md").write_text(to_markdown(report), encoding="utf-8")
     LOGGER.info(to_markdown(report))
     for scale, loading in report["loading"].items():
-        LOGGER.info(
-            f"YOLO26{scale}: loading and augmenting takes {loading['plain']:.1f} ms per image, "
-            f"{loading['kd_cache']:.1f} ms with {ANSWERS} stored answers"
-        )
+        stored = f", {loading['kd_cache']:.1f} ms with {ANSWERS} stored answers" if "kd_cache" in loading else ""
+        LOGGER.info(f"YOLO26{scale}: loading and augmenting takes {loading['plain']:.1f} ms per image{stored}")
     return report
 
 
