@@ -57,24 +57,29 @@ def rows(store: Store) -> pl.DataFrame:
 
 def stored(store: Store, file: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes and probabilities of an image."""
-    found = {k: (b, p) for t in store.read() for k, b, p in values(t, len(store.manifest().names))}
-    boxes, probs = found[image_key(file)]
-    return boxes, probs / 65535
+    found = {row.key: row for t in store.read() for row in values(t, store.manifest())}
+    row = found[image_key(file)]
+    return row.boxes, row.probs / 65535
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
 def test_rows_come_back_as_they_were_written(tmp_path):
     store = Store(tmp_path / "c")
-    store.begin(MANIFEST)
+    manifest = replace(MANIFEST, scales=[0.5, 1.0])
+    store.begin(manifest)
     rng = np.random.default_rng(0)
     boxes = rng.random((3, 4), dtype=np.float32)
     probs = np.array([[1.0, 0.0], [0.5, 0.25], [1e-5, 1.0]])
-    store.write([Row("k1", 64, 48, boxes, probs), Row("k0", 10, 20, boxes[:0], probs[:0])])
-    assert store.keys() == {"k0", "k1"} and store.manifest() == MANIFEST
+    seen = np.array([[0.0, 1.0], [0.25, 0.5], [1.0, 0.0]])
+    store.write([Row("k1", 32, 24, boxes, probs, seen), Row("k0", 10, 20, boxes[:0], probs[:0], seen[:0])])
+    assert store.keys() == {"k0", "k1"} and store.manifest() == manifest
     (table,) = store.read()
-    (key, b, p), (_, none, _) = values(table, 2)
-    assert key == "k1" and np.array_equal(b, boxes) and np.abs(p / 65535 - probs).max() <= 0.5 / 65535
-    assert none.shape == (0, 4) and table["width"].to_list() == [64, 10]
+    row, none = values(table, manifest)
+    assert row.key == "k1" and np.array_equal(row.boxes, boxes) and np.abs(row.probs / 65535 - probs).max() <= 1e-5
+    assert np.abs(row.seen / 65535 - seen).max() <= 1e-5
+    assert none.boxes.shape == (0, 4) and none.seen.shape == (0, 2) and table["width"].to_list() == [32, 10]
+    # The image was seen with 64 pixels for its 32 of width, and 48 for its 24 of height
+    np.testing.assert_allclose(row.side, np.sqrt(boxes[:, 2] * 64 * boxes[:, 3] * 48), rtol=1e-5)
 
 
 def test_a_damaged_shard_is_named_and_made_anew(cache, data, teacher):
@@ -214,7 +219,8 @@ def test_answers_are_the_teachers_own_predictions(tmp_path, cfg):
     rng = np.random.default_rng(0)
     for name, shape in (("wide", (40, 90, 3)), ("high", (200, 70, 3))):
         cv2.imwrite(str(tmp_path / f"d/images/train/{name}.png"), rng.integers(0, 255, shape, dtype=np.uint8))
-    store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "batch": 2})
+    given = {"kd_cache": str(tmp_path / "c"), "batch": 2, "kd_cache_scales": 1}
+    store = make_cache({**QUIET, "data": data, "teacher": teacher, **given})
     for file in sorted((tmp_path / "d/images/train").glob("*.png")):
         (result,) = StockYOLO(teacher).predict(
             str(file),
@@ -288,8 +294,12 @@ def test_several_teachers_scales_and_mirror_images_make_one_set(tmp_path, data, 
     manifest = store.manifest()
     assert manifest.names == {0: "disc", 1: "box", 2: "bar", 3: "star"}
     assert [t["name"] for t in manifest.teachers] == ["teacher.pt", "other.pt"]
-    boxes, probs = stored(store, Path(data).parent / "images/train/0.png")
-    assert len(boxes) and probs.shape[1] == 4 and (probs.max(1) > 0.01).all() and (np.diff(probs.max(1)) <= 1e-4).all()
+    for table in store.read():
+        for row in values(table, manifest):
+            surest = row.seen.max(1) / 65535
+            assert len(row.boxes) and row.probs.shape[1] == 4 and row.seen.shape[1] == 2
+            assert (surest > 0.01).all() and (np.diff(surest) <= 1e-4).all()
+            assert (row.probs.max(1) <= row.seen.max(1)).all()
 
 
 @pytest.mark.parametrize(
@@ -369,8 +379,9 @@ def test_with_augmentation_off_a_batch_holds_the_teachers_predictions_for_its_im
             low, high = torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2)
             said = result.boxes.xyxyn.clamp(low, high)
             large = ((said[:, 2:] - said[:, :2]) * 64 > 2.1).all(1)  # Ultralytics drops what is smaller
-            mine = batch["kd_batch_idx"] == i
-            boxes, probs = xywh2xyxy(batch["kd_bboxes"][mine]), batch["kd_probs"][mine]
+            answer = batch["teacher"]
+            mine = answer.batch_idx == i
+            boxes, probs = xywh2xyxy(answer.bboxes[mine]), answer.probs[mine]
             distance = torch.cdist(boxes, said, p=float("inf"))
             assert (distance.amin(1) < 1e-3).float().mean() > 0.95  # of two in one place suppression may take either
             assert (distance.amin(0)[large] < 1e-3).float().mean() > 0.95
@@ -446,10 +457,14 @@ def test_classes_of_stored_answers_are_matched(cache, data):
     fewer = StoredAnswers(cache, files, match_classes({0: "bar", 1: "other"}, NAMES))
     merged = StoredAnswers(cache, files, match_classes({0: "thing"}, NAMES, {"disc": "thing", "box": "thing"}))
     for file in files:
-        (boxes, probs), (some, bar), (_, thing) = whole[file], fewer[file], merged[file]
-        keep = probs[:, 2] > 0.05
-        assert np.array_equal(some, boxes[keep]) and np.array_equal(bar[:, 0], probs[keep, 2])
-        assert np.array_equal(thing[:, 0], probs[:, :2].max(1)[probs[:, :2].max(1) > 0.05])
+        (boxes, shares), (some, bar), (_, thing) = whole[file], fewer[file], merged[file]
+        surest = whole.confidence[slice(*whole._spans[file])] / 65535
+        probs = shares[:, :3] * surest[:, None]
+        keep, either = probs[:, 2] > 0.05, probs[:, :2].max(1) > 0.05
+        # Shares of the surest class of all, taught or not: how sure the teacher is at a size says it of that one
+        assert np.array_equal(some, boxes[keep]) and np.array_equal(bar[:, 0], shares[keep, 2])
+        assert np.array_equal(thing[:, 0], shares[either, :2].max(1))
+        assert np.array_equal(bar[:, 1:], shares[keep, 3:])  # sizes
     boxes, probs = whole[files[0]]
     boxes[:], probs[:] = 9, 9  # a copy: the next epoch reads the answers again
     assert whole[files[0]][0].max() < 2

@@ -123,11 +123,11 @@ def compare(data: dict, arguments: dict, atol: float = 0.0, **kwargs) -> int:
     for plain, both in zip(batches(data, arguments, False, **kwargs), batches(data, arguments, True, **kwargs)):
         for key in ("img", "cls", "bboxes", "batch_idx"):
             assert torch.equal(plain[key], both[key]), key
-        soft = as_rows(both["kd_bboxes"], both["kd_probs"].argmax(1), both["kd_batch_idx"])
+        soft = as_rows(both["kd_bboxes"], both["kd_rows"].argmax(1), both["kd_batch_idx"])
         labels = as_rows(both["bboxes"], both["cls"], both["batch_idx"])
         assert soft.shape == labels.shape
         np.testing.assert_allclose(soft, labels, rtol=0, atol=atol)
-        assert (both["kd_probs"].sum(1) == 1).all()
+        assert (both["kd_rows"].sum(1) == 1).all()
         count += len(labels)
     return count
 
@@ -174,7 +174,7 @@ def test_nine_images_in_a_mosaic(boxes):
     AnsweredDataset.adopt(images, Truth(images.labels))
     random.seed(0)
     batch = images.collate_fn([images[i] for i in range(len(images))])
-    soft = as_rows(batch["kd_bboxes"], batch["kd_probs"].argmax(1), batch["kd_batch_idx"])
+    soft = as_rows(batch["kd_bboxes"], batch["kd_rows"].argmax(1), batch["kd_batch_idx"])
     assert np.array_equal(soft, as_rows(batch["bboxes"], batch["cls"], batch["batch_idx"])) and len(soft) > 50
 
 
@@ -254,4 +254,4 @@ def test_following_twice_changes_nothing(boxes):
     images = dataset(boxes, {"mosaic": 1.0})
     AnsweredDataset.adopt(images, Truth(images.labels))
     follow(images.transforms)
-    assert SOFT in images.get_image_and_label(0) and len(images[0]["kd_probs"]) > 0
+    assert SOFT in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0

@@ -2,8 +2,8 @@
 
 Ultralytics' transforms draw their parameters once and apply them to image, instances and masks in turn. Each class here
 lets one of them apply its parameters to a second set of instances, the teacher's: `labels["soft"]`, with boxes as
-`instances` and class-probability vectors in the place of classes as `cls`. Labels and images come out as they would
-without it, bit for bit.
+`instances` and, in the place of classes as `cls`, a row of numbers each: class probabilities and what `sizes` adds.
+Labels and images come out as they would without it, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ultralytics.utils.ops import resample_segments
 from .errors import KDError
 
 SOFT = "soft"
-BOXES, PROBS, IMAGES = "kd_bboxes", "kd_probs", "kd_batch_idx"  # what arrives in the batch
+BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # what arrives in the batch
 
 
 def shadow(labels: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Format(augment.Format):
             boxes[:, [0, 2]] /= params["w"]
             boxes[:, [1, 3]] /= params["h"]
         labels[BOXES] = boxes
-        labels[PROBS] = torch.from_numpy(np.ascontiguousarray(soft["cls"], dtype=np.float32))
+        labels[ROWS] = torch.from_numpy(np.ascontiguousarray(soft["cls"], dtype=np.float32))
         return labels
 
 
@@ -229,7 +229,7 @@ class AnsweredDataset(YOLODataset):
     """A YOLO data set whose images bring a teacher's stored answers along.
 
     Attributes:
-        answers (StoredAnswers): Boxes and probabilities of every image.
+        answers (StoredAnswers): Boxes and rows of every image.
     """
 
     answers: Any
@@ -262,18 +262,18 @@ class AnsweredDataset(YOLODataset):
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return image and labels, and what the teacher says about the image."""
         labels = super().get_image_and_label(index)
-        boxes, probs = self.answers[labels["im_file"]]
-        labels[SOFT] = {"cls": probs, "instances": Instances(boxes, bbox_format="xywh", normalized=True)}
+        boxes, rows = self.answers[labels["im_file"]]
+        labels[SOFT] = {"cls": rows, "instances": Instances(boxes, bbox_format="xywh", normalized=True)}
         return labels
 
     @staticmethod
     def collate_fn(batch: list[dict]) -> dict:
         """Collate samples; soft instances of all images become one list, with the index of their image."""
-        soft: list[tuple[Tensor, Tensor]] = [(sample.pop(BOXES), sample.pop(PROBS)) for sample in batch]
+        soft: list[tuple[Tensor, Tensor]] = [(sample.pop(BOXES), sample.pop(ROWS)) for sample in batch]
         collated = YOLODataset.collate_fn(batch)
         counts = torch.tensor([len(boxes) for boxes, _ in soft])
         collated[BOXES] = torch.cat([boxes for boxes, _ in soft])
-        collated[PROBS] = torch.cat([probs for _, probs in soft])
+        collated[ROWS] = torch.cat([rows for _, rows in soft])
         collated[IMAGES] = torch.arange(len(soft), dtype=torch.float32).repeat_interleave(counts)
         return collated
 

@@ -22,12 +22,12 @@ from ultralytics.utils.patches import torch_save
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
-from . import config, predictions, summary, tracks
+from . import config, predictions, sizes, summary, tracks
 from .assignment import StoredAnswer
 from .cache.answers import StoredAnswers
 from .cache.build import build_cache
 from .cache.options import CACHE_ONLY, check_options
-from .cache.store import Store
+from .cache.store import Manifest, Store
 from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
 from .criterion import DistillationLoss, Distiller, Rehearsal
@@ -55,6 +55,7 @@ class DistillationMixin(_Trainer):
         distiller (Distiller | None): The terms and their adapters.
         initialized (int): Number of the student's parameters that the teacher's weights began.
         store (Store | None): Stored answers, from which the student then learns without the teacher.
+        stored_manifest (Manifest | None): The question to which they were given.
         stored_classes (ClassMap | None): How the stored answers' classes teach the student's.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
     """
@@ -64,6 +65,7 @@ class DistillationMixin(_Trainer):
     model: Any
     initialized: int = 0
     store: Store | None = None
+    stored_manifest: Manifest | None = None
     stored_classes: ClassMap | None = None
     args: Any
 
@@ -149,6 +151,7 @@ class DistillationMixin(_Trainer):
                 f"teacher={self.teacher.source}: name the teacher that it was made with."
             )
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
+        self.stored_manifest = manifest
         self.stored_classes = match_classes(names, manifest.names, self.args.kd_classes, self.args.classes)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
@@ -347,12 +350,18 @@ class DistillationMixin(_Trainer):
         """Put the teacher's answer in a batch of prepared images."""
         if self.stored_classes is not None:
             if tracks.BOXES in batch:  # val images have none
-                taught = self.stored_classes.taught(batch["img"].device)
-                boxes, probs, images = (batch[k] for k in (tracks.BOXES, tracks.PROBS, tracks.IMAGES))
-                batch["teacher"] = StoredAnswer(boxes, probs, images, taught)
+                batch["teacher"] = self._stored_answer(batch)
         elif self.teacher is not None and self.teacher.model is not None:  # quantization calibrates before training
             batch["teacher"] = self.teacher(batch["img"])
         return batch
+
+    def _stored_answer(self, batch: dict[str, Any]) -> StoredAnswer:
+        """Return the stored instances of a batch, as the teacher would see them at their size there."""
+        assert self.stored_manifest is not None and self.stored_classes is not None
+        boxes, rows, images = (batch[name] for name in (tracks.BOXES, tracks.ROWS, tracks.IMAGES))
+        manifest, shape = self.stored_manifest, tuple(batch["img"].shape[2:])
+        probs, seen = sizes.unpack(boxes, rows, manifest.scales, shape, manifest.conf)
+        return StoredAnswer(boxes[seen], probs[seen], images[seen], self.stored_classes.taught(boxes.device))
 
     def _model_train(self) -> None:
         """Begin an epoch: train mode, and the schedule's place in the run."""

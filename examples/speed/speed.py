@@ -39,6 +39,7 @@ from ultralytics.utils.torch_utils import autocast, get_cpu_info, select_device
 import ultralytics_kd
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.bench.table import markdown
+from ultralytics_kd.cache.options import CACHE_ONLY
 from ultralytics_kd.cache.store import Manifest, Row, Store, image_key
 from ultralytics_kd.demo.shapes import draw_dataset
 from ultralytics_kd.teacher import Teacher
@@ -207,7 +208,7 @@ def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -
             conf=0.05,
             iou=0.7,
             topk=100,
-            scales=[1.0],
+            scales=CACHE_ONLY["kd_cache_scales"],
             flip=False,
             precision="fp32",
         )
@@ -217,7 +218,8 @@ def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -
         sides = rng.uniform(0.05, 0.4, (ANSWERS, 2))
         boxes = np.concatenate((rng.uniform(sides / 2, 1 - sides / 2), sides), 1).astype(np.float32)
         probs = rng.dirichlet(np.full(CLASSES, 0.05), ANSWERS).astype(np.float32)
-        rows.append(Row(image_key(file), imgsz, imgsz, boxes, probs))
+        seen = probs.max(1, keepdims=True) * rng.uniform(0.5, 1, (ANSWERS, len(CACHE_ONLY["kd_cache_scales"])))
+        rows.append(Row(image_key(file), imgsz, imgsz, boxes, probs, seen))
     store.write(rows)
 
 

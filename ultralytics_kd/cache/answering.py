@@ -1,9 +1,9 @@
-"""Asking teachers once: detections with whole class-probability vectors, over scales and mirror images."""
+"""Asking teachers once: detections with whole class-probability vectors, and how sure teachers are at several sizes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from ..predictions import BOXES, ONE2MANY, SCORES
 from ..teacher import Teacher
 from .store import Manifest, Row
 
-FUSE_IOU = 0.55  # overlap above which detections of different views are of one object, as in the paper
+FUSE_IOU = 0.55  # overlap above which detections of different views are of one object, as in the paper of `fuse`
 
 
 @dataclass
 class Detections:
-    """What one view or all views of an image show.
+    """What a view of an image shows, or several.
 
     Attributes:
         boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels of the letterboxed image.
@@ -61,21 +61,30 @@ class Answerer:
             keys (list[str]): Key of each image.
         """
         images = images.to(self.device).float() / 255
-        views = [
-            self._view(teacher, place, images, scale, flip)
-            for teacher, place in zip(self.teachers, self.places)
-            for scale, flip in product(self.manifest.scales, (False, True) if self.manifest.flip else (False,))
-        ]
-        known = torch.zeros(len(self.manifest.names), device=self.device)
-        for place in self.places:
-            known[place] += len(views) / len(self.teachers)
+        scales = self.manifest.scales
+        sizes = [self._at(images, scale) for scale in scales]
+        plain = min(range(len(scales)), key=lambda i: abs(math.log(scales[i])))
         rows = []
         for i, (key, (height, width)) in enumerate(zip(keys, shapes)):
-            found = views[0][i] if len(views) == 1 else fuse([view[i] for view in views], known, self.manifest.conf)
-            boxes = scale_boxes(images.shape[2:], found.boxes[: self.manifest.topk].clone(), (height, width))
-            shares = xyxy2xywhn(boxes, w=width, h=height).float().cpu().numpy()
-            rows.append(Row(key, width, height, shares, found.probs[: self.manifest.topk].float().cpu().numpy()))
+            found, seen = across_sizes([size[i] for size in sizes], plain)
+            order = seen.amax(1).argsort(descending=True, stable=True)
+            boxes = scale_boxes(images.shape[2:], found.boxes[order], (height, width))
+            shares = xyxy2xywhn(boxes, w=width, h=height)
+            numbers = (shares, found.probs[order], seen[order])
+            rows.append(Row(key, width, height, *(x.float().numpy() for x in numbers)))
         return rows
+
+    def _at(self, images: Tensor, scale: float) -> list[Detections]:
+        """Return what all teachers see in every image at one scale, mirrored too if that was asked for."""
+        mirror = (False, True) if self.manifest.flip else (False,)
+        views = [self._view(t, p, images, scale, flip) for t, p in zip(self.teachers, self.places) for flip in mirror]
+        if len(views) == 1:
+            return views[0]
+        known = torch.zeros(len(self.manifest.names))
+        for place in self.places:
+            known[place.cpu()] += len(mirror)
+        fused = [fuse([view[i] for view in views], known, self.manifest.conf) for i in range(len(images))]
+        return [Detections(f.boxes[: self.manifest.topk], f.probs[: self.manifest.topk]) for f in fused]
 
     def _view(self, teacher: Teacher, place: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:
         """Return one teacher's detections in one view of every image, in pixels of the images themselves."""
@@ -90,7 +99,7 @@ class Answerer:
                 boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1)
             probs = scores.new_zeros((len(scores), len(self.manifest.names)))
             probs[:, place] = scores
-            found.append(Detections(boxes, probs))
+            found.append(Detections(boxes.cpu(), probs.cpu()))
         return found
 
 
@@ -114,6 +123,32 @@ def detections(branch: predictions.Branch, teacher: Teacher, manifest: Manifest)
     )
     index = [k.flatten().long() for k in kept]
     return [b[i] for b, i in zip(boxes, index)], [p[i] for p, i in zip(probs, index)]
+
+
+def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tensor]:
+    """Match what was seen at several sizes: boxes and classes are those of the plain size, if it shows the object.
+
+    Args:
+        sizes (list[Detections]): Detections at every size, S of them, each most confident first.
+        plain (int): Index of the plain size.
+
+    Returns:
+        found (Detections): One detection per object.
+        seen (Tensor): How sure the teachers were at each size, 0 where they did not see the object, shape (n, S).
+    """
+    order = [plain, *(i for i in range(len(sizes)) if i != plain)]
+    found, seen = Detections(sizes[plain].boxes[:0], sizes[plain].probs[:0]), torch.zeros(0, len(sizes))
+    for i in order:
+        confidence = sizes[i].probs.amax(1) if len(sizes[i].probs) else torch.zeros(0)
+        overlap = torch.cat((torch.full((1, len(confidence)), FUSE_IOU), box_iou(found.boxes, sizes[i].boxes)))
+        owner = overlap.argmax(0) - 1  # -1 if it is of none of those that were found
+        old, new = owner >= 0, owner < 0
+        seen[:, i].scatter_reduce_(0, owner[old], confidence[old], "amax")
+        first = torch.zeros(int(new.sum()), len(sizes))
+        first[:, i] = confidence[new]
+        seen = torch.cat((seen, first))
+        found = Detections(torch.cat((found.boxes, sizes[i].boxes[new])), torch.cat((found.probs, sizes[i].probs[new])))
+    return found, seen
 
 
 def fuse(views: list[Detections], known: Tensor, conf: float) -> Detections:

@@ -9,15 +9,19 @@ from ultralytics.utils import LOGGER
 
 from ..classes import ClassMap
 from ..errors import KDError
+from ..sizes import pack
 from .store import SCALE, Store, values
 
 
 class StoredAnswers:
-    """Boxes and class probabilities of every image of a data set, in a few arrays that processes can share.
+    """What teachers said about every image of a data set, in a few arrays that processes can share.
 
     Attributes:
         boxes (np.ndarray): Boxes of shape (N, 4): x, y, w, h as shares of the image, float32.
         probs (np.ndarray): Probabilities times 65535 of shape (N, k) for the student's k taught classes, uint16.
+        confidence (np.ndarray): The largest probability of any class, times 65535, shape (N,), uint16.
+        seen (np.ndarray): How sure the teachers were at each of S scales, times 65535, shape (N, S), uint16.
+        side (np.ndarray): Root of a box's area in pixels as the teachers saw it at scale 1, shape (N,), float32.
     """
 
     def __init__(self, store: Store, files: list[str], classes: ClassMap):
@@ -31,33 +35,33 @@ class StoredAnswers:
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
         """
-        conf, nc = store.manifest().conf, len(classes.teacher_names)
-        keys = store.image_keys(files)
+        manifest, keys = store.manifest(), store.image_keys(files)
         wanted = dict.fromkeys(keys.values())  # in the order of the images
-        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        found: dict[str, tuple[np.ndarray, ...]] = {}
         for table in store.read():
-            for key, boxes, probs in values(table, nc):
-                if key in wanted:
-                    taught = map_probabilities(probs, classes)
-                    keep = taught.max(1, initial=0) > conf * SCALE  # others are of classes that are not taught
-                    found[key] = boxes[keep], taught[keep]
+            for row in values(table, manifest):
+                if row.key in wanted:
+                    taught = map_probabilities(row.probs, classes)
+                    keep = taught.max(1, initial=0) > manifest.conf * SCALE  # others are of classes that are not taught
+                    parts = row.boxes, taught, row.probs.max(1, initial=0), row.seen, row.side
+                    found[row.key] = tuple(part[keep] for part in parts)
         missing = [f for f in files if keys[f] not in found]
         if missing:
             raise KDError(
                 f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images, as "
                 f"{Path(missing[0]).name}: run yolo-kd cache again with this data."
             )
-        self.boxes = np.concatenate([boxes for boxes, _ in found.values()]).astype(np.float32)
-        self.probs = np.concatenate([probs for _, probs in found.values()]).astype(np.uint16)
-        ends = np.cumsum([len(boxes) for boxes, _ in found.values()])
+        self.boxes, self.probs, self.confidence, self.seen, self.side = map(np.concatenate, zip(*found.values()))
+        ends = np.cumsum([len(parts[0]) for parts in found.values()])
         spans = dict(zip(found, zip((0, *ends[:-1].tolist()), ends.tolist())))
         self._spans = {f: spans[key] for f, key in keys.items()}
         LOGGER.info(f"{len(self.boxes)} stored instances in {len(files)} images, from {store.folder}")
 
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image's boxes (n, 4) and probabilities (n, k), both float32 and free to be changed."""
-        start, end = self._spans[file]
-        return self.boxes[start:end].copy(), self.probs[start:end].astype(np.float32) / SCALE
+        """Return an image's boxes (n, 4) and rows, as `sizes.pack` makes them, both float32 and free to be changed."""
+        mine = slice(*self._spans[file])
+        probs, confidence, seen = (x[mine].astype(np.float32) / SCALE for x in (self.probs, self.confidence, self.seen))
+        return self.boxes[mine].copy(), pack(probs, confidence, seen, self.side[mine])
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:

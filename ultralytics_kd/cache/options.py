@@ -19,7 +19,8 @@ CACHE_ONLY: dict[str, Any] = {
     "kd_cache_conf": 0.05,
     "kd_cache_iou": 0.7,
     "kd_cache_topk": 100,
-    "kd_cache_scales": 1.0,
+    # Half to one and a half times the size is what Ultralytics' default augmentation (scale=0.5) makes of an object
+    "kd_cache_scales": [0.5, 0.7, 1.0, 1.4],
     "kd_cache_flip": False,
     "kd_cache_shard": 256,
     "ray": False,
@@ -77,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise KDTypeError(f"'kd_cache_flip={checked['kd_cache_flip']}' must be True or False.")
     scales = checked["kd_cache_scales"]
     scales = scales if isinstance(scales, (list, tuple)) else [scales]
-    checked["kd_cache_scales"] = [_number("kd_cache_scales", s) for s in scales]
+    checked["kd_cache_scales"] = sorted({_number("kd_cache_scales", s) for s in scales})
     if not scales or not all(0.1 <= s <= 10 for s in checked["kd_cache_scales"]):
         raise KDError(f"'kd_cache_scales={scales}' is an invalid value: scales lie between 0.1 and 10.")
     if not isinstance(checked["ray"], bool):

@@ -5,8 +5,9 @@
     files.parquet                         paths seen with size, time and key, so that a start need not read all images
 
 Rows: `key` (hash of the image file's bytes), `width`, `height` (pixels of the image as read), `boxes` (4 numbers per
-detection: x, y of its centre, w, h, as shares of width and height) and `probs` (one number per detection and class:
-probability times 65535, rounded).
+detection: x, y of its centre, w, h, as shares of width and height), `probs` (one number per detection and class:
+probability times 65535, rounded) and `seen` (one number per detection and scale: how sure the teacher was there, times
+65535).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from ultralytics.utils import LOCAL_RANK, NUM_THREADS, TQDM
 
 from ..errors import KDError
 
-FORMAT = 1
-SCALE = 65535  # a probability of 1 in `probs`
+FORMAT = 2
+SCALE = 65535  # a probability of 1 in `probs` and `seen`
 MANIFEST, FILES = "manifest.json", "files.parquet"
 SCHEMA: dict[str, Any] = {
     "key": pl.String,
@@ -36,6 +37,7 @@ SCHEMA: dict[str, Any] = {
     "height": pl.UInt32,
     "boxes": pl.List(pl.Float32),
     "probs": pl.List(pl.UInt16),
+    "seen": pl.List(pl.UInt16),
 }
 
 
@@ -49,8 +51,8 @@ class Manifest:
         imgsz (int): Image size in pixels that the teachers saw.
         conf (float): Least confidence of a detection that is kept.
         iou (float): Overlap above which two detections are one.
-        topk (int): Most detections per image.
-        scales (list[float]): Scales of `imgsz` that were looked at.
+        topk (int): Most detections per image and scale.
+        scales (list[float]): Scales of `imgsz` at which they were asked, rising.
         flip (bool): Whether mirrored images were looked at too.
         precision (str): Precision that the teachers ran in.
         channels (int): Channels of the images.
@@ -93,6 +95,7 @@ class Row:
         height (int): Height of the image in pixels.
         boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as shares of width and height, float32.
         probs (np.ndarray): Class probabilities of shape (n, nc).
+        seen (np.ndarray): How sure the teacher was at each of S scales, shape (n, S).
     """
 
     key: str
@@ -100,6 +103,7 @@ class Row:
     height: int
     boxes: np.ndarray
     probs: np.ndarray
+    seen: np.ndarray
 
 
 class Store:
@@ -167,6 +171,7 @@ class Store:
                 "height": [r.height for r in rows],
                 "boxes": [r.boxes.astype(np.float32).ravel().tolist() for r in rows],
                 "probs": [np.rint(r.probs.ravel() * SCALE).astype(np.uint16).tolist() for r in rows],
+                "seen": [np.rint(r.seen.ravel() * SCALE).astype(np.uint16).tolist() for r in rows],
             },
             schema=SCHEMA,
         )
@@ -273,7 +278,36 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def values(table: pl.DataFrame, nc: int) -> Iterable[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield key, boxes (n, 4) and probabilities (n, nc) as uint16 of each row."""
-    for key, boxes, probs in zip(table["key"], table["boxes"], table["probs"]):
-        yield key, boxes.to_numpy().reshape(-1, 4), probs.to_numpy().reshape(-1, nc)
+@dataclass
+class Stored:
+    """What is read back about one image.
+
+    Attributes:
+        key (str): Hash of the image file.
+        boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as shares of width and height, float32.
+        probs (np.ndarray): Class probabilities times 65535, shape (n, nc), uint16.
+        seen (np.ndarray): How sure the teacher was at each of S scales, times 65535, shape (n, S), uint16.
+        side (np.ndarray): Root of a box's area in pixels as the teacher saw it at scale 1, shape (n,), float32.
+    """
+
+    key: str
+    boxes: np.ndarray
+    probs: np.ndarray
+    seen: np.ndarray
+    side: np.ndarray
+
+
+def values(table: pl.DataFrame, manifest: Manifest) -> Iterator[Stored]:
+    """Yield what each row of a shard says.
+
+    Args:
+        table (pl.DataFrame): The shard.
+        manifest (Manifest): The cache's manifest.
+    """
+    nc, sizes = len(manifest.names), len(manifest.scales)
+    for key, width, height, *lists in zip(*(table[name] for name in SCHEMA)):
+        boxes, probs, seen = (numbers.to_numpy() for numbers in lists)
+        boxes = boxes.reshape(-1, 4)
+        sides = boxes[:, 2:].clip(0)  # an untrained teacher's may be negative
+        side = np.sqrt(sides.prod(1) * width * height) * manifest.imgsz / max(width, height)
+        yield Stored(key, boxes, probs.reshape(-1, nc), seen.reshape(-1, sizes), side.astype(np.float32))
