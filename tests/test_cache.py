@@ -78,8 +78,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert row.key == "k1" and np.array_equal(row.boxes, boxes) and np.abs(row.probs / 65535 - probs).max() <= 1e-5
     assert np.abs(row.seen / 65535 - seen).max() <= 1e-5
     assert none.boxes.shape == (0, 4) and none.seen.shape == (0, 2) and table["width"].to_list() == [32, 10]
-    # The image was seen with 64 pixels for its 32 of width, and 48 for its 24 of height
-    np.testing.assert_allclose(row.side, np.sqrt(boxes[:, 2] * 64 * boxes[:, 3] * 48), rtol=1e-5)
+    np.testing.assert_allclose(row.sides, boxes[:, 2:] * (1, 0.75), rtol=1e-6)  # of an image of 32 x 24
 
 
 def test_a_damaged_shard_is_named_and_made_anew(cache, data, teacher):
@@ -110,11 +109,12 @@ def test_half_written_files_are_cleared_away_and_other_folders_left_alone(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 1}', '{"format": 99, "names": {}}', '{"format": 1, "names": 3}']
+    "content", ["{", "[]", '{"format": 2}', '{"format": 99, "names": {}}', '{"format": 2, "names": 3}']
 )
 def test_a_foreign_manifest_is_named(cache, content):
     (cache.folder / "manifest.json").write_text(content)
-    with pytest.raises(KDError, match=r"manifest.json is damaged or another program's|has format 99"):
+    said = "has format 99, this release reads 2: delete" if "99" in content else "is damaged or another program's"
+    with pytest.raises(KDError, match=said):
         cache.manifest()
 
 
@@ -453,14 +453,13 @@ def test_answers_of_another_teacher_or_to_other_images_are_refused(quick, tmp_pa
 def test_classes_of_stored_answers_are_matched(cache, data):
     """Other order, fewer classes, several for one: as the teacher itself would be matched."""
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
-    whole = StoredAnswers(cache, files, match_classes(NAMES, NAMES))
-    fewer = StoredAnswers(cache, files, match_classes({0: "bar", 1: "other"}, NAMES))
-    merged = StoredAnswers(cache, files, match_classes({0: "thing"}, NAMES, {"disc": "thing", "box": "thing"}))
+    whole = StoredAnswers(cache, files, match_classes(NAMES, NAMES), 64)
+    fewer = StoredAnswers(cache, files, match_classes({0: "bar", 1: "other"}, NAMES), 64)
+    merged = StoredAnswers(cache, files, match_classes({0: "thing"}, NAMES, {"disc": "thing", "box": "thing"}), 64)
     for file in files:
         (boxes, shares), (some, bar), (_, thing) = whole[file], fewer[file], merged[file]
-        surest = whole.confidence[slice(*whole._spans[file])] / 65535
-        probs = shares[:, :3] * surest[:, None]
-        keep, either = probs[:, 2] > 0.05, probs[:, :2].max(1) > 0.05
+        surest = shares[:, :3] * shares[:, 3:-2].max(1, keepdims=True)  # at the size at which it is surest
+        keep, either = surest[:, 2] > 0.05, surest[:, :2].max(1) > 0.05
         # Shares of the surest class of all, taught or not: how sure the teacher is at a size says it of that one
         assert np.array_equal(some, boxes[keep]) and np.array_equal(bar[:, 0], shares[keep, 2])
         assert np.array_equal(thing[:, 0], shares[either, :2].max(1))

@@ -158,7 +158,9 @@ class DistillationMixin(_Trainer):
         """Build a data set; that of training brings stored answers along."""
         dataset = super().build_dataset(img_path, mode, batch)
         if mode == "train" and self.store is not None and self.stored_classes is not None:
-            AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.stored_classes))
+            AnsweredDataset.adopt(
+                dataset, StoredAnswers(self.store, dataset.im_files, self.stored_classes, self.args.imgsz)
+            )
         return dataset
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:

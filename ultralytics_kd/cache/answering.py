@@ -19,6 +19,7 @@ from ..teacher import Teacher
 from .store import Manifest, Row
 
 FUSE_IOU = 0.55  # overlap above which detections of different views are of one object, as in the paper of `fuse`
+SIZE_IOU = 0.45  # the same of different sizes, whose boxes differ more
 
 
 @dataclass
@@ -128,6 +129,9 @@ def detections(branch: predictions.Branch, teacher: Teacher, manifest: Manifest)
 def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tensor]:
     """Match what was seen at several sizes: boxes and classes are those of the plain size, if it shows the object.
 
+    Of several that a detection overlaps it belongs to the one of the largest overlap times confidence: a weak second
+    answer to the object must not take it from the first.
+
     Args:
         sizes (list[Detections]): Detections at every size, S of them, each most confident first.
         plain (int): Index of the plain size.
@@ -140,8 +144,9 @@ def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tenso
     found, seen = Detections(sizes[plain].boxes[:0], sizes[plain].probs[:0]), torch.zeros(0, len(sizes))
     for i in order:
         confidence = sizes[i].probs.amax(1) if len(sizes[i].probs) else torch.zeros(0)
-        overlap = torch.cat((torch.full((1, len(confidence)), FUSE_IOU), box_iou(found.boxes, sizes[i].boxes)))
-        owner = overlap.argmax(0) - 1  # -1 if it is of none of those that were found
+        overlap = box_iou(found.boxes, sizes[i].boxes)
+        right = torch.where(overlap > SIZE_IOU, overlap * seen.amax(1, keepdim=True), 0.0)
+        owner = torch.cat((torch.full((1, len(confidence)), 1e-9), right)).argmax(0) - 1  # -1 if it is of none of them
         old, new = owner >= 0, owner < 0
         seen[:, i].scatter_reduce_(0, owner[old], confidence[old], "amax")
         first = torch.zeros(int(new.sum()), len(sizes))

@@ -21,16 +21,17 @@ class StoredAnswers:
         probs (np.ndarray): Probabilities times 65535 of shape (N, k) for the student's k taught classes, uint16.
         confidence (np.ndarray): The largest probability of any class, times 65535, shape (N,), uint16.
         seen (np.ndarray): How sure the teachers were at each of S scales, times 65535, shape (N, S), uint16.
-        side (np.ndarray): Root of a box's area in pixels as the teachers saw it at scale 1, shape (N,), float32.
+        sides (np.ndarray): Width and height in pixels as the student sees them unscaled, shape (N, 2), float32.
     """
 
-    def __init__(self, store: Store, files: list[str], classes: ClassMap):
+    def __init__(self, store: Store, files: list[str], classes: ClassMap, imgsz: int):
         """Read the answers.
 
         Args:
             store (Store): The cache.
             files (list[str]): The images of the data set.
             classes (ClassMap): Match of the cache's classes to the student's.
+            imgsz (int): Image size of the training in pixels.
 
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
@@ -42,8 +43,10 @@ class StoredAnswers:
             for row in values(table, manifest):
                 if row.key in wanted:
                     taught = map_probabilities(row.probs, classes)
-                    keep = taught.max(1, initial=0) > manifest.conf * SCALE  # others are of classes that are not taught
-                    parts = row.boxes, taught, row.probs.max(1, initial=0), row.seen, row.side
+                    confidence = row.probs.max(1, initial=0)
+                    surest = taught.max(1, initial=0) / confidence.clip(1) * row.seen.max(1, initial=0)
+                    keep = surest > manifest.conf * SCALE  # others are of classes that are not taught
+                    parts = row.boxes, taught, confidence, row.seen, row.sides * np.float32(imgsz)
                     found[row.key] = tuple(part[keep] for part in parts)
         missing = [f for f in files if keys[f] not in found]
         if missing:
@@ -51,7 +54,7 @@ class StoredAnswers:
                 f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images, as "
                 f"{Path(missing[0]).name}: run yolo-kd cache again with this data."
             )
-        self.boxes, self.probs, self.confidence, self.seen, self.side = map(np.concatenate, zip(*found.values()))
+        self.boxes, self.probs, self.confidence, self.seen, self.sides = map(np.concatenate, zip(*found.values()))
         ends = np.cumsum([len(parts[0]) for parts in found.values()])
         spans = dict(zip(found, zip((0, *ends[:-1].tolist()), ends.tolist())))
         self._spans = {f: spans[key] for f, key in keys.items()}
@@ -61,7 +64,7 @@ class StoredAnswers:
         """Return an image's boxes (n, 4) and rows, as `sizes.pack` makes them, both float32 and free to be changed."""
         mine = slice(*self._spans[file])
         probs, confidence, seen = (x[mine].astype(np.float32) / SCALE for x in (self.probs, self.confidence, self.seen))
-        return self.boxes[mine].copy(), pack(probs, confidence, seen, self.side[mine])
+        return self.boxes[mine].copy(), pack(probs, confidence, seen, self.sides[mine])
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:

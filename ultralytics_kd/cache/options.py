@@ -78,7 +78,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise KDTypeError(f"'kd_cache_flip={checked['kd_cache_flip']}' must be True or False.")
     scales = checked["kd_cache_scales"]
     scales = scales if isinstance(scales, (list, tuple)) else [scales]
-    checked["kd_cache_scales"] = sorted({_number("kd_cache_scales", s) for s in scales})
+    checked["kd_cache_scales"] = sorted({round(_number("kd_cache_scales", s), 4) for s in scales})
     if not scales or not all(0.1 <= s <= 10 for s in checked["kd_cache_scales"]):
         raise KDError(f"'kd_cache_scales={scales}' is an invalid value: scales lie between 0.1 and 10.")
     if not isinstance(checked["ray"], bool):

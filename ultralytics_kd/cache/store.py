@@ -129,10 +129,13 @@ class Store:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise KDError(
-                    f"kd_cache={self.folder} has format {content['format']}, this release reads {FORMAT}: make it anew."
+                    f"kd_cache={self.folder} has format {content['format']}, this release reads {FORMAT}: delete the "
+                    "folder, or give another, and run yolo-kd cache."
                 )
             content["names"] = {int(i): str(name) for i, name in content["names"].items()}
             return Manifest(**content)
+        except KDError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise KDError(f"kd_cache={self.folder}: {MANIFEST} is damaged or another program's ({e}).") from e
 
@@ -287,14 +290,14 @@ class Stored:
         boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as shares of width and height, float32.
         probs (np.ndarray): Class probabilities times 65535, shape (n, nc), uint16.
         seen (np.ndarray): How sure the teacher was at each of S scales, times 65535, shape (n, S), uint16.
-        side (np.ndarray): Root of a box's area in pixels as the teacher saw it at scale 1, shape (n,), float32.
+        sides (np.ndarray): Width and height of each box as shares of the image's longer side, shape (n, 2), float32.
     """
 
     key: str
     boxes: np.ndarray
     probs: np.ndarray
     seen: np.ndarray
-    side: np.ndarray
+    sides: np.ndarray
 
 
 def values(table: pl.DataFrame, manifest: Manifest) -> Iterator[Stored]:
@@ -308,6 +311,5 @@ def values(table: pl.DataFrame, manifest: Manifest) -> Iterator[Stored]:
     for key, width, height, *lists in zip(*(table[name] for name in SCHEMA)):
         boxes, probs, seen = (numbers.to_numpy() for numbers in lists)
         boxes = boxes.reshape(-1, 4)
-        sides = boxes[:, 2:].clip(0)  # an untrained teacher's may be negative
-        side = np.sqrt(sides.prod(1) * width * height) * manifest.imgsz / max(width, height)
-        yield Stored(key, boxes, probs.reshape(-1, nc), seen.reshape(-1, sizes), side.astype(np.float32))
+        sides = boxes[:, 2:] * np.array((width, height), np.float32) / max(width, height)
+        yield Stored(key, boxes, probs.reshape(-1, nc), seen.reshape(-1, sizes), sides)
