@@ -266,7 +266,7 @@ class DistillationMixin(_Trainer):
         """Remove what a run with a teacher has written, if it fails before it begins."""
         try:
             yield
-        except Exception:
+        except Exception:  # of whatever kind: it goes on to the caller, and no folder of a run that never began is left
             self._leave_nothing()
             raise
 

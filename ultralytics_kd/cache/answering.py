@@ -50,6 +50,11 @@ class Answerer:
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.precision]
         place = {name: i for i, name in manifest.names.items()}
         self.places = [torch.tensor([place[name] for name in t.names.values()], device=device) for t in teachers]
+        self.mirror = (False, True) if manifest.flip else (False,)
+        self.known = torch.zeros(len(manifest.names))  # views at one scale whose teacher knows the class
+        for mine in self.places:
+            self.known[mine.cpu()] += len(self.mirror)
+        self.plain = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
         for teacher in teachers:
             teacher.prepare(device, {ONE2MANY: (SCORES, BOXES)}, dtype)
 
@@ -62,12 +67,10 @@ class Answerer:
             keys (list[str]): Key of each image.
         """
         images = images.to(self.device).float() / 255
-        scales = self.manifest.scales
-        sizes = [self._at(images, scale) for scale in scales]
-        plain = min(range(len(scales)), key=lambda i: abs(math.log(scales[i])))
+        sizes = [self._at(images, scale) for scale in self.manifest.scales]
         rows = []
         for i, (key, (height, width)) in enumerate(zip(keys, shapes)):
-            found, seen = across_sizes([size[i] for size in sizes], plain)
+            found, seen = across_sizes([size[i] for size in sizes], self.plain)
             order = seen.amax(1).argsort(descending=True, stable=True)
             boxes = scale_boxes(images.shape[2:], found.boxes[order], (height, width))
             shares = xyxy2xywhn(boxes, w=width, h=height)
@@ -77,14 +80,11 @@ class Answerer:
 
     def _at(self, images: Tensor, scale: float) -> list[Detections]:
         """Return what all teachers see in every image at one scale, mirrored too if that was asked for."""
-        mirror = (False, True) if self.manifest.flip else (False,)
-        views = [self._view(t, p, images, scale, flip) for t, p in zip(self.teachers, self.places) for flip in mirror]
+        asked = zip(self.teachers, self.places)
+        views = [self._view(t, place, images, scale, flip) for t, place in asked for flip in self.mirror]
         if len(views) == 1:
             return views[0]
-        known = torch.zeros(len(self.manifest.names))
-        for place in self.places:
-            known[place.cpu()] += len(mirror)
-        fused = [fuse([view[i] for view in views], known, self.manifest.conf) for i in range(len(images))]
+        fused = [fuse([view[i] for view in views], self.known, self.manifest.conf) for i in range(len(images))]
         return [Detections(f.boxes[: self.manifest.topk], f.probs[: self.manifest.topk]) for f in fused]
 
     def _view(self, teacher: Teacher, place: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:
@@ -133,7 +133,7 @@ def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tenso
     answer to the object must not take it from the first.
 
     Args:
-        sizes (list[Detections]): Detections at every size, S of them, each most confident first.
+        sizes (list[Detections]): Detections at every size, S of them.
         plain (int): Index of the plain size.
 
     Returns:
