@@ -10,10 +10,10 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 
 from ultralytics_kd import alignment, predictions
 from ultralytics_kd.alignment import Aligner, Instances, align, align_densely, same
-from ultralytics_kd.assignment import CONFIDENT, StoredAnswer, assign
+from ultralytics_kd.assignment import CONFIDENT, SetAnswer, assign
 from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import DistillationLoss, Distiller
-from ultralytics_kd.teacher import Teacher
+from ultralytics_kd.criterion import DistillationLoss, GridDistiller
+from ultralytics_kd.teachers import open_teacher
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 
@@ -22,17 +22,17 @@ def setup(cfg, images=2, **args):
     """Return student, loss and a batch whose labels are also its stored answers."""
     torch.manual_seed(0)
     student = make_model(cfg).train()
-    teacher = Teacher(make_model("yolo26n.yaml"))
+    teacher = open_teacher(make_model("yolo26n.yaml"))
     teacher.classes = match_classes(NAMES, NAMES)
     teacher.inspect()
     student.args = get_cfg(overrides={"teacher": "t.pt", "kd_cache": "c", "kd_feat": 0, "imgsz": 96, **args})
     loss = DistillationLoss(
-        student.init_criterion(), Distiller(student.args, student, teacher, stored=True), student.model[-1]
+        student.init_criterion(), GridDistiller(student.args, student, teacher, stored=True), student.model[-1]
     )
     boxes = torch.tensor([[0.3, 0.3, 0.4, 0.5], [0.5, 0.5, 0.9, 0.8], [0.7, 0.6, 0.3, 0.3], [0.2, 0.8, 0.2, 0.2]])
     cls, index = torch.tensor([0, 1, 2, 1]), torch.tensor([0.0, 0.0, 1.0, 1.0])
     batch = {"img": torch.rand(images, 3, 96, 96), "batch_idx": index, "cls": cls.view(-1, 1).float(), "bboxes": boxes}
-    batch["teacher"] = StoredAnswer(boxes, torch.eye(3)[cls], index, None)
+    batch["teacher"] = SetAnswer(boxes, torch.eye(3)[cls], index, None)
     return student, loss, batch
 
 
@@ -75,7 +75,7 @@ def test_uncertain_answers_ask_for_less():
     branch = predictions.branches(preds)["one2many"]
     arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
     sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
-    half = assign(StoredAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
+    half = assign(SetAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
     on = sure.assigned
     torch.testing.assert_close(half.target[on].amax(-1), sure.target[on].amax(-1) * 0.6)
     assert (half.target[on] > 0).all()  # the whole vector is taught
@@ -87,7 +87,7 @@ def test_background_is_taught_where_the_student_is_confident_of_something():
     branch = predictions.branches(student(batch["img"]))["one2many"]
     branch.scores[:, :5] = 3.0
     branch.scores[:, 5:] = -10.0
-    nothing = StoredAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
+    nothing = SetAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
     pair = assign(nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
     assert len(pair.target) == 10 and not pair.assigned.any() and not pair.target.any()
     assert pair.avg_factor == 1 and not pair.box_weight.any()
@@ -100,8 +100,8 @@ def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_bo
     student, loss, batch = setup("yolo26n.yaml", images, kd_cls_loss=kd_cls_loss, kd_box_loss=kd_box_loss)
     keep = batch["batch_idx"] < images
     batch = {k: v[keep] if k in ("batch_idx", "cls", "bboxes") else v for k, v in batch.items()}
-    some = StoredAnswer(batch["bboxes"], torch.rand(int(keep.sum()), 3), batch["batch_idx"], None)
-    none = StoredAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
+    some = SetAnswer(batch["bboxes"], torch.rand(int(keep.sum()), 3), batch["batch_idx"], None)
+    none = SetAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
     for answer in (some, none):
         student.zero_grad()
         total, items = loss(student(batch["img"]), {**batch, "teacher": answer})
@@ -117,7 +117,7 @@ def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_bo
 def test_only_taught_classes_hear_from_stored_answers():
     """Answers of classes that the student has as 2 and 0; its class 1 gets no gradient."""
     student, loss, batch = setup("yolo26n.yaml", kd_box=0.0)
-    answer = StoredAnswer(batch["bboxes"], torch.tensor([[0.1, 0.9]] * 4), batch["batch_idx"], torch.tensor([2, 0]))
+    answer = SetAnswer(batch["bboxes"], torch.tensor([[0.1, 0.9]] * 4), batch["batch_idx"], torch.tensor([2, 0]))
     total, _ = loss(student(batch["img"]), {**batch, "teacher": answer})
     total[-3:].sum().backward()
     gradient = sum(branch[-1].bias.grad.abs() for branch in student.model[-1].cv3)
@@ -129,8 +129,8 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
     student, loss, _ = setup("yolo26n.yaml")
     student.eval()
     image = torch.rand(1, 3, 64, 128)
-    alone = StoredAnswer(torch.tensor([[0.5, 0.5, 0.25, 0.5]]), torch.tensor([[0.1, 0.8, 0.0]]), torch.zeros(1), None)
-    among = StoredAnswer(alone.bboxes, alone.probs, torch.ones(1), None)
+    alone = SetAnswer(torch.tensor([[0.5, 0.5, 0.25, 0.5]]), torch.tensor([[0.1, 0.8, 0.0]]), torch.zeros(1), None)
+    among = SetAnswer(alone.bboxes, alone.probs, torch.ones(1), None)
     with torch.no_grad():
         for answer, images, row in ((alone, image, 0), (among, torch.cat((image * 0, image, image * 0)), 1)):
             out = predictions.branches(student(images))["one2many"]

@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
-from ultralytics_kd import teacher as teacher_module
+from ultralytics_kd.teachers import opening
 
 
 def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
@@ -34,27 +34,33 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
     nameless["model"].names = {0: "disc", 1: "box"}
     torch.save(nameless, folder / "nameless.pt")
     save_model(folder / "grey.pt", ch=1)
-    save_model(folder / "p2.pt", "yolo26n-p2.yaml")
+    save_model(folder / "whole.pt")
+    (folder / "model.onnx").write_bytes(b"no graph at all")
+    (folder / "empty").mkdir()
     save_model(folder / "other.pt", names={0: "cat", 1: "dog"})
     return {
         "missing": (str(folder / "nowhere.pt"), "was not found"),
         "unreadable": (str(folder / "junk.pt"), "could not be read"),
         "truncated": (str(folder / "half.pt"), "could not be read"),
         "architecture": ("yolo26s.yaml", "untrained architecture"),
-        "exported": (str(folder / "model.onnx"), "not a PyTorch checkpoint"),
+        "no model": (str(folder / "model.bin"), "no PyTorch checkpoint and no exported model"),
+        "no exported model": (str(folder / "gone.onnx"), "gone.onnx was not found"),
+        "broken exported model": (str(folder / "model.onnx"), "cannot be run here"),
+        "no object": ("nowhere.at_all:thing", "names no object that can be imported"),
         "task": (str(folder / "seg.pt"), "both must have the same task"),
+        "tasks": (f"[{folder / 'whole.pt'},{folder / 'seg.pt'}]", "both must have the same task"),
+        "empty list": ("[]", "empty list"),
         "fused": (str(folder / "fused.pt"), "was fused for inference"),
         "fused for NMS": (str(folder / "fused_nms.pt"), "was fused for inference"),
         "names": (str(folder / "nameless.pt"), "scores 3 classes and names 2"),
         "channels": (str(folder / "grey.pt"), "reads images of 1 channel"),
-        "levels": (str(folder / "p2.pt"), "levels have strides"),
         "classes": (str(folder / "other.pt"), "no class in common"),
     }
 
 
 KINDS = [
-    "missing", "unreadable", "truncated", "architecture", "exported", "task", "fused", "fused for NMS", "names",
-    "channels", "levels", "classes",
+    "missing", "unreadable", "truncated", "architecture", "no model", "no exported model", "broken exported model",
+    "no object", "task", "tasks", "empty list", "fused", "fused for NMS", "names", "channels", "classes",
 ]  # fmt: skip
 
 
@@ -90,7 +96,7 @@ def test_every_kind_of_bad_teacher_is_tested(teachers):
         ({"distill_model": "x.pt"}, "exclude each other"),
         ({"kd_box_loss": "ld"}, "reg_max=1"),
         ({"kd_classes": {"discs": "disc"}}, "no class of the teacher"),
-        ({"teacher": 7}, "give a path, a YOLO or a model"),
+        ({"teacher": 7}, "give a path, a YOLO, a model, or an object with `names` and `teach`"),
         ({"teacher": None, "kd_cls": 3.0}, "no effect without a teacher"),
         ({"teacher": torch.nn.Linear(2, 2)}, "this model ends in 'Linear'"),
         ({"data": ["a.yaml", "b.yaml"], "teacher": torch.nn.Linear(2, 2)}, "teacher in memory cannot follow"),
@@ -109,8 +115,8 @@ def test_error_of_ultralytics_own_leaves_nothing_either(quick, teacher):
     assert not Path(quick["project"]).exists()
 
 
-def test_task_that_cannot_be_distilled_is_refused(quick, teacher):
-    with pytest.raises(KDError, match="task 'segment' cannot be distilled yet"):
+def test_teacher_of_another_task_than_the_student_is_refused(quick, teacher):
+    with pytest.raises(KDError, match="is a 'detect' model and the student's task is 'segment'"):
         YOLO("yolo26n-seg.yaml").train(**quick, teacher=teacher)
     assert not Path(quick["project"]).exists()
 
@@ -160,10 +166,8 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
 )
 def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
     seen = []
-    monkeypatch.setattr(
-        teacher_module, "load_checkpoint", lambda path: seen.append(path) or [make_model("yolo26n.yaml")]
-    )
-    teacher_module.Teacher(source)
+    monkeypatch.setattr(opening, "load_checkpoint", lambda path: seen.append(path) or [make_model("yolo26n.yaml")])
+    opening.open_teacher(source)
     assert seen == [asked]
 
 

@@ -24,7 +24,7 @@ from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
 from ultralytics_kd.config import ARGUMENTS
 from ultralytics_kd.errors import KDError
-from ultralytics_kd.teacher import Teacher
+from ultralytics_kd.teachers import open_teacher
 
 TRAINING = {"data": "d.yaml", "model": "yolo26n.yaml", "teacher": "t.pt"}
 
@@ -341,7 +341,7 @@ def test_a_teacher_with_classes_in_another_order_answers_in_those_of_the_data(tm
     torch.save(saved, tmp_path / "flipped.pt")
     images, answers = torch.rand(1, 3, 64, 64), []
     for name in ("straight", "flipped"):
-        model = load(str(tmp_path / f"{name}.pt"), match_classes(NAMES, Teacher(tmp_path / f"{name}.pt").names))
+        model = load(str(tmp_path / f"{name}.pt"), match_classes(NAMES, open_teacher(tmp_path / f"{name}.pt").names))
         assert model.names == NAMES
         with torch.no_grad():
             answers.append(model.model(images)[0])

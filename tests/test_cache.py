@@ -23,11 +23,11 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.answering import Detections, fuse
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.store import Manifest, Row, Store, image_key, values
 from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
+from ultralytics_kd.detections import Detections, fuse
 from ultralytics_kd.errors import KDTypeError
 
 QUIET = {"workers": 0, "device": "cpu", "batch": 4, "imgsz": 64}
@@ -261,10 +261,10 @@ def test_mirrored_and_scaled_views_find_objects_where_they_are(tmp_path, data, t
     """A view alone, brought back to the image, finds about what the plain view finds."""
     from ultralytics_kd.cache.answering import Answerer
     from ultralytics_kd.cache.build import LetterboxedImages
-    from ultralytics_kd.teacher import Teacher
+    from ultralytics_kd.teachers import open_teacher
 
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))[:2]
-    model = Teacher(teacher)
+    model = open_teacher(teacher)
     model.inspect()
     answerer = Answerer([model], replace(MANIFEST, names=NAMES), torch.device("cpu"))
     images = torch.stack([LetterboxedImages(files, 64, 3)[i][0] for i in range(2)]).float() / 255
@@ -335,13 +335,13 @@ def test_the_command_makes_a_cache_and_says_how_to_train(tmp_path, data, teacher
 
 # Training -------------------------------------------------------------------------------------------------------------
 def test_a_training_learns_from_stored_answers_with_no_teacher_in_memory(quick, teacher, cache):
-    from ultralytics_kd.teacher import Teacher
+    from ultralytics_kd.teachers import open_teacher
 
     model, seen = YOLO("yolo26n.yaml"), {}
 
     def look(trainer):
         gc.collect()
-        count = sum(p.numel() for p in Teacher(teacher).original.parameters())
+        count = sum(p.numel() for p in open_teacher(teacher).original.parameters())
         models = [o for o in gc.get_objects() if isinstance(o, torch.nn.Module) and hasattr(o, "yaml")]
         seen["teachers"] = [m for m in models if sum(p.numel() for p in m.parameters()) == count]
         seen["teacher"] = trainer.teacher.original, trainer.teacher.model, trainer.teacher.head

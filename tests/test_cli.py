@@ -26,7 +26,7 @@ def run(*command: str, cwd: Path, path: Path = ROOT) -> str:
 
 
 @pytest.mark.parametrize(
-    "command, expected", [("help", "yolo-kd train"), ("cfg", "kd_cls_loss: bckd"), ("-h", "yolo-kd demo")]
+    "command, expected", [("help", "yolo-kd train"), ("cfg", "kd_feat_loss: pkd"), ("-h", "yolo-kd demo")]
 )
 def test_help_and_cfg_show_kd_arguments_with_ultralytics_own(command, expected, tmp_path):
     text = run(sys.executable, "-m", "ultralytics_kd", command, cwd=tmp_path)

@@ -85,7 +85,7 @@ def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
         ({"kd_feat_loss": "cwd"}, "no effect without a teacher"),
         ({"teacher": "t.pt", "distill_model": "t.pt"}, "exclude each other"),
         ({"teacher": "t.pt", "kd_cls": 0, "kd_box": 0, "kd_feat": 0}, "all distillation weights are 0"),
-        ({"teacher": "t.pt", "task": "segment"}, "task 'segment' cannot be distilled yet"),
+        ({"teacher": "t.pt", "task": "caption"}, "task 'caption' cannot be distilled"),
     ],
 )
 def test_combinations_that_cannot_be_meant_are_refused(given, message):

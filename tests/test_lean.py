@@ -14,9 +14,9 @@ from ultralytics.utils import autobatch
 
 from ultralytics_kd import YOLO, KDError, lean
 from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import Distiller, Rehearsal
+from ultralytics_kd.criterion import GridDistiller, Rehearsal
 from ultralytics_kd.errors import KDTypeError
-from ultralytics_kd.teacher import Teacher
+from ultralytics_kd.teachers import open_teacher
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 CPU = torch.device("cpu")
@@ -29,10 +29,10 @@ def pair(student_cfg="yolo26n.yaml", teacher_cfg="yolo26s.yaml", dtype=torch.flo
     torch.manual_seed(0)
     student = make_model(student_cfg).train()
     student.args = get_cfg(overrides={"teacher": "t.pt", **OFF, **args})
-    teacher = Teacher(make_model(teacher_cfg))
+    teacher = open_teacher(make_model(teacher_cfg))
     teacher.classes = match_classes(NAMES, NAMES)
     teacher.inspect()
-    distiller = Distiller(student.args, student, teacher)
+    distiller = GridDistiller(student.args, student, teacher)
     teacher.prepare(CPU, distiller.reads, dtype)
     return student, teacher, distiller
 
@@ -49,7 +49,7 @@ def pair(student_cfg="yolo26n.yaml", teacher_cfg="yolo26s.yaml", dtype=torch.flo
 )
 def test_only_the_branches_and_towers_that_a_term_reads_are_computed(args, student_cfg, expected):
     _, teacher, distiller = pair(student_cfg, **args)
-    assert distiller.reads == expected
+    assert distiller.reads.parts == expected
     towers = teacher.model.model[-1].towers
     assert {b: set(parts) for b, parts in towers.items()} == expected
     answer = teacher(torch.rand(2, 3, 64, 64))
@@ -128,12 +128,12 @@ def overflowing():
 
 
 def test_a_teacher_that_overflows_falls_back_to_float32_when_the_precision_was_ours_to_choose(caplog):
-    teacher = Teacher(overflowing())
+    teacher = open_teacher(overflowing())
     teacher.classes = match_classes(NAMES, NAMES)
-    teacher.prepare(CPU, EVERY, torch.float16, fall_back=True)
+    teacher.prepare(CPU, None, torch.float16, fall_back=True)
     answer = teacher(torch.rand(1, 3, 64, 64))
     assert teacher.dtype == torch.float32 and answer.branches["one2many"].scores.isfinite().all()
-    teacher.prepare(CPU, EVERY, torch.float16)
+    teacher.prepare(CPU, None, torch.float16)
     with pytest.raises(KDError, match="float16 with numbers that are not finite: use kd_precision=fp32"):
         teacher(torch.rand(1, 3, 64, 64))
 
@@ -142,7 +142,7 @@ def test_a_teacher_with_broken_weights_is_named():
     model = make_model("yolo26s.yaml")
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    teacher = Teacher(model)
+    teacher = open_teacher(model)
     teacher.classes = match_classes(NAMES, NAMES)
     teacher.prepare(CPU)
     with pytest.raises(KDError, match="float32 with numbers that are not finite: its weights are broken"):

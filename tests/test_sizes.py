@@ -8,8 +8,9 @@ import torch
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.answering import Detections, across_sizes
+from ultralytics_kd.cache.answering import across_sizes
 from ultralytics_kd.cache.answers import StoredAnswers
+from ultralytics_kd.detections import Detections
 from ultralytics_kd.sizes import interpolate, pack, unpack
 
 

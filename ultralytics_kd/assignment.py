@@ -1,4 +1,4 @@
-"""Stored answers meet the student: soft instances are assigned to anchor points as the base loss assigns labels."""
+"""Sets of instances meet the student: they are assigned to anchor points as the base loss assigns labels."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ CONFIDENT = log(0.05 / 0.95)  # student's logit above which a background anchor 
 
 
 @dataclass
-class StoredAnswer:
-    """What the teacher said about the images of a batch, after their augmentation.
+class SetAnswer:
+    """What a teacher says about a batch as a set of instances: stored answers, RT-DETR's queries, any detections.
 
     Attributes:
         bboxes (Tensor): Boxes of shape (M, 4): x, y, w, h as shares of the image, of all images together.
         probs (Tensor): Probabilities of the taught classes, shape (M, k).
         batch_idx (Tensor): Index of each box's image, shape (M,).
         classes (Tensor | None): Student classes that the probabilities stand for; None if they are all, in order.
+        features (list[list[Tensor]]): Feature maps of the teachers that offer some, one list of levels each.
     """
 
     bboxes: Tensor
     probs: Tensor
     batch_idx: Tensor
     classes: Tensor | None
+    features: list[list[Tensor]] = field(default_factory=list)
     _instances: dict[tuple[int, int], Instances] = field(default_factory=dict, repr=False)
 
     def instances(self, size: tuple[int, int]) -> Instances:
@@ -49,7 +51,7 @@ class StoredAnswer:
 
 @dataclass
 class AssignedPair:
-    """One head branch of the student beside stored answers, at the anchor points that matter.
+    """One head branch of the student beside a set of instances, at the anchor points that matter.
 
     These are the anchor points that were assigned an instance and, with a target of 0, those of the background where
     the student is confident of something. M is their number; k that of the taught classes.
@@ -94,13 +96,11 @@ class AssignedPair:
         return self.confidence * self.assigned * (sides.amin(-1) > 1e-3)
 
 
-def assign(
-    answer: StoredAnswer, name: str, student: Branch, layout: Layout, base: Any, aligner: Aligner
-) -> AssignedPair:
+def assign(answer: SetAnswer, name: str, student: Branch, layout: Layout, base: Any, aligner: Aligner) -> AssignedPair:
     """Assign the instances of a batch to the anchor points of one branch.
 
     Args:
-        answer (StoredAnswer): The instances.
+        answer (SetAnswer): The instances.
         name (str): The branch.
         student (Branch): The student's raw outputs.
         layout (Layout): The student's head.

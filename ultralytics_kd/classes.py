@@ -24,11 +24,13 @@ class ClassMap:
         sources (dict[int, tuple[int, ...]]): Student class index -> the teacher's class indices that teach it.
         student_names (dict[int, str]): The student's classes.
         teacher_names (dict[int, str]): The teacher's classes.
+        plurals (tuple[tuple[str, str], ...]): Teacher's and student's names that were matched as plural and singular.
     """
 
     sources: dict[int, tuple[int, ...]]
     student_names: dict[int, str]
     teacher_names: dict[int, str]
+    plurals: tuple[tuple[str, str], ...] = ()
     _indices: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -47,13 +49,15 @@ class ClassMap:
         n = len(self.student_names)
         return len(self.teacher_names) == n and all(self.sources.get(i) == (i,) for i in range(n))
 
-    def map_scores(self, scores: Tensor) -> Tensor:
+    def map_scores(self, scores: Tensor, exclusive: bool = False) -> Tensor:
         """Return the teacher's logits for the student's taught classes.
 
-        Where several teacher classes stand for one student class, the most confident one speaks.
+        Where several teacher classes stand for one student class, the most confident one speaks; of classes that
+        exclude each other, as a softmax has them, all together.
 
         Args:
-            scores (Tensor): Teacher logits of shape (..., teacher nc).
+            scores (Tensor): Teacher logits (or probabilities, if not `exclusive`) of shape (..., teacher nc).
+            exclusive (bool): Whether the logits are those of a softmax.
 
         Returns:
             (Tensor): Logits of shape (..., len(self.student)), in the order of `student`.
@@ -63,7 +67,7 @@ class ClassMap:
         if all(len(s) == 1 for s in self.sources.values()):
             return scores.index_select(-1, self._index(scores.device, [self.sources[i][0] for i in self.student]))
         columns = [scores.index_select(-1, self._index(scores.device, self.sources[i])) for i in self.student]
-        return torch.stack([c.amax(-1) for c in columns], dim=-1)
+        return torch.stack([c.logsumexp(-1) if exclusive else c.amax(-1) for c in columns], dim=-1)
 
     def taught(self, device: torch.device) -> Tensor | None:
         """Return the student's taught classes as an index tensor on a device; None if they are all, in order."""
@@ -76,17 +80,18 @@ class ClassMap:
             self._indices[key] = torch.tensor(key[1], device=device)
         return self._indices[key]
 
-    def all_scores(self, scores: Tensor) -> Tensor:
+    def all_scores(self, scores: Tensor, exclusive: bool = False) -> Tensor:
         """Return logits for all of the student's classes, with next to no confidence in those that nobody teaches.
 
         Args:
             scores (Tensor): Teacher logits of shape (..., teacher nc).
+            exclusive (bool): Whether the logits are those of a softmax.
 
         Returns:
             (Tensor): Logits of shape (..., student nc).
         """
         mapped = scores.new_full((*scores.shape[:-1], len(self.student_names)), UNKNOWN)
-        mapped[..., self.student] = self.map_scores(scores)
+        mapped[..., self.student] = self.map_scores(scores, exclusive)
         return mapped
 
 
@@ -101,8 +106,9 @@ def match_classes(
     Args:
         student_names (Mapping[int, str]): Class names of the data set that the student learns.
         teacher_names (Mapping[int, str]): Class names of the teacher.
-        spec (str | Mapping): "auto" compares names, without regard to case and spaces where no name is equal; a mapping
-            {teacher name: student name}, or the path of a YAML with one, says it outright.
+        spec (str | Mapping): "auto" compares names, without regard to case and spaces where no name is equal, and to
+            plural and singular where that finds none either; a mapping {teacher name: student name}, or the path of a
+            YAML with one, says it outright.
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
 
     Returns:
@@ -112,8 +118,9 @@ def match_classes(
         KDError: If a name in the map is unknown or stands for several classes, or no class is matched.
     """
     students, teachers = dict(student_names), dict(teacher_names)
+    plurals: list[tuple[int, int]] = []
     if isinstance(spec, str) and spec.lower() == "auto":
-        pairs = _by_name(students, teachers)
+        pairs, plurals = _by_name(students, teachers)
     else:
         pairs = [
             (_find(theirs, teachers, "teacher"), _find(ours, students, "data"))
@@ -129,31 +136,53 @@ def match_classes(
             f"{_list(students)}{'' if keep is None else f', of which classes={list(keep)} are used'}; "
             'give kd_classes=\'{"teacher name": "student name"}\' if names differ.'
         )
-    return ClassMap(sources, students, teachers)
+    said = tuple((str(teachers[i]), str(students[j])) for i, j in plurals if j in sources)
+    return ClassMap(sources, students, teachers, said)
 
 
-def _by_name(students: Mapping[int, str], teachers: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Return (teacher index, student index) of classes of the same name."""
+def _by_name(
+    students: Mapping[int, str], teachers: Mapping[int, str]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return (teacher index, student index) of classes of the same name, and which of them differ in number."""
     if students == teachers:  # even if several classes share a name
-        return [(i, i) for i in students]
+        return [(i, i) for i in students], []
     pairs = []
     for i, name in teachers.items():
         equal = [j for j, other in students.items() if str(other) == str(name)]
         # "a" must not teach "A" where the teacher has an "A" of its own
-        alike = [j for j, other in students.items() if _key(other) == _key(name) and other not in teachers.values()]
+        alike = [
+            j for j, other in students.items() if match_key(other) == match_key(name) and other not in teachers.values()
+        ]
         found = equal or alike
         if len(found) > 1:
             raise KDError(
                 f"the data has {len(found)} classes named '{name}': {found}; a class needs a name of its own."
             )
         pairs += [(i, j) for j in found]
-    return pairs
+    taught, teaching = {j for _, j in pairs}, {i for i, _ in pairs}
+    plurals = [
+        (i, j)
+        for i, name in teachers.items()
+        for j, other in students.items()
+        if i not in teaching and j not in taught and _singular(name) == _singular(other)
+    ]
+    return [*pairs, *plurals], plurals
+
+
+def _singular(name: object) -> str:
+    """Return a name as `match_key` does, with its last word in the singular if it is a regular English plural."""
+    key = match_key(name)
+    if key.endswith("ies") and len(key) > 4:
+        return f"{key[:-3]}y"
+    if key.endswith(("sses", "xes", "zes", "ches", "shes")):
+        return key[:-2]
+    return key[:-1] if key.endswith("s") and not key.endswith(("ss", "us", "is")) and len(key) > 2 else key
 
 
 def _find(name: object, names: Mapping[int, str], owner: str) -> int:
     """Return the index of a name in a map that the user gave."""
     equal = [i for i, other in names.items() if str(other) == str(name)]
-    found = equal or [i for i, other in names.items() if _key(other) == _key(name)]
+    found = equal or [i for i, other in names.items() if match_key(other) == match_key(name)]
     if not found:
         raise KDError(f"kd_classes names '{name}', which is no class of the {owner}: {_list(names)}.")
     if len(found) > 1:
@@ -175,8 +204,8 @@ def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
     return loaded
 
 
-def _key(name: object) -> str:
-    """Return a name without regard to case and spaces."""
+def match_key(name: object) -> str:
+    """Return a class name without regard to case and spaces."""
     return " ".join(str(name).lower().split())
 
 

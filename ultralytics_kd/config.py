@@ -19,7 +19,29 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from .errors import KDError, KDTypeError
 
-TASKS = ("detect",)  # tasks that can be distilled
+# Names of the terms of each task; those of tasks that the installed Ultralytics lacks are left out
+TASK_WEIGHTS: dict[str, tuple[str, ...]] = {
+    task: weights
+    for task, weights in {
+        "detect": ("kd_cls", "kd_box", "kd_feat"),
+        "segment": ("kd_cls", "kd_box", "kd_mask", "kd_feat"),
+        "pose": ("kd_cls", "kd_box", "kd_kpt", "kd_feat"),
+        "obb": ("kd_cls", "kd_box", "kd_feat"),
+        "classify": ("kd_cls", "kd_feat"),
+        "semantic": ("kd_cls", "kd_feat"),
+        "depth": ("kd_depth", "kd_feat"),
+    }.items()
+    if task in ul_cfg.TASKS
+}
+TASKS = tuple(TASK_WEIGHTS)  # tasks that can be distilled
+GRID_TASKS = ("detect", "segment", "pose", "obb")  # those whose heads score classes and boxes at anchor points
+# Losses on class logits by task, the first is its own: detectors score classes by sigmoids, others by a softmax
+CLASS_LOSSES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(GRID_TASKS, ("bckd", "qfl", "kl")),
+    "classify": ("kl", "dkd", "dist"),
+    "semantic": ("kl", "cwd"),
+    "depth": (),
+}
 
 
 @dataclass(frozen=True)
@@ -43,16 +65,33 @@ class Argument:
 
 ARGUMENTS: dict[str, Argument] = {
     "teacher": Argument(
-        None, "str, optional", "trained model that guides the student: path, name or ul:// URI; unset = plain training"
+        None,
+        "str | list, optional",
+        "trained model that guides the student: path, name, ul:// URI, module:object, ema, or a list of such; unset = "
+        "plain training",
     ),
+    "kd_teacher_weights": Argument(None, "list, optional", "weight of each teacher of a list; unset = equal"),
     "kd_cls": Argument(2.0, "float", "weight of the class-logit term, 0 switches it off", weight=True),
     "kd_box": Argument(8.0, "float", "weight of the box term, 0 switches it off", weight=True),
+    "kd_mask": Argument(8.0, "float", "weight of the mask term (segment), 0 switches it off", weight=True),
+    "kd_kpt": Argument(12.0, "float", "weight of the keypoint term (pose), 0 switches it off", weight=True),
+    "kd_depth": Argument(1.0, "float", "weight of the depth term (depth), 0 switches it off", weight=True),
     "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 switches it off", weight=True),
-    "kd_cls_loss": Argument("bckd", "str", "class-logit loss", ("bckd", "qfl", "kl")),
-    "kd_box_loss": Argument("iou", "str", "box loss; ld needs DFL bins on both sides", ("iou", "ld", "l1")),
+    "kd_cls_loss": Argument(
+        "auto",
+        "str",
+        "class-logit loss; auto: bckd for detectors, kl for classify and semantic",
+        ("auto", "bckd", "qfl", "kl", "dkd", "dist", "cwd"),
+    ),
+    "kd_box_loss": Argument(
+        "iou", "str", "box loss; ld needs DFL bins on both sides; iou is ProbIoU for obb", ("iou", "ld", "l1")
+    ),
     "kd_feat_loss": Argument("pkd", "str", "feature loss", ("pkd", "cwd", "mgd", "sl2", "crosskd")),
     "kd_tau": Argument(
-        None, "float, optional", "temperature of kl, ld and cwd; unset = each loss's own (1, 10, 1)", weight=True
+        None,
+        "float, optional",
+        "temperature of kl, dkd, dist, ld and cwd; unset = each loss's own (1, ld 10; classify 4, dist 1)",
+        weight=True,
     ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
@@ -70,14 +109,19 @@ ARGUMENTS: dict[str, Argument] = {
         "bool | str",
         "folder with stored answers of the teacher (yolo-kd cache); True: one among the runs, made if absent",
     ),
+    "kd_unlabeled": Argument(
+        None, "str | list, optional", "folder or list of extra images without labels, which bring teacher terms only"
+    ),
+    "kd_unlabeled_ratio": Argument(1.0, "float", "images without labels for each labelled one in a batch", weight=True),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),
 }
-WEIGHTS = ("kd_cls", "kd_box", "kd_feat")
+WEIGHTS = ("kd_cls", "kd_box", "kd_mask", "kd_kpt", "kd_depth", "kd_feat")
 MAX_TAU = 1000  # beyond it probabilities no longer differ in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
-TEMPERED = ("kl", "ld", "cwd")  # losses that kd_tau softens
+TEMPERED = ("kl", "dkd", "dist", "ld", "cwd")  # losses that kd_tau softens
+MAX_RATIO = 100  # images without labels for each labelled one
 
 
 def register() -> None:
@@ -169,9 +213,50 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     cache = cfg.get("kd_cache", False)
     if not isinstance(cache, (bool, str, Path)) or cache == "":
         raise KDTypeError(f"'kd_cache={cache}' is invalid: it must be True, False or a folder of stored answers.")
+    _check_teachers(cfg)
+    _check_unlabeled(cfg)
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
+
+
+def _check_teachers(cfg: Mapping[str, Any]) -> None:
+    """Raise if weights of teachers are no weights."""
+    weights = cfg.get("kd_teacher_weights")
+    if weights is None:
+        return
+    numbers = isinstance(weights, (list, tuple)) and all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w <= sys.float_info.max for w in weights
+    )
+    if not numbers or not weights:
+        raise KDError(
+            f"'kd_teacher_weights={weights}' is invalid: give a positive number for each teacher, e.g. [2,1]."
+        )
+
+
+def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
+    """Raise if the images without labels are no path or list of paths, or their ratio makes no sense."""
+    folder = cfg.get("kd_unlabeled")
+    listed = folder if isinstance(folder, (list, tuple)) else [folder]
+    if folder is not None and not (listed and all(isinstance(f, (str, Path)) and str(f).strip() for f in listed)):
+        raise KDTypeError(f"'kd_unlabeled={folder}' is invalid: give a folder of images, a list of files, or several.")
+    ratio = cfg.get("kd_unlabeled_ratio", 1.0)
+    if ratio is not None and not 0 < ratio <= MAX_RATIO:
+        raise KDError(
+            f"'kd_unlabeled_ratio={ratio}' is an invalid value: it must be greater than 0 and at most {MAX_RATIO}."
+        )
+
+
+def teachers(value: Any) -> Any:
+    """Return the `teacher` argument with a list in a text, as a command line has it, made a list.
+
+    Args:
+        value (Any): The argument; "[a.pt,b.pt]" becomes ["a.pt", "b.pt"].
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("[") and text.endswith("]"):
+        return [part for part in (p.strip().strip("'\"") for p in text[1:-1].split(",")) if part]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -206,19 +291,50 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
             "'distill_model' is Ultralytics' own; keep one of them."
         )
     if cfg.get("task") not in TASKS:
-        raise KDError(
-            f"task '{cfg.get('task')}' cannot be distilled yet: a teacher is supported for {', '.join(TASKS)}."
-        )
+        raise KDError(f"task '{cfg.get('task')}' cannot be distilled: a teacher is supported for {', '.join(TASKS)}.")
     if cfg.get("kd_cache"):
         _check_stored(cfg)
-    if not any(cfg.get(k) for k in WEIGHTS):
+    task_weights = TASK_WEIGHTS[cfg["task"]]
+    if not any(cfg.get(k) for k in task_weights):
         raise KDError(
-            "all distillation weights are 0: set at least one of kd_cls, kd_box, kd_feat, or drop the teacher."
+            f"all distillation weights are 0: set at least one of {', '.join(task_weights)}, or drop the teacher."
         )
+    _check_losses(cfg)
+
+
+def _check_losses(cfg: Mapping[str, Any]) -> None:
+    """Raise if a loss does not suit the task."""
+    task, asked = cfg["task"], cfg.get("kd_cls_loss", "auto")
+    suitable = CLASS_LOSSES[task]
+    if suitable and asked not in {"auto", *suitable}:
+        raise KDError(f"'kd_cls_loss={asked}' does not suit task '{task}': use {' or '.join(suitable)}.")
+    if cfg.get("kd_feat") and task not in GRID_TASKS and cfg.get("kd_feat_loss") in {"crosskd", "sl2"}:
+        raise KDError(
+            f"'kd_feat_loss={cfg['kd_feat_loss']}' needs the anchor points of a detector, which task '{task}' has not: "
+            "use pkd, cwd or mgd."
+        )
+
+
+def class_loss(args: Any, task: str) -> str:
+    """Return the loss on class logits that the arguments mean for a task.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        task (str): Its task.
+    """
+    return CLASS_LOSSES[task][0] if args.kd_cls_loss == "auto" else args.kd_cls_loss
 
 
 def _check_stored(cfg: Mapping[str, Any]) -> None:
     """Raise if a term needs more than the detections that a cache stores."""
+    if cfg.get("task") != "detect":
+        raise KDError(f"'kd_cache' stores detections, which is not all that task '{cfg.get('task')}' learns: drop it.")
+    if cfg.get("teacher") == "ema":
+        raise KDError("'kd_cache' stores what a teacher says once, and teacher=ema changes with the student: drop one.")
+    if cfg.get("kd_unlabeled"):
+        raise KDError(
+            "'kd_cache' has answers to the images of data= alone: drop it, so that kd_unlabeled's are answered too."
+        )
     reason = "and kd_cache stores detections: drop kd_cache to have the teacher answer on every step, or"
     if cfg.get("kd_feat"):
         raise KDError(f"'kd_feat={cfg['kd_feat']}' compares whole feature maps, {reason} set kd_feat=0.")
@@ -228,18 +344,25 @@ def _check_stored(cfg: Mapping[str, Any]) -> None:
 
 def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each kd argument that was set and changes nothing in a training with a teacher."""
-    said = []
+    said, task = [], cfg["task"]
+    used = TASK_WEIGHTS[task]
     for weight in WEIGHTS:
         loss = f"{weight}_loss"
-        if not cfg[weight] and cfg[loss] != ARGUMENTS[loss].default:
+        if weight not in used and cfg[weight] != ARGUMENTS[weight].default:
+            said.append(f"'{weight}={cfg[weight]:g}' has no effect: task '{task}' has the terms {', '.join(used)}.")
+        if loss in cfg and cfg[loss] != ARGUMENTS[loss].default and (weight not in used or not cfg[weight]):
             said.append(f"'{loss}={cfg[loss]}' has no effect: the term is off, as {weight}=0.")
+    if not cfg["kd_unlabeled"] and cfg["kd_unlabeled_ratio"] != ARGUMENTS["kd_unlabeled_ratio"].default:
+        said.append(f"'kd_unlabeled_ratio={cfg['kd_unlabeled_ratio']:g}' has no effect without kd_unlabeled.")
     if cfg["kd_cache"]:
         said += [
             f"'{name}={cfg[name]}' has no effect: with kd_cache no teacher runs while the student trains."
             for name in ("kd_precision", "kd_compile")
             if cfg[name] != ARGUMENTS[name].default and not (name == "kd_precision" and cfg["kd_cache"] is True)
         ]
-    losses = {cfg[f"{weight}_loss"] for weight in WEIGHTS if cfg[weight]}
+    losses = {cfg[f"{weight}_loss"] for weight in used if cfg[weight] and f"{weight}_loss" in cfg}
+    if cfg["kd_cls_loss"] == "auto" and "kd_cls" in used:
+        losses.add(CLASS_LOSSES[task][0])
     if cfg["kd_tau"] is not None and not losses & set(TEMPERED):
         said.append(f"'kd_tau={cfg['kd_tau']}' has no effect: of the losses only {', '.join(TEMPERED)} are softened.")
     return said

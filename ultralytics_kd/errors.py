@@ -7,3 +7,9 @@ class KDError(ValueError):
 
 class KDTypeError(KDError, TypeError):
     """An argument has the wrong type."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message as a sentence, without Ultralytics' error mark."""
+    lines = str(error).replace("ERROR ❌️ ", "").strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."

@@ -35,15 +35,20 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None
     if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
         return 0
     picks, count = Picks(student, teacher), 0
-    scores = f"model.{len(student.model) - 1}."
+    head = f"model.{len(student.model) - 1}."
     with torch.no_grad():
         for name, module in student.named_modules():
-            if not isinstance(module, nn.Conv2d) or not picks.alike(name):
+            if not picks.alike(name):
                 continue
-            source, norms = picks.teacher[name], picks.norms(name)
+            source = picks.teacher[name]
+            if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
+                count += _take_whole(module, source, classes if name == f"{head}linear" else None)
+            if not isinstance(module, nn.Conv2d):
+                continue
+            norms = picks.norms(name)
             rows, columns = picks.of(name)
             into = torch.arange(module.out_channels)
-            if classes is not None and name.startswith(scores) and "cv3" in name and module.bias is not None:
+            if classes is not None and name.startswith(head) and _scores_classes(name) and module.bias is not None:
                 into, rows = torch.tensor(list(classes)), torch.tensor(list(classes.values()))
             elif module.out_channels > source.out_channels:
                 continue
@@ -51,6 +56,37 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None
             if module.in_channels <= source.in_channels and (norms[0] is None) == (norms[1] is None):
                 count += _take(module, source, norms, into, rows, columns)
     return count
+
+
+def _scores_classes(name: str) -> bool:
+    """Return whether a convolution in a head ends in class scores, if it has a bias."""
+    return bool({"cv3", "one2one_cv3", "classifier", "aux_head", "semseg"} & set(name.split(".")))
+
+
+def _take_whole(module: Any, source: Any, classes: Mapping[int, int] | None) -> int:
+    """Copy a layer without BatchNorm that no other layer's picks depend on, and return the number of parameters.
+
+    They are a classifier's last layer, which reads as many channels at every scale, the layers of a flow, which has one
+    size, and the upsampling in a mask head, whose neighbours take evenly spaced channels.
+    """
+    if isinstance(module, nn.Linear):
+        if module.in_features != source.in_features or (module.bias is None) != (source.bias is None):
+            return 0
+        into = torch.arange(module.out_features) if classes is None else torch.tensor(list(classes))
+        rows = into if classes is None else torch.tensor(list(classes.values()))
+        if classes is None and module.out_features != source.out_features:
+            return 0
+        module.weight[into] = source.weight[rows]
+        if module.bias is not None:
+            module.bias[into] = source.bias[rows]
+        return source.weight[rows].numel() + (0 if module.bias is None else len(into))
+    rows, columns = (
+        evenly(ours, theirs)
+        for ours, theirs in ((module.in_channels, source.in_channels), (module.out_channels, source.out_channels))
+    )
+    module.weight.copy_(source.weight[rows][:, columns] * (source.in_channels / len(rows)))
+    module.bias.copy_(source.bias[columns])
+    return module.weight.numel() + module.bias.numel()
 
 
 def _take(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], into: Pick, rows: Pick, columns: Pick) -> int:
@@ -135,7 +171,7 @@ class Picks:
     def output(self, name: str) -> Pick | None:
         """Return what a layer of convolutions puts out; its last one is called cv2 in blocks."""
         for last in (f"{name}.cv2.conv", f"{name}.conv"):
-            if last in self.student and last in self.teacher:
+            if isinstance(self.student.get(last), nn.Conv2d) and last in self.teacher:
                 return evenly(self.student[last].out_channels, self.teacher[last].out_channels)
         return None
 

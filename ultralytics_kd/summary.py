@@ -9,12 +9,14 @@ from ultralytics.cfg import TASK2METRIC
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from .config import WEIGHTS
+from .config import class_loss
 from .criterion import Distiller
-from .teacher import Teacher
+from .teachers import Teacher
 
 
-def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, beginning: str) -> str:
+def start_table(
+    args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, beginning: str, unlabeled: int = 0
+) -> str:
     """Return who teaches whom, which classes match and which terms are on.
 
     Args:
@@ -23,23 +25,27 @@ def start_table(args: Any, student: nn.Module, teacher: Teacher, distiller: Dist
         teacher (Teacher): The teacher.
         distiller (Distiller): The terms.
         beginning (str): Which weights the student begins with, as `beginning` says.
+        unlabeled (int): Number of images without labels.
     """
     assert teacher.classes is not None
+    shares = getattr(teacher, "shares", [1.0])
     rows = [
-        ("teacher", f"{_size(teacher.parameters(), teacher.gflops(args.imgsz))}  {teacher.source}"),
+        *(("teacher", _teacher(m, args.imgsz, share, len(shares))) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
         ("weights", beginning),
         ("classes", _classes(teacher, "name" if args.kd_classes == "auto" else "kd_classes")),
-        ("levels", f"strides {list(distiller.student_layout.strides)}, {_heads(distiller)}"),
+        ("levels", distiller.levels),
     ]
-    for name in WEIGHTS:
+    if unlabeled:
+        rows.append(("images", f"{unlabeled:,} without labels, {args.kd_unlabeled_ratio:g} for each with labels"))
+    for name in distiller.names:
         if name not in distiller.terms:
             rows.append((name, "off"))
             continue
         adapters = distiller.terms[name].adapters
         size = get_num_params(adapters) if adapters is not None else 0
         extra = f", adapters of {size:,} parameters that do not ship" if size else ""
-        rows.append((name, f"{getattr(args, f'{name}_loss')} x {distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
+        rows.append((name, f"{_loss(args, name)}{distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
@@ -92,14 +98,18 @@ def _size(parameters: int, gflops: float) -> str:
     return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
 
 
-def _heads(distiller: Distiller) -> str:
-    """Return which branches of the student's head are taught, and which are not."""
-    student, teacher = distiller.student_layout.branches, distiller.teacher_layout.branches
-    text = " and ".join(b for b in student if b in teacher)
-    alone = [b for b in student if b not in teacher]
-    return f"heads {text}" + (
-        f"; from labels alone: {', '.join(alone)} (the teacher has no such head)" if alone else ""
-    )
+def _teacher(teacher: Teacher, imgsz: int, share: float, count: int) -> str:
+    """Return what a teacher is, and what it counts beside others."""
+    size = _size(teacher.parameters(), teacher.gflops(imgsz))
+    return f"{size}  {teacher.source}" + (f" (weight {share:.0%})" if count > 1 else "")
+
+
+def _loss(args: Any, name: str) -> str:
+    """Return the loss of a term, if it has a choice."""
+    if name == "kd_cls":
+        return f"{class_loss(args, args.task)} x "
+    loss = getattr(args, f"{name}_loss", None)
+    return f"{loss} x " if loss else ""
 
 
 def _classes(teacher: Teacher, matched_by: str) -> str:
@@ -107,6 +117,9 @@ def _classes(teacher: Teacher, matched_by: str) -> str:
     assert teacher.classes is not None
     total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
     text = f"{total - len(unmatched)} of {total} matched by {matched_by}"
+    plurals = [pair for m in teacher.members if m.classes for pair in m.classes.plurals]
+    if plurals:
+        text += f", of them as plural and singular: {', '.join(f'{a} = {b}' for a, b in dict.fromkeys(plurals))}"
     return text + (
         f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else ""
     )

@@ -6,7 +6,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, YAML, callbacks
 from ultralytics.utils.patches import torch_save
@@ -23,18 +24,19 @@ from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
 from . import config, predictions, sizes, summary, tracks
-from .assignment import StoredAnswer
+from .assignment import SetAnswer
 from .cache.answers import StoredAnswers
 from .cache.build import build_cache
 from .cache.options import CACHE_ONLY, check_options
 from .cache.store import Manifest, Store
 from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
-from .criterion import DistillationLoss, Distiller, Rehearsal
+from .criterion import LABELED, DistillationLoss, Distiller, Rehearsal, build_distiller
 from .errors import KDError
 from .initialization import select_weights
-from .teacher import Teacher
+from .teachers import Teacher, open_teacher
 from .tracks import AnsweredDataset
+from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
 
 # A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object
@@ -57,6 +59,7 @@ class DistillationMixin(_Trainer):
         store (Store | None): Stored answers, from which the student then learns without the teacher.
         stored_manifest (Manifest | None): The question to which they were given.
         stored_classes (ClassMap | None): How the stored answers' classes teach the student's.
+        unlabeled (UnlabeledStream | None): Images without labels that join the batches.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
     """
 
@@ -67,6 +70,7 @@ class DistillationMixin(_Trainer):
     store: Store | None = None
     stored_manifest: Manifest | None = None
     stored_classes: ClassMap | None = None
+    unlabeled: UnlabeledStream | None = None
     args: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
@@ -83,6 +87,8 @@ class DistillationMixin(_Trainer):
         self.teacher_metrics: dict[str, float] = {}
         self._untrained = False  # whether the student was built with random weights
         self._in_memory: Any = None
+        self._unlabeled_files: list[str] = []
+        self._ears = ExitStack()  # what the terms hear of the student's forward passes
         self._fresh_dirs: list[Path] = []
         self._args_before: tuple[Path, bytes] | None = None
         with self._nothing_left_on_error():
@@ -105,18 +111,15 @@ class DistillationMixin(_Trainer):
         if not config.has_teacher(vars(self.args)):
             return
         config.check_combination(vars(self.args))
-        source = self.args.teacher
-        self.teacher = Teacher(source)
-        if self.teacher.task != self.args.task:
-            raise KDError(
-                f"teacher={self.teacher.source} is a '{self.teacher.task}' model and the student's task is "
-                f"'{self.args.task}': both must have the same task."
-            )
-        self.teacher.inspect()
-        if isinstance(source, (str, Path)):
-            self.args.teacher = str(Path(source).resolve() if Path(source).is_file() else source)  # resume anywhere
+        source = config.teachers(self.args.teacher)
+        self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
+        if all(isinstance(each, (str, Path)) for each in _listed(source)):
+            places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
+            self.args.teacher = places if isinstance(source, list) else places[0]
         else:
             self._in_memory, self.args.teacher = source, self.teacher.source
+        if self.args.kd_unlabeled:
+            self._find_unlabeled()
         if isinstance(self.args.kd_classes, str) and self.args.kd_classes.lower() != "auto":
             self.args.kd_classes = dict(load_map(self.args.kd_classes))  # the run must not need the file again
         if self.resume:
@@ -125,12 +128,21 @@ class DistillationMixin(_Trainer):
         else:
             self._fresh_dirs = missing_dirs(get_save_dir(self.args))
 
+    def _find_unlabeled(self) -> None:
+        """Find the images without labels, and note where they are so that `resume` finds them from anywhere."""
+        if self.args.rect:
+            raise KDError("'kd_unlabeled' and 'rect' exclude each other: batches then have shapes of their own.")
+        source = self.args.kd_unlabeled
+        self._unlabeled_files = find_unlabeled(source)
+        places = [str(Path(p).resolve()) for p in _listed(source)]
+        self.args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]
+
     def get_dataset(self) -> dict[str, Any]:
         """Load the data set's description and match its classes with the teacher's."""
         data = super().get_dataset()
         if self.teacher is not None:
             names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-            self.teacher.classes = match_classes(names, self.teacher.names, self.args.kd_classes, self.args.classes)
+            self.teacher.match(names, self.args.kd_classes, self.args.classes)
             if self.args.kd_cache:
                 self._open_store(names)
         return data
@@ -139,12 +151,13 @@ class DistillationMixin(_Trainer):
         """Open the cache, made first if it is `True`, and match its classes."""
         assert self.teacher is not None
         if self.args.kd_cache is True:
-            source = self.args.teacher if self._in_memory is None else self._in_memory
+            sources = _listed(self.args.teacher if self._in_memory is None else self._in_memory)
             with torch_distributed_zero_first(LOCAL_RANK):
-                self.args.kd_cache = str(build_cache(self.args, [source], check_options(CACHE_ONLY)).folder)
+                self.args.kd_cache = str(build_cache(self.args, sources, check_options(CACHE_ONLY)).folder)
         self.store = Store(self.args.kd_cache)
-        manifest, ours = self.store.manifest(), self.teacher.fingerprint()
-        if ours not in {t["sha256"] for t in manifest.teachers}:
+        manifest = self.store.manifest()
+        stored = {t["sha256"] for t in manifest.teachers}
+        if not all(m.fingerprint() in stored for m in self.teacher.members):
             theirs = ", ".join(t["name"] for t in manifest.teachers)
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers of other weights ({theirs}), not of "
@@ -180,6 +193,7 @@ class DistillationMixin(_Trainer):
     def _match(self) -> None:
         """Match teacher and student, and build terms and adapters."""
         assert self.teacher is not None
+        self.teacher.follow(self.model, self._average)
         channels = predictions.first_conv(self.model).in_channels
         if self.teacher.channels != channels:
             raise KDError(
@@ -188,16 +202,29 @@ class DistillationMixin(_Trainer):
             )
         self._untrained = self.model.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self._untrained:
-            assert self.teacher.classes is not None
-            taught = {ours: theirs[0] for ours, theirs in self.teacher.classes.sources.items()}
-            classes = None if self.teacher.classes.identity else taught
-            self.initialized = select_weights(self.model, self.teacher.original, classes)
-        self.distiller = Distiller(self.args, self.model, self.teacher, stored=self.store is not None)
+            self._begin_with_weights()
+        self.distiller = build_distiller(self.args, self.model, self.teacher, self.store is not None)
         self.distiller.adapters.to(self.device)
+
+    def _average(self) -> nn.Module:
+        """Return the student's moving average, or the student as long as there is none."""
+        ema = getattr(self, "ema", None)
+        return ema.ema if ema else self.model
+
+    def _begin_with_weights(self) -> None:
+        """Let the student begin with weights of the first teacher that is a bigger model of the same kind."""
+        assert self.teacher is not None
+        for member in self.teacher.members:
+            if not isinstance(member.original, nn.Module) or member.classes is None:
+                continue
+            taught = {ours: theirs[0] for ours, theirs in member.classes.sources.items()}
+            self.initialized = select_weights(self.model, member.original, None if member.classes.identity else taught)
+            if self.initialized:
+                return
 
     def _prepare_teacher(self) -> None:
         """Make the teacher that runs, once it is known in which precision the student trains; repeatable."""
-        if self.teacher is None or self.distiller is None or self.store or self.teacher.model is not None:
+        if self.teacher is None or self.distiller is None or self.store or self.teacher.ready:
             return
         half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
         auto = half if self.amp and self.device.type == "cuda" else torch.float32
@@ -212,12 +239,46 @@ class DistillationMixin(_Trainer):
         if self.teacher is None or self.distiller is None or self.store:
             return super().auto_batch(*args, **kwargs)
         student: Any = self.model
-        self.model = Rehearsal(student, self.teacher, self.distiller)
+        ratio = self.args.kd_unlabeled_ratio if self._unlabeled_files else 0.0
+        self.model = Rehearsal(student, self.teacher, self.distiller, ratio)
         try:
             return super().auto_batch(*args, **kwargs)
         finally:
             self.model = student
             self.distiller.adapters.zero_grad()
+
+    def _build_train_pipeline(self) -> None:
+        """Build data loaders, optimizer and scheduler, and the stream of images without labels."""
+        super()._build_train_pipeline()
+        if not self._unlabeled_files:
+            return
+        if self.unlabeled is not None:  # memory ran out, and the batch was halved
+            self.unlabeled.close()
+            dataset: Any = self.unlabeled.dataset
+        else:
+            dataset = self._unlabeled_dataset()
+        batch = max(self.batch_size // max(self.world_size, 1), 1)
+        self.unlabeled = UnlabeledStream(
+            dataset, self.args.kd_unlabeled_ratio, batch, self.args.workers, LOCAL_RANK, self.device
+        )
+
+    def _unlabeled_dataset(self) -> Any:
+        """Return the images without labels, with the augmentation of the training."""
+        files = readable(self._unlabeled_files)
+        validated = {str(Path(f).resolve()) for f in getattr(self.test_loader.dataset, "im_files", ())}
+        seen = sum(str(Path(f).resolve()) in validated for f in files)
+        if seen and RANK in {-1, 0}:
+            LOGGER.warning(f"{seen} of kd_unlabeled's images are val images: the scores will flatter the student.")
+        if self.args.task == "classify":
+            return UnlabeledSamples(files, self.train_loader.dataset)
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return UnlabeledImages(files, self.args, self.data, stride)
+
+    def _close_dataloader_mosaic(self) -> None:
+        """Go on without mosaics."""
+        super()._close_dataloader_mosaic()
+        if self.unlabeled is not None:
+            self.unlabeled.close_mosaic(self.args)
 
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
@@ -226,10 +287,12 @@ class DistillationMixin(_Trainer):
         if self.teacher is not None and self.distiller is not None:
             self._prepare_teacher()
             self._attach_loss()
+            self._ears.enter_context(self.distiller.listening(unwrap_model(self.model)))
             if RANK in {-1, 0}:
                 student = unwrap_model(self.model)
                 beginning = summary.beginning(student, self.args.kd_init, self._untrained, self.initialized)
-                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning))
+                extra = len(self.unlabeled.dataset) if self.unlabeled else 0
+                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning, extra))
                 for sentence in config.idle_arguments(vars(self.args)):
                     LOGGER.warning(sentence)
             if self.store:
@@ -242,24 +305,35 @@ class DistillationMixin(_Trainer):
         for model in (student, self.ema.ema if self.ema else None):
             if model is not None and not isinstance(getattr(model, "criterion", None), DistillationLoss):
                 base = getattr(model, "criterion", None) or model.init_criterion()
-                head = predictions.detect_head(model)
+                head = predictions.find_head(model)
                 model.criterion = DistillationLoss(base, self.distiller, head, trains=model is student)
 
     def _keep_teacher_in_memory(self) -> None:
-        """Save a teacher that came as an object beside the run, so that `resume` finds it."""
+        """Save teachers that came as objects beside the run, so that `resume` finds them."""
         if self.ddp:
             self.args.teacher = self._in_memory  # travels to the workers, which save it
             return
         assert self.teacher is not None
-        path: Path = self.wdir / "teacher.pt"
-        if RANK in {-1, 0}:
-            model: Any = deepcopy(self.teacher.original)
-            model.criterion = None
-            torch_save({"model": model, "train_args": {}}, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-        self.args.teacher = str(path)
+        sources, members = _listed(self._in_memory), self.teacher.members
+        kept = [
+            str(source) if isinstance(source, (str, Path)) else self._keep(member, i if len(sources) > 1 else None)
+            for i, (source, member) in enumerate(zip(sources, members))
+        ]
+        self.args.teacher = kept if isinstance(self._in_memory, (list, tuple)) else kept[0]
         if RANK in {-1, 0}:
             YAML.save(self.save_dir / "args.yaml", vars(copy(self.args)))
+
+    def _keep(self, teacher: Teacher, number: int | None) -> str:
+        """Save one teacher beside the run, and return where; one that is no model is only named."""
+        if not teacher.portable:
+            return teacher.source
+        path: Path = self.wdir / ("teacher.pt" if number is None else f"teacher-{number}.pt")
+        if RANK in {-1, 0}:
+            model: Any = deepcopy(teacher.original)
+            model.criterion = None
+            torch_save({"model": model, "train_args": {"task": teacher.task}}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        return str(path)
 
     @contextmanager
     def _nothing_left_on_error(self) -> Iterator[None]:
@@ -345,7 +419,10 @@ class DistillationMixin(_Trainer):
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Prepare the batch and let the teacher answer it."""
+        """Add images without labels, prepare the batch and let the teacher answer it."""
+        if self.unlabeled is not None:
+            batch[LABELED] = len(batch["img"])
+            batch["img"] = torch.cat((batch["img"], self.unlabeled.take(len(batch["img"]))))
         return self._ask_teacher(super().preprocess_batch(batch))
 
     def _ask_teacher(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -353,17 +430,17 @@ class DistillationMixin(_Trainer):
         if self.stored_classes is not None:
             if tracks.BOXES in batch:  # val images have none
                 batch["teacher"] = self._stored_answer(batch)
-        elif self.teacher is not None and self.teacher.model is not None:  # quantization calibrates before training
+        elif self.teacher is not None and self.teacher.ready:  # quantization calibrates before training
             batch["teacher"] = self.teacher(batch["img"])
         return batch
 
-    def _stored_answer(self, batch: dict[str, Any]) -> StoredAnswer:
+    def _stored_answer(self, batch: dict[str, Any]) -> SetAnswer:
         """Return the stored instances of a batch, as the teacher would see them at their size there."""
         assert self.stored_manifest is not None and self.stored_classes is not None
         boxes, rows, images = (batch[name] for name in (tracks.BOXES, tracks.ROWS, tracks.IMAGES))
         manifest, shape = self.stored_manifest, tuple(batch["img"].shape[2:])
         probs, seen = sizes.unpack(boxes, rows, manifest.scales, shape, manifest.conf)
-        return StoredAnswer(boxes[seen], probs[seen], images[seen], self.stored_classes.taught(boxes.device))
+        return SetAnswer(boxes[seen], probs[seen], images[seen], self.stored_classes.taught(boxes.device))
 
     def _model_train(self) -> None:
         """Begin an epoch: train mode, and the schedule's place in the run."""
@@ -374,7 +451,7 @@ class DistillationMixin(_Trainer):
     def get_validator(self) -> Any:
         """Return the task's validator, which asks the teacher too while training, for the val losses."""
         validator = super().get_validator()
-        if self.teacher is not None:
+        if self.teacher is not None and not self.teacher.follows_student:  # the average is what is validated
             stock = validator.preprocess
 
             @functools.wraps(stock)
@@ -390,36 +467,50 @@ class DistillationMixin(_Trainer):
             validator.preprocess = preprocess
         return validator
 
+    def validate(self) -> Any:
+        """Validate the moving average, and listen to it as to the student."""
+        listening = nullcontext() if self.distiller is None else self.distiller.listening(unwrap_model(self.ema.ema))
+        with listening:
+            return super().validate()
+
+    def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
+        """Plot training images with their labels; those without are left out."""
+        count = batch.get(LABELED)
+        super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
+
     # End --------------------------------------------------------------------------------------------------------------
     def final_eval(self) -> None:
         """Validate the best student, then the teacher on the same images, and show them side by side."""
+        self._ears.close()
+        if self.unlabeled is not None:
+            self.unlabeled.close()
         super().final_eval()
         if self.teacher is None:
             return
-        LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
         try:
             if self.store:
-                self.teacher.recall(self.args.teacher)
+                self.teacher = open_teacher(self.args.teacher, self.args.task, self.args.kd_teacher_weights)
+                self.teacher.match(self.data["names"], self.args.kd_classes, self.args.classes)
             self.teacher_metrics = self._validate_teacher() or {}
         except Exception as e:  # the student is finished and must not be lost for a figure of comparison
             LOGGER.warning(f"the teacher could not be validated: {type(e).__name__}: {e}")
         if RANK in {-1, 0}:
             LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
 
-    def _validate_teacher(self) -> dict[str, float]:
-        """Return the teacher's metrics on the val set, in the student's classes and precision.
+    def _validate_teacher(self) -> dict[str, float] | None:
+        """Return the teacher's metrics on the val set, in the student's classes and precision; None if it has none.
 
         The validator is one of its own: files, plots and callbacks of the student's validation stay the student's.
         """
-        assert self.teacher is not None and self.teacher.classes is not None and self.validator is not None
+        assert self.teacher is not None and self.validator is not None
+        model = self.teacher.validator_model(len(self.data["names"]), self.data["names"])
+        if model is None:
+            return None
+        LOGGER.info(f"\nValidating teacher {self.teacher.source}...")
         validator = super().get_validator()
         validator.callbacks = callbacks.get_default_callbacks()
         validator.args.plots = validator.args.save_txt = validator.args.compile = False
         validator.args.quantize = getattr(self.validator.args, "quantize", None)
-        model: Any = deepcopy(self.teacher.original)
-        if not self.teacher.classes.identity:
-            predictions.map_head_classes(model, self.teacher.classes.all_scores, len(self.data["names"]))
-            model.names = self.data["names"]
         with tempfile.TemporaryDirectory() as folder:
             validator.save_dir = Path(folder)
             return validator(model=model)
@@ -451,7 +542,52 @@ class KDDetectionTrainer(DistillationMixin, DetectionTrainer):
     """
 
 
-TRAINERS: dict[type, type] = {DetectionTrainer: KDDetectionTrainer}
+class KDSegmentationTrainer(DistillationMixin, yolo.segment.SegmentationTrainer):
+    """Ultralytics' instance segmentation trainer with a `teacher` argument."""
+
+
+class KDPoseTrainer(DistillationMixin, yolo.pose.PoseTrainer):
+    """Ultralytics' pose trainer with a `teacher` argument."""
+
+
+class KDOBBTrainer(DistillationMixin, yolo.obb.OBBTrainer):
+    """Ultralytics' trainer of rotated boxes with a `teacher` argument."""
+
+
+class KDClassificationTrainer(DistillationMixin, yolo.classify.ClassificationTrainer):
+    """Ultralytics' classification trainer with a `teacher` argument."""
+
+
+TRAINERS: dict[type, type] = {
+    trainer.__bases__[1]: trainer
+    for trainer in (
+        KDDetectionTrainer,
+        KDSegmentationTrainer,
+        KDPoseTrainer,
+        KDOBBTrainer,
+        KDClassificationTrainer,
+    )
+}
+
+# Tasks that not every release of Ultralytics has
+if hasattr(yolo, "semantic"):
+
+    class KDSemanticTrainer(DistillationMixin, yolo.semantic.SemanticSegmentationTrainer):
+        """Ultralytics' semantic segmentation trainer with a `teacher` argument."""
+
+    TRAINERS[yolo.semantic.SemanticSegmentationTrainer] = KDSemanticTrainer
+
+if hasattr(yolo, "depth"):
+
+    class KDDepthTrainer(DistillationMixin, yolo.depth.DepthTrainer):
+        """Ultralytics' depth trainer with a `teacher` argument."""
+
+    TRAINERS[yolo.depth.DepthTrainer] = KDDepthTrainer
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a value that may be a list as one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def missing_dirs(path: Path) -> list[Path]:
@@ -474,7 +610,7 @@ def register() -> None:
         if config.has_teacher(vars(self.args)) and not isinstance(self, DistillationMixin):
             raise KDError(
                 f"{type(self).__name__} does not distil, so that teacher={self.args.teacher} would be ignored: YOLO "
-                "detection models do, through ultralytics_kd.YOLO or with trainer=KDDetectionTrainer."
+                "models do, through ultralytics_kd.YOLO or with a trainer of ultralytics_kd.trainer."
             )
         if not config.has_teacher(vars(self.args)):
             for name in config.ARGUMENTS:  # a plain run is saved as Ultralytics would, and resumed by it alone

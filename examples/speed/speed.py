@@ -42,7 +42,7 @@ from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache.options import CACHE_ONLY
 from ultralytics_kd.cache.store import Manifest, Row, Store, image_key
 from ultralytics_kd.demo.shapes import draw_dataset
-from ultralytics_kd.teacher import Teacher
+from ultralytics_kd.teachers import open_teacher
 
 CLASSES = 80  # as many as COCO has
 ANSWERS = 30  # stored instances per image
@@ -199,7 +199,11 @@ def prepare(settings: Settings, folder: Path) -> None:
 
 def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -> None:
     """Write a cache with `ANSWERS` drawn instances in every image."""
-    teacher, store, rng = Teacher(folder / f"{scale}.pt"), Store(folder / f"answers-{scale}"), np.random.default_rng(0)
+    teacher, store, rng = (
+        open_teacher(folder / f"{scale}.pt"),
+        Store(folder / f"answers-{scale}"),
+        np.random.default_rng(0),
+    )
     store.begin(
         Manifest(
             teachers=[{"name": f"{scale}.pt", "sha256": teacher.fingerprint()}],

@@ -11,15 +11,18 @@ table and the record of every run in `results/STAGE`; `results/summary.md` has a
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.table import gain_text, markdown, score_text
+from ultralytics_kd.unlabeled import image_files
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -40,12 +43,44 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
     stages = YAML.load(HERE / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
     arguments["data"] = str(data / arguments["data"] / "data.yaml")
-    for key in ("model", "teacher"):
-        if str(arguments.get(key, "")).endswith(".pt"):  # of an earlier stage
-            arguments[key] = str(runs / arguments[key])
+    if "labeled" in arguments:
+        share, folder = arguments.pop("labeled"), runs / f"labeled-{arguments['data'].split('/')[-2]}"
+        arguments["data"], unlabeled = part_labels(arguments["data"], share, folder)
+        for arm in arguments["arms"].values():
+            if arm.get("kd_unlabeled") == "rest":
+                arm["kd_unlabeled"] = unlabeled
+    for given in (arguments, *arguments["arms"].values()):
+        for key in ("model", "teacher"):
+            if str(given.get(key, "")).endswith(".pt"):  # of an earlier stage
+                given[key] = str(runs / given[key])
     report = run_bench({**arguments, "project": str(runs), "name": name})
     keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
+
+
+def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[str, str]:
+    """Draw the training images that keep their labels.
+
+    Args:
+        data (str): Path of a data.yaml.
+        share (float): Share of the training images that keep their labels.
+        folder (Path): Where the lists of files and the data.yaml go.
+        seed (int): Seed of the draw.
+
+    Returns:
+        data (str): Path of a data.yaml with those images, and the val set as it was.
+        rest (str): Path of the list of the others.
+    """
+    dataset = check_det_dataset(data)
+    files = sorted(image_files(dataset["train"]))
+    random.Random(seed).shuffle(files)
+    count = round(share * len(files))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("labeled", files[:count]), ("rest", files[count:])):
+        (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
+    content = {"path": str(folder), "train": "labeled.txt", "val": dataset["val"], "names": dataset["names"]}
+    YAML.save(folder / "data.yaml", content)
+    return str(folder / "data.yaml"), str(folder / "rest.txt")
 
 
 def keep_tables(source: Path, target: Path, shorten: dict[str, str]) -> None:

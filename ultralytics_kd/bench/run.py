@@ -16,7 +16,7 @@ from .. import predictions
 from ..config import register
 from ..errors import KDError
 from ..model import YOLO
-from ..teacher import Teacher
+from ..teachers import open_teacher
 from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Arm, Plan, make_plan
 from .scores import VAL_ARGS
@@ -216,6 +216,4 @@ def _resolve(teacher: Any) -> Path:
     Raises:
         KDError: If nothing that can teach is found there.
     """
-    loaded = Teacher(teacher)
-    loaded.inspect()
-    return Path(str(loaded.original.pt_path)).resolve()
+    return Path(str(open_teacher(teacher).original.pt_path)).resolve()

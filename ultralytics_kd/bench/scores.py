@@ -13,7 +13,7 @@ from ultralytics.utils.torch_utils import get_num_params
 from .. import predictions
 from ..classes import ClassMap, match_classes
 from ..model import YOLO
-from ..teacher import Teacher
+from ..teachers import open_teacher
 
 NMS, END2END = "nms", "end2end"
 # Arguments of a training that its scores depend on
@@ -37,7 +37,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     """
     data = check_det_dataset(str(convert_ndjson_to_yolo_if_needed(args["data"])))
     names = {0: "item"} if args.get("single_cls") else check_class_names(data["names"])
-    match = match_classes(names, Teacher(weights).names, classes)
+    match = match_classes(names, open_teacher(weights).names, classes)
     model = load(weights, match)
     parameters, heads = get_num_params(model.model), predictions.layout(model.model).branches
     scores = {NMS: _score(model, args, None)}

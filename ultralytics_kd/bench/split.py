@@ -5,18 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
 from ..errors import KDError
-
-
-class _Files(BaseDataset):
-    """Ultralytics' own reading of what `train:` may be: folders, lists, or several of them."""
-
-    def __init__(self) -> None:
-        self.fraction, self.prefix = 1.0, ""
+from ..unlabeled import image_files
 
 
 def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
@@ -34,7 +27,7 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
         KDError: If a part would be empty.
     """
     dataset = check_det_dataset(data)
-    files = list(dict.fromkeys(str(Path(f).absolute()) for f in _Files().get_img_files(dataset["train"])))
+    files = image_files(dataset["train"])
     count = round(share * len(files))
     if not 0 < count < len(files):
         raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty.")

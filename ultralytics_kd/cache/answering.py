@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
-from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes, xyxy2xywhn
 from ultralytics.utils.torch_utils import scale_img
 
-from .. import predictions
+from ..detections import Detections, Sieve, fuse
 from ..predictions import BOXES, ONE2MANY, SCORES
-from ..teacher import Teacher
+from ..teachers import Reads, Teacher
 from .store import Manifest, Row
 
-FUSE_IOU = 0.55  # overlap above which detections of different views are of one object, as in the paper of `fuse`
 SIZE_IOU = 0.45  # the same of different sizes, whose boxes differ more
-
-
-@dataclass
-class Detections:
-    """What a view of an image shows, or several.
-
-    Attributes:
-        boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels of the letterboxed image.
-        probs (Tensor): Class probabilities of shape (n, nc).
-    """
-
-    boxes: Tensor
-    probs: Tensor
 
 
 class Answerer:
@@ -55,8 +38,9 @@ class Answerer:
         for mine in self.places:
             self.known[mine.cpu()] += len(self.mirror)
         self.plain = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
+        self.sieve = Sieve(manifest.conf, manifest.iou, manifest.topk)
         for teacher in teachers:
-            teacher.prepare(device, {ONE2MANY: (SCORES, BOXES)}, dtype)
+            teacher.prepare(device, Reads({ONE2MANY: (SCORES, BOXES)}), dtype)
 
     def __call__(self, images: Tensor, shapes: list[tuple[int, int]], keys: list[str]) -> list[Row]:
         """Return a row per image.
@@ -90,10 +74,10 @@ class Answerer:
     def _view(self, teacher: Teacher, place: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:
         """Return one teacher's detections in one view of every image, in pixels of the images themselves."""
         height, width = images.shape[2:]
-        view = scale_img(images.flip(3) if flip else images, scale, gs=max(teacher.layout.strides))
-        branch = teacher.raw(view)[ONE2MANY]
+        view = scale_img(images.flip(3) if flip else images, scale, gs=coarsest_stride([teacher]))
         found = []
-        for boxes, scores in zip(*detections(branch, teacher, self.manifest)):
+        for seen in teacher.answer(view, self.sieve)[0]:
+            boxes, scores = seen.boxes, seen.probs
             if scale != 1:
                 boxes = boxes * boxes.new_tensor((width / int(width * scale), height / int(height * scale)) * 2)
             if flip:
@@ -104,26 +88,13 @@ class Answerer:
         return found
 
 
-def detections(branch: predictions.Branch, teacher: Teacher, manifest: Manifest) -> tuple[list[Tensor], list[Tensor]]:
-    """Return boxes (n, 4) in pixels and class probabilities (n, nc) of every image, most confident first.
+def coarsest_stride(teachers: list[Teacher]) -> int:
+    """Return the stride of which the sides of images must be multiples.
 
-    Suppression is blind to classes: one object is one detection, and its vector says what it may be.
+    Args:
+        teachers (list[Teacher]): Teachers, inspected.
     """
-    boxes = predictions.pixels(branch, teacher.layout)
-    probs = branch.scores.float().sigmoid()
-    centred = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs), -1)
-    _, kept = non_max_suppression(
-        centred.transpose(1, 2),
-        conf_thres=manifest.conf,
-        iou_thres=manifest.iou,
-        agnostic=True,
-        max_det=manifest.topk,
-        nc=probs.shape[-1],
-        max_time_img=1e9,  # a slow machine must not answer less
-        return_idxs=True,
-    )
-    index = [k.flatten().long() for k in kept]
-    return [b[i] for b, i in zip(boxes, index)], [p[i] for p, i in zip(probs, index)]
+    return max((s for t in teachers for s in (t.layout.strides if t.layout else (32,))), default=32)
 
 
 def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tensor]:
@@ -154,38 +125,3 @@ def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tenso
         seen = torch.cat((seen, first))
         found = Detections(torch.cat((found.boxes, sizes[i].boxes[new])), torch.cat((found.probs, sizes[i].probs[new])))
     return found, seen
-
-
-def fuse(views: list[Detections], known: Tensor, conf: float) -> Detections:
-    """Merge the views of an image: weighted boxes fusion of Solovyev et al. (https://arxiv.org/abs/1910.13302).
-
-    Detections gather around the most confident one. A box is the mean of its group, weighted by confidence; a
-    probability is the mean over all views whose teacher knows the class, so that what one view alone sees counts less.
-
-    Args:
-        views (list[Detections]): Detections of every view.
-        known (Tensor): Number of views whose teacher knows each class, shape (nc,).
-        conf (float): Least confidence of a detection that is kept.
-    """
-    boxes, probs = torch.cat([v.boxes for v in views]), torch.cat([v.probs for v in views])
-    view = torch.cat([torch.full((len(v.boxes),), i, device=boxes.device) for i, v in enumerate(views)])
-    order = probs.amax(1).argsort(descending=True, stable=True) if len(probs) else view.long()
-    boxes, probs, view = boxes[order], probs[order], view[order]
-    near, free = box_iou(boxes, boxes) > FUSE_IOU, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    merged, vectors = [], []
-    for i in range(len(boxes)):
-        if not free[i]:
-            continue
-        group = (near[i] & free).nonzero().flatten()
-        free[group] = False
-        best = np.unique(view[group].cpu().numpy(), return_index=True)[1]  # of every view its most confident one
-        group = group[torch.as_tensor(np.sort(best), device=group.device)]
-        weight = probs[group].amax(1, keepdim=True)
-        merged.append((boxes[group] * weight).sum(0) / weight.sum())
-        vectors.append(probs[group].sum(0) / known.clamp(min=1))
-    if not merged:
-        return Detections(boxes[:0], probs[:0])
-    boxes, probs = torch.stack(merged), torch.stack(vectors)
-    order = probs.amax(1).argsort(descending=True, stable=True)
-    order = order[probs[order].amax(1) > conf]
-    return Detections(boxes[order], probs[order])

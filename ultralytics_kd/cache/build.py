@@ -24,8 +24,8 @@ from ultralytics.utils.torch_utils import select_device
 
 from .. import __version__
 from ..errors import KDError
-from ..teacher import Teacher
-from .answering import Answerer
+from ..teachers import Teacher, open_teacher
+from .answering import Answerer, coarsest_stride
 from .store import Manifest, Row, Store, hash_images
 
 
@@ -75,9 +75,10 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
     Raises:
         KDError: If the folder holds something else, a teacher cannot answer, or an image cannot be read.
     """
-    teachers = [Teacher(source) for source in sources]
+    teachers = [open_teacher(source) for source in sources]
     for teacher in teachers:
-        teacher.inspect()
+        if teacher.follows_student:
+            raise KDError(f"teacher={teacher.source} changes with the student: it has no answers that could be stored.")
     data = check_det_dataset(args.data)
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
@@ -199,7 +200,7 @@ def _manifest(
                 f"teacher={teacher.source} has several classes of one name: a cache tells them apart by name."
             )
     auto = "fp16" if device.type == "cuda" else "fp32"
-    stride = max(max(t.layout.strides) for t in teachers)
+    stride = coarsest_stride(teachers)
     return Manifest(
         teachers=[{"name": t.name, "sha256": t.fingerprint()} for t in teachers],
         names=dict(enumerate(names)),

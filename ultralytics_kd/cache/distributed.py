@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from ultralytics.utils.checks import check_requirements
 
-from ..teacher import Teacher
+from ..teachers import open_teacher
 from .answering import Answerer
 from .build import Portion, Work, answer
 from .store import Store, image_key
@@ -33,9 +33,7 @@ class PortionAnswerer:
             work (Work): The question, the folder and how images are read.
             cuda (bool): Whether the actor was given a GPU.
         """
-        teachers = [Teacher(source) for source in work.sources]
-        for teacher in teachers:
-            teacher.inspect()
+        teachers = [open_teacher(source) for source in work.sources]
         self.work, self.store = work, Store(work.folder)
         self.answerer = Answerer(teachers, work.manifest, torch.device("cuda" if cuda else "cpu"))
 

@@ -52,11 +52,13 @@ class Scene:
         image (np.ndarray): Square BGR image, uint8.
         cls (np.ndarray): Class ids with shape (N,).
         boxes (np.ndarray): Boxes in pixels, xyxy, with shape (N, 4).
+        outlines (list[Outline]): Outlines in pixels, those painted later on top.
     """
 
     image: np.ndarray
     cls: np.ndarray
     boxes: np.ndarray
+    outlines: list[Outline]
 
 
 def shape_outline(name: str, center: np.ndarray, side: float, angle: float, aspect: float = 1.0) -> Outline:
@@ -187,7 +189,7 @@ def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> Scene:
+def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = OBJECTS_PER_IMAGE) -> Scene:
     """Draw one image with its labels.
 
     Objects lie inside the image. A box spans the whole object, also where another one covers a part of it.
@@ -195,6 +197,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     Args:
         rng (np.random.Generator): Source of every random choice.
         size (int): Side of the image in pixels.
+        objects (tuple[int, int]): Least and most objects.
 
     Returns:
         (Scene): The image, and the labels of the objects that can be seen.
@@ -202,7 +205,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     image = _background(rng, size)
     _add_clutter(rng, image, int(rng.integers(2, 7)))
     cls, outlines, masks = [], [], []
-    for _ in range(rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1)):
+    for _ in range(rng.integers(objects[0], objects[1] + 1)):
         cls.append(int(rng.integers(len(CLASS_NAMES))))
         side = np.exp(rng.uniform(*np.log(SIZE_RANGE))) * size
         center = rng.uniform(side / 2, size - side / 2, 2)
@@ -218,7 +221,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         seen.append((mask * bare).sum() / mask.sum() >= MIN_VISIBLE)
         bare *= 1 - mask
     keep = np.array(seen[::-1])
-    return Scene(_degrade(rng, image), np.array(cls)[keep], np.array([outline_box(o) for o in outlines])[keep])
+    kept = [o for o, visible in zip(outlines, keep) if visible]
+    return Scene(_degrade(rng, image), np.array(cls)[keep], np.array([outline_box(o) for o in outlines])[keep], kept)
 
 
 def _label_lines(scene: Scene) -> str:

@@ -25,40 +25,44 @@ class CrossKDTerm:
     per_branch = True
     reads = frozenset({SCORES, BOXES})
 
-    def __init__(self, student_head: Any, teacher_head: Any, branches: tuple[str, ...]):
+    def __init__(self, student_head: Any, teacher_head: Any, branches: tuple[str, ...], levels: list[tuple[int, int]]):
         """Build the adapters.
 
         Args:
             student_head (Detect): The student's detection head.
             teacher_head (Detect): The teacher's detection head.
             branches (tuple[str, ...]): Branches that both heads have.
+            levels (list[tuple[int, int]]): Index of each common level in the student's and in the teacher's head.
         """
         self.adapters: nn.Module = nn.ModuleDict(
-            {branch: self._branch_adapters(student_head, teacher_head, branch) for branch in branches}
+            {branch: self._branch_adapters(student_head, teacher_head, branch, levels) for branch in branches}
         )
 
     @staticmethod
-    def _branch_adapters(student_head: Any, teacher_head: Any, branch: str) -> nn.ModuleDict:
+    def _branch_adapters(
+        student_head: Any, teacher_head: Any, branch: str, levels: list[tuple[int, int]]
+    ) -> nn.ModuleDict:
         """Return adapters per tower and level."""
         students, teachers = towers(student_head, branch), towers(teacher_head, branch)
         return nn.ModuleDict(
             {
                 name: nn.ModuleList(
-                    adapter(last_conv(s[0]).out_channels, last_conv(t[0]).out_channels)
-                    for s, t in zip(students[name], teachers[name])
+                    adapter(last_conv(students[name][i][0]).out_channels, last_conv(teachers[name][j][0]).out_channels)
+                    for i, j in levels
                 )
-                for name in students
+                for name in (BOXES, SCORES)
             }
         )
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
         assert isinstance(self.adapters, nn.ModuleDict)
-        own = stem_features(pair.student_head, pair.name, pair.student.feats)
-        targets = stem_features(pair.answer.teacher.head, pair.name, pair.teacher.feats)
+        teacher = pair.answer.teacher
+        own = stem_features(pair.student_head, pair.name, pair.student.feats, pair.levels)
+        targets = stem_features(teacher.head, pair.name, pair.teacher.feats, teacher.levels)
         adapters: Any = self.adapters[pair.name]
         stems = {name: [align(a(s), t) for a, s, t in zip(adapters[name], own[name], targets[name])] for name in own}
-        cross = pair.answer.teacher.finish(pair.name, stems, pair.teacher.feats)
+        cross = teacher.finish(pair.name, stems, pair.teacher.feats)
         boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
         weight = pair.box_weight
         class_loss = qfl(cross.scores.float(), pair.teacher_scores, torch.ones_like(weight), pair.avg_factor)

@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import cwd, mgd_distance, pkd, pkd_adapted, sl2
-from ..predictions import SCORES, Layout, level_scores
-from .base import Pair
+from ..predictions import SCORES, FeatureLayout
+from .base import FeaturePair
 
 
 class FeatureTerm:
     """PKD, CWD, MGD or score-weighted L2 on the features that enter the head, summed over levels.
 
-    The features are shared by the head's branches, so the term counts once.
+    The features are shared by the head's branches, so the term counts once. Several teachers have adapters of their own
+    each, and are averaged by their weights.
     """
 
     per_branch = False
 
-    def __init__(self, loss: str, tau: float | None, student: Layout, teacher: Layout):
+    def __init__(
+        self,
+        loss: str,
+        tau: float | None,
+        student: FeatureLayout,
+        teachers: Sequence[FeatureLayout],
+        shares: Sequence[float] = (1.0,),
+    ):
         """Build the adapters.
 
         Args:
             loss (str): "pkd", "cwd", "mgd" or "sl2".
             tau (float | None): Temperature of "cwd".
-            student (Layout): The student's head.
-            teacher (Layout): The teacher's head, of the same strides.
+            student (FeatureLayout): The student's feature maps.
+            teachers (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has too.
+            shares (Sequence[float]): Weight of every teacher.
         """
-        self.loss, self.tau = loss, tau or 1.0
+        self.loss, self.tau, self.shares = loss, tau or 1.0, shares
         self.reads = frozenset({SCORES}) if loss == "sl2" else frozenset()
-        channels = list(zip(student.channels, teacher.channels))
+        self.levels = [[student.strides.index(s) for s in maps.strides] for maps in teachers]
+        channels = [
+            (student.channels[i], c)
+            for maps, levels in zip(teachers, self.levels)
+            for i, c in zip(levels, maps.channels)
+        ]
         # PKD removes the mean of every channel, and with it whatever a bias would add
         self.adapters: nn.Module = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
         if loss == "mgd":
             self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
 
-    def __call__(self, pair: Pair) -> Tensor:
+    def __call__(self, pair: FeaturePair) -> Tensor:
         """Return the term, a scalar."""
         assert isinstance(self.adapters, nn.ModuleList)
-        # Features come in half precision under AMP, the adapters' weights never are
-        student, teacher = ([f.float() for f in side.feats] for side in (pair.student, pair.teacher))
-        scores: Any = level_scores(pair.confidence, teacher) if self.loss == "sl2" else [None] * len(teacher)
-        levels = zip(self.adapters, student, teacher, scores)
-        return torch.stack([self._level(*level) for level in levels]).sum()
+        adapters = iter(self.adapters)
+        total = pair.student[0].new_zeros((), dtype=torch.float32)
+        for share, levels, maps in zip(self.shares, self.levels, pair.teachers):
+            scores = pair.confidence if self.loss == "sl2" and pair.confidence is not None else [None] * len(maps)
+            for level, teacher, score in zip(levels, maps, scores):
+                # Features come in half precision under AMP, the adapters' weights never are
+                total = total + share * self._level(next(adapters), pair.student[level].float(), teacher.float(), score)
+        return total
 
     def _level(self, adapt: nn.Module, student: Tensor, teacher: Tensor, scores: Tensor | None) -> Tensor:
         """Return the loss of one level, a scalar."""
+        if student.shape[-2:] != teacher.shape[-2:]:  # another family's classifier may end in a finer map
+            size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
+            student, teacher = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
         if self.loss == "pkd" and isinstance(adapt, nn.Conv2d):
             return pkd_adapted(student, adapt.weight, teacher)
         student = adapt(student)

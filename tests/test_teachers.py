@@ -1,0 +1,526 @@
+"""Teachers of every kind: other families, RT-DETR, several, the student's own average, models from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, make_model, save_model
+from ultralytics import YOLO as StockYOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils.patches import torch_load
+
+from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.assignment import SetAnswer
+from ultralytics_kd.criterion import DistillationLoss, GridDistiller
+from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd.teachers.ensemble import GridEnsemble, SetEnsemble
+
+CPU = torch.device("cpu")
+STUDENTS = ["yolo26n.yaml", "yolo12n.yaml", "yolo11n.yaml", "yolov8n.yaml", "yolov8n-p2.yaml", "yolo26n-p6.yaml"]
+TEACHERS = [*STUDENTS, "yolov10n.yaml", "yolov8n-rtdetr.yaml"]
+
+
+@functools.cache
+def _built(cfg: str, seed: int = 0):
+    torch.manual_seed(seed)
+    if "rtdetr" not in cfg:
+        return make_model(cfg)
+    model = RTDETRDetectionModel(cfg, nc=3, verbose=False)
+    decoder = model.model[-1]
+    for layer in decoder.dec_score_head:  # sure of some of its queries, as a trained one is
+        torch.nn.init.normal_(layer.weight, std=0.2)
+        torch.nn.init.constant_(layer.bias, -1.0)
+    for layer in (decoder.enc_bbox_head, *decoder.dec_bbox_head):
+        torch.nn.init.normal_(layer.layers[-1].weight, std=0.1)
+    return model.eval()
+
+
+def build(cfg: str, seed: int = 0):
+    """Return a model of its own."""
+    model = deepcopy(_built(cfg, seed))
+    model.names = dict(NAMES)
+    return model
+
+
+def batch_of(images: int = 2, imgsz: int = 128) -> dict:
+    """Return images with two labelled objects each."""
+    torch.manual_seed(1)
+    boxes = torch.tensor([[0.3, 0.4, 0.3, 0.4], [0.7, 0.6, 0.4, 0.3]])
+    return {
+        "img": torch.rand(images, 3, imgsz, imgsz),
+        "batch_idx": torch.arange(images).repeat_interleave(2).float(),
+        "cls": torch.tensor([[0.0], [2.0]]).repeat(images, 1),
+        "bboxes": boxes.repeat(images, 1),
+    }
+
+
+def pair(student_cfg: str, teacher, **args):
+    """Return student, prepared teacher, distiller and the student's loss."""
+    student = build(student_cfg, seed=1).train()
+    student.args = get_cfg(overrides={"teacher": "t.pt", **args})
+    teacher = teacher if hasattr(teacher, "prepare") else open_teacher(teacher)
+    if teacher.classes is None:
+        teacher.match(NAMES)
+    distiller = GridDistiller(student.args, student, teacher)
+    teacher.prepare(CPU, distiller.reads)
+    return student, teacher, distiller, DistillationLoss(student.init_criterion(), distiller, student.model[-1])
+
+
+def fit(student, teacher, distiller, loss, batch: dict, steps: int = 30, optimizer=torch.optim.AdamW) -> list[dict]:
+    """Train on one batch, and return the items of every step."""
+    optimizer = optimizer([*student.parameters(), *distiller.adapters.parameters()], lr=2e-3)
+    batch = {**batch, "teacher": teacher(batch["img"])}
+    log = []
+    for _ in range(steps):
+        total, items = loss(student(batch["img"]), batch)
+        optimizer.zero_grad()
+        total[-3:].sum().backward()  # an untrained teacher contradicts the labels
+        optimizer.step()
+        log.append({k: float(v) for k, v in items.items()})
+    return log
+
+
+# Families -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("student_cfg", STUDENTS)
+@pytest.mark.parametrize("teacher_cfg", TEACHERS)
+def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
+    """All terms fall: DFL on one side or both, one head or two, other levels, queries in place of anchor points."""
+    parts = pair(student_cfg, build(teacher_cfg), kd_cls=1.0, kd_box=1.0, kd_feat=1.0)
+    log = fit(*parts, batch_of())
+    for term in ("kd_cls", "kd_box", "kd_feat"):
+        first, last = (sum(step[term] for step in part) / 3 for part in (log[:3], log[-3:]))
+        assert 0 < last < 0.99 * first, term
+
+
+@pytest.mark.parametrize(
+    "student_cfg, teacher_cfg, strides, said",
+    [
+        ("yolo26n.yaml", "yolov8n-p2.yaml", (8, 16, 32), "strides [8, 16, 32], one2many"),
+        ("yolov8n-p2.yaml", "yolo26n.yaml", (8, 16, 32), "(the student's [4] from labels alone)"),
+        (
+            "yolo26n-p6.yaml",
+            "yolo26n.yaml",
+            (8, 16, 32),
+            "(the student's [64] from labels alone), one2many and one2one",
+        ),
+        (
+            "yolo26n.yaml",
+            "yolov8n-rtdetr.yaml",
+            (8, 16, 32),
+            "detections assigned as labels are to one2many and one2one",
+        ),
+    ],
+)
+def test_levels_that_both_have_are_distilled_and_said(student_cfg, teacher_cfg, strides, said):
+    student, teacher, distiller, loss = pair(student_cfg, build(teacher_cfg), kd_cls=1.0, kd_box=1.0)
+    assert distiller.strides == strides and said in distiller.levels
+    batch = batch_of()
+    total, _ = loss(student(batch["img"]), {**batch, "teacher": teacher(batch["img"])})
+    total[-3:].sum().backward()
+    for stride, tower in zip(distiller.student_layout.strides, student.model[-1].cv3):
+        touched = any(p.grad is not None and p.grad.any() for p in tower.parameters())
+        assert touched == (stride in strides or "rtdetr" in teacher_cfg)
+
+
+def test_levels_in_common_say_what_heads_of_equal_levels_say():
+    """A teacher with a level more answers on the others as it does without being asked for fewer."""
+    teacher = open_teacher(build("yolov8n-p2.yaml"))
+    teacher.match(NAMES)
+    images = torch.rand(2, 3, 128, 128)
+    whole = teacher.prepare(CPU)(images).branches["one2many"]
+    _, teacher, _, _ = pair("yolo26n.yaml", teacher, kd_cls=1.0, kd_box=1.0)
+    part = teacher(images).branches["one2many"]
+    fine = (128 // 4) ** 2
+    torch.testing.assert_close(part.scores, whole.scores[:, fine:])
+    torch.testing.assert_close(part.boxes, whole.boxes[:, fine:])
+
+
+def test_no_level_in_common_is_refused():
+    student = build("yolo26n.yaml")
+    student.args = get_cfg(overrides={"teacher": "t.pt"})
+    teacher = open_teacher(build("yolo11n.yaml"))
+    teacher.layout = teacher.layout.only([32])
+    student.model[-1].stride = torch.tensor([4.0, 8.0, 16.0])
+    with pytest.raises(KDError, match=r"\[4, 8, 16\] and the teacher's \[32\]: none in common"):
+        GridDistiller(student.args, student, teacher)
+
+
+def test_teacher_with_a_coarser_level_reads_images_of_any_size_of_the_student():
+    """An image side that is no multiple of 64 is padded for it, and its answer cropped."""
+    _, teacher, distiller, _ = pair("yolo26n.yaml", build("yolo26n-p6.yaml"), kd_cls=1.0, kd_box=1.0)
+    answer = teacher(torch.rand(1, 3, 96, 160)).branches["one2many"]
+    points = sum((96 // s) * (160 // s) for s in distiller.strides)
+    assert answer.scores.shape[1] == answer.boxes.shape[1] == points
+    assert [tuple(f.shape[-2:]) for f in answer.feats] == [(96 // s, 160 // s) for s in distiller.strides]
+
+
+# RT-DETR --------------------------------------------------------------------------------------------------------------
+def test_queries_are_assigned_as_labels_are_and_reach_both_heads():
+    student, teacher, _, loss = pair("yolo26n.yaml", build("yolov8n-rtdetr.yaml"), kd_cls=1.0, kd_box=1.0)
+    batch = batch_of()
+    answer = teacher(batch["img"])
+    assert isinstance(answer, SetAnswer) and len(answer.bboxes) and (answer.probs.amax(1) > 0.05).all()
+    total, _ = loss(student(batch["img"]), {**batch, "teacher": answer})
+    total[-3:].sum().backward()
+    head = student.model[-1]
+    for towers in (head.cv2, head.cv3, head.one2one_cv2, head.one2one_cv3):
+        assert any(p.grad is not None and p.grad.any() for p in towers.parameters())
+
+
+def test_queries_are_what_the_model_itself_detects():
+    model = build("yolov8n-rtdetr.yaml")
+    teacher = open_teacher(deepcopy(model))
+    teacher.match(NAMES)
+    teacher.prepare(CPU)
+    images = torch.rand(1, 3, 128, 128)
+    answer = teacher(images)
+    with torch.no_grad():
+        boxes, score, _ = model(images)[0][0].split((4, 1, 1), -1)
+    best = answer.probs.amax(1).argmax()
+    torch.testing.assert_close(answer.probs.amax(1)[best], score[0, 0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(answer.bboxes[best], boxes[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["crosskd", "sl2"])
+def test_feature_losses_that_need_a_grid_are_refused_for_a_set(loss):
+    with pytest.raises(KDError, match=f"kd_feat_loss={loss}"):
+        pair("yolo26n.yaml", build("yolov8n-rtdetr.yaml"), kd_feat=1.0, kd_feat_loss=loss)
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+def reorder(model, order: list[int | None], names: dict[int, str]):
+    """Return a copy of a detector that scores its classes in another order; None is a class that it had not."""
+    model = deepcopy(model)
+    head = model.model[-1]
+    for tower in (*head.cv3, *(getattr(head, "one2one_cv3", None) or ())):
+        old, new = tower[-1], torch.nn.Conv2d(tower[-1].in_channels, len(order), 1)
+        torch.nn.init.constant_(new.bias, 2.0)  # sure of it everywhere, so that it would be noticed
+        with torch.no_grad():
+            for i, source in enumerate(order):
+                if source is not None:
+                    new.weight[i], new.bias[i] = old.weight[source], old.bias[source]
+        tower[-1] = new
+    head.nc, head.no = len(order), len(order) + 4 * head.reg_max
+    model.names = names
+    return model
+
+
+@pytest.mark.parametrize(
+    "order, names, spec",
+    [
+        ([2, 0, 1], {0: "bar", 1: "disc", 2: "box"}, "auto"),
+        ([2, None, 0, 1], {0: "bar", 1: "zebra", 2: "disc", 3: "box"}, "auto"),
+        ([1, 2, 0], {0: " BOX", 1: "Bar", 2: "disc"}, "auto"),
+        ([1, 2, 0, None], {0: "boxes", 1: "bars", 2: "discs", 3: "zebras"}, "auto"),
+        ([1, None, 0, 2], {0: "a", 1: "b", 2: "c", 3: "d"}, {"a": "box", "c": "disc", "d": "bar"}),
+    ],
+)
+def test_order_and_extra_classes_of_the_teacher_change_nothing(order, names, spec):
+    """The same knowledge teaches the same student, weight by weight."""
+    trained, begun = [], build("yolo26n.yaml", seed=1).state_dict()
+    for model, how in ((build("yolo26n.yaml"), "auto"), (reorder(build("yolo26n.yaml"), order, names), spec)):
+        teacher = open_teacher(model)
+        teacher.match(NAMES, how)
+        student, *rest = pair("yolo26n.yaml", teacher, kd_cls=1.0, kd_box=1.0)
+        fit(student, *rest, batch_of(), steps=3, optimizer=torch.optim.SGD)
+        trained.append(student.state_dict())
+    for key, value in trained[0].items():
+        if value.is_floating_point():  # but for rounding: a convolution with a channel more sums in another order
+            moved, apart = (value - begun[key]).abs().max(), (value - trained[1][key]).abs().max()
+            assert apart <= 0.01 * moved + 1e-6, key
+
+
+def test_missing_class_of_the_teacher_gives_what_the_others_would():
+    """A teacher that lacks a class is as one whose class was left out by a map; nobody pushes that class down."""
+    whole, part = build("yolo26n.yaml"), reorder(build("yolo26n.yaml"), [0, 2], {0: "disc", 1: "bar"})
+    gradients = []
+    for model, spec in ((whole, {"disc": "disc", "bar": "bar"}), (part, "auto")):
+        teacher = open_teacher(model)
+        teacher.match(NAMES, spec)
+        assert teacher.classes.unmatched == ["box"]
+        student, teacher, _, loss = pair("yolo26n.yaml", teacher, kd_cls=1.0, kd_box=1.0)
+        batch = batch_of()
+        preds = student(batch["img"])
+        for branch in preds.values():
+            branch["scores"].retain_grad()
+        loss(preds, {**batch, "teacher": teacher(batch["img"])})[0][-3:].sum().backward()
+        gradients.append({name: branch["scores"].grad for name, branch in preds.items()})
+        for gradient in gradients[-1].values():
+            assert not gradient[:, 1].any() and gradient[:, 0].any() and gradient[:, 2].any()
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_classes_that_a_set_does_not_know_get_no_push_either():
+    class Two:
+        names = ("disc", "bar")
+
+        def teach(self, images):
+            return [{"boxes": torch.tensor([[8.0, 8, 60, 60]]), "probs": torch.tensor([[0.9, 0.1]])} for _ in images]
+
+    student, teacher, _, loss = pair("yolo26n.yaml", Two(), kd_cls=1.0, kd_box=1.0)
+    batch = batch_of()
+    preds = student(batch["img"])
+    for branch in preds.values():
+        branch["scores"].retain_grad()
+    loss(preds, {**batch, "teacher": teacher(batch["img"])})[0][-3:].sum().backward()
+    for branch in preds.values():
+        gradient = branch["scores"].grad
+        assert not gradient[:, 1].any() and gradient[:, 0].any()
+
+
+def test_plural_is_matched_when_the_exact_name_is_missing_and_said(quick, tmp_path, caplog):
+    from ultralytics.utils import LOGGER
+
+    save_model(tmp_path / "plural.pt", names={0: "Discs", 1: "box", 2: "bars"})
+    LOGGER.propagate = True
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=str(tmp_path / "plural.pt"))
+    LOGGER.propagate = False
+    assert "3 of 3 matched by name, of them as plural and singular: Discs = disc, bars = bar" in caplog.text
+
+
+# Several --------------------------------------------------------------------------------------------------------------
+def test_grids_are_averaged_over_the_teachers_that_know_a_class():
+    """Probabilities by weight, boxes by weight and confidence; one with DFL, one without; one lacks a class."""
+    one, other = build("yolo26n.yaml"), reorder(build("yolo11n.yaml"), [0, 1], {0: "disc", 1: "box"})
+    ensemble = open_teacher([one, other], weights=[3, 1])
+    assert isinstance(ensemble, GridEnsemble)
+    ensemble.match(NAMES)
+    ensemble.prepare(CPU)
+    images = torch.rand(1, 3, 64, 64)
+    answer = ensemble(images).branches["one2many"]
+    a, b = (m(images).branches["one2many"].scores.sigmoid() for m in ensemble.members)
+    torch.testing.assert_close(answer.scores.sigmoid()[..., :2], 0.75 * a[..., :2] + 0.25 * b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(answer.scores.sigmoid()[..., 2], a[..., 2], rtol=1e-4, atol=1e-5)
+    assert set(ensemble(images).branches) == {"one2many"}  # the other has no one2one branch
+
+
+def test_one_teacher_twice_is_that_teacher():
+    model = build("yolo26n.yaml")
+    images = torch.rand(1, 3, 64, 64)
+    answers = []
+    for source in (model, [model, model]):
+        teacher = open_teacher(source)
+        teacher.match(NAMES)
+        answers.append(teacher.prepare(CPU)(images).branches)
+    assert answers[0].keys() == answers[1].keys()
+    from ultralytics_kd.predictions import distances, layout
+
+    for name, branch in answers[0].items():
+        torch.testing.assert_close(branch.scores.sigmoid(), answers[1][name].scores.sigmoid(), rtol=1e-3, atol=1e-5)
+        boxes = distances(branch.boxes, layout(model))
+        torch.testing.assert_close(boxes, answers[1][name].boxes, rtol=1e-3, atol=1e-3)
+
+
+def test_grid_and_queries_are_merged_as_sets():
+    ensemble = open_teacher([build("yolo26n.yaml"), build("yolov8n-rtdetr.yaml")])
+    assert isinstance(ensemble, SetEnsemble)
+    student, teacher, distiller, loss = pair("yolo26n.yaml", ensemble, kd_cls=1.0, kd_box=1.0, kd_feat=1.0)
+    log = fit(student, teacher, distiller, loss, batch_of())
+    assert all(log[-1][t] < log[0][t] for t in ("kd_cls", "kd_feat"))
+
+
+def test_several_teachers_of_the_command_line_are_trained_with_resumed_and_cached(quick, tmp_path):
+    from ultralytics_kd import cli
+
+    save_model(tmp_path / "a.pt", "yolo26s.yaml")
+    save_model(tmp_path / "b.pt", "yolo11n.yaml", names={0: "box", 1: "disc"})
+    args = [f"{k}={v}" for k, v in quick.items()]
+    listed = f"teacher=[{tmp_path}/a.pt,{tmp_path}/b.pt]"
+    assert cli.main(["train", "model=yolo26n.yaml", listed, "kd_teacher_weights=[2,1]", *args]) == 0
+    saved = torch_load(Path(quick["project"]) / "run" / "weights" / "last.pt")["train_args"]
+    assert saved["teacher"] == [f"{tmp_path}/a.pt", f"{tmp_path}/b.pt"] and saved["kd_teacher_weights"] == [2, 1]
+    args = [a for a in args if not a.startswith("name=")]
+    assert cli.main(["train", "model=yolo26n.yaml", listed, "kd_cache=True", "name=cached", *args]) == 0
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kd_teacher_weights": [1, 2, 3]}, "3 numbers for 2 teachers"),
+        ({"kd_teacher_weights": [1, -2]}, "a positive number for each teacher"),
+        ({"kd_classes": {"nosuch": "disc"}}, "no class of any teacher"),
+        ({"kd_classes": {"disc": "disc"}}, "names no class of teacher="),
+    ],
+)
+def test_errors_about_several_teachers(quick, tmp_path, given, message):
+    save_model(tmp_path / "a.pt")
+    save_model(tmp_path / "b.pt", names={0: "cat", 1: "dog", 2: "cow"})
+    if "kd_classes" not in given:
+        given = {**given, "kd_classes": {"disc": "disc", "cat": "box"}}
+    with pytest.raises(KDError, match=message):
+        YOLO("yolo26n.yaml").train(**quick, teacher=[str(tmp_path / "a.pt"), str(tmp_path / "b.pt")], **given)
+    assert not Path(quick["project"]).exists()
+
+
+# The student's own average --------------------------------------------------------------------------------------------
+def test_moving_average_teaches_its_student(quick):
+    seen = []
+    model = YOLO("yolo26n.yaml")
+
+    def look(trainer):
+        images = torch.rand(1, 3, 64, 64)
+        trainer.ema.ema.eval()
+        with torch.no_grad():
+            own = trainer.ema.ema(images)[1]["one2many"]["scores"].transpose(1, 2)
+        said = trainer.teacher(images).branches["one2many"].scores
+        seen.append((own, said, trainer.loss_items["kd_cls"]))
+
+    model.add_callback("on_train_epoch_end", look)
+    model.train(**{**quick, "nbs": 4}, teacher="ema")
+    for own, said, kd in seen:
+        torch.testing.assert_close(own, said)
+        assert kd > 0
+    ckpt = torch_load(Path(quick["project"]) / "run" / "weights" / "last.pt")
+    assert ckpt["train_args"]["teacher"] == "ema"
+    assert type(ckpt["model"].model[-1]).__name__ == "Detect"
+
+
+def test_moving_average_is_resumed(quick, tmp_path):
+    last = tmp_path / "last.pt"
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher="ema")
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and again.trainer.teacher.follows_student
+
+
+def test_moving_average_refuses_what_it_cannot_mean(quick):
+    for given, message in (
+        ({"teacher": ["ema", "ema"]}, "cannot be one of several"),
+        ({"teacher": "ema", "kd_classes": {"a": "disc"}}, "has the student's classes"),
+        ({"teacher": "ema", "kd_cache": True}, "changes with the student"),
+        ({"teacher": "ema", "kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "kd_feat_loss=crosskd"),
+    ):
+        with pytest.raises(KDError, match=message):
+            YOLO("yolo26n.yaml").train(**quick, **given)
+        assert not Path(quick["project"]).exists()
+
+
+# From elsewhere -------------------------------------------------------------------------------------------------------
+class Elsewhere(torch.nn.Module):
+    """A detector of another library: labels and scores as torchvision's, and a feature map."""
+
+    names = ("disc", "box", "bar")
+    strides, channels = (16,), (8,)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 8, 16, 16)
+
+    def teach(self, images):
+        assert images.dtype == torch.float32 and not torch.is_grad_enabled()
+        found = {"boxes": [[4.0, 4, 40, 40], [20, 10, 60, 50]], "scores": [0.9, 0.4], "labels": [0, 2]}
+        return {
+            "detections": [{k: torch.tensor(v) for k, v in found.items()} for _ in images],
+            "features": [self.conv(images)],
+        }
+
+
+def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_path):
+    last = tmp_path / "last.pt"
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher=Elsewhere(), kd_feat=1.0)
+    items = model.trainer.loss_items
+    assert all(items[k] > 0 for k in ("kd_cls", "kd_box", "kd_feat"))
+    answer = model.trainer.teacher(torch.rand(2, 3, 64, 64))
+    assert answer.probs.tolist() == [pytest.approx([0.9, 0, 0]), pytest.approx([0, 0, 0.4])] * 2
+    assert answer.batch_idx.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(answer.bboxes[0], torch.tensor([22 / 64, 22 / 64, 36 / 64, 36 / 64]))
+    with pytest.raises(KDError, match="an object that could not be saved beside it: give it again"):
+        YOLO(last).train(resume=True)
+    again = YOLO(last)
+    again.train(resume=True, teacher=Elsewhere())
+    assert again.trainer.start_epoch == 1
+
+
+def test_object_of_a_module_is_named_by_a_text_and_resumed(quick, tmp_path, monkeypatch):
+    (tmp_path / "my_teacher.py").write_text(
+        "import torch\n"
+        "class Mine:\n"
+        "    names = {0: 'disc', 1: 'box', 2: 'bar'}\n"
+        "    def teach(self, images):\n"
+        "        one = {'boxes': torch.tensor([[4., 4, 40, 40]]), 'probs': torch.tensor([[.8, .1, .1]])}\n"
+        "        return [one for _ in images]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    last = tmp_path / "last.pt"
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher="my_teacher:Mine")
+    assert model.trainer.loss_items["kd_cls"] > 0
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ([], "was given 2 images and answers 0"),
+        ([{"boxes": torch.zeros(1, 4), "probs": torch.rand(1, 2)}] * 2, "probabilities of shape"),
+        ([{"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.tensor([7])}] * 2, "labels from 7"),
+        ([{"boxes": torch.full((1, 4), float("nan")), "probs": torch.rand(1, 3)}] * 2, "not finite"),
+    ],
+)
+def test_answers_that_make_no_sense_are_named(said, message):
+    class Odd:
+        names = ("disc", "box", "bar")
+
+        def teach(self, images):
+            return said
+
+    teacher = open_teacher(Odd())
+    teacher.match(NAMES)
+    with pytest.raises(KDError, match=message):
+        teacher.prepare(CPU)(torch.rand(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("nms", [False, True], ids=["one2many", "end to end"])
+def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    save_model(tmp_path / "model.pt", "yolo11n.yaml" if not nms else "yolo26n.yaml")
+    path = StockYOLO(tmp_path / "model.pt").export(format="onnx", imgsz=64)
+    exported, own = open_teacher(path), open_teacher(str(tmp_path / "model.pt"))
+    images = torch.rand(3, 3, 64, 64)
+    for teacher in (exported, own):
+        teacher.match(NAMES)
+        teacher.prepare(CPU)
+    found, expected = (t.answer(images, exported.sieve)[0] for t in (exported, own))
+    if not nms:
+        for a, b in zip(found, expected):
+            assert abs(len(a.boxes) - len(b.boxes)) <= 2  # where an overlap is at the limit
+            surest = [d.probs.amax(1).sort(descending=True).values[:10] for d in (a, b)]
+            torch.testing.assert_close(*surest, rtol=1e-2, atol=1e-3)
+    assert all(len(d.boxes) for d in found)
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1, "imgsz": 96}, teacher=str(path))  # of another size than the file's
+    assert model.trainer.loss_items["kd_cls"] > 0
+
+
+# One2one safety -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("teacher_cfg", ["yolo11n.yaml", "yolov8n-rtdetr.yaml"])
+def test_one2one_branch_gets_one_anchor_point_per_object_from_a_teacher_without_such_a_head(teacher_cfg):
+    """A single-headed grid does not speak to it at all; a set is assigned by its own rule, one to one."""
+    student, teacher, distiller, loss = pair("yolo26n.yaml", build(teacher_cfg), kd_cls=1.0, kd_box=1.0)
+    batch = batch_of()
+    answer = teacher(batch["img"])
+    preds = student(batch["img"])
+    from ultralytics_kd import predictions
+
+    distiller.gains = loss.gains
+    pairs = {p.name: p for _, p in distiller._pairs(predictions.branches(preds), answer, None, loss.bases)}
+    if teacher_cfg == "yolo11n.yaml":
+        assert set(pairs) == {"one2many"}
+    else:
+        assert pairs["one2one"].assigned.sum() <= len(answer.bboxes) < pairs["one2many"].assigned.sum()

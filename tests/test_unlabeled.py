@@ -1,0 +1,195 @@
+"""Images without labels in a training: they bring the teacher's terms and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import draw_dataset
+from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils.patches import torch_load
+
+from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.criterion import LABELED
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder of images, with labels beside them that nobody may read."""
+    where = tmp_path_factory.mktemp("extra")
+    draw_dataset(where / "shapes", images=6, seed=7)
+    return where / "shapes" / "images" / "train"
+
+
+def batches(model: YOLO, **args) -> tuple[list, dict]:
+    """Train an epoch; return each batch's loss call and the items of the last."""
+    seen = []
+
+    def listen(trainer):
+        criterion = trainer.model.criterion
+        base = criterion.base
+
+        def heard(preds, batch):
+            seen.append((preds["one2many"]["scores"].shape[0], len(batch["img"]), len(batch["batch_idx"])))
+            return base(preds, batch)
+
+        heard.o2m, heard.o2o, heard.one2many, heard.one2one = base.o2m, base.o2o, base.one2many, base.one2one
+        criterion.base = heard
+
+    model.add_callback("on_train_start", listen)
+    model.train(**args)
+    return seen, model.trainer.loss_items
+
+
+def test_batches_grow_and_the_base_loss_sees_the_labelled_part_alone(quick, teacher, folder):
+    sizes = []
+    model = YOLO("yolo26n.yaml")
+    from ultralytics_kd.trainer import KDDetectionTrainer
+
+    class Looking(KDDetectionTrainer):
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            sizes.append((len(batch["img"]), batch[LABELED], batch["teacher"].branches["one2many"].scores.shape[0]))
+            return batch
+
+    seen, items = batches(
+        model, trainer=Looking, **{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=folder, kd_unlabeled_ratio=1.5
+    )
+    assert sizes == [(10, 4, 10), (10, 4, 10)]  # 4 labelled and 6 more, which the teacher answers too
+    assert [(n, images) for n, images, _ in seen] == [(4, 4), (4, 4)]
+    assert items["kd_cls"] > 0
+
+
+def test_unlabelled_images_do_not_touch_the_base_loss(quick, teacher, folder):
+    """Gradient of the base loss is 0 in their predictions: nothing in them counts as background."""
+    from test_teachers import batch_of, build, pair
+
+    student, teacher, _, loss = pair("yolo26n.yaml", build("yolo26s.yaml"), kd_cls=1.0, kd_box=1.0)
+    batch = batch_of()
+    preds = student.eval()(batch["img"])[1]
+    for branch in preds.values():
+        branch["scores"].retain_grad()
+    batch = {k: v[batch["batch_idx"] == 0] if k != "img" else v for k, v in batch.items()}  # no labels in the second
+    total, _ = loss(preds, {**batch, LABELED: 1, "teacher": teacher(batch["img"])})
+    total[:-3].sum().backward(retain_graph=True)
+    for branch in preds.values():
+        assert branch["scores"].grad[0].any() and not branch["scores"].grad[1].any()
+        branch["scores"].grad = None
+    total[-3:].sum().backward()
+    for branch in preds.values():
+        assert branch["scores"].grad[1].any()
+
+
+def test_base_loss_of_a_batch_is_that_without_the_other_images():
+    from test_teachers import batch_of, build, pair
+
+    student, teacher, _, loss = pair("yolo26n.yaml", build("yolo26s.yaml"), kd_cls=1.0)
+    student.eval()
+    alone, both = batch_of(1), batch_of(2)
+    with torch.no_grad():
+        expected, _ = loss(student(alone["img"]), {**alone, "teacher": teacher(alone["img"])})
+        labels = {k: alone[k] for k in ("batch_idx", "cls", "bboxes")}
+        more = torch.cat((alone["img"], both["img"][1:]))
+        got, _ = loss(student(more), {**labels, "img": more, LABELED: 1, "teacher": teacher(more)})
+    torch.testing.assert_close(got[:3], expected[:3], rtol=1e-4, atol=1e-5)
+
+
+def test_run_says_it_saves_it_and_resumes_with_it(quick, teacher, folder, tmp_path, caplog):
+    import shutil
+
+    last = tmp_path / "last.pt"
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    LOGGER.propagate = True
+    model.train(**quick, teacher=teacher, kd_unlabeled=str(folder))
+    LOGGER.propagate = False
+    assert "6 without labels, 1 for each with labels" in caplog.text
+    saved = torch_load(last)["train_args"]
+    assert saved["kd_unlabeled"] == str(folder) and saved["kd_unlabeled_ratio"] == 1.0
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and len(again.trainer.unlabeled.dataset) == 6
+
+
+def test_unlabelled_images_are_augmented_until_mosaics_are_closed(quick, teacher, folder):
+    kinds = []
+    model = YOLO("yolo26n.yaml")
+    model.add_callback(
+        "on_train_epoch_end",
+        lambda t: kinds.append(next(x.p for x in t.unlabeled.dataset.transforms.transforms[0].transforms[:1])),
+    )
+    model.train(**{**quick, "close_mosaic": 1}, teacher=teacher, kd_unlabeled=folder)
+    assert kinds == [1.0, 0.0]
+
+
+def test_a_list_of_files_and_several_sources_do_as_well(quick, teacher, folder, tmp_path):
+    files = sorted(folder.glob("*.png"))
+    (tmp_path / "rest.txt").write_text("\n".join(map(str, files[:2])))
+    (tmp_path / "more").mkdir()
+    cv2.imwrite(str(tmp_path / "more" / "one.png"), np.zeros((32, 48, 3), np.uint8))
+    model = YOLO("yolo26n.yaml")
+    sources = [str(tmp_path / "rest.txt"), str(tmp_path / "more")]
+    model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=sources)
+    assert len(model.trainer.unlabeled.dataset) == 3
+
+
+def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher, tmp_path, caplog):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "broken.png").write_bytes(b"no image")
+    cv2.imwrite(str(tmp_path / "odd" / "good.png"), np.zeros((64, 64, 3), np.uint8))
+    val = Path(quick["data"]).parent / "images" / "val"
+    LOGGER.propagate = True
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=[str(tmp_path / "odd"), str(val)])
+    LOGGER.propagate = False
+    assert len(model.trainer.unlabeled.dataset) == 5
+    assert "broken.png: ignoring corrupt image" in caplog.text
+    assert "4 of kd_unlabeled's images are val images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kd_unlabeled": "EMPTY"}, "has no images"),
+        ({"kd_unlabeled": "nowhere"}, "does not exist"),
+        ({"kd_unlabeled": 7}, "give a folder of images"),
+        ({"kd_unlabeled": "FOLDER", "kd_unlabeled_ratio": 0}, "greater than 0"),
+        ({"kd_unlabeled": "FOLDER", "rect": True}, "exclude each other"),
+        ({"kd_unlabeled": "FOLDER", "kd_cache": True}, "has answers to the images of data= alone"),
+        ({"kd_unlabeled": "FOLDER", "teacher": None}, "no effect without a teacher"),
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing(quick, teacher, folder, tmp_path, given, message):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": str(tmp_path / "empty"), "FOLDER": str(folder)}
+    given = {k: places.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(KDError, match=message) as error:
+        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})
+    assert "\n" not in str(error.value) and not Path(quick["project"]).exists()
+
+
+def test_folder_whose_images_are_all_broken_is_named(quick, teacher, tmp_path):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(KDError, match="none of its 1 images can be read"):
+        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_unlabeled=tmp_path / "odd")
+    assert not Path(quick["project"]).exists()
+
+
+def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
+    LOGGER.propagate = True
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled_ratio=2.0)
+    LOGGER.propagate = False
+    assert "'kd_unlabeled_ratio=2' has no effect without kd_unlabeled" in caplog.text
+    assert YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_unlabeled"] is None
+
+
+def test_multi_scale_and_plots_go_with_it(quick, teacher, folder):
+    run = Path(quick["project"]) / "run"
+    YOLO("yolo26n.yaml").train(
+        **{**quick, "epochs": 1, "plots": True, "multi_scale": 0.5}, teacher=teacher, kd_unlabeled=folder
+    )
+    assert (run / "train_batch0.jpg").exists() and (run / "results.png").exists()

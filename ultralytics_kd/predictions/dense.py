@@ -1,0 +1,129 @@
+"""What models without anchor points return: class logits of an image or of pixels, depth, and what led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules import head as head_module
+
+from .grid import FeatureLayout
+from .heads import find_head
+
+DENSE_HEADS = {"Classify": "classify", "SemanticSegment": "semantic", "Depth": "depth"}
+DENSE_TASK_OF = {getattr(head_module, name): task for name, task in DENSE_HEADS.items() if hasattr(head_module, name)}
+SIDE = 224  # of the image that a model is looked at with; some transformers read no other
+
+
+def dense_output(task: str, preds: Any) -> Tensor:
+    """Return what a model says, of training or of validation.
+
+    Args:
+        task (str): "classify", "semantic" or "depth".
+        preds (Any): What the model returns.
+
+    Returns:
+        (Tensor): Class logits of shape (B, nc), per-pixel logits (B, nc, H, W), or depth (B, 1, H, W).
+    """
+    if task == "depth":
+        return preds["depth"] if isinstance(preds, dict) else preds
+    if isinstance(
+        preds, (tuple, list)
+    ):  # classify in eval mode: probabilities and logits; semantic: main and auxiliary
+        return preds[1] if task == "classify" else preds[0]
+    return preds
+
+
+def dense_classes(model: nn.Module) -> int:
+    """Return the number of classes that a model scores, by what it returns for an image."""
+    out = look(model)[0]
+    return int((out[1] if isinstance(out, (tuple, list)) and len(out) > 1 else _first(out)).shape[1])
+
+
+def _first(out: Any) -> Any:
+    """Return the first tensor of what a model returns."""
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+@contextmanager
+def tapped(model: nn.Module, take: Callable[[list[Tensor]], None]) -> Iterator[None]:
+    """Hand over the feature maps that enter a model's head at every forward pass.
+
+    Args:
+        model (nn.Module): Model of a dense task.
+        take (Callable): Is given the maps, each of shape (B, C, H, W).
+    """
+    place, from_inputs = _tap(model)
+
+    def hand_over(_: nn.Module, inputs: Any, output: Any) -> None:
+        """Take the maps of one forward pass."""
+        maps = inputs[0] if from_inputs else output
+        take(list(maps) if isinstance(maps, (list, tuple)) else [maps])
+
+    hook = place.register_forward_hook(hand_over)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def dense_maps(model: nn.Module, task: str, channels: int) -> FeatureLayout:
+    """Return the maps that enter a model's head.
+
+    A classifier has one, whose stride is of no account: it is given as 0, the same for every family.
+
+    Args:
+        model (nn.Module): The model.
+        task (str): Its task.
+        channels (int): Channels of its images.
+    """
+    seen: list[list[Tensor]] = []
+    with tapped(model, seen.append):
+        look(model, channels)
+    maps = [f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in seen[-1]]
+    strides = tuple(SIDE // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
+    return FeatureLayout(strides, tuple(f.shape[1] for f in maps))
+
+
+def look(model: nn.Module, channels: int | None = None) -> tuple[Any, int]:
+    """Return what a model returns for one grey image, and the channels of that image; its state stays as it was.
+
+    Args:
+        model (nn.Module): The model.
+        channels (int, optional): Channels of the image; those that its first convolution reads if None.
+    """
+    if channels is None:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    first, training = next(model.parameters()), model.training
+    try:
+        with torch.no_grad():
+            image = torch.full((1, channels, SIDE, SIDE), 0.5, device=first.device, dtype=first.dtype)
+            return model.eval()(image), channels
+    finally:
+        model.train(training)
+
+
+def _tap(model: Any) -> tuple[Any, bool]:
+    """Return the module where the maps are found, and whether they are what it reads or what it returns."""
+    head = find_head(model)
+    if type(head) in DENSE_TASK_OF:
+        return head, True
+    seen: list[tuple[nn.Module, tuple[int, ...]]] = []
+    hooks = [
+        m.register_forward_hook(
+            lambda module, _, out: seen.append((module, tuple(out.shape))) if isinstance(out, Tensor) else None
+        )
+        for m in model.modules()
+        if not list(m.children())
+    ]
+    try:
+        look(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [module for module, shape in seen if len(shape) == 4 and shape[-1] > 1]
+    # A transformer has no maps: what its classifier reads, a vector, is all there is
+    return (maps[-1], False) if maps else (next(m for m, _ in reversed(seen) if isinstance(m, nn.Linear)), True)

@@ -1,0 +1,255 @@
+"""Inside a YOLO head: which one it is, its towers, and what a frozen one can do without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules import head as head_module
+from ultralytics.nn.modules.head import Detect
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ..errors import KDError
+from .grid import ANGLES, BOXES, COEFFICIENTS, KEYPOINTS, ONE2MANY, ONE2ONE, PROTO, SCORES, SIGMAS, Branch, Layout
+
+# Heads that can be distilled, by name, as not every release has all of them. Other subclasses predict with prompts
+GRID_HEADS = {
+    "Detect": "detect",
+    "v10Detect": "detect",
+    "Segment": "segment",
+    "Segment26": "segment",
+    "Pose": "pose",
+    "Pose26": "pose",
+    "OBB": "obb",
+    "OBB26": "obb",
+}
+TASK_OF = {getattr(head_module, name): task for name, task in GRID_HEADS.items() if hasattr(head_module, name)}
+
+
+def find_head(model: nn.Module) -> Any:
+    """Return the last layer of a model that is a sequence of layers, as Ultralytics' models are; None of another."""
+    layers = getattr(unwrap_model(model), "model", None)
+    return layers[-1] if isinstance(layers, nn.Sequential) and len(layers) else None
+
+
+def detect_head(model: nn.Module) -> Any:
+    """Return the detection-like head of a model: of detection, instance segmentation, pose or rotated boxes.
+
+    Raises:
+        KDError: If the model has none, or its head lost a branch by `fuse()`.
+    """
+    head = find_head(model)
+    if type(head) not in TASK_OF:
+        kind = type(head).__name__ if head is not None else type(model).__name__
+        raise KDError(f"a YOLO detection head is needed for distillation, this model ends in '{kind}'.")
+    # fuse() sets the branch that it drops to None; one that a head never had is no attribute at all
+    if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
+        raise KDError(
+            "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
+        )
+    return head
+
+
+def layout(model: nn.Module) -> Layout:
+    """Return the layout of a model's detection-like head."""
+    head = detect_head(model)
+    task = TASK_OF[type(head)]
+    return Layout(
+        strides=tuple(int(s) for s in head.stride.tolist()),
+        channels=tuple(first_conv(tower).in_channels for tower in head.cv2),
+        nc=head.nc,
+        reg_max=head.reg_max,
+        branches=(ONE2MANY, ONE2ONE) if getattr(head, "one2one_cv2", None) is not None else (ONE2MANY,),
+        task=task,
+        kpt_shape=tuple(head.kpt_shape) if task == "pose" else None,
+        kpt_scale=1.0 if hasattr(head, "cv4_kpts") else 2.0,
+    )
+
+
+# Towers ---------------------------------------------------------------------------------------------------------------
+def towers(head: Any, branch: str) -> dict[str, Any]:
+    """Return the towers of a branch by what they predict, each a list with one nn.Sequential per level."""
+    prefix = "one2one_" if branch == ONE2ONE else ""
+
+    def part(name: str) -> Any:
+        """Return one of the branch's lists of towers."""
+        return getattr(head, prefix + name)
+
+    found = {BOXES: part("cv2"), SCORES: part("cv3")}
+    task = TASK_OF[type(head)]
+    if task == "segment":
+        found[COEFFICIENTS] = part("cv4")
+    elif task == "obb":
+        raw = type(head).__name__ == "OBB26"
+        found[ANGLES] = part("cv4") if raw else nn.ModuleList(nn.Sequential(*t, _Angle()) for t in part("cv4"))
+    elif task == "pose" and hasattr(head, "cv4_kpts"):
+        for name, last in ((KEYPOINTS, "cv4_kpts"), (SIGMAS, "cv4_sigma")):
+            if part(last) is not None:
+                found[name] = nn.ModuleList(nn.Sequential(*t, end) for t, end in zip(part("cv4"), part(last)))
+    elif task == "pose":
+        found[KEYPOINTS] = part("cv4")
+    return found
+
+
+class _Angle(nn.Module):
+    """Makes an angle in radians of what YOLOv8's and 11's heads for rotated boxes predict."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return angles between -pi / 4 and 3 pi / 4."""
+        return (x.sigmoid() - 0.25) * math.pi
+
+
+def stem_features(head: Any, branch: str, feats: list[Tensor], levels: Sequence[int]) -> dict[str, list[Tensor]]:
+    """Return what the first block of the towers of scores and boxes makes of the head's inputs.
+
+    The student's towers run in training mode: `frozen_statistics` keeps this second pass out of BatchNorm's averages.
+    It runs in float32, as the weights are, whatever AMP made of the features.
+
+    Args:
+        head (Detect): Detection head.
+        branch (str): "one2many" or "one2one".
+        feats (list[Tensor]): Head inputs of the levels.
+        levels (Sequence[int]): Index of each level in the head.
+
+    Returns:
+        (dict[str, list[Tensor]]): Features per tower and level, each of shape (B, C, H, W).
+    """
+    found = towers(head, branch)
+    with frozen_statistics(head):
+        return {name: [found[name][level][0](x.float()) for level, x in zip(levels, feats)] for name in (SCORES, BOXES)}
+
+
+def finish_towers(
+    head: Any, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor], levels: Sequence[int]
+) -> Branch:
+    """Run the rest of each tower on features as `stem_features` gives them.
+
+    Returns:
+        (Branch): The branch's scores and boxes.
+    """
+    found = towers(head, branch)
+    out = {
+        name: torch.cat([found[name][i][1:](x).flatten(2) for i, x in zip(levels, stems[name])], dim=-1)
+        for name in (SCORES, BOXES)
+    }
+    return Branch(out[SCORES].transpose(1, 2), out[BOXES].transpose(1, 2), feats)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm in training mode use the batch's statistics without adding them to its running ones."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+# Frozen heads ---------------------------------------------------------------------------------------------------------
+class RawHead(nn.Module):
+    """Stands for the head in a frozen model: only the towers that are read, no decoding, no top-k, no NMS.
+
+    Attributes:
+        f (list[int]): Layers whose outputs the head reads, as Ultralytics' models want to know.
+        i (int): Index of the head in the model.
+        towers (nn.ModuleDict): Towers by branch and part, one per level.
+        proto (nn.Module | None): What makes the mask prototypes, if they are read.
+        levels (list[int]): Levels that are read.
+    """
+
+    def __init__(self, head: Detect, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None):
+        """Take towers over from a head.
+
+        Args:
+            head (Detect): Detection-like head; its towers are shared, not copied.
+            reads (Mapping[str, Collection[str]]): The parts to read, as `towers` names them, and "proto", by branch.
+            strides (Sequence[int], optional): Strides of the levels to read; all if None.
+        """
+        super().__init__()
+        self.f, self.i = head.f, head.i
+        own = [int(s) for s in head.stride.tolist()]
+        self.levels = [own.index(s) for s in strides or own]
+        self.towers: Any = nn.ModuleDict()
+        for branch, parts in reads.items():
+            found = towers(head, branch)
+            self.towers[branch] = nn.ModuleDict(
+                {part: nn.ModuleList(found[part][i] for i in self.levels) for part in sorted(parts) if part in found}
+            )
+        self.proto: Any = head.proto if any(PROTO in parts for parts in reads.values()) else None
+        self.fuses_levels = hasattr(self.proto, "feat_refine")  # YOLO26's prototypes read all levels
+
+    def forward(self, feats: list[Tensor]) -> dict[str, dict[str, Any]]:
+        """Return the parts that are read, each of shape (B, channels, A), and the features, by branch."""
+        proto = None if self.proto is None else self.proto(feats if self.fuses_levels else feats[0])
+        feats = [feats[i] for i in self.levels]
+        empty = feats[0].new_empty((feats[0].shape[0], 0, sum(f.shape[-2] * f.shape[-1] for f in feats)))
+        out: dict[str, dict[str, Any]] = {}
+        for branch, parts in self.towers.items():
+            out[branch] = {SCORES: empty, BOXES: empty, "feats": feats, PROTO: proto}
+            for part, levels in parts.items():
+                out[branch][part] = torch.cat([tower(x).flatten(2) for tower, x in zip(levels, feats)], dim=-1)
+        return out
+
+
+def read_raw(model: Any, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None) -> None:
+    """Let a frozen model return raw outputs of the branches, parts and levels that are read, not its predictions."""
+    model.model[-1] = RawHead(detect_head(model), reads, strides)
+
+
+@contextmanager
+def keep_branches(model: nn.Module) -> Iterator[None]:
+    """Let `model.fuse()` fold BatchNorm into convolutions without dropping a head branch."""
+    head = find_head(model)
+    if not isinstance(head, Detect):  # other heads have no branch to drop
+        yield
+        return
+    head.fuse = lambda: None
+    try:
+        yield
+    finally:
+        del head.fuse
+
+
+def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: int) -> None:
+    """Let a model score other classes than it was trained for, in place; NMS and top-k then work on those.
+
+    Args:
+        model (nn.Module): Model with a detection-like head.
+        mapping (Callable): Makes logits of shape (..., nc) from the model's own of shape (..., own nc).
+        nc (int): Number of classes that the mapping returns.
+    """
+    head = detect_head(model)
+    for branch in layout(model).branches:
+        for tower in towers(head, branch)[SCORES]:
+            tower.append(MapChannels(mapping))
+    head.nc, head.no = nc, nc + 4 * head.reg_max
+
+
+class MapChannels(nn.Module):
+    """Applies a mapping of the last dimension to the channels of (B, C) or (B, C, H, W)."""
+
+    def __init__(self, mapping: Callable[[Tensor], Tensor]):
+        """Take the mapping."""
+        super().__init__()
+        self.mapping = mapping
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mapped channels."""
+        return self.mapping(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+def first_conv(module: nn.Module) -> nn.Conv2d:
+    """Return the first convolution of a module."""
+    return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def last_conv(module: nn.Module) -> nn.Conv2d:
+    """Return the last convolution of a module."""
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d)][-1]

@@ -1,0 +1,201 @@
+"""Teachers of classification, semantic segmentation and depth: one tensor for the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import predictions
+from ..classes import ClassMap
+from ..errors import KDError
+from ..lean import fused_copy, placed
+from .base import Teacher
+
+
+@dataclass
+class DenseAnswer:
+    """What a teacher says about a batch, without anchor points.
+
+    Attributes:
+        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W).
+        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
+        features (list[list[Tensor]]): Feature maps of every teacher behind the answer.
+    """
+
+    value: Tensor
+    classes: Tensor | None
+    features: list[list[Tensor]] = field(default_factory=list)
+
+
+class DenseTeacher(Teacher):
+    """A classifier, from wherever it comes, a semantic segmenter or a depth estimator.
+
+    Attributes:
+        model (nn.Module | None): What runs.
+    """
+
+    model: Any = None
+    imgsz: int | None = None  # side of the images that it can read, if it is only one
+    mean: Sequence[float] | None = None  # of the images that it was trained with, by which they are normalised
+    std: Sequence[float] | None = None
+
+    def inspect(self) -> None:
+        """Look at the model's head and names.
+
+        Raises:
+            KDError: If there is not a name for each class.
+        """
+        if self.maps:
+            return
+        self._take_preprocessing()
+        self.channels = predictions.look(self.original)[1]
+        if self.task != "depth":
+            nc = predictions.dense_classes(self.original)
+            if len(self.names) != nc:
+                raise KDError(
+                    f"the teacher scores {nc} classes and names {len(self.names)}: give its `names` one for each "
+                    "class, in the order of its scores."
+                )
+        self.maps = [predictions.dense_maps(self.original, self.task, self.channels)]
+
+    def _take_preprocessing(self) -> None:
+        """Take note of how a classifier from elsewhere wants its images: of timm's description, or its attributes."""
+        described = getattr(self.original, "pretrained_cfg", None) or {}
+        self.mean = getattr(self.original, "mean", None) or described.get("mean")
+        self.std = getattr(self.original, "std", None) or described.get("std")
+        if described.get("fixed_input_size"):
+            self.imgsz = int(described["input_size"][-1])
+
+    def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
+        """Match its classes with the student's; depth has none."""
+        if self.task == "depth":
+            self.classes = ClassMap({i: (i,) for i in names}, dict(names), dict(names))
+        else:
+            super().match(names, spec, keep)
+
+    def _build(self, dtype: torch.dtype) -> None:
+        """Make the model that runs, in a precision."""
+        model: Any = self.original
+        own = callable(getattr(model, "fuse", None))  # Ultralytics'
+        model = fused_copy(model) if own else deepcopy(model).float().eval().requires_grad_(False)
+        self._seen: list[list[Tensor]] = []
+        if self._reads.features:
+            self._ears = predictions.tapped(model, self._seen.append)
+            self._ears.__enter__()
+        self.model = placed(model, self._device, dtype, self._compile)
+        super()._build(dtype)
+
+    def __call__(self, images: Tensor) -> DenseAnswer:
+        """Return the answer in the student's classes."""
+        assert self.classes is not None
+        value, features = self._run_checked(images)
+        if self.task == "depth":
+            return DenseAnswer(value, None, [features])
+        value = self.classes.map_scores(value.movedim(1, -1), exclusive=True).movedim(-1, 1)
+        return DenseAnswer(value, self.classes.taught(images.device), [features])
+
+    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return logits or depth in float32, and the feature maps that are read."""
+        images = self._normalised(images.float())
+        self._seen.clear()
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            out = self.model(images.to(self.dtype))
+        maps = [f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in self._seen[-1]] if self._seen else []
+        self._seen.clear()
+        return predictions.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Return images as the model was trained with."""
+        if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
+            images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", align_corners=False)
+        if self.mean is None or self.std is None:
+            return images
+        mean, std = (images.new_tensor(list(v)).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+    @staticmethod
+    def _numbers(answer: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+        """Return all tensors of an answer."""
+        return [answer[0], *answer[1]]
+
+    def _let_go(self) -> None:
+        """Drop what `prepare` made."""
+        self.model = None
+
+    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
+        """Return a copy that answers in the student's classes."""
+        assert self.classes is not None
+        if self.task == "depth" and callable(getattr(self.original, "fuse", None)):
+            return deepcopy(self.original)
+        return Scored(self, nc, names)
+
+
+class Scored(nn.Module):
+    """A teacher as a model that Ultralytics' validators can score on the student's classes."""
+
+    def __init__(self, teacher: DenseTeacher, nc: int, names: Mapping[int, str]):
+        """Copy the model.
+
+        Args:
+            teacher (DenseTeacher): The teacher.
+            nc (int): The student's number of classes.
+            names (Mapping[int, str]): Their names.
+        """
+        super().__init__()
+        self.inner: Any = deepcopy(teacher.original).float().eval()
+        self.names, self.task = dict(names), teacher.task
+        self.yaml = {"nc": nc, "channels": teacher.channels}
+        self.stride = getattr(teacher.original, "stride", torch.tensor([32.0]))
+        self._normalise, self._classes = teacher._normalised, teacher.classes
+
+    def fuse(self, verbose: bool = False, **_: Any) -> Scored:
+        """Return itself: nothing is gained by fusing for one validation."""
+        return self
+
+    def forward(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return what the teacher says in the student's classes."""
+        out = predictions.dense_output(self.task, self.inner(self._normalise(images)))
+        assert self._classes is not None
+        mapped = self._classes.all_scores(out.movedim(1, -1), exclusive=True).movedim(-1, 1)
+        return mapped.softmax(1) if self.task == "classify" else mapped
+
+
+def average(
+    answers: list[DenseAnswer], classes: list[ClassMap], union: ClassMap, shares: list[float], task: str
+) -> Any:
+    """Return the mean of several teachers' answers.
+
+    Probabilities are averaged over the teachers that know the class, depth in its logarithm.
+
+    Args:
+        answers (list[DenseAnswer]): An answer of each.
+        classes (list[ClassMap]): How each one's classes teach the student's.
+        union (ClassMap): The classes that any of them teaches.
+        shares (list[float]): Weight of each.
+        task (str): Their task.
+    """
+    size = answers[0].value.shape[2:]
+    values = [
+        a.value if a.value.shape[2:] == size else F.interpolate(a.value, size, mode="bilinear", align_corners=False)
+        for a in answers
+    ]
+    features = [maps for a in answers for maps in a.features]
+    if task == "depth":
+        logs = sum(share * v.clamp(min=1e-3).log() for v, share in zip(values, shares))
+        return DenseAnswer(torch.as_tensor(logs).exp(), None, features)
+    taught = union.student
+    total = values[0].new_zeros((len(values[0]), len(taught), *size))
+    weight = total.new_zeros(len(taught))
+    for value, each, share in zip(values, classes, shares):
+        place = torch.tensor([taught.index(i) for i in each.student], device=value.device)
+        total.index_add_(1, place, value.softmax(1) if value.shape[1] > 1 else value.sigmoid(), alpha=share)
+        weight.index_add_(0, place, weight.new_full((len(place),), share))
+    mean = total / weight.view(1, -1, *[1] * len(size))
+    logits = mean.clamp(min=1e-9).log() if len(taught) > 1 else torch.logit(mean, eps=1e-6)
+    return DenseAnswer(logits, union.taught(total.device), features)

@@ -1,0 +1,162 @@
+"""From the `teacher` argument to a teacher: what kind it is, and where it is found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.engine.model import Model
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils.torch_utils import unwrap_model
+
+from .. import predictions
+from ..errors import KDError, first_line
+from .average import EMA as MOVING_AVERAGE
+from .average import MovingAverage
+from .base import Teacher
+from .dense import DenseTeacher
+from .ensemble import ensemble
+from .grid import GridTeacher
+from .sets import CustomTeacher, ExportedTeacher, QueryTeacher, class_names
+
+IN_MEMORY = " in memory"
+EXPORTED = (  # what Ultralytics' AutoBackend knows a model by
+    *(".onnx", ".torchscript", ".engine", ".mlpackage", ".mlmodel", ".pb", ".tflite", ".mnn"),
+    *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_imx_model", "_rknn_model"),
+)
+
+
+def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | None = None) -> Teacher:
+    """Return the teacher behind a `teacher` argument, inspected but for one that follows the student.
+
+    Args:
+        source (Any): A name that Ultralytics downloads, a local path, a URL or `ul://` URI of trained weights; an
+            exported file; `module:name` of a Python object; "ema" for the student's own moving average; a `YOLO`, a
+            model or an object with `names` and `teach` in memory, all of which stay untouched; or a list of such.
+        task (str): The student's task.
+        weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
+
+    Raises:
+        KDError: If nothing that can teach is found there, or it is of another task.
+    """
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise KDError("teacher=[] is an empty list: name the teachers, or drop it.")
+        members = [open_teacher(each, task) for each in source]
+        if any(m.follows_student for m in members) and len(members) > 1:
+            raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers.")
+        if len(members) > 1:
+            teacher: Teacher = ensemble(members, weights)
+            teacher.inspect()
+            return teacher
+        source = source[0]
+    if weights is not None:
+        raise KDError("'kd_teacher_weights' weighs several teachers: give teacher=[a.pt,b.pt], or drop it.")
+    if isinstance(source, str) and source.strip().lower() == MOVING_AVERAGE:
+        return MovingAverage(task)
+    teacher = _open(source)
+    if teacher.task != task:
+        raise KDError(
+            f"teacher={teacher.source} is a '{teacher.task}' model and the student's task is '{task}': both must have "
+            "the same task."
+        )
+    teacher.inspect()
+    return teacher
+
+
+def _open(source: Any) -> Teacher:
+    """Return the teacher behind one source."""
+    said = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__}{IN_MEMORY}"
+    if isinstance(source, str) and _names_object(source):
+        source = _import(source)
+    if isinstance(source, Model) and isinstance(source.model, (str, Path)):
+        source = source.model  # a YOLO that holds an exported file
+    if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
+        return ExportedTeacher(_exported_file(source))
+    if hasattr(source, "teach") and not isinstance(source, Model):
+        return CustomTeacher(source, said)
+    model = _load(source)
+    names = class_names(model)
+    if predictions.has_queries(model):
+        return QueryTeacher(model, said, "detect", names)
+    task = getattr(model, "task", None) or guess_model_task(model)
+    if task in predictions.DENSE_TASK_OF.values():
+        return DenseTeacher(model, said, task, names)
+    return GridTeacher(model, said, task, names)
+
+
+def _names_object(source: str) -> bool:
+    """Return whether a text is `package.module:name`."""
+    module, colon, name = source.partition(":")
+    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def _import(source: str) -> Any:
+    """Return the object that `module:name` names; a function or class is called for it.
+
+    Raises:
+        KDError: If there is none.
+    """
+    module, _, name = source.partition(":")
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:  # as with `python -m`; installed scripts do not look where they are started
+        sys.path.insert(0, folder)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise KDError(f"teacher={source} names no object that can be imported: {e}.") from e
+    finally:
+        if added:
+            sys.path.remove(folder)
+    made = found() if callable(found) and not isinstance(found, nn.Module) and not hasattr(found, "teach") else found
+    return made() if isinstance(made, type) else made
+
+
+def _exported_file(source: str | Path) -> str:
+    """Return the path of an exported model.
+
+    Raises:
+        KDError: If it is not there.
+    """
+    path = Path(str(source).strip())
+    if not path.exists():
+        raise KDError(f"teacher={source} was not found.")
+    return str(path)
+
+
+def _load(source: Any) -> nn.Module:
+    """Return the model behind one source, in float32."""
+    if isinstance(source, Model):
+        source = source.model
+    if isinstance(source, nn.Module):
+        return deepcopy(unwrap_model(source)).float().eval()
+    if not isinstance(source, (str, Path)):
+        raise KDError(
+            f"teacher={source!r} is of type {type(source).__name__}: give a path, a YOLO, a model, or an object with "
+            "`names` and `teach`."
+        )
+    path = str(source).strip()
+    if path.endswith(IN_MEMORY):
+        raise KDError(
+            f"teacher={path}: this run was taught by an object that could not be saved beside it: give it again, "
+            "teacher=..."
+        )
+    if "://" not in path:  # a URI would lose a slash
+        path = str(check_model_file_from_stem(path))
+    if path.lower().endswith((".yaml", ".yml")):
+        raise KDError(f"teacher={source} is an untrained architecture: give trained weights (.pt).")
+    if "://" not in path and Path(path).suffix.lower() != ".pt":
+        raise KDError(f"teacher={source} is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
+    try:
+        return load_checkpoint(path)[0]
+    except FileNotFoundError as e:
+        raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
+    except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
+        raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {first_line(e)}") from e
