@@ -20,7 +20,6 @@ from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
 from ultralytics_kd.bench.worker import write
-from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
 from ultralytics_kd.config import ARGUMENTS
 from ultralytics_kd.errors import KDError
@@ -35,7 +34,7 @@ def plan(**given):
 
 def record(nms: float, end2end: float | None = None, seconds: float = 10.0) -> dict:
     scores = {
-        head: {"map": v, "map50": v + 0.2, "precision": 0.5, "recall": 0.5}
+        head: {"score": v, "second": v + 0.2, "precision": 0.5, "recall": 0.5}
         for head, v in (("nms", nms), ("end2end", end2end))
         if v is not None
     }
@@ -107,7 +106,9 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"arms": 3}, "is invalid"),
         ({"arms": "alone,builtin", "kd_cls": 2.0}, "no arm in arms reads it"),
         ({"arms": "alone,kd", "dis": 2.0}, "no arm in arms reads it"),
-        ({"task": "segment"}, "task 'segment' cannot be compared"),
+        ({"task": "caption"}, "task 'caption' cannot be compared"),
+        ({"model": "yolo26n-seg.yaml", "arms": {"kd": {"kd_cls_loss": "dkd"}}}, "does not suit task 'segment'"),
+        ({"model": "yolo26n-cls.yaml", "holdout": 0.2}, "folders of a classification"),
         ({"batch": -1}, "AutoBatch"),
         ({"batch": 0.7}, "AutoBatch"),
         ({"data": ["a.yaml", "b.yaml"]}, "one of it"),
@@ -189,7 +190,7 @@ def test_gains_are_paired_by_seed_and_heads_are_kept_apart():
     assert kd["gain"] == pytest.approx((0.05 + 0.01) / 2)  # seed 2 has no counterpart
     assert kd["gap_closed"] == pytest.approx(0.03 / (0.57 - 0.37))
     assert kd["seeds"] == {0: 0.35, 1: 0.45} and kd["seconds"] == 12.5
-    assert table[0]["gain"] is None and table[0]["map"] == pytest.approx((0.30 + 0.44 + 0.90) / 3)
+    assert table[0]["gain"] is None and table[0]["score"] == pytest.approx((0.30 + 0.44 + 0.90) / 3)
     assert table[3]["gain"] == pytest.approx(0.15)
 
 
@@ -341,7 +342,9 @@ def test_a_teacher_with_classes_in_another_order_answers_in_those_of_the_data(tm
     torch.save(saved, tmp_path / "flipped.pt")
     images, answers = torch.rand(1, 3, 64, 64), []
     for name in ("straight", "flipped"):
-        model = load(str(tmp_path / f"{name}.pt"), match_classes(NAMES, open_teacher(tmp_path / f"{name}.pt").names))
+        teacher = open_teacher(tmp_path / f"{name}.pt")
+        teacher.match(NAMES)
+        model = load(str(tmp_path / f"{name}.pt"), teacher)
         assert model.names == NAMES
         with torch.no_grad():
             answers.append(model.model(images)[0])
@@ -376,11 +379,38 @@ def test_one_bench_at_a_time_has_a_folder(tmp_path):
         pass
 
 
-def test_a_model_that_is_no_detector_is_refused_before_anything_is_trained(bench, tmp_path):
-    for name, given in (("model", {}), ("teacher_model", {"teacher": None, "teacher_epochs": 1})):
-        with pytest.raises(KDError, match=f"{name}=yolo26n-seg.yaml"):
-            run_bench({**bench, **given, name: "yolo26n-seg.yaml"})
+def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_trained(bench, tmp_path):
+    trained = {"teacher": None, "teacher_epochs": 1}
+    for name, model, given in (("model", "yolov8n-world.yaml", {}), ("teacher_model", "yolo26n-seg.yaml", trained)):
+        with pytest.raises(KDError, match=f"{name}={model}"):
+            run_bench({**bench, **given, name: model})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, suffix", [("segment", "-seg"), ("classify", "-cls"), ("depth", "-depth")])
+def test_other_tasks_are_compared_by_their_own_metric(task, suffix, tmp_path):
+    from ultralytics_kd.demo.tasks import draw_task_dataset
+
+    data = draw_task_dataset(tmp_path / "set", task, 8, 6, 64, seed=3)
+    report = run_bench(
+        {
+            **{k: v for k, v in QUICK.items() if k not in {"verbose", "plots"}},
+            "data": str(data),
+            "model": f"yolo26n{suffix}.yaml",
+            "teacher_model": f"yolo26s{suffix}.yaml",
+            "teacher_epochs": 1,
+            "epochs": 1,
+            "arms": "kd",
+            "seeds": 1,
+            "project": str(tmp_path / "out"),
+        }
+    )
+    heads = {"nms", "end2end"} if task == "segment" else {"output"}
+    assert {row["head"] for row in report["table"]} == heads
+    assert report["metrics"][0] == {"segment": "mask mAP50-95", "classify": "top-1", "depth": "delta1"}[task]
+    assert report["metrics"][0] in (tmp_path / "out" / "bench" / "bench.md").read_text()
+    assert all(row["score"] is not None for row in report["table"]) and report["teachers"]
 
 
 def test_command_line_says_what_a_bench_takes_and_what_is_wrong(caplog, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def report(arms: dict[str, list[float]], teacher: float) -> dict:
     """Return the report of a bench, scores by arm and seed."""
 
     def record(nms: float, seconds: float) -> dict:
-        scores = {head: {"map": nms - less, "map50": 0.9} for head, less in (("nms", 0), ("end2end", 0.1))}
+        scores = {head: {"score": nms - less, "second": 0.9} for head, less in (("nms", 0), ("end2end", 0.1))}
         return {"scores": scores, "seconds": seconds, "epochs": 1, "batch": 4, "parameters": 9, "unmatched": []}
 
     runs = [
@@ -53,7 +53,7 @@ def test_summary_has_every_stage_and_the_mean_of_both_sets(tmp_path):
     save(tmp_path / "final-helmet", report({"alone": [0.4, 0.4], "kd": [0.5, 0.5], "more": [0.6, 0.6]}, 0.6))
     table = study.summarize(tmp_path)
     mean = table.filter(pl.col("stage").str.starts_with("mean"), pl.col("head") == "nms")
-    assert dict(zip(mean["arm"], mean["map"])) == pytest.approx({"alone": 0.305, "kd": 0.41, "teacher": 0.505})
+    assert dict(zip(mean["arm"], mean["score"])) == pytest.approx({"alone": 0.305, "kd": 0.41, "teacher": 0.505})
     kd = mean.row(by_predicate=pl.col("arm") == "kd", named=True)
     assert (kd["gain"], kd["gap_closed"], kd["time"], kd["runs"]) == pytest.approx((0.105, 0.525, 1.5, 4))
     text = study.to_markdown(table)

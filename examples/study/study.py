@@ -27,7 +27,7 @@ from ultralytics_kd.unlabeled import image_files
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TABLES = ("bench.json", "bench.csv", "bench.md", "records/*.json")
-COLUMNS = ("stage", "head", "arm", "runs", "map", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
+COLUMNS = ("stage", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # whose mean is told
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 
@@ -108,7 +108,7 @@ def summarize(results: Path) -> pl.DataFrame:
         results (Path): Folder with a folder per stage.
 
     Returns:
-        (pl.DataFrame): Columns `stage`, `head`, `arm` ("teacher" among them), `runs`, `map` (mAP50-95, mean over
+        (pl.DataFrame): Columns `stage`, `head`, `arm` ("teacher" among them), `runs`, `score` (mAP50-95, mean over
             seeds), `std`, `gain` (over `alone`, paired by seed), `ci_low` and `ci_high` (its 95% interval),
             `gap_closed` (share of what `alone` lacks of the teacher) and `time` (of training, over that of `alone`).
     """
@@ -123,7 +123,7 @@ def summarize(results: Path) -> pl.DataFrame:
     means = (
         table.filter(pl.col("stage").is_in(SETS))
         .group_by("head", "arm", maintain_order=True)
-        .agg(pl.col("runs").sum(), pl.col("map", "gain", "gap_closed", "time").mean(), stages=pl.len())
+        .agg(pl.col("runs").sum(), pl.col("score", "gain", "gap_closed", "time").mean(), stages=pl.len())
         .filter(pl.col("stages") == len(SETS))
         .with_columns(stage=pl.lit(f"mean of {' and '.join(SETS)}"))
     )

@@ -15,6 +15,7 @@ from ultralytics.utils.checks import check_yaml
 
 from ..config import ARGUMENTS, TASKS, check_combination, whole_number
 from ..errors import KDError
+from ..model import YOLO
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 BUILTIN_ARGUMENTS = ("distill_model", "dis")
@@ -61,6 +62,7 @@ class Plan:
         classes (str | dict): The `kd_classes` of arms that have none of their own.
         holdout (float): Share of the training images that takes the place of the val set, 0 for the val set itself.
         jobs (int): Trainings at a time.
+        task (str): Task of all models.
     """
 
     save_dir: Path
@@ -72,6 +74,7 @@ class Plan:
     classes: Any
     holdout: float
     jobs: int
+    task: str = "detect"
 
 
 def make_plan(overrides: Mapping[str, Any]) -> Plan:
@@ -99,11 +102,14 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         )
     arms = _arms(own["arms"], special, teacher)
     get_cfg(overrides={**given, **place})
+    task = given.get("task") or _task_of(given["model"])
     for arm in arms:
-        _check_arm(arm, given, trained=own["teacher_model"] is not None)
+        _check_arm(arm, {**given, "task": task}, trained=own["teacher_model"] is not None)
+    if own["holdout"] and task == "classify":
+        raise KDError("'holdout' draws from a list of images, which the folders of a classification are not: drop it.")
     _check_used(teacher or own["teacher_model"], special, arms)
     return Plan(
-        get_save_dir(get_cfg(overrides={"name": "bench", **place, "exist_ok": True, "task": "detect"})),
+        get_save_dir(get_cfg(overrides={"name": "bench", **place, "exist_ok": True, "task": task})),
         given,
         arms,
         _seeds(own["seeds"]),
@@ -112,7 +118,16 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         special.get("kd_classes", ARGUMENTS["kd_classes"].default),
         _share(own["holdout"]),
         whole_number("jobs", own["jobs"]),
+        task,
     )
+
+
+def _task_of(model: Any) -> str:
+    """Return the task of a model; detection if it cannot be opened, which is said before anything is trained."""
+    try:
+        return str(YOLO(model).task)
+    except (FileNotFoundError, ValueError, TypeError, ConnectionError):
+        return "detect"
 
 
 def _recipe(cfg: Any) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def _check_arm(arm: Arm, common: dict[str, Any], trained: bool) -> None:
             raise KDError(f"arm '{arm.name}' needs a teacher: give teacher=... or teacher_model=... teacher_epochs=...")
         args[arm.teacher_key] = "teacher.pt"
     try:
-        check_combination({**vars(get_cfg(overrides={**common, **args})), "task": "detect"})
+        check_combination({**vars(get_cfg(overrides={**common, **args})), "task": common["task"]})
     except KDError as e:
         raise KDError(f"arm '{arm.name}': {e}") from e
 

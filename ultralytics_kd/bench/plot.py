@@ -8,6 +8,15 @@ from typing import Any
 from ultralytics.utils import plt_settings
 
 
+def metric_names(report: dict[str, Any]) -> tuple[str, str]:
+    """Return what the two scores of a report are called; benches of detectors once did not say."""
+    main, second = report.get("metrics") or ("mAP50-95", "mAP50")
+    return main, second
+
+
+TITLES = {"nms": "one2many head, NMS", "end2end": "end-to-end head", "output": ""}
+
+
 @plt_settings()
 def plot_table(report: dict[str, Any], file: Path) -> None:
     """Draw every run as a point, the mean of each arm as a line, and its teacher as a dashed one; a panel per head.
@@ -26,13 +35,13 @@ def plot_table(report: dict[str, Any], file: Path) -> None:
         for y, row in enumerate(rows):
             values = list(row["seeds"].values())
             ax.plot(values, [y] * len(values), "o", alpha=0.6, color=f"C{y % 10}")
-            ax.plot([row["map"]] * 2, [y - 0.3, y + 0.3], color=f"C{y % 10}", linewidth=2)
+            ax.plot([row["score"]] * 2, [y - 0.3, y + 0.3], color=f"C{y % 10}", linewidth=2)
             if row["teacher"] is not None:
                 ax.plot([row["teacher"]] * 2, [y - 0.4, y + 0.4], "--", color="black", linewidth=1)
         ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_xlabel("mAP50-95, dashed: teacher")
-        ax.set_title({"nms": "one2many head, NMS", "end2end": "end-to-end head"}[head])
+        ax.set_xlabel(f"{metric_names(report)[0]}, dashed: teacher")
+        ax.set_title(TITLES[head])
         ax.grid(axis="x", alpha=0.3)
     fig.savefig(file, dpi=150)
     plt.close(fig)

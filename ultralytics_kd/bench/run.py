@@ -13,13 +13,13 @@ from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from .. import predictions
-from ..config import register
+from ..config import GRID_TASKS, register
 from ..errors import KDError
 from ..model import YOLO
 from ..teachers import open_teacher
 from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Arm, Plan, make_plan
-from .scores import VAL_ARGS
+from .scores import METRICS, VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
 
@@ -63,14 +63,18 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_models(plan: Plan) -> None:
-    """Raise if the student, or the teacher that is to be trained, is no detector that can be compared."""
-    for name, model in (("model", plan.common["model"]), ("teacher_model", plan.teacher_model)):
-        if model is None:
+    """Raise if the student, or the teacher that is to be trained, is no model of the task that can be compared."""
+    for name, source in (("model", plan.common["model"]), ("teacher_model", plan.teacher_model)):
+        if source is None:
             continue
-        try:
-            predictions.layout(YOLO(model).model)
-        except KDError as e:
-            raise KDError(f"{name}={model}: {e}") from e
+        model = YOLO(source)
+        if model.task != plan.task:
+            raise KDError(f"{name}={source} is a '{model.task}' model, and the bench is of task '{plan.task}'.")
+        if plan.task in GRID_TASKS:
+            try:
+                predictions.layout(model.model)
+            except KDError as e:
+                raise KDError(f"{name}={source}: {e}") from e
 
 
 class Bench:
@@ -111,7 +115,7 @@ class Bench:
                 continue
             source = str(arm.args[arm.teacher_key] or trained)
             if source not in files:
-                path = _resolve(source)
+                path = _resolve(source, self.plan.task)
                 files[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             teacher = found[arm.name] = files[source]
             classes = arm.args.get("kd_classes", self.plan.classes)
@@ -149,8 +153,10 @@ class Bench:
             return
         self._take(job)
         run = self.runs[-1]
-        scores = ", ".join(f"{head} {s['map']:.4f}" for head, s in run.record["scores"].items())
-        LOGGER.info(f"{colorstr('Bench:')} {job.name}: mAP50-95 {scores} ({run.record['seconds']:.0f} s)")
+        scores = ", ".join(f"{head} {s['score']:.4f}" for head, s in run.record["scores"].items())
+        LOGGER.info(
+            f"{colorstr('Bench:')} {job.name}: {METRICS[self.plan.task][0][1]} {scores} ({run.record['seconds']:.0f} s)"
+        )
         self.report()
 
     def report(self) -> dict[str, Any]:
@@ -161,7 +167,8 @@ class Bench:
             settings |= {"teacher_model": plan.teacher_model, "teacher_epochs": plan.teacher_epochs}
         settings |= {"holdout": plan.holdout, **plan.common}
         table = summarize([arm.name for arm in plan.arms], self.runs, self.teachers)
-        report = {"settings": settings, "versions": VERSIONS, **table}
+        names = [name for _, name in METRICS[plan.task]]
+        report = {"settings": settings, "versions": VERSIONS, "metrics": names, **table}
         save_tables(report, plan.save_dir)
         return report
 
@@ -210,10 +217,10 @@ class Bench:
         return record is not None
 
 
-def _resolve(teacher: Any) -> Path:
+def _resolve(teacher: Any, task: str) -> Path:
     """Return the local file of a teacher, downloaded if need be.
 
     Raises:
         KDError: If nothing that can teach is found there.
     """
-    return Path(str(open_teacher(teacher).original.pt_path)).resolve()
+    return Path(str(open_teacher(teacher, task).original.pt_path)).resolve()

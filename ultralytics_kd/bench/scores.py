@@ -6,21 +6,32 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils.torch_utils import get_num_params
 
 from .. import predictions
-from ..classes import ClassMap, match_classes
+from ..config import GRID_TASKS
+from ..errors import KDError
 from ..model import YOLO
-from ..teachers import open_teacher
+from ..teachers import Teacher, open_teacher
 
-NMS, END2END = "nms", "end2end"
+NMS, END2END, ONE = "nms", "end2end", "output"  # heads; the last one of models that have but one kind of output
 # Arguments of a training that its scores depend on
 VAL_ARGS = (
     *("data", "split", "imgsz", "batch", "device", "workers", "classes", "single_cls", "max_det", "conf", "iou"),
     *("agnostic_nms", "half", "quantize", "rect"),
 )
+# What is told of each task: key of Ultralytics' metric, and what it is called; arms are compared by the first one
+METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "detect": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
+    "obb": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
+    "segment": (("metrics/mAP50-95(M)", "mask mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
+    "pose": (("metrics/mAP50-95(P)", "pose mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
+    "classify": (("metrics/accuracy_top1", "top-1"), ("metrics/accuracy_top5", "top-5")),
+    "semantic": (("metrics/mIoU", "mIoU"), ("metrics/pixel_acc", "pixel accuracy")),
+    "depth": (("metrics/delta1", "delta1"), ("metrics/abs_rel", "abs_rel")),
+}
 
 
 def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str, Any]:
@@ -32,44 +43,54 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
         classes (str | dict): How the classes of the weights stand for those of the data set, as `kd_classes`.
 
     Returns:
-        (dict): "scores" by head: `nms`, and `end2end` where there is such a head; "parameters", "weights"
+        (dict): "scores" by head: `nms`, and `end2end` where there is such a head, or `output`; "parameters", "weights"
             and "unmatched", the names of classes that the weights do not know.
     """
-    data = check_det_dataset(str(convert_ndjson_to_yolo_if_needed(args["data"])))
-    names = {0: "item"} if args.get("single_cls") else check_class_names(data["names"])
-    match = match_classes(names, open_teacher(weights).names, classes)
-    model = load(weights, match)
-    parameters, heads = get_num_params(model.model), predictions.layout(model.model).branches
-    scores = {NMS: _score(model, args, None)}
-    if predictions.ONE2ONE in heads:  # anew, as validation fuses a model and drops the head that it does not use
-        scores[END2END] = _score(load(weights, match), args, False)
+    task = YOLO(weights).task
+    data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
+    found = check_cls_dataset(data)["names"] if task == "classify" else check_det_dataset(data)["names"]
+    names = {0: "item"} if args.get("single_cls") else check_class_names(found)
+    teacher = open_teacher(weights, task)
+    teacher.match(names, classes)
+    assert teacher.classes is not None
+    model = load(weights, teacher)
+    if task in GRID_TASKS and teacher.layout is not None:
+        heads = predictions.layout(model.model).branches
+        scores = {NMS: _score(model, args, {"nms": None})}
+        if predictions.ONE2ONE in heads:  # anew, as validation fuses a model and drops the head that it does not use
+            scores[END2END] = _score(load(weights, teacher), args, {"nms": False})
+    else:
+        scores = {ONE: _score(model, args, {})}
     return {
         "scores": scores,
-        "parameters": parameters,
+        "parameters": get_num_params(teacher.original),
         "weights": str(Path(weights).absolute()),
-        "unmatched": match.unmatched,
+        "unmatched": teacher.classes.unmatched,
     }
 
 
-def load(weights: str, match: ClassMap) -> YOLO:
+def load(weights: str, teacher: Teacher) -> YOLO:
     """Load a model that answers in the classes of the data set.
 
     Args:
         weights (str): Path of a checkpoint.
-        match (ClassMap): How its classes stand for those of the data set.
+        teacher (Teacher): The same, its classes matched with those of the data set.
     """
     model = YOLO(weights)
-    if not match.identity:
-        predictions.map_head_classes(model.model, match.all_scores, len(match.student_names))
-        model.model.names = match.student_names
+    assert teacher.classes is not None
+    if not teacher.classes.identity:
+        names = teacher.classes.student_names
+        model.model = teacher.validator_model(len(names), names)
+        if model.model is None:
+            raise KDError(f"{weights} has other classes than the data, and cannot be scored in those.")
     return model
 
 
-def _score(model: YOLO, args: dict[str, Any], nms: bool | None) -> dict[str, float]:
-    """Return a model's scores on the val set, by NMS over its one2many head or from its end-to-end head."""
+def _score(model: YOLO, args: dict[str, Any], head: dict[str, Any]) -> dict[str, float]:
+    """Return a model's scores on the val set; of detectors by NMS over one2many, or from the end-to-end head."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = model.val(
-            **{k: args[k] for k in VAL_ARGS if k in args}, nms=nms, plots=False, verbose=False, project=folder
+            **{k: args[k] for k in VAL_ARGS if k in args}, **head, plots=False, verbose=False, project=folder
         )
-    box = metrics.box
-    return {"map": float(box.map), "map50": float(box.map50), "precision": float(box.mp), "recall": float(box.mr)}
+    main, second = (float(metrics.results_dict[key]) for key, _ in METRICS[model.task])
+    return {"score": main, "second": second}

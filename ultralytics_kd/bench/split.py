@@ -11,6 +11,8 @@ from ultralytics.utils import YAML
 from ..errors import KDError
 from ..unlabeled import image_files
 
+PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that say where
+
 
 def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
     """Split the training images of a data set, and return a data.yaml whose val set is the held-out part.
@@ -35,6 +37,6 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("val", files[:count]), ("train", files[count:])):
         (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
-    rest = {k: dataset[k] for k in ("names", "channels") if k in dataset}
+    rest = {k: v for k, v in dataset.items() if k not in PLACES}
     YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": "train.txt", "val": "val.txt", **rest})
     return folder / "data.yaml"

@@ -11,7 +11,8 @@ import polars as pl
 from scipy import stats
 
 from .plan import ALONE
-from .plot import plot_table
+from .plot import metric_names, plot_table
+from .scores import ONE
 
 CONFIDENCE = 0.95
 TRAINED = ("seconds", "epochs", "batch")  # what a record says of its training
@@ -58,10 +59,10 @@ def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, An
         for head, scores in record["scores"].items()
     ]
     # The score of a teacher that does not know all classes has zeros in it, which make a gap meaningless
-    targets = {(t["arm"], t["head"]): t["map"] for t in taught if not t["unmatched"]}
+    targets = {(t["arm"], t["head"]): t["score"] for t in taught if not t["unmatched"]}
     frame, there = pl.DataFrame(flat), {(r["head"], r["arm"]) for r in flat}
     table = [
-        _row(frame, arm, head, targets.get((arm, head)))
+        _row(frame, arm, head, targets.get((arm, head), targets.get((arm, ONE))))
         for head in dict.fromkeys(r["head"] for r in flat)
         for arm in arms
         if (head, arm) in there
@@ -74,24 +75,24 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
     runs = runs.filter(pl.col("head") == head)
     own, alone = (runs.filter(pl.col("arm") == name) for name in (arm, ALONE))
     pairs = own.join(alone, on="seed", suffix="_alone")
-    gains = (pairs["map"] - pairs["map_alone"]).to_list() if arm != ALONE else []
+    gains = (pairs["score"] - pairs["score_alone"]).to_list() if arm != ALONE else []
     gain = float(pl.Series(gains).mean()) if gains else None  # type: ignore[arg-type]
-    missing = teacher - float(pairs["map_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
+    missing = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
     low, high = interval(gains)
     return {
         "head": head,
         "arm": arm,
         "runs": own.height,
-        "map": own["map"].mean(),
-        "std": own["map"].std() if own.height > 1 else None,
-        "map50": own["map50"].mean(),
+        "score": own["score"].mean(),
+        "std": own["score"].std() if own.height > 1 else None,
+        "second": own["second"].mean(),
         "gain": gain,
         "ci_low": low,
         "ci_high": high,
         "teacher": teacher,
         "gap_closed": gain / missing if gain is not None and missing and missing > 0 else None,
         "seconds": own["seconds"].mean(),
-        "seeds": dict(zip(own["seed"].to_list(), own["map"].to_list())),
+        "seeds": dict(zip(own["seed"].to_list(), own["score"].to_list())),
     }
 
 
@@ -134,17 +135,18 @@ def _seed_columns(row: dict[str, Any]) -> dict[str, float]:
 
 def cells(report: dict[str, Any]) -> list[list[str]]:
     """Return the table as text, title first."""
-    title = ["head", "arm", "runs", "mAP50-95", "per seed", "gain over alone (95% CI)", "gap closed", "mAP50", "time"]
+    main, second = metric_names(report)
+    title = ["head", "arm", "runs", main, "per seed", "gain over alone (95% CI)", "gap closed", second, "time"]
     lines = [title]
     for head in dict.fromkeys(row["head"] for row in report["table"]):
         rows = [row for row in report["table"] if row["head"] == head]
         alone = next((r["seconds"] for r in rows if r["arm"] == ALONE), None)
         lines += [_cells(row, alone) for row in rows]
-        scores = {(t["map"], t["map50"], t["parameters"]): t for t in report["teachers"] if t["head"] == head}
+        scores = {(t["score"], t["second"], t["parameters"]): t for t in report["teachers"] if t["head"] in {head, ONE}}
         several = len(scores) > 1
         for t in scores.values():
             name = f"teacher of {t['arm']}" if several else "teacher"
-            lines.append([head, name, "1", f"{t['map']:.4f}", "", "", "", f"{t['map50']:.4f}", ""])
+            lines.append([head, name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", ""])
     return lines
 
 
@@ -159,14 +161,14 @@ def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
         " ".join(f"{v:.4f}" for v in row["seeds"].values()),
         gain_text(row),
         "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}",
-        f"{row['map50']:.4f}",
+        f"{row['second']:.4f}",
         f"{row['seconds']:.0f} s{ratio}",
     ]
 
 
 def score_text(row: dict[str, Any], digits: int = 4) -> str:
     """Return the mean score of a row, and its standard deviation if it has one."""
-    return f"{row['map']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
+    return f"{row['score']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
 
 
 def gain_text(row: dict[str, Any], digits: int = 4) -> str:
