@@ -369,6 +369,39 @@ def test_torchvision_classifier_teaches(sets, tmp_path):
     torch.testing.assert_close(trained.trainer.teacher(images).value, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+def test_classifier_of_another_library_is_named_by_a_text(source, sets, tmp_path, monkeypatch):
+    """Weights would be downloaded: here the libraries' own models without them. ImageNet's classes are mapped."""
+    import timm.models._builder
+    import torchvision.models
+    import torchvision.models._api
+
+    empty = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: empty)
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: None)
+    teacher = open_teacher(source, "classify")
+    assert len(teacher.names) == 1000 and teacher.mean is not None and len(teacher.maps[0].channels) == 1
+    student = YOLO("yolo26n-cls.yaml")
+    student.train(
+        **{**QUICK, "epochs": 1},
+        data=sets("classify"),
+        teacher=source,
+        kd_classes={teacher.names[0]: "disc", teacher.names[1]: "tile", teacher.names[2]: "tile"},
+        kd_feat=1.0,
+        project=str(tmp_path),
+    )
+    items = student.trainer.loss_items
+    assert items["kd_cls"] > 0 and items["kd_feat"] > 0
+    assert student.trainer.args.teacher == source
+
+
+@pytest.mark.parametrize("source", ["torchvision:nosuchnet", "timm:nosuchnet"])
+def test_classifier_that_a_library_has_not_is_one_sentence(source):
+    with pytest.raises(KDError, match=f"teacher={source} could not be had from") as error:
+        open_teacher(source, "classify")
+    assert "\n" not in str(error.value)
+
+
 def open_names() -> list[str]:
     """Return the classes of the drawn sets."""
     from ultralytics_kd.demo.shapes import CLASS_NAMES

@@ -83,7 +83,7 @@ def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Mo
         ("student", get_num_params(model), student),
     ):
         values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
-        lines.append(f"    {name:<8}{size:>12,}{values}")
+        lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
     assert answerer.classes is not None
     if answerer.classes.unmatched:  # they count as missed by the teacher, which makes a ratio meaningless
         known = len(answerer.classes.student_names) - len(answerer.classes.unmatched)
@@ -94,7 +94,9 @@ def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Mo
 
 
 def _size(parameters: int, gflops: float) -> str:
-    """Return parameters and GFLOPs in columns."""
+    """Return parameters and GFLOPs in columns, as far as they are known."""
+    if not parameters:
+        return f"{'of unknown size':>41}"
     return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
 
 

@@ -24,6 +24,7 @@ from .dense import DenseTeacher
 from .ensemble import ensemble
 from .grid import GridTeacher
 from .sets import CustomTeacher, ExportedTeacher, QueryTeacher, class_names
+from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
 EXPORTED = (  # what Ultralytics' AutoBackend knows a model by
@@ -37,8 +38,9 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
 
     Args:
         source (Any): A name that Ultralytics downloads, a local path, a URL or `ul://` URI of trained weights; an
-            exported file; `module:name` of a Python object; "ema" for the student's own moving average; a `YOLO`, a
-            model or an object with `names` and `teach` in memory, all of which stay untouched; or a list of such.
+            exported file; a classifier as `torchvision:NAME` or `timm:NAME`; `module:name` of a Python object; "ema"
+            for the student's own moving average; a `YOLO`, a model or an object with `names` and `teach` in memory,
+            all of which stay untouched; or a list of such.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
 
@@ -73,8 +75,8 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
 def _open(source: Any) -> Teacher:
     """Return the teacher behind one source."""
     said = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__}{IN_MEMORY}"
-    if isinstance(source, str) and _names_object(source):
-        source = _import(source)
+    if isinstance(source, str):
+        source = zoo_model(source) or (_import(source) if _names_object(source) else source)
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
