@@ -130,10 +130,11 @@ def test_a_list_of_files_and_several_sources_do_as_well(quick, teacher, folder, 
     (tmp_path / "rest.txt").write_text("\n".join(map(str, files[:2])))
     (tmp_path / "more").mkdir()
     cv2.imwrite(str(tmp_path / "more" / "one.png"), np.zeros((32, 48, 3), np.uint8))
-    model = YOLO("yolo26n.yaml")
-    sources = [str(tmp_path / "rest.txt"), str(tmp_path / "more")]
-    model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=sources)
-    assert len(model.trainer.unlabeled.dataset) == 3
+    for sources in ([str(tmp_path / "rest.txt"), str(tmp_path / "more")], f"[{tmp_path}/rest.txt,{tmp_path}/more]"):
+        model = YOLO("yolo26n.yaml")
+        model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=sources)
+        assert len(model.trainer.unlabeled.dataset) == 3
+        assert model.trainer.args.kd_unlabeled == [f"{tmp_path}/rest.txt", f"{tmp_path}/more"]
 
 
 def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher, tmp_path, caplog):

@@ -236,9 +236,9 @@ def _check_teachers(cfg: Mapping[str, Any]) -> None:
 
 def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
     """Raise if the images without labels are no path or list of paths, or their ratio makes no sense."""
-    folder = cfg.get("kd_unlabeled")
-    listed = folder if isinstance(folder, (list, tuple)) else [folder]
-    if folder is not None and not (listed and all(isinstance(f, (str, Path)) and str(f).strip() for f in listed)):
+    folder = listed(cfg.get("kd_unlabeled"))
+    places = folder if isinstance(folder, list) else [folder]
+    if folder is not None and not (places and all(isinstance(f, (str, Path)) and str(f).strip() for f in places)):
         raise KDTypeError(f"'kd_unlabeled={folder}' is invalid: give a folder of images, a list of files, or several.")
     ratio = cfg.get("kd_unlabeled_ratio", 1.0)
     if ratio is not None and not 0 < ratio <= MAX_RATIO:
@@ -247,8 +247,8 @@ def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
         )
 
 
-def teachers(value: Any) -> Any:
-    """Return the `teacher` argument with a list in a text, as a command line has it, made a list.
+def listed(value: Any) -> Any:
+    """Return an argument that may be a list, with one in a text, as a command line has it, made a list.
 
     Args:
         value (Any): The argument; "[a.pt,b.pt]" becomes ["a.pt", "b.pt"].

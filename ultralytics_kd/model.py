@@ -37,7 +37,9 @@ class YOLO(_YOLO):
             KDError: If the distillation cannot run as asked.
         """
         teacher, data = kwargs.get("teacher"), kwargs.get("data")
-        if isinstance(data, (list, tuple)) and trainer is None and not isinstance(teacher, (str, Path, type(None))):
+        members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+        saved = all(isinstance(each, (str, Path, type(None))) for each in members)
+        if isinstance(data, (list, tuple)) and trainer is None and not saved:
             raise KDError(
                 "a teacher in memory cannot follow to the processes that train on several data sets: save it and give "
                 "its path."

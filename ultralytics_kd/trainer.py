@@ -111,7 +111,7 @@ class DistillationMixin(_Trainer):
         if not config.has_teacher(vars(self.args)):
             return
         config.check_combination(vars(self.args))
-        source = config.teachers(self.args.teacher)
+        source = config.listed(self.args.teacher)
         self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
         if all(isinstance(each, (str, Path)) for each in _listed(source)):
             places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
@@ -132,7 +132,7 @@ class DistillationMixin(_Trainer):
         """Find the images without labels, and note where they are so that `resume` finds them from anywhere."""
         if self.args.rect:
             raise KDError("'kd_unlabeled' and 'rect' exclude each other: batches then have shapes of their own.")
-        source = self.args.kd_unlabeled
+        source = config.listed(self.args.kd_unlabeled)
         self._unlabeled_files = find_unlabeled(source)
         places = [str(Path(p).resolve()) for p in _listed(source)]
         self.args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]

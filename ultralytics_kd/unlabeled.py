@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from ultralytics.data.base import BaseDataset
 from ultralytics.data.build import build_dataloader
-from ultralytics.data.dataset import ClassificationDataset, YOLODataset
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import verify_image
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
+from ultralytics.utils.patches import imread
 
 from .errors import KDError
 
@@ -142,7 +143,7 @@ class UnlabeledSamples(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         """Return an augmented image."""
-        image = ClassificationDataset.imread(self.files[i])
+        image = imread(self.files[i])
         if image is None:
             raise KDError(f"image {self.files[i]} of kd_unlabeled cannot be read.")
         return {"img": self.transforms(Image.fromarray(np.ascontiguousarray(image[..., ::-1])))}

@@ -9,7 +9,7 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
-from ..config import register, teachers, whole_number
+from ..config import listed, register, whole_number
 from ..errors import KDError, KDTypeError
 from .build import build_cache
 from .store import Store
@@ -47,8 +47,8 @@ def make_cache(given: Mapping[str, Any]) -> Store:
         if name not in CACHE_ONLY and name not in USED:
             raise KDError(f"'{name}' is no argument of 'yolo-kd cache': they are {', '.join((*USED, *CACHE_ONLY))}.")
     options = check_options({**CACHE_ONLY, **{k: v for k, v in given.items() if k in CACHE_ONLY}})
-    listed = teachers(given["teacher"])
-    sources = listed if isinstance(listed, list) else [listed]
+    teachers = listed(given["teacher"])
+    sources = teachers if isinstance(teachers, list) else [teachers]
     plain = {k: v for k, v in given.items() if k in USED and k not in {"teacher", "kd_cache"}}
     register()
     args = get_cfg(overrides={"task": "detect", "mode": "train", **plain})

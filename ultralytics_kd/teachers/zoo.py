@@ -38,7 +38,8 @@ def _torchvision(name: str) -> Any:
     from torchvision.models import get_model, get_model_weights
 
     weights = get_model_weights(name).DEFAULT
-    model, images = get_model(name, weights=weights), weights.transforms()
+    model: Any = get_model(name, weights=weights)
+    images: Any = weights.transforms()
     model.names = dict(enumerate(weights.meta["categories"]))
     model.mean, model.std = tuple(images.mean), tuple(images.std)
     return model
@@ -49,7 +50,7 @@ def _timm(name: str) -> Any:
     import timm
     from timm.data import ImageNetInfo
 
-    model = timm.create_model(name, pretrained=True)
+    model: Any = timm.create_model(name, pretrained=True)
     described = model.pretrained_cfg.get("label_names")
     if described is None and model.num_classes == ImageNetInfo().num_classes():
         described = [ImageNetInfo().index_to_description(i) for i in range(model.num_classes)]
