@@ -57,8 +57,8 @@ def test_summary_has_every_stage_and_the_mean_of_both_sets(tmp_path):
     kd = mean.row(by_predicate=pl.col("arm") == "kd", named=True)
     assert (kd["gain"], kd["gap_closed"], kd["time"], kd["runs"]) == pytest.approx((0.105, 0.525, 1.5, 4))
     text = study.to_markdown(table)
-    assert "| final-bccd | kd | 0.320 ± 0.028 | +0.110 (-0.017 to +0.237) | 55% | 0.220 ± 0.028 |" in text
-    assert "| final-helmet | teacher | 0.600 |  |  | 0.500 |  |  |  |" in text
+    assert "| final-bccd | mAP50-95 | kd | 0.320 ± 0.028 | +0.110 (-0.017 to +0.237) | 55% | 0.220 ± 0.028 |" in text
+    assert "| final-helmet | mAP50-95 | teacher | 0.600 |  |  | 0.500 |  |  |  |" in text
 
 
 def test_study_has_the_tables_that_the_readme_speaks_of():

@@ -22,14 +22,16 @@ from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.table import gain_text, markdown, score_text
+from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.unlabeled import image_files
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TABLES = ("bench.json", "bench.csv", "bench.md", "records/*.json")
-COLUMNS = ("stage", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
+COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # whose mean is told
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
+DRAWN = (600, 200)  # training and val images of a drawn data set
 
 
 def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
     """
     stages = YAML.load(HERE / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
-    arguments["data"] = str(data / arguments["data"] / "data.yaml")
+    arguments["data"] = find_data(arguments["data"], data, runs)
     if "labeled" in arguments:
         share, folder = arguments.pop("labeled"), runs / f"labeled-{arguments['data'].split('/')[-2]}"
         arguments["data"], unlabeled = part_labels(arguments["data"], share, folder)
@@ -56,6 +58,25 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
     report = run_bench({**arguments, "project": str(runs), "name": name})
     keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
+
+
+def find_data(name: str, data: Path, runs: Path) -> str:
+    """Return what `data=` takes; `drawn/TASK` is drawn if it is not there yet.
+
+    Args:
+        name (str): A stage's `data`.
+        data (Path): Folder of the data sets.
+        runs (Path): Where drawn ones go.
+    """
+    kind, _, task = name.partition("/")
+    if kind != "drawn":
+        return str(data / name / "data.yaml")
+    root = runs / "drawn" / task
+    made = root if task == "classify" else root / "data.yaml"
+    if not (root / "complete").exists():
+        draw_task_dataset(root, task, *DRAWN, 96)
+        (root / "complete").touch()
+    return str(made)
 
 
 def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[str, str]:
@@ -116,13 +137,14 @@ def summarize(results: Path) -> pl.DataFrame:
     for file in sorted(results.glob("*/bench.json")):
         report = json.loads(file.read_text(encoding="utf-8"))
         alone = next(row["seconds"] for row in report["table"] if row["arm"] == "alone")
-        teachers = {t["head"]: {**t, "arm": "teacher", "runs": 1} for t in report["teachers"]}.values()
+        metric = report.get("metrics", ["mAP50-95"])[0]
         students = [{**row, "time": row["seconds"] / alone} for row in report["table"]]
-        rows += [{"stage": file.parent.name, **dict.fromkeys(COLUMNS[3:]), **row} for row in (*students, *teachers)]
+        shared = {"stage": file.parent.name, "metric": metric, **dict.fromkeys(COLUMNS[4:])}
+        rows += [{**shared, **row} for row in (*students, *_teachers(report))]
     table = pl.DataFrame(rows, infer_schema_length=None).select(COLUMNS)
     means = (
         table.filter(pl.col("stage").is_in(SETS))
-        .group_by("head", "arm", maintain_order=True)
+        .group_by("metric", "head", "arm", maintain_order=True)
         .agg(pl.col("runs").sum(), pl.col("score", "gain", "gap_closed", "time").mean(), stages=pl.len())
         .filter(pl.col("stages") == len(SETS))
         .with_columns(stage=pl.lit(f"mean of {' and '.join(SETS)}"))
@@ -130,20 +152,32 @@ def summarize(results: Path) -> pl.DataFrame:
     return pl.concat([table, means.drop("stages")], how="diagonal")
 
 
+def _teachers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each teacher and head, named after the arm if there are several."""
+    several = len({(t["parameters"], t["score"]) for t in report["teachers"] if t["head"] in {"nms", "output"}}) > 1
+    rows = {
+        (t["head"], t["score"]): {**t, "arm": f"teacher of {t['arm']}" if several else "teacher", "runs": 1}
+        for t in reversed(report["teachers"])
+    }
+    return list(rows.values())[::-1]
+
+
 def to_markdown(summary: pl.DataFrame) -> str:
-    """Return a summary in Markdown, the two heads of an arm side by side.
+    """Return a summary in Markdown, the two heads of an arm side by side; other models' output stands first.
 
     Args:
         summary (pl.DataFrame): As `summarize` returns.
     """
-    shown = ("mAP50-95", "gain (95% CI)", "gap closed")
-    title = ["stage", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
+    shown = ("score", "gain (95% CI)", "gap closed")
+    title = ["stage", "metric", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
     lines = [title]
     for (stage, arm), rows in summary.group_by("stage", "arm", maintain_order=True):
         heads = {row["head"]: row for row in rows.iter_rows(named=True)}
-        cells = [c for head in HEADS for c in _cells(heads[head])]
-        time = heads["nms"]["time"]
-        lines.append([str(stage), str(arm), *cells, "" if time is None else f"{time:.2f}x"])
+        first = heads.get("nms", heads.get("output"))
+        assert first is not None
+        cells = [*_cells(first), *(_cells(heads["end2end"]) if "end2end" in heads else [""] * len(shown))]
+        time = "" if first["time"] is None else f"{first['time']:.2f}x"
+        lines.append([str(stage), first["metric"], str(arm), *cells, time])
     return markdown(lines)
 
 

@@ -52,7 +52,8 @@ def _timm(name: str) -> Any:
 
     model: Any = timm.create_model(name, pretrained=True)
     described = model.pretrained_cfg.get("label_names")
-    if described is None and model.num_classes == ImageNetInfo().num_classes():
-        described = [ImageNetInfo().index_to_description(i) for i in range(model.num_classes)]
+    imagenet = ImageNetInfo()
+    if described is None and model.num_classes == imagenet.num_classes():
+        described = [imagenet.index_to_description(i) for i in range(model.num_classes)]
     model.names = dict(enumerate(described or ()))
     return model

@@ -1,0 +1,176 @@
+"""Terms and losses of every task but detection, on models that were not trained."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from task_models import OTHERS, task_model
+from ultralytics.cfg import get_cfg
+
+from ultralytics_kd import KDError, losses
+from ultralytics_kd.config import TASK_WEIGHTS
+from ultralytics_kd.criterion import DistillationLoss, build_distiller
+from ultralytics_kd.teachers import open_teacher
+
+CPU = torch.device("cpu")
+
+
+def parts(task: str, teacher, family: str = "yolo26n", **args):
+    """Return student, prepared teacher, distiller and the student's loss, as a trainer would build them."""
+    student = task_model(task, family, seed=1).train()
+    student.args = get_cfg(overrides={"teacher": "t.pt", "task": task, **args})
+    teacher = open_teacher(teacher, task)
+    teacher.match(teacher.names)
+    distiller = build_distiller(student.args, student, teacher)
+    teacher.prepare(CPU, distiller.reads)
+    return student, teacher, distiller, DistillationLoss(student.init_criterion(), distiller, student.model[-1])
+
+
+def task_batch(task: str, images: int = 4, imgsz: int = 64) -> dict:
+    """Return images without objects, in the form of the task's batches."""
+    torch.manual_seed(1)
+    batch = {"img": torch.rand(images, 3, imgsz, imgsz), "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1)}
+    batch["bboxes"] = torch.zeros(0, 5 if task == "obb" else 4)
+    if task == "segment":
+        batch |= {"masks": torch.zeros(images, imgsz // 4, imgsz // 4), "sem_masks": torch.zeros(images, 16, 16)}
+    if task == "pose":
+        batch["keypoints"] = torch.zeros(0, 5, 3)
+    if task == "classify":
+        batch["cls"] = torch.arange(images) % 3
+    if task == "semantic":
+        batch["semantic_mask"] = torch.randint(0, 6, (images, imgsz, imgsz))
+    if task == "depth":
+        batch["depth"] = torch.rand(images, imgsz, imgsz) + 1
+    return batch
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(task):
+    """Terms are 0 then, and grow when the student moves."""
+    model = task_model(task)
+    student, teacher, _, loss = parts(task, deepcopy(model))
+    student.load_state_dict(model.state_dict())
+    student.eval()
+    batch = task_batch(task)
+    batch["teacher"] = teacher(batch["img"])
+    terms = [t for t in TASK_WEIGHTS[task] if t != "kd_feat"]
+    with torch.no_grad():
+        equal = loss(student(batch["img"]), batch)[1]
+        for p in student.parameters():
+            p.add_(0.05 * p.std(correction=0) * torch.randn_like(p))
+        apart = loss(student(batch["img"]), batch)[1]
+    for term in terms:
+        assert equal[term].item() == pytest.approx(0, abs=2e-2), term
+        assert apart[term] > equal[term], term
+
+
+CROSS = [  # task, student's family, teacher's family
+    ("segment", "yolo26n", "yolo11n"),
+    ("segment", "yolov8n", "yolo26n"),
+    ("pose", "yolo26n", "yolo11n"),
+    ("pose", "yolov8n", "yolo26n"),
+    ("pose", "yolo26n", "yolo26n"),
+    ("obb", "yolo26n", "yolo11n"),
+    ("obb", "yolov8n", "yolo26n"),
+    ("classify", "yolo26n", "yolov8n"),
+]
+
+
+@pytest.mark.parametrize("task, student_family, teacher_family", CROSS)
+def test_terms_of_a_task_fall_between_families(task, student_family, teacher_family):
+    student, teacher, _, loss = parts(task, task_model(task, teacher_family), student_family)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
+    batch = task_batch(task)
+    batch["teacher"] = teacher(batch["img"])
+    count, log = len(TASK_WEIGHTS[task]), []
+    for _ in range(20):
+        total, items = loss(student(batch["img"]), batch)
+        optimizer.zero_grad()
+        total[-count:].sum().backward()
+        optimizer.step()
+        log.append({k: float(v) for k, v in items.items()})
+    for term in (t for t in TASK_WEIGHTS[task] if t != "kd_feat"):
+        first, last = (sum(step[term] for step in part) / 3 for part in (log[:3], log[-3:]))
+        assert 0 < last < 0.97 * first, (term, first, last)
+
+
+def test_masks_are_compared_as_composed_not_coefficient_by_coefficient():
+    """Prototypes in another order, and coefficients with them, are the same masks."""
+    student, teacher, _, loss = parts("segment", task_model("segment", "yolo26s"))
+    batch = task_batch("segment")
+    answer = teacher(batch["img"])
+    order = torch.randperm(32)
+    shuffled = deepcopy(answer)
+    for branch in shuffled.branches.values():
+        branch.extras["mask_coefficient"] = branch.extras["mask_coefficient"][..., order]
+        branch.proto = branch.proto[:, order]
+    with torch.no_grad():
+        preds = student.eval()(batch["img"])
+        one, other = (loss(preds, {**batch, "teacher": a})[1]["kd_mask"] for a in (answer, shuffled))
+    assert one > 0
+    torch.testing.assert_close(one, other)
+
+
+def test_number_of_keypoints_must_be_the_same():
+    student = task_model("pose")
+    student.args = get_cfg(overrides={"teacher": "t.pt", "task": "pose"})
+    other = type(student)("yolo26n-pose.yaml", nc=6, verbose=False)  # 17 keypoints
+    teacher = open_teacher(other, "pose")
+    teacher.match(teacher.names)
+    with pytest.raises(KDError, match="student has 5 keypoints and the teacher 17"):
+        build_distiller(student.args, student, teacher)
+
+
+@pytest.mark.parametrize("loss", [losses.probiou_loss, losses.rotated_l1_loss, losses.angle_loss])
+def test_rotated_boxes_that_are_the_same_are_the_same_however_described(loss):
+    box = torch.tensor([[10.0, 12.0, 8.0, 3.0, 0.4]])
+    same = [box + torch.tensor([0, 0, 0, 0, math.pi]), torch.tensor([[10.0, 12.0, 3.0, 8.0, 0.4 - math.pi / 2]])]
+    one = torch.ones(1)
+    for other in (box, *same):
+        assert loss(other, box, one, 1.0) == pytest.approx(0, abs=1e-3)
+    turned = box + torch.tensor([0, 0, 0, 0, 0.3])
+    assert loss(turned, box, one, 1.0) > 0.02
+
+
+def test_laplace_divergence_is_zero_at_equality_and_positive_elsewhere():
+    place, scale = torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.1])
+    assert losses.laplace_kl(place, place, scale, scale).abs().max() < 1e-6
+    assert (losses.laplace_kl(place + 0.2, place, scale, scale) > 0).all()
+    assert (losses.laplace_kl(place, place, scale * 2, scale) > 0).all()
+    # numerically: the integral of q log(q / p)
+    x = torch.linspace(-30, 30, 600001, dtype=torch.float64)
+    q, p = torch.distributions.Laplace(0.3, 0.5), torch.distributions.Laplace(0.7, 0.9)
+    expected = torch.trapezoid(q.log_prob(x).exp() * (q.log_prob(x) - p.log_prob(x)), x)
+    got = losses.laplace_kl(torch.tensor(0.7), torch.tensor(0.3), torch.tensor(0.9), torch.tensor(0.5))
+    assert got.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_depth_is_learnt_where_the_teacher_is_valid():
+    teacher = torch.full((1, 1, 8, 8), 3.0)
+    student = teacher.clone()
+    student[..., :2] = 9.0
+    valid = torch.ones_like(teacher, dtype=torch.bool)
+    assert losses.depth_loss(student, teacher, valid) > 0.1
+    valid[..., :2] = False
+    assert losses.depth_loss(student, teacher, valid) == 0
+    assert losses.depth_loss(teacher.requires_grad_(), teacher.detach(), valid).item() == 0
+
+
+def test_classes_that_the_teacher_of_a_softmax_lacks_get_no_gradient():
+    """Both sides' softmax runs over the shared classes; several teacher classes for one add up."""
+    student, teacher, distiller, _ = parts("classify", task_model("classify", "yolo26s"))
+    names = dict(teacher.names)
+    teacher.classes = None
+    teacher.match(names, {names[0]: names[0], names[1]: names[1], names[2]: names[1]})
+    images = torch.rand(4, 3, 64, 64)
+    answer = teacher(images)
+    logits = student(images)
+    logits.retain_grad()
+    distiller(logits, answer)["kd_cls"].backward()
+    assert logits.grad[:, :2].any() and not logits.grad[:, 2:].any()
+    with torch.no_grad():
+        own = teacher._run(images)[0]
+    torch.testing.assert_close(answer.value[:, 1], own[:, 1:3].logsumexp(1))
