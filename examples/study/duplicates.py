@@ -3,8 +3,8 @@
     python examples/study/duplicates.py FOLDER/data.yaml RUNS/STAGE
 
 Every detection of the end-to-end head that is at least 0.25 sure and overlaps a surer one of its class by more than
-half counts as a duplicate. The students of a bench are counted arm by arm and seed by seed; `duplicates.json` beside its
-table has the mean per image.
+half counts as a duplicate. The students of a bench are counted arm by arm and seed by seed; `duplicates.json` beside
+its table has the mean per image.
 """
 
 from __future__ import annotations
