@@ -12,7 +12,8 @@ from ultralytics_kd import alignment, predictions
 from ultralytics_kd.alignment import Aligner, Instances, align, align_densely, same
 from ultralytics_kd.assignment import CONFIDENT, SetAnswer, assign
 from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import DistillationLoss, GridDistiller
+from ultralytics_kd.criterion import DistillationLoss
+from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 
 NAMES = {0: "a", 1: "b", 2: "c"}

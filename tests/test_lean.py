@@ -14,7 +14,8 @@ from ultralytics.utils import autobatch
 
 from ultralytics_kd import YOLO, KDError, lean
 from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import GridDistiller, Rehearsal
+from ultralytics_kd.criterion import Rehearsal
+from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.errors import KDTypeError
 from ultralytics_kd.teachers import open_teacher
 

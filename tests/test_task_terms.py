@@ -12,7 +12,8 @@ from ultralytics.cfg import get_cfg
 
 from ultralytics_kd import KDError, losses
 from ultralytics_kd.config import TASK_WEIGHTS
-from ultralytics_kd.criterion import DistillationLoss, build_distiller
+from ultralytics_kd.criterion import DistillationLoss
+from ultralytics_kd.distillers import build_distiller
 from ultralytics_kd.teachers import open_teacher
 
 CPU = torch.device("cpu")
@@ -135,6 +136,47 @@ def test_rotated_boxes_that_are_the_same_are_the_same_however_described(loss):
     assert loss(turned, box, one, 1.0) > 0.02
 
 
+@pytest.mark.parametrize("loss", [losses.probiou_loss, losses.rotated_l1_loss])
+def test_flat_rotated_box_is_drawn_open(loss):
+    flat = torch.tensor([[5.0, 5.0, 0.0, 0.05, 0.0]], requires_grad=True)
+    loss(flat, torch.tensor([[5.0, 5.0, 4.0, 4.0, 0.0]]), torch.ones(1), 1.0).backward()
+    assert flat.grad[0, 2] < 0 and flat.grad[0, 3] < 0
+
+
+def test_part_of_a_box_outside_the_image_does_not_thin_its_mask():
+    student, teacher = torch.randn(2, 1, 8, 8)
+    inside, beyond = torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[-5.0, -5.0, 5.0, 5.0]])
+    torch.testing.assert_close(losses.mask_loss(student, teacher, inside), losses.mask_loss(student, teacher, beyond))
+
+
+@pytest.mark.parametrize("task", ["segment", "pose"])
+def test_terms_are_finite_on_outputs_in_half_precision(task):
+    """Sums over all outputs overflow there: 0 times such a sum would be no number."""
+    student, teacher, distiller, loss = parts(task, task_model(task, "yolo26s"))
+    batch = task_batch(task)
+    distiller.gains = {"one2many": 1.0, "one2one": 1.0}
+    answer = teacher(batch["img"])
+    with torch.no_grad():
+        preds = student(batch["img"])
+    for branch in preds.values():
+        for name, value in branch.items():
+            if isinstance(value, torch.Tensor):
+                branch[name] = (value * 100).half().requires_grad_()
+            elif name == "proto":
+                branch[name] = tuple((v * 100 + 50).half().requires_grad_() for v in value)
+    items = distiller(preds, answer, loss.head, loss.bases)
+    assert all(v.isfinite() for v in items.values())
+    sum(items.values()).backward()
+    for branch in preds.values():
+        leaves = [v for v in branch.values() if isinstance(v, torch.Tensor)]
+        assert all(v.grad is None or v.grad.isfinite().all() for v in leaves)
+
+
+def test_crosskd_is_refused_for_rotated_boxes():
+    with pytest.raises(KDError, match="compares boxes that are not turned"):
+        parts("obb", task_model("obb", "yolo26s"), kd_feat=1.0, kd_feat_loss="crosskd")
+
+
 def test_laplace_divergence_is_zero_at_equality_and_positive_elsewhere():
     place, scale = torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.1])
     assert losses.laplace_kl(place, place, scale, scale).abs().max() < 1e-6
@@ -174,3 +216,38 @@ def test_classes_that_the_teacher_of_a_softmax_lacks_get_no_gradient():
     with torch.no_grad():
         own = teacher._run(images)[0]
     torch.testing.assert_close(answer.value[:, 1], own[:, 1:3].logsumexp(1))
+
+
+def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
+    """A student that segments roads alone learns from a teacher that also knows cars."""
+    from ultralytics_kd.classes import match_classes
+
+    match = match_classes({0: "road"}, {0: "road", 1: "car", 2: "sky"})
+    logits = torch.tensor([[5.0, 10.0, 1.0]])
+    expected = logits.softmax(1)[:, :1]
+    torch.testing.assert_close(match.map_scores(logits, exclusive=True).sigmoid(), expected)
+
+
+def test_one_class_of_several_is_nothing_to_learn_from_a_softmax():
+    teacher = open_teacher(task_model("classify"), "classify")
+    with pytest.raises(KDError, match="knows one of the 6 classes"):
+        teacher.match(teacher.names, {teacher.names[0]: teacher.names[0]})
+
+
+def test_classifiers_of_other_classes_are_heard_one_by_one():
+    """What one is unsure of among its own classes must not stand beside what the other is sure of."""
+    one, other = task_model("classify"), task_model("classify", "yolo11n")
+    names = dict(one.names)
+    other.names = {i: (names[i] if i < 3 else f"other {i}") for i in names}
+    teacher = open_teacher([one, other], "classify")
+    teacher.match(names)
+    student = task_model("classify", seed=1).train()
+    student.args = get_cfg(overrides={"teacher": "t.pt", "task": "classify", "kd_cls_loss": "kl"})
+    distiller = build_distiller(student.args, student, teacher)
+    teacher.prepare(CPU, distiller.reads)
+    images = torch.rand(4, 3, 64, 64)
+    answers = teacher(images)
+    logits = student(images)
+    got = distiller(logits, answers)["kd_cls"]
+    parts_of = [losses.kl(logits, answers[0].value, 4.0), losses.kl(logits[:, :3], answers[1].value, 4.0)]
+    torch.testing.assert_close(got, 2.0 * sum(parts_of) / 2)

@@ -262,13 +262,16 @@ def test_several_teachers_of_a_task(task, sets, teachers, tmp_path):
         ("semantic", {"kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "needs the anchor points of a detector"),
         ("obb", {"kd_box_loss": "ld"}, "rotated"),
         ("segment", {"kd_cache": True}, "stores detections"),
+        ("classify", {"teacher": "EXPORT"}, "answers with detections, which teach a detector alone"),
     ],
 )
 def test_what_does_not_suit_a_task_is_refused(task, given, message, sets, teachers, tmp_path):
+    if given.get("teacher") == "EXPORT":
+        copied = shutil.copy2(teachers(task), tmp_path / "model.pt")
+        given = {"teacher": StockYOLO(copied).export(format="onnx", imgsz=64)}
+    given = {"teacher": teachers(task), **given}
     with pytest.raises(KDError, match=message):
-        YOLO(f"yolo26n{SUFFIX[task]}.yaml").train(
-            **QUICK, data=sets(task), teacher=teachers(task), project=str(tmp_path / "runs"), **given
-        )
+        YOLO(f"yolo26n{SUFFIX[task]}.yaml").train(**QUICK, data=sets(task), project=str(tmp_path / "runs"), **given)
     assert not (tmp_path / "runs").exists()
 
 

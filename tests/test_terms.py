@@ -11,7 +11,8 @@ from ultralytics.cfg import get_cfg
 
 from ultralytics_kd import KDError, losses, predictions
 from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import DistillationLoss, GridDistiller
+from ultralytics_kd.criterion import DistillationLoss
+from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 
 NAMES = {0: "a", 1: "b", 2: "c"}

@@ -64,10 +64,19 @@ class ClassMap:
         """
         if self.identity:
             return scores
+        if exclusive and len(self.student) == 1:  # a softmax over one class says nothing: its odds against all others
+            return self._odds(scores)
         if all(len(s) == 1 for s in self.sources.values()):
             return scores.index_select(-1, self._index(scores.device, [self.sources[i][0] for i in self.student]))
         columns = [scores.index_select(-1, self._index(scores.device, self.sources[i])) for i in self.student]
         return torch.stack([c.logsumexp(-1) if exclusive else c.amax(-1) for c in columns], dim=-1)
+
+    def _odds(self, scores: Tensor) -> Tensor:
+        """Return the log-odds of the one class that is taught, shape (..., 1)."""
+        own = self.sources[self.student[0]]
+        others = [i for i in range(scores.shape[-1]) if i not in own]
+        inside, outside = (scores.index_select(-1, self._index(scores.device, part)) for part in (own, others))
+        return (inside.logsumexp(-1) - outside.logsumexp(-1)).unsqueeze(-1) if others else inside
 
     def taught(self, device: torch.device) -> Tensor | None:
         """Return the student's taught classes as an index tensor on a device; None if they are all, in order."""

@@ -10,7 +10,7 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from .config import class_loss
-from .criterion import Distiller
+from .distillers import Distiller
 from .teachers import Teacher
 
 

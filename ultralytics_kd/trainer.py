@@ -31,7 +31,8 @@ from .cache.options import CACHE_ONLY, check_options
 from .cache.store import Manifest, Store
 from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
-from .criterion import LABELED, DistillationLoss, Distiller, Rehearsal, build_distiller
+from .criterion import LABELED, DistillationLoss, Rehearsal
+from .distillers import Distiller, build_distiller
 from .errors import KDError
 from .initialization import select_weights
 from .teachers import Teacher, open_teacher
@@ -209,7 +210,8 @@ class DistillationMixin(_Trainer):
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""
         ema = getattr(self, "ema", None)
-        return ema.ema if ema else self.model
+        student = self.model.student if isinstance(self.model, Rehearsal) else self.model
+        return ema.ema if ema else student
 
     def _begin_with_weights(self) -> None:
         """Let the student begin with weights of the first teacher that is a bigger model of the same kind."""

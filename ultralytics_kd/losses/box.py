@@ -77,8 +77,11 @@ def probiou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: T
     Returns:
         (Tensor): Scalar; 0 (to rounding) when student and teacher are the same boxes.
     """
-    sides = (b.reshape(-1, 5) for b in (student, teacher.detach()))
-    ours, theirs = (torch.cat((b[:, :2], b[:, 2:4].clamp(min=MIN_SIDE), b[:, 4:]), 1) for b in sides)
+    pair = (b.reshape(-1, 5) for b in (student, teacher.detach()))
+    # Flat sides are made long enough without cutting their gradient, so that they can open
+    ours, theirs = (
+        torch.cat((b[:, :2], b[:, 2:4] + (MIN_SIDE - b[:, 2:4]).clamp(min=0).detach(), b[:, 4:]), 1) for b in pair
+    )
     similarity = probiou(ours, theirs).reshape(weight.shape)
     return ((1 - similarity) * weight).sum() / avg_factor
 

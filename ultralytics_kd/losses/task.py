@@ -26,6 +26,8 @@ def mask_loss(student: Tensor, teacher: Tensor, boxes: Tensor) -> Tensor:
     q = teacher.detach().sigmoid()
     entropy = F.binary_cross_entropy(q, q, reduction="none")
     divergence = F.binary_cross_entropy_with_logits(student, q, reduction="none") - entropy
+    height, width = student.shape[-2:]  # what lies outside the image is neither summed nor counted
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(1)
     return crop_mask(divergence, boxes).sum((1, 2)) / area
 

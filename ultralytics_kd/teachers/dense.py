@@ -78,6 +78,7 @@ class DenseTeacher(Teacher):
             self.classes = ClassMap({i: (i,) for i in names}, dict(names), dict(names))
         else:
             super().match(names, spec, keep)
+            check_exclusive(self.classes, self.source)
 
     def _build(self, dtype: torch.dtype) -> None:
         """Make the model that runs, in a precision."""
@@ -134,6 +135,23 @@ class DenseTeacher(Teacher):
         if self.task == "depth" and callable(getattr(self.original, "fuse", None)):
             return deepcopy(self.original)
         return Scored(self, nc, names)
+
+
+def check_exclusive(classes: ClassMap | None, source: str) -> None:
+    """Check that there is something to learn from a softmax over the classes that both know.
+
+    Args:
+        classes (ClassMap | None): The match.
+        source (str): Where the teacher came from.
+
+    Raises:
+        KDError: If it is one class of several, which is always certain among itself.
+    """
+    if classes is not None and len(classes.student) == 1 < len(classes.student_names):
+        raise KDError(
+            f"teacher={source} knows one of the {len(classes.student_names)} classes, and what it says of one class "
+            "alone is nothing: give kd_classes, or a teacher that knows more of them."
+        )
 
 
 class Scored(nn.Module):

@@ -159,16 +159,15 @@ class GridEnsemble(Ensemble):
     """Detectors with levels in common: scores and boxes of every anchor point are averaged.
 
     A probability is the mean over the teachers that know the class, a box the mean of decoded boxes weighted by
-    confidence. Its layout is that of a head without DFL.
+    confidence. Its layout is that of a head without DFL, and of one branch: one2one heads each pick an anchor point of
+    their own for an object, and the mean of two picks is two half-sure objects.
     """
 
     def inspect(self) -> None:
         """Look at all teachers, and at what their grids have in common."""
         super().inspect()
-        layouts = [m.layout for m in self._members if m.layout is not None]
-        branches = tuple(b for b in layouts[0].branches if all(b in each.branches for each in layouts))
-        strides = common_strides(layouts)
-        self.layout = Layout(strides, (0,) * len(strides), len(self.names), 1, branches, self.task)
+        strides = common_strides([m.layout for m in self._members if m.layout is not None])
+        self.layout = Layout(strides, (0,) * len(strides), len(self.names), 1, (ONE2MANY,), self.task)
 
     def _member_reads(self, member: Teacher, reads: Reads | None) -> Reads | None:
         """Return what is read of one of them: boxes are weighted by scores."""
@@ -229,7 +228,11 @@ class PluralEnsemble(Ensemble):
 
 
 class DenseEnsemble(Ensemble):
-    """Classifiers, semantic segmenters or depth estimators, whose answers are averaged."""
+    """Classifiers, semantic segmenters or depth estimators.
+
+    Their answers are averaged if they teach the same classes. Otherwise each is heard on its own: what a softmax says
+    of its own classes cannot be set off against what another says of others.
+    """
 
     def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
         """Match every teacher's classes with the student's; depth has none."""
@@ -244,7 +247,10 @@ class DenseEnsemble(Ensemble):
         """Return the mean of all answers."""
         assert self.classes is not None
         maps = [m.classes for m in self._members if m.classes is not None]
-        return average([m(images) for m in self._members], maps, self.classes, self.shares, self.task)
+        answers = [m(images) for m in self._members]
+        if any(each.student != maps[0].student for each in maps):
+            return answers
+        return average(answers, maps, self.classes, self.shares, self.task)
 
 
 class SetEnsemble(Ensemble, SetTeacher):

@@ -23,7 +23,7 @@ from .base import Teacher
 from .dense import DenseTeacher
 from .ensemble import ensemble
 from .grid import GridTeacher
-from .sets import CustomTeacher, ExportedTeacher, QueryTeacher, class_names
+from .sets import CustomTeacher, ExportedTeacher, QueryTeacher, SetTeacher, class_names
 from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
@@ -67,6 +67,11 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
         raise KDError(
             f"teacher={teacher.source} is a '{teacher.task}' model and the student's task is '{task}': both must have "
             "the same task."
+        )
+    if isinstance(teacher, SetTeacher) and task != "detect":
+        raise KDError(
+            f"teacher={teacher.source} answers with detections, which teach a detector alone: for task '{task}' give "
+            "trained weights (.pt)."
         )
     teacher.inspect()
     return teacher

@@ -126,6 +126,8 @@ def _crosskd(question: Question) -> CrossKDTerm:
     Raises:
         KDError: If there is no one teacher with a YOLO head.
     """
+    if question.student.task == "obb":
+        raise KDError("kd_feat_loss=crosskd compares boxes that are not turned: use kd_feat_loss=pkd, cwd, mgd or sl2.")
     if question.heads is None:
         raise KDError(
             "kd_feat_loss=crosskd goes on through the head of one YOLO teacher, which this teacher has not: use "

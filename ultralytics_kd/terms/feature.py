@@ -59,7 +59,7 @@ class FeatureTerm:
         total = pair.student[0].new_zeros((), dtype=torch.float32)
         for share, levels, maps in zip(self.shares, self.levels, pair.teachers):
             scores = pair.confidence if self.loss == "sl2" and pair.confidence is not None else [None] * len(maps)
-            for level, teacher, score in zip(levels, maps, scores):
+            for level, teacher, score in zip(levels, maps, scores, strict=True):
                 # Features come in half precision under AMP, the adapters' weights never are
                 total = total + share * self._level(next(adapters), pair.student[level].float(), teacher.float(), score)
         return total

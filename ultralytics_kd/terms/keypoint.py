@@ -59,7 +59,8 @@ class KeypointTerm:
             apart = laplace_kl(ours, theirs, spread, their_spread).mean(-1)
             likelihood = (apart * visible).sum(1) / visible.sum(1).clamp(min=1e-6)
             loss = loss + self._share(pair, "rle") * (likelihood * weight).sum() / total
-        return loss + sum(values.sum() * 0 for values in pair.student.extras.values())  # DDP wants all used
+        # DDP wants all outputs used; sums over nothing, as those over everything may overflow in half precision
+        return loss + sum(values[..., :0].sum().float() for values in pair.student.extras.values())
 
     @staticmethod
     def _decoded(

@@ -41,7 +41,8 @@ class MaskTerm:
             mask_loss(*self._masks(pair, int(i), point[image == i]), boxes[image == i]) * weight[image == i]
             for i in image.unique()
         ]
-        untouched = pair.student.proto.sum() * 0 + pair.student.extras[COEFFICIENTS].sum() * 0  # DDP wants all used
+        # DDP wants all outputs used; sums over nothing, as those over everything may overflow in half precision
+        untouched = pair.student.proto[..., :0].sum().float() + pair.student.extras[COEFFICIENTS][..., :0].sum().float()
         return sum((each.sum() for each in losses), untouched) / weight.sum().clamp(min=1)
 
     @staticmethod
