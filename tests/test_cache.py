@@ -337,12 +337,15 @@ def test_the_command_makes_a_cache_and_says_how_to_train(tmp_path, data, teacher
 def test_a_training_learns_from_stored_answers_with_no_teacher_in_memory(quick, teacher, cache):
     from ultralytics_kd.teachers import open_teacher
 
-    model, seen = YOLO("yolo26n.yaml"), {}
+    def living():
+        gc.collect()
+        return [o for o in gc.get_objects() if isinstance(o, torch.nn.Module) and hasattr(o, "yaml")]
+
+    model, seen, others = YOLO("yolo26n.yaml"), {}, {id(m): m for m in living()}  # models that other tests keep
 
     def look(trainer):
-        gc.collect()
         count = sum(p.numel() for p in open_teacher(teacher).original.parameters())
-        models = [o for o in gc.get_objects() if isinstance(o, torch.nn.Module) and hasattr(o, "yaml")]
+        models = [m for m in living() if id(m) not in others]
         seen["teachers"] = [m for m in models if sum(p.numel() for p in m.parameters()) == count]
         seen["teacher"] = trainer.teacher.original, trainer.teacher.model, trainer.teacher.head
         seen["items"] = dict(trainer.loss_items)

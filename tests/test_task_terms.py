@@ -228,6 +228,16 @@ def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
     torch.testing.assert_close(match.map_scores(logits, exclusive=True).sigmoid(), expected)
 
 
+def test_transformer_of_one_size_reads_images_of_any():
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(image_size=224, patch_size=32, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
+    model.names, model.task = {i: str(i) for i in range(1000)}, "classify"
+    teacher = open_teacher(model, "classify")
+    teacher.match(teacher.names)
+    assert teacher.prepare(CPU)(torch.rand(2, 3, 64, 64)).value.shape == (2, 1000)
+
+
 def test_one_class_of_several_is_nothing_to_learn_from_a_softmax():
     teacher = open_teacher(task_model("classify"), "classify")
     with pytest.raises(KDError, match="knows one of the 6 classes"):

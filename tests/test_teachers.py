@@ -496,6 +496,11 @@ def test_object_of_a_module_is_named_by_a_text_and_resumed(quick, tmp_path, monk
         ([{"boxes": torch.zeros(1, 4), "probs": torch.rand(1, 2)}] * 2, "probabilities of shape"),
         ([{"boxes": torch.zeros(1, 4), "scores": torch.ones(1), "labels": torch.tensor([7])}] * 2, "labels from 7"),
         ([{"boxes": torch.full((1, 4), float("nan")), "probs": torch.rand(1, 3)}] * 2, "not finite"),
+        (None, "returns no detections"),
+        ({"detection": []}, "returns no detections"),
+        ([None, None], "answers an image with NoneType"),
+        ([{"boxes": torch.zeros(1, 4)}] * 2, "'boxes' and 'probs'"),
+        ([{"boxes": [[1.0, 1, 9, 9]], "probs": [[3.0, -1, 0]]}] * 2, "not between 0 and 1"),
     ],
 )
 def test_answers_that_make_no_sense_are_named(said, message):
@@ -509,6 +514,38 @@ def test_answers_that_make_no_sense_are_named(said, message):
     teacher.match(NAMES)
     with pytest.raises(KDError, match=message):
         teacher.prepare(CPU)(torch.rand(2, 3, 64, 64))
+
+
+def test_lists_and_nothing_found_are_fine_and_boxes_end_at_the_border():
+    class Plain:
+        names = ("disc", "box", "bar")
+
+        def teach(self, images):
+            nothing = {"boxes": torch.zeros(0), "probs": torch.zeros(0)}
+            return [{"boxes": [[-10.0, -10, 900, 900]], "scores": [0.9], "labels": [1]}, nothing]
+
+    teacher = open_teacher(Plain())
+    teacher.match(NAMES)
+    answer = teacher.prepare(CPU)(torch.rand(2, 3, 64, 64))
+    assert answer.bboxes.tolist() == [[0.5, 0.5, 1.0, 1.0]] and answer.batch_idx.tolist() == [0.0]
+
+
+def test_numbers_that_break_in_a_later_batch_are_named():
+    class Later:
+        names, calls = ("disc", "box", "bar"), 0
+
+        def teach(self, images):
+            self.calls += 1
+            value = float("nan") if self.calls > 3 else 0.9
+            return [{"boxes": [[5.0, 5, 30, 30]], "probs": [[value, 0, 0]]} for _ in images]
+
+    teacher = open_teacher(Later())
+    teacher.match(NAMES)
+    teacher.prepare(CPU)
+    teacher(torch.rand(2, 3, 64, 64))
+    with pytest.raises(KDError, match="not between 0 and 1"):
+        for _ in range(4):
+            teacher(torch.rand(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize("nms", [False, True], ids=["one2many", "end to end"])

@@ -267,7 +267,9 @@ class DistillationMixin(_Trainer):
     def _unlabeled_dataset(self) -> Any:
         """Return the images without labels, with the augmentation of the training."""
         files = readable(self._unlabeled_files)
-        validated = {str(Path(f).resolve()) for f in getattr(self.test_loader.dataset, "im_files", ())}
+        validation = self.test_loader.dataset
+        listed = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
+        validated = {str(Path(f).resolve()) for f in listed}
         seen = sum(str(Path(f).resolve()) in validated for f in files)
         if seen and RANK in {-1, 0}:
             LOGGER.warning(f"{seen} of kd_unlabeled's images are val images: the scores will flatter the student.")

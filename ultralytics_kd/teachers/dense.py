@@ -71,6 +71,8 @@ class DenseTeacher(Teacher):
         self.std = getattr(self.original, "std", None) or described.get("std")
         if described.get("fixed_input_size"):
             self.imgsz = int(described["input_size"][-1])
+        elif isinstance(getattr(self.original, "image_size", None), int):  # torchvision's vision transformers
+            self.imgsz = self.original.image_size
 
     def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
         """Match its classes with the student's; depth has none."""

@@ -21,6 +21,7 @@ from ..lean import fused_copy, placed
 from ..predictions import FeatureLayout
 from .base import Teacher
 
+DETECTION_KEYS = ("boxes", "probs", "scores", "labels")
 QUERIES = Sieve(iou=1.0, topk=300)  # a set needs no suppression
 
 
@@ -50,10 +51,12 @@ def as_set(
     """
     height, width = images.shape[-2:]
     boxes = torch.cat([d.boxes for d in found]).float()
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))  # as labels end at the border
     probs = classes.map_scores(torch.cat([d.probs for d in found]).float())
     counts = torch.tensor([len(d.boxes) for d in found], device=boxes.device)
     index = torch.arange(len(found), device=boxes.device, dtype=torch.float32).repeat_interleave(counts)
-    kept = (probs.amax(1) > conf).nonzero().flatten() if len(probs) else index.long()
+    there = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0 if len(boxes) else index.bool()
+    kept = ((probs.amax(1) > conf) & there).nonzero().flatten() if len(probs) else index.long()
     shares = xyxy2xywhn(boxes[kept], w=width, h=height)
     return SetAnswer(shares, probs[kept], index[kept], classes.taught(images.device), features)
 
@@ -172,14 +175,32 @@ class CustomTeacher(SetTeacher):
         """Return what the object says, as a dict."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             said = self.original.teach(images.float())
-        if isinstance(said, Mapping):
-            return {"detections": said.get("detections"), "features": list(said.get("features") or ())}
-        return {"detections": said, "features": []}
+        whole = said if isinstance(said, Mapping) else {"detections": said}
+        found, features = whole.get("detections"), list(whole.get("features") or ())
+        if found is None and not self.maps:
+            raise KDError(f"teacher={self.source} returns no detections: teach() must return a dict for each image.")
+        if found is not None:
+            found = [self._tensors(each, images.device) for each in found]
+        return {"detections": found, "features": features}
+
+    def _tensors(self, said: Any, device: torch.device) -> dict[str, Tensor]:
+        """Return what the object says about an image as tensors.
+
+        Raises:
+            KDError: If it is no dict of the keys that are needed.
+        """
+        keys = set(said) if isinstance(said, Mapping) else set()
+        if not ({"boxes", "probs"} <= keys or {"boxes", "scores", "labels"} <= keys):
+            raise KDError(
+                f"teacher={self.source} answers an image with {type(said).__name__ if not keys else sorted(keys)}: a "
+                "dict with 'boxes' and 'probs', or 'boxes', 'scores' and 'labels', is needed, empty ones included."
+            )
+        return {k: torch.as_tensor(v, device=device).detach() for k, v in said.items() if k in DETECTION_KEYS}
 
     @staticmethod
     def _numbers(answer: dict[str, Any]) -> list[Tensor]:
         """Return all tensors of an answer that are no indices."""
-        found = [d[k] for d in answer["detections"] or () for k in ("boxes", "probs", "scores") if k in d]
+        found = [d[k].float() for d in answer["detections"] or () for k in ("boxes", "probs", "scores") if k in d]
         return [*found, *answer["features"]]
 
     def answer(self, images: Tensor, sieve: Sieve) -> tuple[list[Detections], list[list[Tensor]]]:
@@ -195,13 +216,20 @@ class CustomTeacher(SetTeacher):
         if shapes != named and self._reads.features:
             raise KDError(f"teacher={self.source} returns features of (images, channels) {shapes}, not {named}.")
         features = [self._wanted(said["features"], maps.strides) for maps in self.maps]
+        self._check_values([d[k].flatten() for d in found for k in ("probs", "scores") if k in d])
         return [self._detections(d, sieve) for d in found], features
+
+    def _check_values(self, values: list[Tensor]) -> None:
+        """Raise if a probability is none: logits, or no number, in whatever batch."""
+        given = torch.cat(values) if values else torch.zeros(0)
+        if len(given) and not bool(((given >= 0) & (given <= 1 + 1e-3)).all()):
+            raise KDError(f"teacher={self.source} answers with probabilities that are not between 0 and 1.")
 
     def _detections(self, said: Mapping[str, Tensor], sieve: Sieve) -> Detections:
         """Return an image's detections, most confident first."""
-        boxes = said["boxes"].detach().float().reshape(-1, 4)
+        boxes = said["boxes"].float().reshape(-1, 4)
         if "probs" in said:
-            probs = said["probs"].detach().float()
+            probs = said["probs"].float() if len(boxes) else boxes.new_zeros(0, len(self.names))
         else:
             probs = boxes.new_zeros(len(boxes), len(self.names))
             known = said["labels"].long()
@@ -210,7 +238,7 @@ class CustomTeacher(SetTeacher):
                     f"teacher={self.source} answers with labels from {int(known.min())} to {int(known.max())} and "
                     f"names {len(self.names)} classes."
                 )
-            probs[torch.arange(len(boxes), device=boxes.device), known] = said["scores"].detach().float()
+            probs[torch.arange(len(boxes), device=boxes.device), known] = said["scores"].float()
         if probs.shape != (len(boxes), len(self.names)):
             raise KDError(
                 f"teacher={self.source} answers with {len(boxes)} boxes and probabilities of shape "
