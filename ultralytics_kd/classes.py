@@ -71,6 +71,10 @@ class ClassMap:
         columns = [scores.index_select(-1, self._index(scores.device, self.sources[i])) for i in self.student]
         return torch.stack([c.logsumexp(-1) if exclusive else c.amax(-1) for c in columns], dim=-1)
 
+    def map_exclusive(self, scores: Tensor) -> Tensor:
+        """Return `map_scores` of the logits of a softmax."""
+        return self.map_scores(scores, exclusive=True)
+
     def _odds(self, scores: Tensor) -> Tensor:
         """Return the log-odds of the one class that is taught, shape (..., 1)."""
         own = self.sources[self.student[0]]

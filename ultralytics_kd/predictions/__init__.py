@@ -4,7 +4,7 @@
 heads of classification, semantic segmentation and depth return, `queries` what RT-DETR's decoder does.
 """
 
-from .dense import DENSE_TASK_OF, dense_classes, dense_maps, dense_output, look, tapped
+from .dense import DENSE_TASK_OF, dense_maps, dense_output, look, tapped
 from .grid import (
     ANGLES,
     BOXES,
@@ -40,6 +40,7 @@ from .heads import (
     keep_branches,
     last_conv,
     layout,
+    map_channels,
     map_head_classes,
     read_raw,
     stem_features,
@@ -67,7 +68,6 @@ __all__ = (
     "common_strides",
     "crop",
     "decode",
-    "dense_classes",
     "dense_maps",
     "dense_output",
     "detect_head",
@@ -83,6 +83,7 @@ __all__ = (
     "layout",
     "level_scores",
     "look",
+    "map_channels",
     "map_head_classes",
     "on_levels",
     "pixels",

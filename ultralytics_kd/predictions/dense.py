@@ -30,22 +30,9 @@ def dense_output(task: str, preds: Any) -> Tensor:
     """
     if task == "depth":
         return preds["depth"] if isinstance(preds, dict) else preds
-    if isinstance(
-        preds, (tuple, list)
-    ):  # classify in eval mode: probabilities and logits; semantic: main and auxiliary
+    if isinstance(preds, (tuple, list)):  # classify in eval mode: probabilities, logits; semantic: main, auxiliary
         return preds[1] if task == "classify" else preds[0]
     return preds
-
-
-def dense_classes(model: nn.Module) -> int:
-    """Return the number of classes that a model scores, by what it returns for an image."""
-    out = look(model)[0]
-    return int((out[1] if isinstance(out, (tuple, list)) and len(out) > 1 else _first(out)).shape[1])
-
-
-def _first(out: Any) -> Any:
-    """Return the first tensor of what a model returns."""
-    return out[0] if isinstance(out, (tuple, list)) else out
 
 
 @contextmanager
@@ -61,7 +48,8 @@ def tapped(model: nn.Module, take: Callable[[list[Tensor]], None]) -> Iterator[N
     def hand_over(_: nn.Module, inputs: Any, output: Any) -> None:
         """Take the maps of one forward pass."""
         maps = inputs[0] if from_inputs else output
-        take(list(maps) if isinstance(maps, (list, tuple)) else [maps])
+        maps = list(maps) if isinstance(maps, (list, tuple)) else [maps]
+        take([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])  # a vector is a map of one cell
 
     hook = place.register_forward_hook(hand_over)
     try:
@@ -83,7 +71,7 @@ def dense_maps(model: nn.Module, task: str, channels: int) -> FeatureLayout:
     seen: list[list[Tensor]] = []
     with tapped(model, seen.append):
         look(model, channels)
-    maps = [f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in seen[-1]]
+    maps = seen[-1]
     strides = tuple(SIDE // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
     return FeatureLayout(strides, tuple(f.shape[1] for f in maps))
 

@@ -232,6 +232,11 @@ def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: 
     head.nc, head.no = nc, nc + 4 * head.reg_max
 
 
+def map_channels(mapping: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return (B, C) or (B, C, H, W) with a mapping of the last dimension applied to the channels."""
+    return mapping(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class MapChannels(nn.Module):
     """Applies a mapping of the last dimension to the channels of (B, C) or (B, C, H, W)."""
 
@@ -242,7 +247,7 @@ class MapChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mapped channels."""
-        return self.mapping(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+        return map_channels(self.mapping, x).contiguous()
 
 
 def first_conv(module: nn.Module) -> nn.Conv2d:

@@ -21,6 +21,7 @@ from ..predictions import (
     find_head,
     first_conv,
     layout,
+    map_channels,
     tapped,
 )
 from .base import Answer, Teacher
@@ -87,12 +88,9 @@ class MovingAverage(Teacher):
             with tapped(model, heard.append) if self._reads.features else nullcontext():
                 value = dense_output(self.task, model(images)).float()
             if self.task != "depth":
-                value = self.classes.map_scores(value.movedim(1, -1), exclusive=True).movedim(-1, 1)
+                value = map_channels(self.classes.map_exclusive, value)
             return DenseAnswer(value, taught, [self._wanted(heard[-1] if heard else [], self.maps[0].strides)])
-        out = self._grid(model, images)
-        for branch in out.values():
-            if branch.scores.shape[-1]:
-                branch.scores = self.classes.map_scores(branch.scores)
+        out = {name: self._map_classes(branch) for name, branch in self._grid(model, images).items()}
         strides = tuple(self._reads.strides or self.layout.strides)
         return Answer(out, taught, self, [self._wanted(next(iter(out.values())).feats, strides)])
 

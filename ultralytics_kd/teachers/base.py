@@ -7,7 +7,7 @@ import gc
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,14 @@ class Teacher:
             KDError: If it cannot teach.
         """
 
+    def _check_names(self, nc: int) -> None:
+        """Raise unless there is a name for each of so many classes."""
+        if len(self.names) != nc:
+            raise KDError(
+                f"the teacher scores {nc} classes and names {len(self.names)}: give its `names` one for each class, in "
+                "the order of its scores."
+            )
+
     def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
         """Match its classes with the student's, as `classes.match_classes` does.
 
@@ -169,6 +177,13 @@ class Teacher:
             sieve (Sieve): Which detections are kept.
         """
         raise NotImplementedError
+
+    def _map_classes(self, branch: Branch) -> Branch:
+        """Return a branch whose logits are those of the student's taught classes."""
+        assert self.classes is not None
+        if not branch.scores.shape[-1]:  # nobody reads them
+            return branch
+        return replace(branch, scores=self.classes.map_scores(branch.scores))
 
     def _wanted(self, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
         """Return the feature maps that are read, of those of all strides."""

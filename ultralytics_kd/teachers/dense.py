@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,14 +55,9 @@ class DenseTeacher(Teacher):
         if self.maps:
             return
         self._take_preprocessing()
-        self.channels = predictions.look(self.original)[1]
+        said, self.channels = predictions.look(self.original)
         if self.task != "depth":
-            nc = predictions.dense_classes(self.original)
-            if len(self.names) != nc:
-                raise KDError(
-                    f"the teacher scores {nc} classes and names {len(self.names)}: give its `names` one for each "
-                    "class, in the order of its scores."
-                )
+            self._check_names(predictions.dense_output(self.task, said).shape[1])
         self.maps = [predictions.dense_maps(self.original, self.task, self.channels)]
 
     def _take_preprocessing(self) -> None:
@@ -100,7 +96,7 @@ class DenseTeacher(Teacher):
         value, features = self._run_checked(images)
         if self.task == "depth":
             return DenseAnswer(value, None, [features])
-        value = self.classes.map_scores(value.movedim(1, -1), exclusive=True).movedim(-1, 1)
+        value = predictions.map_channels(self.classes.map_exclusive, value)
         return DenseAnswer(value, self.classes.taught(images.device), [features])
 
     def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -109,7 +105,7 @@ class DenseTeacher(Teacher):
         self._seen.clear()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             out = self.model(images.to(self.dtype))
-        maps = [f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in self._seen[-1]] if self._seen else []
+        maps = self._seen[-1] if self._seen else []
         self._seen.clear()
         return predictions.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
 
@@ -182,22 +178,16 @@ class Scored(nn.Module):
         """Return what the teacher says in the student's classes."""
         out = predictions.dense_output(self.task, self.inner(self._normalise(images)))
         assert self._classes is not None
-        mapped = self._classes.all_scores(out.movedim(1, -1), exclusive=True).movedim(-1, 1)
+        mapped = predictions.map_channels(partial(self._classes.all_scores, exclusive=True), out)
         return mapped.softmax(1) if self.task == "classify" else mapped
 
 
-def average(
-    answers: list[DenseAnswer], classes: list[ClassMap], union: ClassMap, shares: list[float], task: str
-) -> Any:
-    """Return the mean of several teachers' answers.
-
-    Probabilities are averaged over the teachers that know the class, depth in its logarithm.
+def average(answers: list[DenseAnswer], shares: list[float], task: str) -> DenseAnswer:
+    """Return the mean of the answers of several teachers of the same classes: of probabilities, or of log-depth.
 
     Args:
         answers (list[DenseAnswer]): An answer of each.
-        classes (list[ClassMap]): How each one's classes teach the student's.
-        union (ClassMap): The classes that any of them teaches.
-        shares (list[float]): Weight of each.
+        shares (list[float]): Weight of each; they sum to 1.
         task (str): Their task.
     """
     size = answers[0].value.shape[2:]
@@ -207,15 +197,9 @@ def average(
     ]
     features = [maps for a in answers for maps in a.features]
     if task == "depth":
-        logs = sum(share * v.clamp(min=1e-3).log() for v, share in zip(values, shares))
-        return DenseAnswer(torch.as_tensor(logs).exp(), None, features)
-    taught = union.student
-    total = values[0].new_zeros((len(values[0]), len(taught), *size))
-    weight = total.new_zeros(len(taught))
-    for value, each, share in zip(values, classes, shares):
-        place = torch.tensor([taught.index(i) for i in each.student], device=value.device)
-        total.index_add_(1, place, value.softmax(1) if value.shape[1] > 1 else value.sigmoid(), alpha=share)
-        weight.index_add_(0, place, weight.new_full((len(place),), share))
-    mean = total / weight.view(1, -1, *[1] * len(size))
-    logits = mean.clamp(min=1e-9).log() if len(taught) > 1 else torch.logit(mean, eps=1e-6)
-    return DenseAnswer(logits, union.taught(total.device), features)
+        logs = torch.stack([share * v.clamp(min=1e-3).log() for v, share in zip(values, shares)]).sum(0)
+        return DenseAnswer(logs.exp(), None, features)
+    several = values[0].shape[1] > 1  # one class is scored by a sigmoid
+    mean = torch.stack([share * (v.softmax(1) if several else v.sigmoid()) for v, share in zip(values, shares)]).sum(0)
+    logits = mean.clamp(min=1e-9).log() if several else torch.logit(mean, eps=1e-6)
+    return DenseAnswer(logits, answers[0].classes, features)

@@ -109,24 +109,15 @@ class Ensemble(Teacher):
             theirs = dict(names)
         return ClassMap({ours: (i,) for i, ours in enumerate(taught)}, dict(names), theirs)
 
-    def prepare(
-        self,
-        device: torch.device,
-        reads: Reads | None = None,
-        dtype: torch.dtype = torch.float32,
-        fall_back: bool = False,
-        compile: bool | str = False,
-    ) -> Teacher:
+    def _build(self, dtype: torch.dtype) -> None:
         """Make all of them run."""
-        self.inspect()
+        reads = self._member_reads(self._reads)
         for member in self._members:
-            member.prepare(device, self._member_reads(member, reads), dtype, fall_back, compile)
-        self.dtype = self._members[0].dtype
-        self.ready = True
-        return self
+            member.prepare(self._device, reads, dtype, self._fall_back, self._compile)
+        super()._build(self._members[0].dtype)
 
-    def _member_reads(self, member: Teacher, reads: Reads | None) -> Reads | None:
-        """Return what is read of one of them."""
+    def _member_reads(self, reads: Reads) -> Reads:
+        """Return what is read of each of them."""
         return reads
 
     def _known(self, device: torch.device) -> list[Tensor]:
@@ -169,10 +160,9 @@ class GridEnsemble(Ensemble):
         strides = common_strides([m.layout for m in self._members if m.layout is not None])
         self.layout = Layout(strides, (0,) * len(strides), len(self.names), 1, (ONE2MANY,), self.task)
 
-    def _member_reads(self, member: Teacher, reads: Reads | None) -> Reads | None:
-        """Return what is read of one of them: boxes are weighted by scores."""
+    def _member_reads(self, reads: Reads) -> Reads:
+        """Return what is read of each of them: boxes are weighted by scores."""
         assert self.layout is not None
-        reads = reads or Reads()
         parts = reads.parts or dict.fromkeys(self.layout.branches, ("scores", "boxes"))
         wanted = {b: {*names, "scores"} if "boxes" in names else set(names) for b, names in parts.items()}
         self._strides = tuple(reads.strides or self.layout.strides)
@@ -250,7 +240,7 @@ class DenseEnsemble(Ensemble):
         answers = [m(images) for m in self._members]
         if any(each.student != maps[0].student for each in maps):
             return answers
-        return average(answers, maps, self.classes, self.shares, self.task)
+        return average(answers, self.shares, self.task)
 
 
 class SetEnsemble(Ensemble, SetTeacher):
@@ -275,9 +265,9 @@ class SetEnsemble(Ensemble, SetTeacher):
         answer.classes = self.classes.taught(images.device)
         return answer
 
-    def _member_reads(self, member: Teacher, reads: Reads | None) -> Reads | None:
-        """Return what is read of one of them: detections of the branch that all teachers have."""
-        return Reads({ONE2MANY: {"scores", "boxes"}}, None, () if reads is None else reads.features)
+    def _member_reads(self, reads: Reads) -> Reads:
+        """Return what is read of each of them: detections of the branch that all teachers have."""
+        return Reads({ONE2MANY: {"scores", "boxes"}}, None, reads.features)
 
 
 def _placed(found: Detections, classes: ClassMap, place: Tensor, nc: int) -> Detections:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import predictions
 from ..detections import Detections, Sieve, suppress
-from ..errors import KDError
 from ..lean import lean_copy, portions
 from ..predictions import ONE2MANY, Branch
 from .base import Answer, Teacher
@@ -40,11 +39,7 @@ class GridTeacher(Teacher):
         self.layout = predictions.layout(self.original)
         self.maps = [self.layout.maps]
         self.channels = predictions.first_conv(self.original).in_channels
-        if len(self.names) != self.layout.nc:
-            raise KDError(
-                f"the teacher scores {self.layout.nc} classes and names {len(self.names)}: give its `names` one for "
-                "each class, in the order of its scores."
-            )
+        self._check_names(self.layout.nc)
 
     def _build(self, dtype: torch.dtype) -> None:
         """Make the model that runs, in a precision."""
@@ -122,11 +117,3 @@ class GridTeacher(Teacher):
             predictions.map_head_classes(model, self.classes.all_scores, nc)
             model.names = dict(names)
         return model
-
-    def _map_classes(self, branch: Branch) -> Branch:
-        """Return a branch whose logits are those of the student's taught classes."""
-        assert self.classes is not None
-        if not branch.scores.shape[-1]:  # nobody reads them
-            return branch
-        scores = self.classes.map_scores(branch.scores)
-        return Branch(scores, branch.boxes, branch.feats, branch.extras, branch.proto)

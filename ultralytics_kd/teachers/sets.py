@@ -15,7 +15,7 @@ from ultralytics.utils.ops import xywh2xyxy, xyxy2xywhn
 
 from .. import predictions
 from ..assignment import SetAnswer
-from ..detections import Detections, Sieve, suppress_boxes
+from ..detections import Detections, Sieve, suppress_boxes, surest
 from ..errors import KDError, first_line
 from ..lean import fused_copy, placed
 from ..predictions import FeatureLayout
@@ -80,9 +80,7 @@ class QueryTeacher(SetTeacher):
         if self.maps:
             return
         self.channels = predictions.first_conv(self.original).in_channels
-        nc = predictions.find_head(self.original).nc
-        if len(self.names) != nc:
-            raise KDError(f"the teacher scores {nc} classes and names {len(self.names)}.")
+        self._check_names(predictions.find_head(self.original).nc)
         self.maps = [predictions.query_features(self.original, self.channels)]
 
     def _build(self, dtype: torch.dtype) -> None:
@@ -108,11 +106,7 @@ class QueryTeacher(SetTeacher):
         height, width = images.shape[-2:]
         scale = images.new_tensor((width, height, width, height), dtype=torch.float32)
         boxes, probs = xywh2xyxy(out["boxes"].float()) * scale, out["scores"].float().sigmoid()
-        found = []
-        for b, p in zip(boxes, probs):
-            order = p.amax(1).argsort(descending=True, stable=True)[: sieve.topk]
-            order = order[p[order].amax(1) > sieve.conf]
-            found.append(Detections(b[order], p[order]))
+        found = [surest(b, p, sieve) for b, p in zip(boxes, probs)]
         return found, [self._wanted(out["feats"], self.maps[0].strides)]
 
     def _let_go(self) -> None:
@@ -244,11 +238,7 @@ class CustomTeacher(SetTeacher):
                 f"teacher={self.source} answers with {len(boxes)} boxes and probabilities of shape "
                 f"{tuple(probs.shape)}, where {(len(boxes), len(self.names))} is needed."
             )
-        if not len(boxes):
-            return Detections(boxes, probs)
-        order = probs.amax(1).argsort(descending=True, stable=True)[: sieve.topk]
-        order = order[probs[order].amax(1) > sieve.conf]
-        return Detections(boxes[order], probs[order])
+        return surest(boxes, probs, sieve)
 
     def fingerprint(self) -> str:
         """Return the object's own `fingerprint()`.
