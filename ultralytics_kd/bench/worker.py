@@ -48,7 +48,8 @@ def _train(args: dict[str, Any]) -> dict[str, Any]:
     model.train(**args)
     trainer = model.trainer
     best, last = Path(trainer.best), Path(trainer.last)
-    log = pl.read_csv(trainer.csv, infer_schema_length=None)
+    # with val=False the depth task writes more columns in its last row than in its header; those read here come first
+    log = pl.read_csv(trainer.csv, infer_schema_length=None, truncate_ragged_lines=True)
     return {
         "weights": str((best if best.exists() else last).absolute()),
         "seconds": float(log["time"][-1]),  # Ultralytics' own clock: epochs and their validation
