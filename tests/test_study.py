@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from ultralytics.engine.results import Boxes
 
 from ultralytics_kd.bench.table import Run, summarize
 
@@ -15,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "study" / "results"
 STAGES = sorted(file.parent for file in RESULTS.glob("*/bench.json"))
 
-spec = importlib.util.spec_from_file_location("study", ROOT / "examples" / "study" / "study.py")
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+sys.path.insert(0, str(ROOT / "examples" / "study"))  # scripts beside each other, as Python runs them
+import duplicates  # noqa: E402
+import study  # noqa: E402
 
 
 def report(arms: dict[str, list[float]], teacher: float) -> dict:
@@ -71,8 +73,10 @@ def test_a_shipped_table_is_that_of_its_records(folder):
     records = {f.stem: json.loads(f.read_text()) for f in (folder / "records").glob("*.json")}
     arms, seeds = [*shown["settings"]["arms"]], shown["settings"]["seeds"]
     runs = [Run(arm, seed, records[f"{arm}-{seed}"]) for arm in arms for seed in seeds]
-    taught = next(record for name, record in records.items() if name.startswith("teacher-"))
-    teachers = {arm: taught for arm in arms if arm != "alone"}
+    jobs = {arm: records[f"{arm}-{seeds[0]}"]["job"] for arm in arms if arm != "alone"}
+    teachers = {
+        arm: records[f"teacher-{(job.get('teacher') or job['distill_model'])[:12]}"] for arm, job in jobs.items()
+    }
     assert json.loads(json.dumps(summarize(arms, runs, teachers)["table"])) == shown["table"]
 
 
@@ -97,3 +101,15 @@ def test_readme_shows_the_demo_that_was_run():
         title = titles.get(name, "YOLO26n distilled, 8 epochs")
         figures = f"{arm['map50_95']:.3f} | {arm['map50']:.3f} | {arm['parameters']:,} | {arm['seconds']:.0f}"
         assert f"| {title} | {figures} |" in readme
+
+
+def test_a_duplicate_overlaps_a_surer_detection_of_its_class():
+    boxes = [
+        [0, 0, 10, 10, 0.9, 0],
+        [0, 0, 10, 9, 0.3, 0],  # the same object again
+        [0, 0, 9, 10, 0.5, 0],  # and again: every repetition counts once
+        [0, 0, 10, 10, 0.8, 1],  # another class
+        [6, 0, 16, 10, 0.6, 0],  # a neighbour that overlaps by a quarter
+    ]
+    assert duplicates.count(Boxes(torch.tensor(boxes), (20, 20))) == 2
+    assert duplicates.count(Boxes(torch.zeros(0, 6), (20, 20))) == 0

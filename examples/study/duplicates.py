@@ -2,9 +2,9 @@
 
     python examples/study/duplicates.py FOLDER/data.yaml RUNS/STAGE
 
-Every detection of the end-to-end head that is at least 0.25 sure and overlaps a surer one of its class by more than
-half counts as a duplicate. The students of a bench are counted arm by arm and seed by seed; `duplicates.json` beside
-its table has the mean per image.
+`study.py` does it for stages with `duplicates: true`. Every detection of the end-to-end head that is at least 0.25 sure
+and overlaps a surer one of its class by more than half counts as a duplicate. The students of a bench are counted by
+arm and by seed; `duplicates.json` beside its table has the detections and the duplicates per image.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 from torchvision.ops import box_iou
 from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.engine.results import Boxes
 
 from ultralytics_kd.unlabeled import image_files
 
 CONF, IOU = 0.25, 0.5
 
 
-def duplicates(weights: Path, images: list[str], imgsz: int) -> float:
-    """Return the duplicates per image that a model's end-to-end head leaves.
+def count_model(weights: Path, images: list[str], imgsz: int) -> dict[str, float]:
+    """Return the detections and duplicates per image that a model's end-to-end head leaves.
 
     Args:
         weights (Path): Checkpoint with such a head.
@@ -32,10 +33,11 @@ def duplicates(weights: Path, images: list[str], imgsz: int) -> float:
         imgsz (int): Image size in pixels.
     """
     found = YOLO(weights).predict(images, imgsz=imgsz, conf=CONF, nms=False, stream=True, verbose=False)
-    return sum(_count(result.boxes) for result in found) / len(images)
+    counts = [(len(result.boxes), count(result.boxes)) for result in found]
+    return {name: sum(n) / len(images) for name, n in zip(("detections", "duplicates"), zip(*counts))}
 
 
-def _count(boxes: object) -> int:
+def count(boxes: Boxes) -> int:
     """Return how many detections of an image overlap a surer one of their class."""
     order = boxes.conf.argsort(descending=True)
     overlap = box_iou(boxes.xyxy[order], boxes.xyxy[order]).triu(diagonal=1)
@@ -43,8 +45,8 @@ def _count(boxes: object) -> int:
     return int(((overlap > IOU) & same).any(0).sum())
 
 
-def count_bench(data: str, bench: Path) -> dict[str, dict[str, float]]:
-    """Return duplicates per image by arm and seed of a finished bench, and write them beside its table.
+def count_bench(data: str, bench: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return both counts by arm and seed of a finished bench, and write them beside its table.
 
     Args:
         data (str): Path of the data.yaml.
@@ -52,17 +54,19 @@ def count_bench(data: str, bench: Path) -> dict[str, dict[str, float]]:
     """
     settings = json.loads((bench / "bench.json").read_text(encoding="utf-8"))["settings"]
     images = image_files(check_det_dataset(data)["val"])
-    counts: dict[str, dict[str, float]] = {}
-    for arm in settings["arms"]:
-        counts[arm] = {
-            str(seed): duplicates(bench / "runs" / f"{arm}-{seed}" / "weights" / "best.pt", images, settings["imgsz"])
+    counts = {
+        arm: {
+            str(seed): count_model(bench / "runs" / f"{arm}-{seed}" / "weights" / "best.pt", images, settings["imgsz"])
             for seed in settings["seeds"]
         }
+        for arm in settings["arms"]
+    }
     (bench / "duplicates.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     return counts
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, by_seed in count_bench(sys.argv[1], Path(sys.argv[2])).items():
-        print(f"{name:12}", *(f"{value:.3f}" for value in by_seed.values()))
+    for arm, by_seed in count_bench(sys.argv[1], Path(sys.argv[2])).items():
+        for seed, counts in by_seed.items():
+            print(f"{arm:12} seed {seed}", *(f"{name} {value:.3f}" for name, value in counts.items()), sep="   ")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from duplicates import count_bench
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
@@ -27,7 +28,7 @@ from ultralytics_kd.unlabeled import image_files
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-TABLES = ("bench.json", "bench.csv", "bench.md", "records/*.json")
+TABLES = ("bench.json", "bench.csv", "bench.md", "duplicates.json", "records/*.json")
 COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # whose mean is told
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
@@ -55,7 +56,10 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
         for key in ("model", "teacher"):
             if str(given.get(key, "")).endswith(".pt"):  # of an earlier stage
                 given[key] = str(runs / given[key])
+    count = arguments.pop("duplicates", False)
     report = run_bench({**arguments, "project": str(runs), "name": name})
+    if count:
+        count_bench(arguments["data"], runs / name)
     keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
 
