@@ -530,16 +530,29 @@ def test_lists_and_nothing_found_are_fine_and_boxes_end_at_the_border():
     assert answer.bboxes.tolist() == [[0.5, 0.5, 1.0, 1.0]] and answer.batch_idx.tolist() == [0.0]
 
 
+class Later:
+    """A teacher from elsewhere that breaks after some answers."""
+
+    names = ("disc", "box", "bar")
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def teach(self, images):
+        self.answers -= 1
+        value = 0.9 if self.answers >= 0 else float("nan")
+        return [{"boxes": [[5.0, 5, 30, 30]], "probs": [[value, 0, 0]]} for _ in images]
+
+
+@pytest.mark.parametrize("answers", [0, 2])  # the first batch is answered twice: it is looked at
+def test_only_a_run_whose_teacher_made_sense_once_leaves_a_folder(quick, answers):
+    with pytest.raises(KDError, match="not "):
+        YOLO("yolo26n.yaml").train(**quick, teacher=Later(answers))
+    assert Path(quick["project"]).exists() == bool(answers)
+
+
 def test_numbers_that_break_in_a_later_batch_are_named():
-    class Later:
-        names, calls = ("disc", "box", "bar"), 0
-
-        def teach(self, images):
-            self.calls += 1
-            value = float("nan") if self.calls > 3 else 0.9
-            return [{"boxes": [[5.0, 5, 30, 30]], "probs": [[value, 0, 0]]} for _ in images]
-
-    teacher = open_teacher(Later())
+    teacher = open_teacher(Later(3))
     teacher.match(NAMES)
     teacher.prepare(CPU)
     teacher(torch.rand(2, 3, 64, 64))

@@ -92,6 +92,7 @@ class DistillationMixin(_Trainer):
         self._ears = ExitStack()  # what the terms hear of the student's forward passes
         self._fresh_dirs: list[Path] = []
         self._args_before: tuple[Path, bytes] | None = None
+        self._answered = False  # whether the teacher has answered a batch
         with self._nothing_left_on_error():
             super().__init__(cfg, overrides, _callbacks)
         if self._in_memory is not None:
@@ -435,8 +436,20 @@ class DistillationMixin(_Trainer):
             if tracks.BOXES in batch:  # val images have none
                 batch["teacher"] = self._stored_answer(batch)
         elif self.teacher is not None and self.teacher.ready:  # quantization calibrates before training
-            batch["teacher"] = self.teacher(batch["img"])
+            batch["teacher"] = self._answer(batch["img"])
         return batch
+
+    def _answer(self, images: torch.Tensor) -> Any:
+        """Return the teacher's answer; when it makes no sense at the very first, the run has not begun."""
+        assert self.teacher is not None
+        try:
+            answer = self.teacher(images)
+        except KDError:
+            if not self._answered:
+                self._leave_nothing()
+            raise
+        self._answered = True
+        return answer
 
     def _stored_answer(self, batch: dict[str, Any]) -> SetAnswer:
         """Return the stored instances of a batch, as the teacher would see them at their size there."""
