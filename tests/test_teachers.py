@@ -7,12 +7,15 @@ import shutil
 from copy import deepcopy
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from conftest import NAMES, make_model, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils import YAML
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
@@ -600,3 +603,76 @@ def test_one2one_branch_gets_one_anchor_point_per_object_from_a_teacher_without_
         assert set(pairs) == {"one2many"}
     else:
         assert pairs["one2one"].assigned.sum() <= len(answer.bboxes) < pairs["one2many"].assigned.sum()
+
+
+class Labels:
+    """A detector that finds every labelled object of a data set's val images, which it knows by their pixels."""
+
+    names = ("bar", "disc", "box")  # another order than the data's
+    side = 64
+
+    def __init__(self, folder, sure=0.9):
+        self.sure, self.known = sure, {}
+        for file in sorted((folder / "images" / "val").glob("*.png")):
+            rows = (folder / "labels" / "val" / f"{file.stem}.txt").read_text().splitlines()
+            image = torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()).permute(2, 0, 1).float() / 255
+            self.known[self.key(image)] = torch.tensor([[float(x) for x in row.split()] for row in rows])
+
+    @staticmethod
+    def key(image):
+        return round(float(image.double().mean()), 5)
+
+    def teach(self, images):
+        top, left = ((s - self.side) // 2 for s in images.shape[-2:])  # val images have a border
+        found = []
+        for image in images[..., top : top + self.side, left : left + self.side]:
+            rows = self.known.get(self.key(image), torch.zeros(0, 5))
+            boxes = xywh2xyxy(rows[:, 1:]) * self.side + torch.tensor([left, top, left, top])
+            labels = torch.tensor([1, 2, 0])[rows[:, 0].long()]
+            found.append({"boxes": boxes, "scores": torch.full((len(rows),), self.sure), "labels": labels})
+        return found
+
+
+@pytest.mark.parametrize("sure", [[0.9], [0.9, 0.03]], ids=["one", "two"])
+def test_scores_of_teachers_from_elsewhere_stand_beside_the_students(quick, sure, caplog):
+    """What one is hardly sure of, less than is taught, counts in a mean average precision."""
+    folder = Path(YAML.load(quick["data"])["path"])
+    teachers = [Labels(folder, s) for s in sure]
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1}, teacher=teachers if len(teachers) > 1 else teachers[0])
+    assert model.trainer.teacher_metrics["metrics/mAP50-95(B)"] > 0.98
+    assert "of the teacher's metrics/mAP50-95(B)" in caplog.text
+
+
+def test_several_grids_are_scored_by_what_they_say_together():
+    one = build("yolo26n.yaml")
+    teacher = open_teacher([one, one])
+    teacher.match({0: "box", 1: "cup", 2: "disc"})  # bars are none of the student's classes, and cups nobody knows
+    images = torch.rand(2, 3, 64, 96)
+    one.end2end = False
+    said = one.eval()(images)[0]
+    scored = teacher.validator_model(3, {0: "box", 1: "cup", 2: "disc"})
+    expected = torch.cat((said[:, :4], said[:, 5:6], torch.zeros_like(said[:, 4:5]), said[:, 4:5]), 1)
+    found = scored(images)
+    torch.testing.assert_close(found[:, 4:], expected[:, 4:], rtol=1e-3, atol=1e-3)
+    open_boxes = (expected[:, 2:4] > 0).all(1)  # an untrained head has some that are inside out
+    assert open_boxes.float().mean() > 0.5
+    torch.testing.assert_close(
+        found[:, :4].transpose(1, 2)[open_boxes], expected[:, :4].transpose(1, 2)[open_boxes], rtol=1e-3, atol=1e-2
+    )
+
+
+def test_rtdetr_is_scored_by_its_queries_without_suppression():
+    model = build("yolov8n-rtdetr.yaml")
+    images = torch.rand(2, 3, 64, 96)
+    teacher = open_teacher(model)
+    teacher.match(NAMES)
+    rows = teacher.validator_model(3, NAMES)(images)
+    said = model.eval()(images)[0]  # x, y, w, h as shares of the image, confidence and class, most confident first
+    boxes = xywh2xyxy(said[..., :4]).clamp(0, 1) * torch.tensor([96, 64, 96, 64])
+    assert said[:, 99, 4].min() > 0.001 and (rows[..., 4].diff() <= 0).all()
+    for found, box, expected in zip(rows, boxes, said):
+        seen = (box[:100, 2:] - box[:100, :2]).amin(1) > 1  # untrained queries also look outside the image
+        one = torch.cat((box, expected[:, 4:]), -1)[:100][seen]
+        nearest = (found[None] - one[:, None]).abs().amax(-1).amin(1)  # those as sure as each other have no order
+        assert seen.sum() > 30 and nearest.max() < 0.01

@@ -80,7 +80,8 @@ def load(weights: str, teacher: Teacher) -> YOLO:
     assert teacher.classes is not None
     if not teacher.classes.identity:
         names = teacher.classes.student_names
-        model.model = teacher.validator_model(len(names), names)
+        queries = teacher.task in GRID_TASKS and teacher.layout is None  # RT-DETR, which has a validator of its own
+        model.model = None if queries else teacher.validator_model(len(names), names)
         if model.model is None:
             raise KDError(f"{weights} has other classes than the data, and cannot be scored in those.")
     return model

@@ -17,6 +17,7 @@ from ..errors import KDError
 from ..predictions import ONE2MANY, Branch, Layout, common_strides, distances
 from .base import Answer, Reads, Teacher
 from .dense import average
+from .scored import ScoredDetector
 from .sets import SetTeacher, as_set
 
 
@@ -144,6 +145,10 @@ class Ensemble(Teacher):
     def gflops(self, imgsz: int) -> float:
         """Return the GFLOPs of all at an image size."""
         return sum(m.gflops(imgsz) for m in self._members)
+
+    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
+        """Return a model that says what they say together; of other tasks than detection there is none."""
+        return ScoredDetector(self, nc, names) if self.task == "detect" else None
 
 
 class GridEnsemble(Ensemble):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..errors import KDError, first_line
 from ..lean import fused_copy, placed
 from ..predictions import FeatureLayout
 from .base import Teacher
+from .scored import ScoredDetector
 
 DETECTION_KEYS = ("boxes", "probs", "scores", "labels")
 QUERIES = Sieve(iou=1.0, topk=300)  # a set needs no suppression
@@ -28,13 +28,17 @@ QUERIES = Sieve(iou=1.0, topk=300)  # a set needs no suppression
 class SetTeacher(Teacher):
     """A detector that answers with detections, whatever made them."""
 
-    sieve = Sieve()
+    sieve: Sieve = Sieve()
 
     def __call__(self, images: Tensor) -> SetAnswer:
         """Return the detections in the student's classes."""
         assert self.classes is not None
         found, features = self.answer(images, self.sieve)
         return as_set(found, features, self.classes, self.sieve.conf, images)
+
+    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
+        """Return a model that answers with the detections."""
+        return ScoredDetector(self, nc, names)
 
 
 def as_set(
@@ -112,11 +116,6 @@ class QueryTeacher(SetTeacher):
     def _let_go(self) -> None:
         """Drop what `prepare` made."""
         self.model = None
-
-    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a copy of the model, if the student's classes are its own."""
-        assert self.classes is not None
-        return deepcopy(self.original) if self.classes.identity else None
 
 
 class CustomTeacher(SetTeacher):
