@@ -3,9 +3,10 @@
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or those named; run again to go on
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset) and
-`helmet/data.yaml` (2,336 site photos, 2 classes). The `tune-` stages choose settings: they train on 80% of the training
+`helmet/data.yaml` (2,336 site photos, 2 classes), for `task-segment` also `coco128-seg/data.yaml`. The `tune-` stages choose settings: they train on 80% of the training
 images and score on the other 20%. The `final-` stages train on all of them and read the val sets, once. Each leaves its
-table and the record of every run in `results/STAGE`; `results/summary.md` has all tables in one.
+table and the record of every run in `results/STAGE`; `results/summary.md` has all tables in one, the main README shows
+them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ RESULTS = HERE / "results"
 TABLES = ("bench.json", "bench.csv", "bench.md", "duplicates.json", "records/*.json")
 COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # whose mean is told
+README = HERE.parents[1] / "README.md"
+SECTIONS = {
+    "## Tasks": "task-*",
+    "### Images without labels": "few-labels",
+    "## Results": "*",
+}  # the rest: the last one
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
@@ -191,6 +199,29 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [score_text(row, 3), gain_text(row, 3), closed]
 
 
+def show(readme: str, summary: str) -> str:
+    """Return a README whose tables of stages, one under each of `SECTIONS`, are those of a summary.
+
+    Args:
+        readme (str): The text as it is.
+        summary (str): As `to_markdown` returns.
+    """
+    title, line, *rows = summary.splitlines()
+    parts: dict[str, list[str]] = {pattern: [] for pattern in SECTIONS.values()}
+    for row in rows:
+        stage = row.split("|")[1].strip()
+        parts[next(pattern for pattern in parts if fnmatch(stage, pattern))].append(row)
+    shown, section, inside = [], "", False
+    for text in readme.splitlines():
+        section = text if text.startswith("#") else section
+        if text == title:
+            shown += [title, line, *parts[SECTIONS[section]]]
+        inside = text == title or (inside and text.startswith("|"))
+        if not inside:
+            shown.append(text)
+    return "\n".join(shown) + "\n"
+
+
 if __name__ == "__main__":
     folder, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
     for stage in wanted or YAML.load(HERE / "stages.yaml")["stages"]:
@@ -198,3 +229,4 @@ if __name__ == "__main__":
         overview = summarize(RESULTS)
         overview.write_csv(RESULTS / "summary.csv", float_precision=5)
         (RESULTS / "summary.md").write_text(to_markdown(overview), encoding="utf-8")
+        README.write_text(show(README.read_text(encoding="utf-8"), to_markdown(overview)), encoding="utf-8")
