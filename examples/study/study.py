@@ -2,11 +2,11 @@
 
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or those named; run again to go on
 
-FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset) and
-`helmet/data.yaml` (2,336 site photos, 2 classes), for `task-segment` also `coco128-seg/data.yaml`. The `tune-` stages choose settings: they train on 80% of the training
-images and score on the other 20%. The `final-` stages train on all of them and read the val sets, once. Each leaves its
-table and the record of every run in `results/STAGE`; `results/summary.md` has all tables in one, the main README shows
-them.
+FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
+(2,336 site photos, 2 classes) and, for `task-segment`, `coco128-seg/data.yaml`. The `tune-` stages choose settings:
+they train on 80% of the training images and score on the other 20%. The `final-` stages train on all of them and read
+the val sets, once. Each leaves its table and the record of every run in `results/STAGE`; `results/summary.md` has all
+tables in one, and the main README shows them.
 """
 
 from __future__ import annotations
