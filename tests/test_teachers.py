@@ -568,6 +568,7 @@ def test_numbers_that_break_in_a_later_batch_are_named():
 def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
+    torch.manual_seed(0)
     save_model(tmp_path / "model.pt", "yolo11n.yaml" if not nms else "yolo26n.yaml")
     path = StockYOLO(tmp_path / "model.pt").export(format="onnx", imgsz=64)
     exported, own = open_teacher(path), open_teacher(str(tmp_path / "model.pt"))
@@ -579,8 +580,9 @@ def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     if not nms:
         for a, b in zip(found, expected):
             assert abs(len(a.boxes) - len(b.boxes)) <= 2  # where an overlap is at the limit
-            surest = [d.probs.amax(1).sort(descending=True).values[:10] for d in (a, b)]
-            torch.testing.assert_close(*surest, rtol=1e-2, atol=1e-3)
+            rows = [torch.cat((d.boxes / 64, d.probs), 1) for d in (a, b)]
+            missing = torch.cdist(rows[0][:10], rows[1]).amin(1) > 0.02
+            assert missing.sum() <= 2
     assert all(len(d.boxes) for d in found)
     model = YOLO("yolo26n.yaml")
     model.train(**{**quick, "epochs": 1, "imgsz": 96}, teacher=str(path))  # of another size than the file's
