@@ -341,11 +341,11 @@ class DistillationMixin(_Trainer):
         return str(path)
 
     @contextmanager
-    def _nothing_left_on_error(self) -> Iterator[None]:
+    def _nothing_left_on_error(self, kind: type[Exception] = Exception) -> Iterator[None]:
         """Remove what a run with a teacher has written, if it fails before it begins."""
         try:
             yield
-        except Exception:  # of whatever kind: it goes on to the caller, and no folder of a run that never began is left
+        except kind:  # it goes on to the caller, and no folder of a run that never began is left
             self._leave_nothing()
             raise
 
@@ -442,12 +442,10 @@ class DistillationMixin(_Trainer):
     def _answer(self, images: torch.Tensor) -> Any:
         """Return the teacher's answer; when it makes no sense at the very first, the run has not begun."""
         assert self.teacher is not None
-        try:
+        if self._answered:
+            return self.teacher(images)
+        with self._nothing_left_on_error(KDError):  # of others Ultralytics goes on after: no memory, a smaller batch
             answer = self.teacher(images)
-        except KDError:
-            if not self._answered:
-                self._leave_nothing()
-            raise
         self._answered = True
         return answer
 

@@ -34,11 +34,8 @@ TABLES = ("bench.json", "bench.csv", "bench.md", "duplicates.json", "records/*.j
 COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # whose mean is told
 README = HERE.parents[1] / "README.md"
-SECTIONS = {
-    "## Tasks": "task-*",
-    "### Images without labels": "few-labels",
-    "## Results": "*",
-}  # the rest: the last one
+# Which stages the README shows under which heading; the first that fits
+SECTIONS = {"## Tasks": "task-*", "### Images without labels": "few-labels", "## Results": "*"}
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
@@ -228,5 +225,6 @@ if __name__ == "__main__":
         run_stage(stage, folder, Path("runs/study").resolve())
         overview = summarize(RESULTS)
         overview.write_csv(RESULTS / "summary.csv", float_precision=5)
-        (RESULTS / "summary.md").write_text(to_markdown(overview), encoding="utf-8")
-        README.write_text(show(README.read_text(encoding="utf-8"), to_markdown(overview)), encoding="utf-8")
+        overview_text = to_markdown(overview)
+        (RESULTS / "summary.md").write_text(overview_text, encoding="utf-8")
+        README.write_text(show(README.read_text(encoding="utf-8"), overview_text), encoding="utf-8")

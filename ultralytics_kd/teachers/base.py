@@ -196,9 +196,10 @@ class Teacher:
             KDError: If it is not, in float32 neither if that may take the place of another precision.
         """
         while not self._checked:  # once, as looking makes the host wait for the device
-            if all(x.isfinite().all() for x in self._numbers(self._run(images))):
+            answer = self._run(images)
+            if all(x.isfinite().all() for x in self._numbers(answer)):
                 self._checked = True
-                break
+                return answer
             precision = str(self.dtype).removeprefix("torch.")
             said = f"teacher={self.source} answers in {precision} with numbers that are not finite"
             if self.dtype is torch.float32 or not self._fall_back:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import predictions
 from ..classes import ClassMap
 from ..errors import KDError
 from ..lean import fused_copy, placed
 from .base import Teacher
+from .scored import Scored
 
 
 @dataclass
@@ -132,7 +133,7 @@ class DenseTeacher(Teacher):
         assert self.classes is not None
         if self.task == "depth" and callable(getattr(self.original, "fuse", None)):
             return deepcopy(self.original)
-        return Scored(self, nc, names)
+        return ScoredDense(self, nc, names)
 
 
 def check_exclusive(classes: ClassMap | None, source: str) -> None:
@@ -152,8 +153,8 @@ def check_exclusive(classes: ClassMap | None, source: str) -> None:
         )
 
 
-class Scored(nn.Module):
-    """A teacher as a model that Ultralytics' validators can score on the student's classes."""
+class ScoredDense(Scored):
+    """A copy of a teacher's model, in float32."""
 
     def __init__(self, teacher: DenseTeacher, nc: int, names: Mapping[int, str]):
         """Copy the model.
@@ -163,16 +164,9 @@ class Scored(nn.Module):
             nc (int): The student's number of classes.
             names (Mapping[int, str]): Their names.
         """
-        super().__init__()
+        super().__init__(teacher, getattr(teacher.original, "stride", torch.tensor([32.0])), nc, names)
         self.inner: Any = deepcopy(teacher.original).float().eval()
-        self.names, self.task = dict(names), teacher.task
-        self.yaml = {"nc": nc, "channels": teacher.channels}
-        self.stride = getattr(teacher.original, "stride", torch.tensor([32.0]))
         self._normalise, self._classes = teacher._normalised, teacher.classes
-
-    def fuse(self, verbose: bool = False, **_: Any) -> Scored:
-        """Return itself: nothing is gained by fusing for one validation."""
-        return self
 
     def forward(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return what the teacher says in the student's classes."""

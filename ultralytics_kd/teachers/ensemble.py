@@ -146,10 +146,6 @@ class Ensemble(Teacher):
         """Return the GFLOPs of all at an image size."""
         return sum(m.gflops(imgsz) for m in self._members)
 
-    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a model that says what they say together; of other tasks than detection there is none."""
-        return ScoredDetector(self, nc, names) if self.task == "detect" else None
-
 
 class GridEnsemble(Ensemble):
     """Detectors with levels in common: scores and boxes of every anchor point are averaged.
@@ -180,6 +176,10 @@ class GridEnsemble(Ensemble):
         features = [maps for answer in answers for maps in answer.features]
         branches = {name: self._average([a.branches[name] for a in answers]) for name in answers[0].branches}
         return Answer(branches, self.classes.taught(images.device), self, features)
+
+    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
+        """Return a model that says what they say together."""
+        return ScoredDetector(self, nc, names)
 
     def _average(self, said: list[Branch]) -> Branch:
         """Return the mean of one branch's answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..errors import KDError, first_line
 from ..lean import fused_copy, placed
 from ..predictions import FeatureLayout
 from .base import Teacher
-from .scored import ScoredDetector
+from .scored import CONF, TOPK, ScoredDetector
 
 DETECTION_KEYS = ("boxes", "probs", "scores", "labels")
 QUERIES = Sieve(iou=1.0, topk=300)  # a set needs no suppression
@@ -37,7 +38,8 @@ class SetTeacher(Teacher):
         return as_set(found, features, self.classes, self.sieve.conf, images)
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a model that answers with the detections."""
+        """Return a model that answers with the detections, and from now on with those that it is hardly sure of too."""
+        self.sieve = replace(self.sieve, conf=CONF, topk=TOPK)
         return ScoredDetector(self, nc, names)
 
 
