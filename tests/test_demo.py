@@ -14,6 +14,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd import KDError
 from ultralytics_kd.demo import run_demo, threads
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset, draw_scene, outline_box, shape_outline
+from ultralytics_kd.demo.tasks import draw_task_dataset
 
 
 def test_the_same_seed_draws_the_same_images():
@@ -37,6 +38,18 @@ def test_labels_are_valid_and_every_class_is_drawn(tmp_path):
     assert low.min() > -1e-3 and high.max() < 1 + 1e-3
     assert labels[:, 3:].max(1).max() / labels[:, 3:].max(1).min() > 3.5
     assert len(list((tmp_path / "images" / "train").glob("*.png"))) == 40
+
+
+def test_where_a_pixel_lies_does_not_tell_its_depth(tmp_path):
+    draw_task_dataset(tmp_path, "depth", train_images=120, val_images=40, size=64)
+    train, val = (
+        np.stack([cv2.imread(str(f), cv2.IMREAD_UNCHANGED) / 1000 for f in (tmp_path / "depth" / split).glob("*.png")])
+        for split in ("train", "val")
+    )
+    assert val.min() >= 0.5 and val.max() <= 12
+    mean = np.exp(np.log(train).mean(0))  # says the same of every image
+    guess = mean * np.median(val, axis=(1, 2), keepdims=True) / np.median(mean)
+    assert (np.maximum(guess / val, val / guess) < 1.25).mean() < 0.6
 
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
