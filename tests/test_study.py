@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from ultralytics.engine.results import Boxes
+from ultralytics.utils import YAML
 
 from ultralytics_kd.bench.table import Run, summarize
 
@@ -61,6 +62,19 @@ def test_summary_has_every_stage_and_the_mean_of_both_sets(tmp_path):
     text = study.to_markdown(table)
     assert "| final-bccd | mAP50-95 | kd | 0.320 ± 0.028 | +0.110 (-0.017 to +0.237) | 55% | 0.220 ± 0.028 |" in text
     assert "| final-helmet | mAP50-95 | teacher | 0.600 |  |  | 0.500 |  |  |  |" in text
+
+
+def test_classes_of_coco128_seg_are_those_of_its_names(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "runs" / "coco128-seg"
+    for folder in ("labels", "images"):
+        (source / folder / "train").mkdir(parents=True)
+    (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: {0: person, 79: toothbrush}\n")
+    (source / "labels/train/a.txt").write_text("1 0.1 0.2 0.3 0.4 0.5 0.6\n90 0 0 1 0 1 1\n\n")
+    (source / "images/train/a.jpg").write_bytes(b"photo")
+    data = YAML.load(study.renumber(source, target))
+    assert data["train"] == data["val"] == "images/train" and data["names"] == {0: "person", 79: "toothbrush"}
+    assert (Path(data["path"]) / "labels/train/a.txt").read_text() == "0 0.1 0.2 0.3 0.4 0.5 0.6\n79 0 0 1 0 1 1\n"
+    assert (Path(data["path"]) / "images/train/a.jpg").read_bytes() == b"photo"
 
 
 def test_study_has_the_tables_that_the_readme_speaks_of():

@@ -3,16 +3,17 @@
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or those named; run again to go on
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
-(2,336 site photos, 2 classes) and, for `task-segment`, `coco128-seg/data.yaml`. The `tune-` stages choose settings:
-they train on 80% of the training images and score on the other 20%. The `final-` stages train on all of them and read
-the val sets, once. Each leaves its table and the record of every run in `results/STAGE`; `results/summary.md` has all
-tables in one, and the main README shows them.
+(2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). The
+`tune-` stages choose settings: they train on 80% of the training images and score on the other 20%. The `final-` stages
+train on all of them and read the val sets, once. Each leaves its table and the record of every run in `results/STAGE`;
+`results/summary.md` has all tables in one, and the main README shows them.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import polars as pl
 from duplicates import count_bench
+from ultralytics.data.converter import coco91_to_coco80_class
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
@@ -70,13 +72,15 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
 
 
 def find_data(name: str, data: Path, runs: Path) -> str:
-    """Return what `data=` takes; `drawn/TASK` is drawn if it is not there yet.
+    """Return what `data=` takes; `drawn/TASK` is drawn and `coco128-seg` renumbered if it is not there yet.
 
     Args:
         name (str): A stage's `data`.
         data (Path): Folder of the data sets.
-        runs (Path): Where drawn ones go.
+        runs (Path): Where drawn and renumbered ones go.
     """
+    if name == "coco128-seg":
+        return renumber(data / name, runs / name)
     kind, _, task = name.partition("/")
     if kind != "drawn":
         return str(data / name / "data.yaml")
@@ -86,6 +90,32 @@ def find_data(name: str, data: Path, runs: Path) -> str:
         draw_task_dataset(root, task, *DRAWN, 96)
         (root / "complete").touch()
     return str(made)
+
+
+def renumber(source: Path, target: Path) -> str:
+    """Copy coco128-seg's training images with labels that count classes as its names do.
+
+    Its label files have the numbers of COCO's annotations, 1 to 90 with gaps, its data.yaml 80 names: read as they
+    are, a person is a bicycle, and every image with a class above 79 is left out.
+
+    Args:
+        source (Path): Folder of the data set.
+        target (Path): Where the copy goes.
+
+    Returns:
+        (str): Path of the copy's data.yaml, whose val images are its training images.
+    """
+    index = coco91_to_coco80_class()
+    for file in (source / "labels" / "train").glob("*.txt"):
+        rows = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        copy = target / "labels" / "train" / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text("".join(f"{index[int(c) - 1]} {polygon}\n" for c, polygon in rows), encoding="utf-8")
+    shutil.copytree(source / "images" / "train", target / "images" / "train", dirs_exist_ok=True)
+    names = YAML.load(source / "data.yaml")["names"]
+    images = "images/train"
+    YAML.save(target / "data.yaml", {"path": str(target), "train": images, "val": images, "names": names})
+    return str(target / "data.yaml")
 
 
 def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[str, str]:
