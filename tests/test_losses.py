@@ -45,3 +45,13 @@ def test_value_and_gradient_equal_the_official_implementation(name):
     grad = torch.from_numpy(VALUES[f"{name}.grad"])
     assert (student.grad - grad).norm() <= 1e-5 * grad.norm()
     torch.testing.assert_close(student.grad, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
+
+
+def test_a_single_sample_has_no_relation_to_others_in_dist():
+    logits = torch.randn(1, 5)
+    assert losses.dist(logits, logits).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dkd_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="one class"):
+        losses.dkd(torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))

@@ -143,6 +143,16 @@ def test_flat_rotated_box_is_drawn_open(loss):
     assert flat.grad[0, 2] < 0 and flat.grad[0, 3] < 0
 
 
+@pytest.mark.parametrize("length", [400.0, 1e3, 1e5])
+def test_slender_rotated_boxes_have_finite_gradients_whatever_they_weigh(length):
+    """Their covariance cannot be inverted in float32, and 0 times the derivative of a root at 0 is no number."""
+    torch.manual_seed(0)
+    student, teacher = torch.rand(2, 2000, 5) * torch.tensor([length, length, length, 0.2, 6.0])
+    student.requires_grad_()
+    losses.probiou_loss(student, teacher, torch.zeros(2000), 1.0).backward()
+    assert student.grad.isfinite().all()
+
+
 def test_part_of_a_box_outside_the_image_does_not_thin_its_mask():
     student, teacher = torch.randn(2, 1, 8, 8)
     inside, beyond = torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[-5.0, -5.0, 5.0, 5.0]])
@@ -175,6 +185,37 @@ def test_terms_are_finite_on_outputs_in_half_precision(task):
 def test_crosskd_is_refused_for_rotated_boxes():
     with pytest.raises(KDError, match="compares boxes that are not turned"):
         parts("obb", task_model("obb", "yolo26s"), kd_feat=1.0, kd_feat_loss="crosskd")
+
+
+@pytest.mark.parametrize("importance", [None, 3.0])
+def test_likelihood_of_a_keypoint_counts_both_coordinates_and_what_the_base_loss_makes_of_it(importance, monkeypatch):
+    from ultralytics_kd.terms import keypoint
+
+    _, teacher, distiller, loss = parts("pose", task_model("pose", "yolo26s"))
+    student, batch = task_model("pose", seed=1).train(), task_batch("pose")
+    answer, preds = teacher(batch["img"]), student(batch["img"])
+    distiller.gains = {"one2many": 1.0, "one2one": 0.0}
+    if importance:
+        loss.bases["one2many"].target_weights = torch.full((5,), importance)
+
+    def value(divergence: float) -> float:
+        monkeypatch.setattr(keypoint, "laplace_kl", lambda a, *_: torch.full_like(a, divergence))
+        return distiller(preds, answer, loss.head, loss.bases)["kd_kpt"].item()
+
+    (pair,) = (p for _, p in distiller._pairs(preds_of(preds), answer, loss.head, loss.bases) if p.name == "one2many")
+    weight = pair.surest(keypoint.PER_IMAGE)[2].sum()
+    share = (weight / weight.clamp(min=1)).item()  # of the surest anchor points' weight, as of every part of the term
+    hyp = loss.bases["one2many"].hyp
+    # each coordinate adds its own divergence, as the base loss adds up both
+    expected = distiller.weights["kd_kpt"] * hyp.rle / hyp.pose * 2 * (importance or 1.0) * share
+    assert value(1.0) - value(0.0) == pytest.approx(expected, rel=1e-3)
+
+
+def preds_of(preds) -> dict:
+    """Return a student's branches."""
+    from ultralytics_kd.predictions import branches
+
+    return branches(preds)
 
 
 def test_laplace_divergence_is_zero_at_equality_and_positive_elsewhere():

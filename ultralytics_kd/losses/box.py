@@ -8,6 +8,7 @@ from torch import Tensor
 from ultralytics.utils.metrics import bbox_iou, probiou
 
 MIN_SIDE = 0.1  # a Gaussian of a flat box has a covariance that cannot be inverted
+SLENDEREST = 1e-3  # sides of a box beyond which float32 takes its covariance for one that cannot
 
 
 def iou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float) -> Tensor:
@@ -77,13 +78,16 @@ def probiou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: T
     Returns:
         (Tensor): Scalar; 0 (to rounding) when student and teacher are the same boxes.
     """
-    pair = (b.reshape(-1, 5) for b in (student, teacher.detach()))
-    # Flat sides are made long enough without cutting their gradient, so that they can open
-    ours, theirs = (
-        torch.cat((b[:, :2], b[:, 2:4] + (MIN_SIDE - b[:, 2:4]).clamp(min=0).detach(), b[:, 4:]), 1) for b in pair
-    )
+    ours, theirs = (_with_width(b.reshape(-1, 5)) for b in (student, teacher.detach()))
     similarity = probiou(ours, theirs).reshape(weight.shape)
     return ((1 - similarity) * weight).sum() / avg_factor
+
+
+def _with_width(boxes: Tensor) -> Tensor:
+    """Return boxes (N, 5) whose flat sides are made long enough, without cutting their gradient: they can open."""
+    sides = boxes[:, 2:4]
+    least = (sides.amax(1, keepdim=True) * SLENDEREST).clamp(min=MIN_SIDE)
+    return torch.cat((boxes[:, :2], sides + (least - sides).clamp(min=0).detach(), boxes[:, 4:]), 1)
 
 
 def rotated_l1_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float) -> Tensor:

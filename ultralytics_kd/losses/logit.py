@@ -42,7 +42,12 @@ def dkd(
 
     Returns:
         (Tensor): Scalar, averaged over N.
+
+    Raises:
+        ValueError: If there is one class alone: it has no others.
     """
+    if student.shape[1] < 2:
+        raise ValueError("dkd sets a class apart from the others: logits of one class have none.")
     teacher = teacher.detach()
     is_label = F.one_hot(labels, student.shape[1]).bool()
     log_p, log_q = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
@@ -70,7 +75,8 @@ def dist(
         teacher (Tensor): Logits of shape (N, nc).
         tau (float): Temperature.
         beta (float): Weight of the relation among classes (Pearson correlation along each row).
-        gamma (float): Weight of the relation among samples (Pearson correlation along each column).
+        gamma (float): Weight of the relation among samples (Pearson correlation along each column); a single sample
+            has none.
         eps (float): Guard against constant rows or columns.
 
     Returns:
@@ -83,7 +89,8 @@ def dist(
         x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
         return 1 - F.cosine_similarity(x, y, dim=1, eps=eps).mean()
 
-    return tau**2 * (beta * one_minus_pearson(p, q) + gamma * one_minus_pearson(p.T, q.T))
+    among_samples = one_minus_pearson(p.T, q.T) if len(p) > 1 else 0.0
+    return tau**2 * (beta * one_minus_pearson(p, q) + gamma * among_samples)
 
 
 def bckd(student: Tensor, teacher: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:

@@ -56,7 +56,7 @@ class KeypointTerm:
                 b.extras[SIGMAS][image, point].float().sigmoid().clamp(min=1e-4).unflatten(-1, (-1, 2))
                 for b in (pair.student, pair.teacher)
             )
-            apart = laplace_kl(ours, theirs, spread, their_spread).mean(-1)
+            apart = laplace_kl(ours, theirs, spread, their_spread).sum(-1) * self._importance(pair, visible)
             likelihood = (apart * visible).sum(1) / visible.sum(1).clamp(min=1e-6)
             loss = loss + self._share(pair, "rle") * (likelihood * weight).sum() / total
         # DDP wants all outputs used; sums over nothing, as those over everything may overflow in half precision
@@ -79,6 +79,12 @@ class KeypointTerm:
         loss: Any = getattr(pair.base, "keypoint_loss", None)
         count = places.shape[1]
         return places.new_full((count,), 1 / count) if loss is None else loss.sigmas.to(places)
+
+    @staticmethod
+    def _importance(pair: Pair, visible: Tensor) -> Tensor:
+        """Return how much the likelihood of each keypoint counts, as the base loss has it."""
+        weights: Any = getattr(pair.base, "target_weights", None)
+        return torch.ones_like(visible) if weights is None else weights.to(visible).expand_as(visible)
 
     @staticmethod
     def _share(pair: Pair, gain: str) -> float:
