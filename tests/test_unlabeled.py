@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_dataset
+from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.criterion import LABELED
+from ultralytics_kd.unlabeled import UnlabeledImages
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,34 @@ def test_unlabelled_images_are_augmented_until_mosaics_are_closed(quick, teacher
     )
     model.train(**{**quick, "close_mosaic": 1}, teacher=teacher, kd_unlabeled=folder)
     assert kinds == [1.0, 0.0]
+
+
+def augmented(task: str, folder: Path) -> UnlabeledImages:
+    """Return the images as a task's training would augment them."""
+    args = get_cfg(overrides={"task": task, "imgsz": 64, "mosaic": 1.0, "mixup": 1.0, "copy_paste": 1.0})
+    files = sorted(map(str, folder.glob("*.png")))
+    return UnlabeledImages(files, args, {"names": {0: "a"}, "nc": 1, "channels": 3}, 32)
+
+
+def test_images_of_depth_are_not_put_together_as_scale_is_what_depth_is_read_from(folder):
+    images = augmented("depth", folder)
+    kinds = {type(t).__name__: t.p for t in flat(images.transforms) if hasattr(t, "p")}
+    assert {kinds[name] for name in ("Mosaic", "MixUp", "CutMix", "CopyPaste")} == {0}
+    assert {type(t).__name__: t.p for t in flat(augmented("detect", folder).transforms) if hasattr(t, "p")}[
+        "Mosaic"
+    ] == 1
+
+
+def flat(transforms) -> list:
+    """Return all transforms in a nest of them."""
+    inner = getattr(transforms, "transforms", None)
+    return [transforms] if inner is None else [t for each in inner for t in flat(each)]
+
+
+def test_semantic_segmentation_scales_them_by_the_short_side_as_labelled_ones(tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((40, 80, 3), np.uint8))
+    assert augmented("semantic", tmp_path).load_image(0)[2] == (64, 128)
+    assert augmented("detect", tmp_path).load_image(0)[2] == (32, 64)
 
 
 def test_a_list_of_files_and_several_sources_do_as_well(quick, teacher, folder, tmp_path):

@@ -79,7 +79,11 @@ def readable(files: list[str]) -> list[str]:
 
 
 class UnlabeledImages(YOLODataset):
-    """Images without labels, augmented as a detector's training images are; labels beside them are not looked for."""
+    """Images without labels, augmented as those of the training are; labels beside them are not looked for.
+
+    Attributes:
+        student_task (str): The task whose augmentation it is; all but depth and semantic segmentation share one.
+    """
 
     def __init__(self, files: list[str], args: Any, data: dict[str, Any], stride: int):
         """Take the files.
@@ -90,7 +94,7 @@ class UnlabeledImages(YOLODataset):
             data (dict): Description of its data set.
             stride (int): Largest stride of the student.
         """
-        self._files = files
+        self._files, self.student_task = files, args.task
         plain = {k: v for k, v in data.items() if k in {"names", "nc", "channels"}}
         super().__init__(
             img_path=files,
@@ -107,6 +111,16 @@ class UnlabeledImages(YOLODataset):
     def get_img_files(self, img_path: Any) -> list[str]:
         """Return the files as they are."""
         return list(self._files)
+
+    def load_image(self, i: int, rect_mode: bool = True) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+        """Read an image, scaled by its long side, or by its short side as semantic segmentation does."""
+        return super().load_image(i, rect_mode=rect_mode, resize_short=self.student_task == "semantic")
+
+    def build_transforms(self, hyp: Any = None) -> Any:
+        """Build the augmentation; depth has none that puts images together, as scale is what it is read from."""
+        if self.student_task == "depth":
+            hyp.mosaic = hyp.mixup = hyp.cutmix = hyp.copy_paste = 0.0
+        return super().build_transforms(hyp)
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Return labels with nothing in them."""
