@@ -238,6 +238,19 @@ def test_several_teachers_of_a_task(task, sets, teachers, tmp_path):
     assert all(math.isfinite(items[t]) for t in TASK_WEIGHTS[task]) and items["kd_feat"] > 0
 
 
+def test_background_of_polygons_is_taught_too_when_classes_are_chosen(sets, teachers, tmp_path):
+    """Ultralytics learns it from the labels then."""
+    model = YOLO("yolo26n-sem.yaml")
+    model.train(
+        **{**QUICK, "epochs": 1, "classes": [1, 3]},
+        data=sets("semantic"),
+        teacher=teachers("semantic"),
+        project=tmp_path,
+    )
+    trainer = model.trainer
+    assert trainer.teacher.classes.student == [1, 3, trainer.data["bg_class_idx"]]
+
+
 @pytest.mark.parametrize(
     "task, given, message",
     [

@@ -309,6 +309,18 @@ def test_decoded_boxes_equal_ultralytics_own():
         torch.testing.assert_close(xywh[regular], decoded[0, :4].T[regular], rtol=1e-4, atol=1e-3)
 
 
+def test_grid_of_coarse_floats_is_that_of_fine_ones():
+    """Of a thousand columns bfloat16 knows every fourth alone."""
+    layout = predictions.layout(make_model("yolo26n.yaml"))
+    feats = [torch.zeros(1, 8, 2, 8192 // s) for s in layout.strides]
+    boxes = torch.full((1, sum(f.shape[2] * f.shape[3] for f in feats), 4), 2.0)
+    fine, coarse = (
+        predictions.pixels(predictions.Branch(boxes, boxes, [f.to(kind) for f in feats]), layout)
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(fine, coarse) and fine[0, 1, 0] - fine[0, 0, 0] == layout.strides[0]
+
+
 def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
     """YOLO26 predicts bare distances: sides that cross must neither make an IoU above 1 nor stay where they are."""
     layout = predictions.Layout((8,), (16,), 1, 1, ("one2many",))

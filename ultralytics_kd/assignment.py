@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from ultralytics.utils.ops import xywh2xyxy
-from ultralytics.utils.tal import make_anchors
 
 from .alignment import Aligner, Instances
-from .predictions import Branch, Layout, decode
+from .predictions import Branch, Layout, anchors, decode
 
 CONFIDENT = log(0.05 / 0.95)  # student's logit above which a background anchor point is shown that it is empty
 
@@ -107,7 +106,7 @@ def assign(answer: SetAnswer, name: str, student: Branch, layout: Layout, base: 
         base (v8DetectionLoss): The branch's base loss, whose assigner's rule is used.
         aligner (Aligner): Applies it.
     """
-    points, strides = make_anchors(student.feats, layout.strides, 0.5)
+    points, strides = anchors(student.feats, layout)
     boxes, scores = decode(student.boxes.float(), student.feats, layout), student.scores.float()
     height, width = student.feats[0].shape[-2:]
     instances = answer.instances((height * layout.strides[0], width * layout.strides[0]))

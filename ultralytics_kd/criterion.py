@@ -55,8 +55,7 @@ class DistillationLoss:
             return loss, items
         if self.trains or not self.distiller.gains:
             self.distiller.gains = self.gains
-        more = {} if self.scaled else {"labels": batch["cls"]}
-        terms = self.distiller(preds, answer, self.head, self.bases, **more)
+        terms = self.distiller(preds, answer, self.head, self.bases, batch)
         kd = torch.stack(list(terms.values()))
         items = {**items, **{name: value.detach() for name, value in terms.items()}}
         if self.scaled:  # as the base loss is; by the labelled images, so that others do not change the balance

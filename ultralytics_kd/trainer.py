@@ -144,10 +144,15 @@ class DistillationMixin(_Trainer):
         data = super().get_dataset()
         if self.teacher is not None:
             names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-            self.teacher.match(names, self.args.kd_classes, self.args.classes)
+            self.teacher.match(names, self.args.kd_classes, self._kept(data))
             if self.args.kd_cache:
                 self._open_store(names)
         return data
+
+    def _kept(self, data: dict[str, Any]) -> Any:
+        """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
+        kept, background = self.args.classes, data.get("bg_class_idx")
+        return [*_listed(kept), background] if kept is not None and background else kept
 
     def _open_store(self, names: dict[int, str]) -> None:
         """Open the cache, made first if it is `True`, and match its classes."""

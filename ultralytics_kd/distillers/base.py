@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import TASK_WEIGHTS
 from ..predictions import FeatureLayout
@@ -79,7 +79,14 @@ class Distiller:
         """
         yield  # detection-like heads return their inputs themselves
 
-    def __call__(self, preds: Any, answer: Any, head: Any = None, bases: Mapping[str, Any] | None = None) -> dict:
+    def __call__(
+        self,
+        preds: Any,
+        answer: Any,
+        head: Any = None,
+        bases: Mapping[str, Any] | None = None,
+        batch: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the weighted terms.
 
         Args:
@@ -87,6 +94,7 @@ class Distiller:
             answer (Any): What the teacher says, or said, about the same images.
             head (nn.Module): The student's head.
             bases (Mapping[str, Any], optional): Base loss of each head branch.
+            batch (Mapping[str, Any], optional): The batch.
 
         Returns:
             (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.

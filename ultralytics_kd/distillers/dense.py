@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,7 +72,7 @@ class DenseDistiller(Distiller):
             yield
 
     def __call__(
-        self, preds: Any, answer: Any, head: Any = None, bases: Any = None, labels: Tensor | None = None
+        self, preds: Any, answer: Any, head: Any = None, bases: Any = None, batch: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Return the weighted terms.
 
@@ -81,7 +81,7 @@ class DenseDistiller(Distiller):
             answer (DenseAnswer): What the teacher says about the same images.
             head (nn.Module): The student's head; not looked at.
             bases (Mapping[str, Any]): Base loss; not looked at.
-            labels (Tensor, optional): Class of each labelled image of a classification.
+            batch (Mapping[str, Any], optional): Images, and classes of the labelled ones of a classification.
 
         Returns:
             (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.
@@ -93,8 +93,10 @@ class DenseDistiller(Distiller):
         answers = answer if isinstance(answer, list) else [answer]  # of teachers that are heard one by one
         shares = self._shares if isinstance(answer, list) else [1.0]
         maps = [each for a in answers for each in a.features]
+        batch = batch or {}
+        labels = batch.get("cls") if self.task == "classify" else None
         with torch.autocast(zero.device.type, enabled=False):
-            pairs = [DensePair(student, a.value, a.classes, labels) for a in answers]
+            pairs = [DensePair(student, a.value, a.classes, labels, batch.get("img")) for a in answers]
             for name, term in self.terms.items():
                 if term.per_branch:
                     value = sum((share * term(pair) for share, pair in zip(shares, pairs)), zero)

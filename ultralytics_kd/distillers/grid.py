@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import predictions
 from ..alignment import Aligner
@@ -128,7 +128,14 @@ class GridDistiller(Distiller):
             return f"{strides}, detections assigned as labels are to {' and '.join(self.student_layout.branches)}"
         return f"{strides}, {' and '.join(self._shared())}"
 
-    def __call__(self, preds: Any, answer: Any, head: Any = None, bases: Mapping[str, Any] | None = None) -> dict:
+    def __call__(
+        self,
+        preds: Any,
+        answer: Any,
+        head: Any = None,
+        bases: Mapping[str, Any] | None = None,
+        batch: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the weighted terms.
 
         Args:
@@ -136,6 +143,7 @@ class GridDistiller(Distiller):
             answer (Answer | list[Answer] | SetAnswer): What the teacher says, or said, about the same images.
             head (Detect): The student's head.
             bases (Mapping[str, v8DetectionLoss], optional): Base loss of each branch: assigns sets, has weights.
+            batch (Mapping[str, Any], optional): The batch; not looked at.
 
         Returns:
             (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.

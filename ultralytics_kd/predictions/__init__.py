@@ -4,7 +4,7 @@
 heads of classification, semantic segmentation and depth return, `queries` what RT-DETR's decoder does.
 """
 
-from .dense import DENSE_TASK_OF, dense_maps, dense_output, look, tapped
+from .dense import DENSE_TASK_OF, calibration, dense_maps, dense_output, look, tapped, uncalibrated, within_limits
 from .grid import (
     ANGLES,
     BOXES,
@@ -18,6 +18,7 @@ from .grid import (
     Branch,
     FeatureLayout,
     Layout,
+    anchors,
     branches,
     common_strides,
     crop,
@@ -64,7 +65,9 @@ __all__ = (
     "FeatureLayout",
     "Layout",
     "RawHead",
+    "anchors",
     "branches",
+    "calibration",
     "common_strides",
     "crop",
     "decode",
@@ -94,4 +97,6 @@ __all__ = (
     "take_images",
     "tapped",
     "towers",
+    "uncalibrated",
+    "within_limits",
 )

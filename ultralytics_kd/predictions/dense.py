@@ -15,6 +15,7 @@ from .heads import find_head
 
 DENSE_HEADS = {"Classify": "classify", "SemanticSegment": "semantic", "Depth": "depth"}
 DENSE_TASK_OF = {getattr(head_module, name): task for name, task in DENSE_HEADS.items() if hasattr(head_module, name)}
+NEAREST, FARTHEST = 0.02, 147.0  # metres between which Ultralytics' depth head is not at its limits, uncalibrated
 SIDE = 224  # of the image that a model is looked at with; some transformers read no other
 
 
@@ -33,6 +34,38 @@ def dense_output(task: str, preds: Any) -> Tensor:
     if isinstance(preds, (tuple, list)):  # classify in eval mode: probabilities, logits; semantic: main, auxiliary
         return preds[1] if task == "classify" else preds[0]
     return preds
+
+
+def calibration(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return factor and offset by which a depth head in eval mode corrects the logarithm of what it says in training.
+
+    Args:
+        model (nn.Module): Model of a depth head, trained by Ultralytics.
+    """
+    head = find_head(model)
+    one = next(model.parameters()).new_ones(1)
+    return getattr(head, "cal_a", one), getattr(head, "cal_b", one - 1)
+
+
+def uncalibrated(depth: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Return the depth that a head says in training, of one that it says in eval mode.
+
+    Args:
+        depth (Tensor): Depth of shape (B, 1, H, W) in eval mode.
+        factor (Tensor): As `calibration` returns it.
+        offset (Tensor): As `calibration` returns it.
+    """
+    return ((depth.log() - offset) / factor).exp()
+
+
+def within_limits(depth: Tensor, said: Tensor) -> Tensor:
+    """Return depth that is infinite where a head is at the limits of what it can say, and so knows no number.
+
+    Args:
+        depth (Tensor): Depth of shape (B, 1, H, W).
+        said (Tensor): The same before calibration, which moves the limits.
+    """
+    return depth.where((said > NEAREST) & (said < FARTHEST), torch.inf)
 
 
 @contextmanager

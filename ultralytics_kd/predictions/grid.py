@@ -203,8 +203,18 @@ def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
     Returns:
         (Tensor): Boxes of shape (B, A, 4).
     """
-    anchor_points, _ = make_anchors(feats, head_layout.strides, 0.5)
+    anchor_points, _ = anchors(feats, head_layout)
     return dist2bbox(distances(boxes, head_layout), anchor_points.to(boxes.dtype), xywh=False)
+
+
+def anchors(feats: list[Tensor], head_layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return anchor points (A, 2) in strides and the stride of each (A, 1), in float32.
+
+    Args:
+        feats (list[Tensor]): Feature maps that give the grid of each level; bfloat16 cannot count their columns.
+        head_layout (Layout): Layout of the head that made them.
+    """
+    return make_anchors([f[:1, :1].float() for f in feats], head_layout.strides, 0.5)
 
 
 def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
@@ -227,8 +237,7 @@ def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
 
 def pixels(branch: Branch, head_layout: Layout) -> Tensor:
     """Return a branch's boxes (B, A, 4) as x1, y1, x2, y2 in pixels of the image that the model saw, float32."""
-    _, strides = make_anchors(branch.feats, head_layout.strides, 0.5)
-    return decode(branch.boxes.float(), branch.feats, head_layout) * strides.float()
+    return decode(branch.boxes.float(), branch.feats, head_layout) * anchors(branch.feats, head_layout)[1]
 
 
 def level_scores(scores: Tensor, feats: list[Tensor]) -> list[Tensor]:

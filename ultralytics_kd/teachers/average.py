@@ -16,6 +16,7 @@ from ..predictions import (
     Branch,
     RawHead,
     branches,
+    calibration,
     dense_maps,
     dense_output,
     find_head,
@@ -23,9 +24,11 @@ from ..predictions import (
     layout,
     map_channels,
     tapped,
+    uncalibrated,
+    within_limits,
 )
 from .base import Answer, Teacher
-from .dense import DenseAnswer
+from .dense import DenseAnswer, check_exclusive
 
 EMA = "ema"
 
@@ -66,6 +69,8 @@ class MovingAverage(Teacher):
             raise KDError(f"'kd_classes' has no use with teacher={EMA}: it has the student's classes.")
         self.names = dict(names)
         super().match(names, "auto", keep)
+        if self.task in {"classify", "semantic"}:
+            check_exclusive(self.classes, EMA)
 
     def __call__(self, images: Tensor) -> Answer | DenseAnswer:
         """Return the average's raw outputs."""
@@ -87,7 +92,10 @@ class MovingAverage(Teacher):
             heard: list[list[Tensor]] = []
             with tapped(model, heard.append) if self._reads.features else nullcontext():
                 value = dense_output(self.task, model(images)).float()
-            if self.task != "depth":
+            if self.task == "depth":  # the student in training says it uncalibrated
+                value = uncalibrated(value, *(x.to(value) for x in calibration(model)))
+                value = within_limits(value, value)
+            else:
                 value = map_channels(self.classes.map_exclusive, value)
             return DenseAnswer(value, taught, [self._wanted(heard[-1] if heard else [], self.maps[0].strides)])
         out = {name: self._map_classes(branch) for name, branch in self._grid(model, images).items()}

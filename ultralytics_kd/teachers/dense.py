@@ -25,7 +25,8 @@ class DenseAnswer:
     """What a teacher says about a batch, without anchor points.
 
     Attributes:
-        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W).
+        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W), which is
+            infinite where the teacher knows none.
         classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
         features (list[list[Tensor]]): Feature maps of every teacher behind the answer.
     """
@@ -88,6 +89,8 @@ class DenseTeacher(Teacher):
         if self._reads.features:
             self._ears = predictions.tapped(model, self._seen.append)
             self._ears.__enter__()
+        if self.task == "depth":
+            self._calibration = [x.to(self._device) for x in predictions.calibration(self.original)]
         self.model = placed(model, self._device, dtype, self._compile)
         super()._build(dtype)
 
@@ -96,7 +99,9 @@ class DenseTeacher(Teacher):
         assert self.classes is not None
         value, features = self._run_checked(images)
         if self.task == "depth":
-            return DenseAnswer(value, None, [features])
+            calibration = (x.to(value) for x in self._calibration)
+            said = predictions.uncalibrated(value, *calibration)
+            return DenseAnswer(predictions.within_limits(value, said), None, [features])
         value = predictions.map_channels(self.classes.map_exclusive, value)
         return DenseAnswer(value, self.classes.taught(images.device), [features])
 
@@ -179,6 +184,8 @@ class ScoredDense(Scored):
 def average(answers: list[DenseAnswer], shares: list[float], task: str) -> DenseAnswer:
     """Return the mean of the answers of several teachers of the same classes: of probabilities, or of log-depth.
 
+    Logits keep their mean height, which no softmax over classes sees, but one over places does.
+
     Args:
         answers (list[DenseAnswer]): An answer of each.
         shares (list[float]): Weight of each; they sum to 1.
@@ -191,9 +198,14 @@ def average(answers: list[DenseAnswer], shares: list[float], task: str) -> Dense
     ]
     features = [maps for a in answers for maps in a.features]
     if task == "depth":
-        logs = torch.stack([share * v.clamp(min=1e-3).log() for v, share in zip(values, shares)]).sum(0)
-        return DenseAnswer(logs.exp(), None, features)
+        depths, known = torch.stack(values), torch.stack(values).isfinite()
+        weights = known * depths.new_tensor(shares).view(-1, 1, 1, 1, 1)
+        logs = (weights * depths.where(known, 1.0).clamp(min=1e-3).log()).sum(0) / weights.sum(0)
+        return DenseAnswer(logs.exp().where(known.any(0), torch.inf), None, features)
     several = values[0].shape[1] > 1  # one class is scored by a sigmoid
     mean = torch.stack([share * (v.softmax(1) if several else v.sigmoid()) for v, share in zip(values, shares)]).sum(0)
-    logits = mean.clamp(min=1e-9).log() if several else torch.logit(mean, eps=1e-6)
+    if not several:
+        return DenseAnswer(torch.logit(mean, eps=1e-6), answers[0].classes, features)
+    height = torch.stack([share * v.logsumexp(1, keepdim=True) for v, share in zip(values, shares)]).sum(0)
+    logits = mean.clamp(min=1e-9).log() + height
     return DenseAnswer(logits, answers[0].classes, features)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ultralytics.utils.tal import dist2rbox, make_anchors
+from ultralytics.utils.tal import dist2rbox
 
-from ..predictions import ANGLES, Branch, Layout, decode, distances
+from ..predictions import ANGLES, Branch, Layout, anchors, decode, distances
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Pair:
     @cached_property
     def anchor_points(self) -> Tensor:
         """Anchor points in strides, shape (A, 2)."""
-        return make_anchors(self.student.feats, self.student_layout.strides, 0.5)[0].float()
+        return anchors(self.student.feats, self.student_layout)[0]
 
     @cached_property
     def student_boxes(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..losses import binary_kl, cwd, depth_loss, dist, dkd, kl
 
 TAUS = {"kl": 4.0, "dkd": 4.0, "dist": 1.0}  # temperatures of the classification losses, as published for small images
-NEAREST, FARTHEST = 0.02, 147.0  # metres between which Ultralytics' depth head is not at its limits
+SAME = 1e-3  # what channels and pixels of padding may differ by; a step of an image of 8 bits is four times that
 
 
 @dataclass
@@ -23,17 +23,50 @@ class DensePair:
         teacher (Tensor): The same of the teacher, logits those of `classes`.
         classes (Tensor | None): Indices of the student's classes that are taught; None if all.
         labels (Tensor | None): Class of each labelled image, the first ones of the batch.
+        images (Tensor | None): The images, shape (B, C, height, width), of which padding is not learnt.
     """
 
     student: Tensor
     teacher: Tensor
     classes: Tensor | None = None
     labels: Tensor | None = None
+    images: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
         """The student's float32 logits of the taught classes."""
         return (self.student if self.classes is None else self.student.index_select(1, self.classes)).float()
+
+    @property
+    def inside(self) -> Tensor:
+        """Whether each of the student's pixels, shape (B, 1, H, W), shows a part of the image."""
+        if self.images is None:
+            return torch.ones_like(self.student[:, :1], dtype=torch.bool)
+        shown = shown_part(self.images).to(self.images.dtype)
+        return F.interpolate(shown, self.student.shape[-2:], mode="area") > 0.5
+
+
+def shown_part(images: Tensor) -> Tensor:
+    """Return which pixels are not padding, which neither labels nor the teacher's own training said anything of.
+
+    Padding are the rows and columns at the sides that have one grey throughout, as Ultralytics' letterbox and its
+    random shift and scale leave them, before and after its change of colours.
+
+    Args:
+        images (Tensor): Images of shape (B, C, H, W) in [0, 1].
+
+    Returns:
+        (Tensor): Shape (B, 1, H, W), bool.
+    """
+    lightest, darkest = images.amax(1), images.amin(1)
+    rows, columns = (lightest.amax(d) - darkest.amin(d) < SAME for d in (2, 1))
+    return ~(_ends(rows)[:, None, :, None] | _ends(columns)[:, None, None])
+
+
+def _ends(flags: Tensor) -> Tensor:
+    """Return the runs of true flags, shape (B, n), that begin at either end."""
+    first, last = (side.cumprod(1) for side in (flags.long(), flags.long().flip(1)))
+    return (first + last.flip(1)).bool()
 
 
 class ImageTerm:
@@ -95,16 +128,19 @@ class PixelTerm:
         student, teacher = pair.logits, pair.teacher.float()
         if student.shape[-2:] != teacher.shape[-2:]:
             teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
+        inside = pair.inside
+        student = student.where(inside, teacher)  # nothing to learn from padding
         if self.loss == "cwd":
             return cwd(student, teacher, self.tau)
         student, teacher = (x.movedim(1, -1).flatten(0, 2) for x in (student, teacher))
+        share = inside.float().mean().clamp(min=1 / len(student))
         if pair.student.shape[1] == 1:  # one class against the background is a sigmoid
-            return binary_kl(student, teacher, torch.ones_like(student[:, 0]), len(student), self.tau)
-        return kl(student, teacher, self.tau)
+            return binary_kl(student, teacher, torch.ones_like(student[:, 0]), len(student) * share, self.tau)
+        return kl(student, teacher, self.tau) / share
 
 
 class DepthTerm:
-    """Log-depth and its gradients where the teacher is not at the limits of what it can say."""
+    """Log-depth and its gradients where the teacher is not at the limits of what it can say, and not in padding."""
 
     per_branch = True
     reads: frozenset[str] = frozenset()
@@ -115,5 +151,5 @@ class DepthTerm:
         student, teacher = pair.student.float(), pair.teacher.float()
         if student.shape[-2:] != teacher.shape[-2:]:
             teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=True)
-        valid = teacher.isfinite() & (teacher > NEAREST) & (teacher < FARTHEST)
+        valid = teacher.isfinite() & pair.inside
         return depth_loss(student, torch.where(valid, teacher, 1.0), valid)
