@@ -52,6 +52,17 @@ def test_a_single_sample_has_no_relation_to_others_in_dist():
     assert losses.dist(logits, logits).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_pkd_of_one_value_per_channel_is_nothing(adapted):
+    """The last batch of an epoch may have one image, and a vector has one place."""
+    student, teacher = torch.randn(2, 1, 4, 1, 1)
+    weight = torch.randn(4, 4, 1, 1, requires_grad=True)
+    student.requires_grad_()
+    loss = losses.pkd_adapted(student, weight, teacher) if adapted else losses.pkd(student, teacher)
+    loss.backward()
+    assert loss.item() == 0 and not student.grad.any()
+
+
 def test_dkd_of_one_class_is_refused():
     with pytest.raises(ValueError, match="one class"):
         losses.dkd(torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))

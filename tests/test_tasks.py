@@ -197,6 +197,42 @@ def test_classifier_of_another_library_is_named_by_a_text(source, sets, tmp_path
     assert student.trainer.args.teacher == source
 
 
+@pytest.mark.parametrize(
+    "library, name, channels, vectors",
+    [
+        ("torchvision", "resnet18", 512, False),
+        ("torchvision", "googlenet", 1024, False),  # its last map is put together from four
+        ("torchvision", "vit_b_32", 768, True),
+        ("torchvision", "swin_t", 768, False),
+        ("timm", "vit_tiny_patch16_224", 192, True),  # not the queries of its last attention
+        ("timm", "swin_tiny_patch4_window7_224", 768, False),  # channels last
+        ("timm", "swinv2_cr_tiny_ns_224", 768, False),
+        ("timm", "swinv2_tiny_window8_256", 768, False),  # reads images of 256 px alone
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_what_a_classifier_of_another_library_reads_is_found(library, name, channels, vectors):
+    module = pytest.importorskip("torchvision.models" if library == "torchvision" else "timm")
+    model = getattr(module, name)(weights=None) if library == "torchvision" else module.create_model(name)
+    model.names, model.task = {i: str(i) for i in range(1000)}, "classify"
+    (maps,) = open_teacher(model, "classify").maps
+    assert (maps.channels, maps.vectors) == ((channels,), vectors)
+
+
+def test_vector_has_no_places_to_compare(sets, tmp_path):
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=6)
+    model.names = dict(enumerate(open_names()))
+    model.task = "classify"
+    args = {**QUICK, "epochs": 1, "data": sets("classify"), "teacher": model, "kd_feat": 1.0, "batch": 7}
+    with pytest.raises(KDError, match="kd_feat_loss=cwd compares places of a map"):
+        YOLO("yolo26n-cls.yaml").train(**args, kd_feat_loss="cwd", project=str(tmp_path / "cwd"))
+    student = YOLO("yolo26n-cls.yaml")
+    student.train(**args, project=str(tmp_path / "pkd"))
+    assert math.isfinite(student.trainer.loss_items["kd_feat"]) and student.trainer.loss_items["kd_feat"] > 0
+
+
 @pytest.mark.parametrize("source", ["torchvision:nosuchnet", "timm:nosuchnet"])
 def test_classifier_that_a_library_has_not_is_one_sentence(source):
     with pytest.raises(KDError, match=f"teacher={source} could not be had from") as error:

@@ -105,4 +105,4 @@ class Distiller:
 def common_maps(maps: FeatureLayout, student: FeatureLayout) -> FeatureLayout:
     """Return those of a teacher's feature maps whose strides the student has."""
     kept = [(s, c) for s, c in zip(maps.strides, maps.channels) if s in student.strides]
-    return FeatureLayout(tuple(s for s, _ in kept), tuple(c for _, c in kept))
+    return FeatureLayout(tuple(s for s, _ in kept), tuple(c for _, c in kept), maps.vectors)

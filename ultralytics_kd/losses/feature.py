@@ -14,7 +14,8 @@ def _channel_rows(x: Tensor) -> Tensor:
 def pkd(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     """Return the PKD loss of Cao et al. (https://arxiv.org/abs/2207.02039): MSE of channel-normalised features / 2.
 
-    Zero mean and unit variance per channel make the loss equal to 1 - Pearson correlation, whatever the magnitudes.
+    Zero mean and unit variance per channel make the loss equal to 1 - Pearson correlation, whatever the magnitudes. A
+    single value per channel, of one image with a map of one cell, has none: the loss is 0 then.
 
     Args:
         student (Tensor): Features of shape (B, C, H, W).
@@ -24,6 +25,8 @@ def pkd(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal up to scale and shift per channel.
     """
+    if student.shape[0] * student[0, 0].numel() < 2:
+        return student.sum() * 0
 
     def normalise(x: Tensor) -> Tensor:
         rows = _channel_rows(x)
@@ -52,6 +55,8 @@ def pkd_adapted(student: Tensor, weight: Tensor, teacher: Tensor, eps: float = 1
     w, rows = weight.flatten(1), student.movedim(1, -1).flatten(0, 2)
     targets = teacher.detach().movedim(1, -1).flatten(0, 2)
     n = len(rows)
+    if n < 2:
+        return (rows.sum() + w.sum()) * 0
     targets = targets - targets.mean(0)
     rows = rows - rows.detach().mean(0)  # the gradient through the mean is 0: both products are of centred matrices
     covariance, gram = rows.T @ targets / (n - 1), _gram(rows) / (n - 1)

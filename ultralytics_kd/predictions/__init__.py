@@ -4,7 +4,17 @@
 heads of classification, semantic segmentation and depth return, `queries` what RT-DETR's decoder does.
 """
 
-from .dense import DENSE_TASK_OF, calibration, dense_maps, dense_output, look, tapped, uncalibrated, within_limits
+from .dense import (
+    DENSE_TASK_OF,
+    SIDE,
+    calibration,
+    dense_maps,
+    dense_output,
+    look,
+    tapped,
+    uncalibrated,
+    within_limits,
+)
 from .grid import (
     ANGLES,
     BOXES,
@@ -59,6 +69,7 @@ __all__ = (
     "ONE2ONE",
     "PROTO",
     "SCORES",
+    "SIDE",
     "SIGMAS",
     "TASK_OF",
     "Branch",

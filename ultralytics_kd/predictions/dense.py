@@ -69,20 +69,23 @@ def within_limits(depth: Tensor, said: Tensor) -> Tensor:
 
 
 @contextmanager
-def tapped(model: nn.Module, take: Callable[[list[Tensor]], None]) -> Iterator[None]:
+def tapped(model: nn.Module, take: Callable[[list[Tensor]], None], side: int = SIDE) -> Iterator[None]:
     """Hand over the feature maps that enter a model's head at every forward pass.
 
     Args:
         model (nn.Module): Model of a dense task.
-        take (Callable): Is given the maps, each of shape (B, C, H, W).
+        take (Callable): Is given the maps, each of shape (B, C, H, W); a vector is a map of one cell.
+        side (int): Side of an image that it can read.
     """
-    place, from_inputs = _tap(model)
+    place, from_inputs = _tap(model, side)
+    last = _channels_last(model)
 
     def hand_over(_: nn.Module, inputs: Any, output: Any) -> None:
         """Take the maps of one forward pass."""
         maps = inputs[0] if from_inputs else output
         maps = list(maps) if isinstance(maps, (list, tuple)) else [maps]
-        take([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])  # a vector is a map of one cell
+        maps = [f.movedim(-1, 1) if last and f.ndim == 4 else f for f in maps]
+        take([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])
 
     hook = place.register_forward_hook(hand_over)
     try:
@@ -91,7 +94,7 @@ def tapped(model: nn.Module, take: Callable[[list[Tensor]], None]) -> Iterator[N
         hook.remove()
 
 
-def dense_maps(model: nn.Module, task: str, channels: int) -> FeatureLayout:
+def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> FeatureLayout:
     """Return the maps that enter a model's head.
 
     A classifier has one, whose stride is of no account: it is given as 0, the same for every family.
@@ -100,51 +103,66 @@ def dense_maps(model: nn.Module, task: str, channels: int) -> FeatureLayout:
         model (nn.Module): The model.
         task (str): Its task.
         channels (int): Channels of its images.
+        side (int): Side of an image that it can read.
     """
     seen: list[list[Tensor]] = []
-    with tapped(model, seen.append):
-        look(model, channels)
+    with tapped(model, seen.append, side):
+        look(model, channels, side)
     maps = seen[-1]
-    strides = tuple(SIDE // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
-    return FeatureLayout(strides, tuple(f.shape[1] for f in maps))
+    strides = tuple(side // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
+    return FeatureLayout(strides, tuple(f.shape[1] for f in maps), maps[-1].shape[-2:] == (1, 1))
 
 
-def look(model: nn.Module, channels: int | None = None) -> tuple[Any, int]:
+def look(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tuple[Any, int]:
     """Return what a model returns for one grey image, and the channels of that image; its state stays as it was.
 
     Args:
         model (nn.Module): The model.
         channels (int, optional): Channels of the image; those that its first convolution reads if None.
+        side (int): Side of the image.
     """
     if channels is None:
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     first, training = next(model.parameters()), model.training
     try:
         with torch.no_grad():
-            image = torch.full((1, channels, SIDE, SIDE), 0.5, device=first.device, dtype=first.dtype)
+            image = torch.full((1, channels, side, side), 0.5, device=first.device, dtype=first.dtype)
             return model.eval()(image), channels
     finally:
         model.train(training)
 
 
-def _tap(model: Any) -> tuple[Any, bool]:
-    """Return the module where the maps are found, and whether they are what it reads or what it returns."""
+def _channels_last(model: Any) -> bool:
+    """Return whether a model of timm says that its maps have their channels last."""
+    return "NHWC" in str(getattr(model, "output_fmt", ""))
+
+
+def _tap(model: Any, side: int) -> tuple[Any, bool]:
+    """Return the module where the maps are found, and whether they are what it reads or what it returns.
+
+    Of a classifier from elsewhere it is what returns the last map before pooling. A transformer ends in tokens: there
+    it is the vector that the last linear layer reads.
+    """
     head = find_head(model)
     if type(head) in DENSE_TASK_OF:
         return head, True
     seen: list[tuple[nn.Module, tuple[int, ...]]] = []
-    hooks = [
-        m.register_forward_hook(
-            lambda module, _, out: seen.append((module, tuple(out.shape))) if isinstance(out, Tensor) else None
-        )
-        for m in model.modules()
-        if not list(m.children())
-    ]
+
+    def note(module: nn.Module, _: Any, out: Any) -> None:
+        """Take note of what a part of the model returns; a whole returns after its parts."""
+        if isinstance(out, Tensor):
+            seen.append((module, tuple(out.shape)))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]
     try:
-        look(model)
+        look(model, side=side)
     finally:
         for hook in hooks:
             hook.remove()
-    maps = [module for module, shape in seen if len(shape) == 4 and shape[-1] > 1]
-    # A transformer has no maps: what its classifier reads, a vector, is all there is
-    return (maps[-1], False) if maps else (next(m for m, _ in reversed(seen) if isinstance(m, nn.Linear)), True)
+    rows = 1 if _channels_last(model) else 2
+    for module, shape in reversed(seen):
+        if len(shape) == 3 or (len(shape) == 4 and shape[rows : rows + 2] != (1, 1)):
+            if len(shape) == 4:
+                return module, False
+            break
+    return next(m for m, _ in reversed(seen) if isinstance(m, nn.Linear)), True

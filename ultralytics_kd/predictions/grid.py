@@ -44,10 +44,12 @@ class FeatureLayout:
     Attributes:
         strides (tuple[int, ...]): Stride of each level in pixels.
         channels (tuple[int, ...]): Channels of each level.
+        vectors (bool): Whether they are no maps but one vector for the whole image.
     """
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
+    vectors: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,11 @@ class DenseTeacher(Teacher):
         if self.maps:
             return
         self._take_preprocessing()
-        said, self.channels = predictions.look(self.original)
+        side = self.imgsz or predictions.SIDE
+        said, self.channels = predictions.look(self.original, side=side)
         if self.task != "depth":
             self._check_names(predictions.dense_output(self.task, said).shape[1])
-        self.maps = [predictions.dense_maps(self.original, self.task, self.channels)]
+        self.maps = [predictions.dense_maps(self.original, self.task, self.channels, side)]
 
     def _take_preprocessing(self) -> None:
         """Take note of how a classifier from elsewhere wants its images: of timm's description, or its attributes."""
@@ -87,7 +88,7 @@ class DenseTeacher(Teacher):
         model = fused_copy(model) if own else deepcopy(model).float().eval().requires_grad_(False)
         self._seen: list[list[Tensor]] = []
         if self._reads.features:
-            self._ears = predictions.tapped(model, self._seen.append)
+            self._ears = predictions.tapped(model, self._seen.append, self.imgsz or predictions.SIDE)
             self._ears.__enter__()
         if self.task == "depth":
             self._calibration = [x.to(self._device) for x in predictions.calibration(self.original)]

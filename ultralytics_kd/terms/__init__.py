@@ -107,7 +107,7 @@ def dense_terms(
         (dict[str, Term]): Terms by the name of their weight.
 
     Raises:
-        KDError: If the feature term finds no maps.
+        KDError: If the feature term finds no maps, or no places in them that its loss could compare.
     """
     terms: dict[str, Term] = {}
     if task == "depth" and args.kd_depth:
@@ -115,6 +115,11 @@ def dense_terms(
     elif task != "depth" and args.kd_cls:
         terms["kd_cls"] = (ImageTerm if task == "classify" else PixelTerm)(class_loss(args, task), args.kd_tau)
     if args.kd_feat:
+        if any(maps.vectors for maps in teachers) and args.kd_feat_loss != "pkd":
+            raise KDError(
+                f"kd_feat_loss={args.kd_feat_loss} compares places of a map, and what this teacher's classifier reads "
+                "is one vector: use kd_feat_loss=pkd."
+            )
         question = Question(args, None, (None,), teachers, student, shares, None, ())  # type: ignore[arg-type]
         terms["kd_feat"] = _feature_term(question)
     return terms
