@@ -59,7 +59,7 @@ def test_a_map_may_stand_in_a_yaml(tmp_path):
         ({0: "cat"}, "auto", "no class in common"),
         ({0: "cat"}, {"dog": "person"}, "'dog', which is no class of the teacher"),
         ({0: "cat"}, {"cat": "persn"}, "'persn', which is no class of the data"),
-        ({0: "cat"}, "nowhere.yaml", "neither 'auto' nor a readable YAML"),
+        ({0: "cat"}, "nowhere.yaml", "neither 'auto', nor a map, nor a readable YAML"),
         ({0: "Cat", 1: "cAt"}, {"cat": "person"}, "'cat', which stands for 2 classes of the teacher"),
     ],
 )

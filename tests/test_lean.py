@@ -18,6 +18,7 @@ from ultralytics_kd.criterion import Rehearsal
 from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.errors import KDTypeError
 from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd.teachers.watch import Watch
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 CPU = torch.device("cpu")
@@ -192,14 +193,34 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Event:
+    """A mark in a stream of CUDA's that is reached."""
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
+
+def test_watch_that_lags_judges_the_answer_before(monkeypatch):
+    watch = Watch(lags=True)
+    monkeypatch.setattr(watch, "_sent", lambda flag: (flag, Event()))
+    good, bad = torch.ones(3), torch.tensor([1.0, torch.inf])
+    assert [watch([x, good]) for x in (good, bad, good, good)] == [True, True, False, True]
+    assert not Watch(lags=True)([bad])  # the first is looked at at once
+    assert [Watch()([x]) for x in (good, bad, torch.zeros(0), torch.tensor([torch.nan]))] == [True, False, True, False]
+
+
 @pytest.mark.parametrize("names", [NAMES, {0: "C", 1: "other"}])
-def test_neither_teacher_nor_terms_make_the_host_wait(names):
+def test_neither_teacher_nor_terms_make_the_host_wait(names, monkeypatch):
     student, teacher, distiller = pair(kd_cls=1.0, kd_box=1.0, kd_feat=1.0)
     teacher.names = names
     teacher.classes = match_classes(NAMES, names, "auto")
     images = torch.rand(2, 3, 64, 64)
     distiller.gains = {"one2many": 1.0, "one2one": 1.0}
     distiller(student(images), teacher(images), student.model[-1])  # the first answer is looked at
+    teacher._watch = watch = Watch(lags=True)  # as on CUDA, where the flag of the batch before lies on the host
+    monkeypatch.setattr(watch, "_sent", lambda flag: (True, Event()))
+    for _ in range(2):
+        teacher(images)
     preds = student(images)
     with Waits() as waits:
         distiller(preds, teacher(images), student.model[-1])

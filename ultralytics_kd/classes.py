@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
+from ultralytics.nn.autobackend import check_class_names
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
@@ -204,17 +206,36 @@ def _find(name: object, names: Mapping[int, str], owner: str) -> int:
 
 
 def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
-    """Return the map itself, read from a YAML if a path is given."""
+    """Return the map itself, read from a YAML if a path is given, or from a text that is one.
+
+    Raises:
+        KDError: If there is none.
+    """
     if isinstance(spec, Mapping):
         return spec
     try:
-        loaded = YAML.load(check_yaml(spec))
+        loaded = yaml.safe_load(spec) if str(spec).strip().startswith("{") else YAML.load(check_yaml(spec))
     except (OSError, AssertionError, ValueError, yaml.YAMLError) as e:
         said = " ".join(str(e).split())
-        raise KDError(f"kd_classes='{spec}' is neither 'auto' nor a readable YAML file: {said}") from e
-    if not isinstance(loaded, Mapping) or not loaded:
+        raise KDError(f"kd_classes='{spec}' is neither 'auto', nor a map, nor a readable YAML file: {said}") from e
+    if not isinstance(loaded, Mapping) or not loaded or None in {*loaded, *loaded.values()}:
         raise KDError(f"kd_classes='{spec}' holds no map from teacher class names to student class names.")
     return loaded
+
+
+def class_names(model: Any) -> dict[int, str]:
+    """Return a model's class names by index, from whatever form they have; none if there are none.
+
+    Args:
+        model (Any): Any object; its `names` are looked at.
+    """
+    names = getattr(model, "names", None)
+    try:
+        if names is not None and not isinstance(names, (str, Mapping)):
+            names = dict(enumerate(names))
+        return check_class_names(names) if isinstance(names, Mapping) and names else {}
+    except (KeyError, ValueError, TypeError):  # no names, or indices with gaps: teachers count them
+        return {}
 
 
 def match_key(name: object) -> str:

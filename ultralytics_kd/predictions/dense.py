@@ -77,7 +77,11 @@ def tapped(model: nn.Module, take: Callable[[list[Tensor]], None], side: int = S
         take (Callable): Is given the maps, each of shape (B, C, H, W); a vector is a map of one cell.
         side (int): Side of an image that it can read.
     """
-    place, from_inputs = _tap(model, side)
+    tap = _tap(model, side)
+    if tap is None:
+        yield
+        return
+    place, from_inputs = tap
     last = _channels_last(model)
 
     def hand_over(_: nn.Module, inputs: Any, output: Any) -> None:
@@ -97,7 +101,8 @@ def tapped(model: nn.Module, take: Callable[[list[Tensor]], None], side: int = S
 def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> FeatureLayout:
     """Return the maps that enter a model's head.
 
-    A classifier has one, whose stride is of no account: it is given as 0, the same for every family.
+    A classifier has one, whose stride is of no account: it is given as 0, the same for every family. One from elsewhere
+    may be made so that none is found.
 
     Args:
         model (nn.Module): The model.
@@ -108,9 +113,9 @@ def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> 
     seen: list[list[Tensor]] = []
     with tapped(model, seen.append, side):
         look(model, channels, side)
-    maps = seen[-1]
+    maps = seen[-1] if seen else []
     strides = tuple(side // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
-    return FeatureLayout(strides, tuple(f.shape[1] for f in maps), maps[-1].shape[-2:] == (1, 1))
+    return FeatureLayout(strides, tuple(f.shape[1] for f in maps), bool(maps) and maps[-1].shape[-2:] == (1, 1))
 
 
 def look(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tuple[Any, int]:
@@ -137,8 +142,8 @@ def _channels_last(model: Any) -> bool:
     return "NHWC" in str(getattr(model, "output_fmt", ""))
 
 
-def _tap(model: Any, side: int) -> tuple[Any, bool]:
-    """Return the module where the maps are found, and whether they are what it reads or what it returns.
+def _tap(model: Any, side: int) -> tuple[Any, bool] | None:
+    """Return the module where the maps are found, and whether they are what it reads or what it returns, if any.
 
     Of a classifier from elsewhere it is what returns the last map before pooling. A transformer ends in tokens: there
     it is the vector that the last linear layer reads.
@@ -165,4 +170,4 @@ def _tap(model: Any, side: int) -> tuple[Any, bool]:
             if len(shape) == 4:
                 return module, False
             break
-    return next(m for m, _ in reversed(seen) if isinstance(m, nn.Linear)), True
+    return next(((m, True) for m, _ in reversed(seen) if isinstance(m, nn.Linear)), None)

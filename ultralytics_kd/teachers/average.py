@@ -41,6 +41,7 @@ class MovingAverage(Teacher):
     """
 
     follows_student = True
+    own_precision = True
 
     def __init__(self, task: str):
         """Wait for a student of a task."""

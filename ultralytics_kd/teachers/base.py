@@ -20,6 +20,7 @@ from ..classes import ClassMap, match_classes
 from ..detections import Detections, Sieve
 from ..errors import KDError
 from ..predictions import Branch, FeatureLayout, Layout
+from .watch import Watch
 
 
 @dataclass
@@ -81,6 +82,8 @@ class Teacher:
     ready: bool = False  # whether `prepare` was called
     portable: bool = True  # whether it can be saved beside a run, or named there
     follows_student: bool = False  # whether it is made of the student itself
+    own_precision: bool = False  # whether it runs as it likes, whatever precision and compilation are asked for
+    waits: bool = False  # whether each answer is looked at before it is used, though the host must wait for it
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
         """Take note of a model.
@@ -97,7 +100,7 @@ class Teacher:
         self.dtype = torch.float32
         self._reads = Reads()
         self._fall_back = False
-        self._checked = False  # whether an answer of what runs was found to be finite
+        self._watch = Watch()
         self._parameters = 0
 
     def inspect(self) -> None:
@@ -159,7 +162,7 @@ class Teacher:
 
     def _build(self, dtype: torch.dtype) -> None:
         """Make what runs, in a precision, and set `dtype`."""
-        self.dtype, self._checked = dtype, False
+        self.dtype, self._watch = dtype, Watch(lags=self._device.type == "cuda" and not self.waits)
 
     def __call__(self, images: Tensor) -> Any:
         """Return the teacher's answer in the student's classes, without gradient.
@@ -190,24 +193,23 @@ class Teacher:
         return [f for f, s in zip(features, strides) if s in self._reads.features]
 
     def _run_checked(self, images: Tensor) -> Any:
-        """Return what `_run` does, after its first answer was found to be finite.
+        """Return what `_run` does, as far as it is known to be finite.
 
         Raises:
             KDError: If it is not, in float32 neither if that may take the place of another precision.
         """
-        while not self._checked:  # once, as looking makes the host wait for the device
+        while True:
             answer = self._run(images)
-            if all(x.isfinite().all() for x in self._numbers(answer)):
-                self._checked = True
+            if self._watch(self._numbers(answer)):
                 return answer
             precision = str(self.dtype).removeprefix("torch.")
             said = f"teacher={self.source} answers in {precision} with numbers that are not finite"
             if self.dtype is torch.float32 or not self._fall_back:
                 advice = "its weights are broken" if self.dtype is torch.float32 else "use kd_precision=fp32"
+                advice = "it must not" if self.own_precision else advice
                 raise KDError(f"{said}: {advice}.")
             LOGGER.warning(f"{said}: it runs in float32.")
             self._build(torch.float32)
-        return self._run(images)
 
     def _run(self, images: Tensor) -> Any:
         """Return the model's own answer."""

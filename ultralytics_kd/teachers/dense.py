@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import predictions
 from ..classes import ClassMap
-from ..errors import KDError
+from ..errors import KDError, first_line
 from ..lean import fused_copy, placed
 from .base import Teacher
 from .scored import Scored
@@ -52,30 +52,59 @@ class DenseTeacher(Teacher):
         """Look at the model's head and names.
 
         Raises:
-            KDError: If there is not a name for each class.
+            KDError: If it does not answer as a model of its task does, or there is not a name for each class.
         """
         if self.maps:
             return
         self._take_preprocessing()
         side = self.imgsz or predictions.SIDE
-        said, self.channels = predictions.look(self.original, side=side)
+        try:
+            said, self.channels = predictions.look(self.original, side=side)
+            value = predictions.dense_output(self.task, said)
+        except Exception as e:  # a model from elsewhere may raise whatever it likes
+            raise KDError(f"teacher={self.source} cannot read an image of {side} px: {first_line(e)}") from e
+        needed = "(images, classes)" if self.task == "classify" else "(images, channels, height, width)"
+        if not isinstance(value, Tensor) or value.ndim != (2 if self.task == "classify" else 4):
+            shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise KDError(f"teacher={self.source} returns {shape}, and of task '{self.task}' {needed} is needed.")
         if self.task != "depth":
-            self._check_names(predictions.dense_output(self.task, said).shape[1])
+            self._check_names(value.shape[1])
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if given is not None and len(given) not in {1, self.channels}:
+                raise KDError(
+                    f"teacher={self.source} has a `{name}` of {len(given)} numbers for {self.channels} channels."
+                )
         self.maps = [predictions.dense_maps(self.original, self.task, self.channels, side)]
 
     def _take_preprocessing(self) -> None:
         """Take note of how a classifier from elsewhere wants its images: of timm's description, or its attributes."""
         described = getattr(self.original, "pretrained_cfg", None) or {}
-        self.mean = getattr(self.original, "mean", None) or described.get("mean")
-        self.std = getattr(self.original, "std", None) or described.get("std")
+        self.mean, self.std = (self._numbers_of(name, described.get(name)) for name in ("mean", "std"))
+        if (self.mean is None) != (self.std is None):
+            raise KDError(f"teacher={self.source} has one of `mean` and `std`: give both, or none.")
         if described.get("fixed_input_size"):
             self.imgsz = int(described["input_size"][-1])
         elif isinstance(getattr(self.original, "image_size", None), int):  # torchvision's vision transformers
             self.imgsz = self.original.image_size
 
+    def _numbers_of(self, name: str, otherwise: Any) -> list[float] | None:
+        """Return an attribute of the model that is a number or several, or what there is otherwise."""
+        given = getattr(self.original, name, None)
+        given = otherwise if given is None or callable(given) else given
+        try:
+            return None if given is None else torch.as_tensor(given, dtype=torch.float32).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise KDError(f"teacher={self.source} has a `{name}` that is no list of numbers.") from e
+
     def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
-        """Match its classes with the student's; depth has none."""
+        """Match its classes with the student's; depth has none.
+
+        Raises:
+            KDError: If there is nothing to learn from the match, or depth is given one.
+        """
         if self.task == "depth":
+            if not (isinstance(spec, str) and spec.lower() == "auto"):
+                raise KDError("'kd_classes' has no use for depth, which has no classes: drop it.")
             self.classes = ClassMap({i: (i,) for i in names}, dict(names), dict(names))
         else:
             super().match(names, spec, keep)
@@ -111,7 +140,8 @@ class DenseTeacher(Teacher):
         images = self._normalised(images.float())
         self._seen.clear()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            out = self.model(images.to(self.dtype))
+            own = callable(getattr(self.original, "fuse", None))
+            out = self.model(images.to(self.dtype, copy=not own))  # one from elsewhere may change what it is given
         maps = self._seen[-1] if self._seen else []
         self._seen.clear()
         return predictions.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
@@ -154,8 +184,8 @@ def check_exclusive(classes: ClassMap | None, source: str) -> None:
     """
     if classes is not None and len(classes.student) == 1 < len(classes.student_names):
         raise KDError(
-            f"teacher={source} knows one of the {len(classes.student_names)} classes, and what it says of one class "
-            "alone is nothing: give kd_classes, or a teacher that knows more of them."
+            f"teacher={source} knows one of the {len(classes.student_names)} classes that are learnt here, and what it "
+            "says of one class alone is nothing: give a teacher, kd_classes or classes with more of them."
         )
 
 

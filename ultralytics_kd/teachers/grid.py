@@ -7,7 +7,6 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import predictions
@@ -15,8 +14,7 @@ from ..detections import Detections, Sieve, suppress
 from ..lean import lean_copy, portions
 from ..predictions import ONE2MANY, Branch
 from .base import Answer, Teacher
-
-PADDING = 114 / 255  # the grey that Ultralytics pads images with
+from .scored import ScoredGrid, padded_for
 
 
 class GridTeacher(Teacher):
@@ -77,10 +75,9 @@ class GridTeacher(Teacher):
     def _run(self, images: Tensor) -> dict[str, Branch]:
         """Return the model's outputs, in its own precision whatever autocast says."""
         assert self.layout is not None
-        shape, coarsest = (images.shape[-2], images.shape[-1]), max(self.layout.strides)
-        padded = (-(-shape[0] // coarsest) * coarsest, -(-shape[1] // coarsest) * coarsest)
-        if padded != shape:  # a head with a coarser level than the student's
-            images = F.pad(images, (0, padded[1] - shape[1], 0, padded[0] - shape[0]), value=PADDING)
+        shape = images.shape[-2], images.shape[-1]
+        images = padded_for(images, max(self.layout.strides))  # a head with a coarser level than the student's
+        padded = images.shape[-2], images.shape[-1]
         first = predictions.first_conv(self.original)
         # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it measured no faster
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -111,9 +108,10 @@ class GridTeacher(Teacher):
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
         """Return a copy of the model that answers in the student's classes."""
-        assert self.classes is not None
+        assert self.classes is not None and self.layout is not None
         model: Any = deepcopy(self.original)
         if not self.classes.identity:
             predictions.map_head_classes(model, self.classes.all_scores, nc)
             model.names = dict(names)
-        return model
+        # The student's val images are padded for its own strides, a multiple of 32 at least
+        return ScoredGrid(self, model, nc, names) if max(self.layout.strides) > 32 else model

@@ -16,14 +16,17 @@ from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import predictions
+from ..classes import class_names
 from ..errors import KDError, first_line
 from .average import EMA as MOVING_AVERAGE
 from .average import MovingAverage
 from .base import Teacher
+from .custom import CustomTeacher
 from .dense import DenseTeacher
 from .ensemble import ensemble
+from .exported import ExportedTeacher
 from .grid import GridTeacher
-from .sets import CustomTeacher, ExportedTeacher, QueryTeacher, SetTeacher, class_names
+from .sets import QueryTeacher, SetTeacher
 from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
@@ -39,8 +42,8 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
     Args:
         source (Any): A name that Ultralytics downloads, a local path, a URL or `ul://` URI of trained weights; an
             exported file; a classifier as `torchvision:NAME` or `timm:NAME`; `module:name` of a Python object; "ema"
-            for the student's own moving average; a `YOLO`, a model or an object with `names` and `teach` in memory,
-            all of which stay untouched; or a list of such.
+            for the student's own moving average; a `YOLO` or a model in memory, both of which stay untouched, or an
+            object with `names` and `teach`; or a list of such.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
 
@@ -50,6 +53,8 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
     if isinstance(source, (list, tuple)):
         if not source:
             raise KDError("teacher=[] is an empty list: name the teachers, or drop it.")
+        if any(isinstance(each, (list, tuple)) for each in source):
+            raise KDError("'teacher' is a list with lists in it: give all teachers in one.")
         members = [open_teacher(each, task) for each in source]
         if any(m.follows_student for m in members) and len(members) > 1:
             raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers.")
@@ -87,7 +92,7 @@ def _open(source: Any) -> Teacher:
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
         return ExportedTeacher(_exported_file(source))
     if hasattr(source, "teach") and not isinstance(source, Model):
-        return CustomTeacher(source, said)
+        return CustomTeacher(source() if isinstance(source, type) else source, said)
     model = _load(source)
     names = class_names(model)
     if predictions.has_queries(model):
@@ -117,13 +122,16 @@ def _import(source: str) -> Any:
         sys.path.insert(0, folder)
     try:
         found = getattr(importlib.import_module(module), name)
+        ready = isinstance(found, nn.Module) or hasattr(found, "teach") or not callable(found)
+        made = found if ready else found()
+        return made() if isinstance(made, type) else made
     except (ImportError, AttributeError) as e:
         raise KDError(f"teacher={source} names no object that can be imported: {e}.") from e
+    except Exception as e:  # it is the user's code, and may raise whatever it likes
+        raise KDError(f"teacher={source} could not be made: {type(e).__name__}: {first_line(e)}") from e
     finally:
         if added:
             sys.path.remove(folder)
-    made = found() if callable(found) and not isinstance(found, nn.Module) and not hasattr(found, "teach") else found
-    return made() if isinstance(made, type) else made
 
 
 def _exported_file(source: str | Path) -> str:
@@ -146,8 +154,8 @@ def _load(source: Any) -> nn.Module:
         return deepcopy(unwrap_model(source)).float().eval()
     if not isinstance(source, (str, Path)):
         raise KDError(
-            f"teacher={source!r} is of type {type(source).__name__}: give a path, a YOLO, a model, or an object with "
-            "`names` and `teach`."
+            f"teacher of type {type(source).__name__}: give a path, a YOLO, a model, or an object with `names` and "
+            "`teach`."
         )
     path = str(source).strip()
     if path.endswith(IN_MEMORY):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from ultralytics.utils.ops import xyxy2xywh
@@ -15,6 +16,7 @@ from ..assignment import SetAnswer
 from ..predictions import ONE2MANY
 from .base import Teacher
 
+PADDING = 114 / 255  # the grey that Ultralytics pads images with
 CONF, TOPK = 0.001, 300  # what counts for a mean average precision in Ultralytics' validation
 
 
@@ -37,6 +39,59 @@ class Scored(nn.Module):
     def fuse(self, verbose: bool = False, **_: Any) -> Scored:
         """Return itself: what answers is fused already, or nothing is gained by it for one validation."""
         return self
+
+
+class ScoredGrid(Scored):
+    """A model with a YOLO head that has coarser levels than the student's val images are padded for."""
+
+    def __init__(self, teacher: Teacher, model: nn.Module, nc: int, names: Mapping[int, str]):
+        """Take a copy of a teacher's model that answers in the student's classes.
+
+        Args:
+            teacher (Teacher): The teacher.
+            model (nn.Module): The copy.
+            nc (int): The student's number of classes.
+            names (Mapping[int, str]): Their names.
+        """
+        super().__init__(teacher, torch.tensor([32.0]), nc, names)
+        assert teacher.layout is not None
+        self.inner: Any = model
+        self.coarsest = max(teacher.layout.strides)
+
+    @property
+    def end2end(self) -> bool:
+        """Whether the head without suppression answers; the validator chooses."""
+        return getattr(self.inner, "end2end", False)
+
+    @end2end.setter
+    def end2end(self, value: bool) -> None:
+        """Choose the head that answers."""
+        self.inner.end2end = value
+
+    def forward(self, images: Tensor, *_: Any, **__: Any) -> Any:
+        """Return what the model says of padded images; its prototypes without what they say of the padding."""
+        padded = padded_for(images, self.coarsest)
+        return self._cut(self.inner(padded), images.shape, padded.shape)
+
+    def _cut(self, said: Any, shape: Sequence[int], padded: Sequence[int]) -> Any:
+        """Return maps of padded images without the part of the padding."""
+        if isinstance(said, (list, tuple)):
+            return type(said)(self._cut(each, shape, padded) for each in said)
+        if not isinstance(said, Tensor) or said.ndim != 4:
+            return said
+        height, width = (said.shape[d] * shape[d] // padded[d] for d in (-2, -1))
+        return said[..., :height, :width].contiguous()
+
+
+def padded_for(images: Tensor, stride: int) -> Tensor:
+    """Return images whose sides are multiples of a stride, with grey at their right and lower side.
+
+    Args:
+        images (Tensor): Images of shape (B, C, H, W) in [0, 1].
+        stride (int): Coarsest stride of a model.
+    """
+    down, right = (-side % stride for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, down), value=PADDING) if down or right else images
 
 
 class ScoredDetector(Scored):
