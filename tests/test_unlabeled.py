@@ -116,6 +116,22 @@ def test_run_says_it_saves_it_and_resumes_with_it(quick, teacher, folder, tmp_pa
     assert again.trainer.start_epoch == 1 and len(again.trainer.unlabeled.dataset) == 6
 
 
+def test_images_that_have_moved_are_named_anew_on_resume(quick, teacher, folder, tmp_path):
+    import shutil
+
+    last, before, now = tmp_path / "last.pt", tmp_path / "before", tmp_path / "now"
+    shutil.copytree(folder, before)
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher=teacher, kd_unlabeled=before)
+    before.rename(now)
+    with pytest.raises(KDError, match="kd_unlabeled"):
+        YOLO(last).train(resume=True)
+    again = YOLO(last)
+    again.train(resume=True, kd_unlabeled=now)
+    assert again.trainer.start_epoch == 1 and again.trainer.args.kd_unlabeled == str(now)
+
+
 def test_unlabelled_images_are_augmented_until_mosaics_are_closed(quick, teacher, folder):
     kinds = []
     model = YOLO("yolo26n.yaml")
@@ -186,6 +202,7 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
     [
         ({"kd_unlabeled": "EMPTY"}, "has no images"),
         ({"kd_unlabeled": "nowhere"}, "does not exist"),
+        ({"kd_unlabeled": "IMAGE"}, "is an image: give its folder"),
         ({"kd_unlabeled": 7}, "give a folder of images"),
         ({"kd_unlabeled": "FOLDER", "kd_unlabeled_ratio": 0}, "greater than 0"),
         ({"kd_unlabeled": "FOLDER", "rect": True}, "exclude each other"),
@@ -195,7 +212,7 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
 )
 def test_errors_are_one_sentence_and_leave_nothing(quick, teacher, folder, tmp_path, given, message):
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": str(tmp_path / "empty"), "FOLDER": str(folder)}
+    places = {"EMPTY": str(tmp_path / "empty"), "FOLDER": str(folder), "IMAGE": str(next(folder.glob("*.png")))}
     given = {k: places.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
     with pytest.raises(KDError, match=message) as error:
         YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})

@@ -342,8 +342,13 @@ def _check_stored(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"'kd_box_loss=ld' compares distributions over box bins, {reason} use kd_box_loss=iou or l1.")
 
 
-def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each kd argument that was set and changes nothing in a training with a teacher."""
+def idle_arguments(cfg: Mapping[str, Any], own_precision: bool = False) -> list[str]:
+    """Return a sentence for each kd argument that was set and changes nothing in a training with a teacher.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+        own_precision (bool): Whether the teacher runs as it likes.
+    """
     said, task = [], cfg["task"]
     used = TASK_WEIGHTS[task]
     for weight in WEIGHTS:
@@ -354,9 +359,11 @@ def idle_arguments(cfg: Mapping[str, Any]) -> list[str]:
             said.append(f"'{loss}={cfg[loss]}' has no effect: the term is off, as {weight}=0.")
     if not cfg["kd_unlabeled"] and cfg["kd_unlabeled_ratio"] != ARGUMENTS["kd_unlabeled_ratio"].default:
         said.append(f"'kd_unlabeled_ratio={cfg['kd_unlabeled_ratio']:g}' has no effect without kd_unlabeled.")
-    if cfg["kd_cache"]:
+    reason = "with kd_cache no teacher runs while the student trains" if cfg["kd_cache"] else ""
+    reason = reason or ("this teacher runs in a precision of its own" if own_precision else "")
+    if reason:
         said += [
-            f"'{name}={cfg[name]}' has no effect: with kd_cache no teacher runs while the student trains."
+            f"'{name}={cfg[name]}' has no effect: {reason}."
             for name in ("kd_precision", "kd_compile")
             if cfg[name] != ARGUMENTS[name].default and not (name == "kd_precision" and cfg["kd_cache"] is True)
         ]

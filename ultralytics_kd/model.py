@@ -15,8 +15,8 @@ from .trainer import TRAINERS
 class YOLO(_YOLO):
     """Ultralytics' YOLO with distillation.
 
-    Everything but `train` is Ultralytics' own. `train` also takes `teacher` and the kd arguments; without a teacher it
-    trains as Ultralytics does, bit for bit.
+    Everything but `train` and `tune` is Ultralytics' own. They also take `teacher` and the kd arguments; without a
+    teacher a training is Ultralytics', bit for bit.
 
     Examples:
         >>> from ultralytics_kd import YOLO
@@ -36,20 +36,37 @@ class YOLO(_YOLO):
         Raises:
             KDError: If the distillation cannot run as asked.
         """
-        teacher, data = kwargs.get("teacher"), kwargs.get("data")
-        members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-        saved = all(isinstance(each, (str, Path, type(None))) for each in members)
-        if isinstance(data, (list, tuple)) and trainer is None and not saved:
-            raise KDError(
-                "a teacher in memory cannot follow to the processes that train on several data sets: save it and give "
-                "its path."
-            )
+        if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
+            _check_travels(kwargs.get("teacher"), "train on several data sets")
         return super().train(trainer=trainer, **kwargs)
+
+    def tune(self, *args: Any, **kwargs: Any) -> Any:
+        """Search hyperparameters as Ultralytics does, every training of it with a teacher if one is given.
+
+        Args:
+            *args (Any): Ultralytics' arguments.
+            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments.
+
+        Returns:
+            (ResultGrid | None): What Ultralytics' `tune` returns.
+
+        Raises:
+            KDError: If the teacher is an object in memory.
+        """
+        _check_travels(kwargs.get("teacher"), "search")
+        return super().tune(*args, **kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
         """Map tasks to models, trainers, validators and predictors, with trainers that distil."""
         return _with_distilling_trainers(super().task_map)
+
+
+def _check_travels(teacher: Any, purpose: str) -> None:
+    """Raise if a teacher is no path: other processes could not be given it."""
+    members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    if not all(isinstance(each, (str, Path, type(None))) for each in members):
+        raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
 
 
 def install() -> None:

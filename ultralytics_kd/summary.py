@@ -33,7 +33,7 @@ def start_table(
         *(("teacher", _teacher(m, args.imgsz, share, len(shares))) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
         ("weights", beginning),
-        ("classes", _classes(teacher, "name" if args.kd_classes == "auto" else "kd_classes")),
+        ("classes", _classes(teacher, "name" if str(args.kd_classes).lower() == "auto" else "kd_classes")),
         ("levels", distiller.levels),
     ]
     if unlabeled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from ultralytics.cfg import get_save_dir
+from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -46,6 +48,12 @@ OPTIMIZER_KEY = "kd_adapters"
 OTHER_ADAPTERS = (
     "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run began with, or "
     "start a new run."
+)
+NO_MEMORY = (  # what errors say after which Ultralytics begins again with a smaller batch
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
 )
 MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
 
@@ -95,13 +103,14 @@ class DistillationMixin(_Trainer):
         self._answered = False  # whether the teacher has answered a batch
         with self._nothing_left_on_error():
             super().__init__(cfg, overrides, _callbacks)
-        if self._in_memory is not None:
-            self._keep_teacher_in_memory()
+            if self._in_memory is not None:
+                self._keep_teacher_in_memory()
 
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
-        super().check_resume({k: v for k, v in overrides.items() if k != "teacher"})
+        moved = {"teacher", "kd_unlabeled"}  # what may be elsewhere now
+        super().check_resume({k: v for k, v in overrides.items() if k not in moved})
         if self.resume and "teacher" in overrides:
             if config.has_teacher(overrides) != config.has_teacher(vars(self.args)):
                 began = "with" if config.has_teacher(vars(self.args)) else "without"
@@ -109,11 +118,14 @@ class DistillationMixin(_Trainer):
                     f"this run began {began} a teacher and is resumed the same way: drop teacher={overrides['teacher']}"
                     f", or start a new run from its weights (model={self.args.model})."
                 )
-            self.args.teacher = overrides["teacher"]  # a teacher that has moved may be named anew
+            self.args.teacher = overrides["teacher"]
+        if self.resume and overrides.get("kd_unlabeled") and self.args.kd_unlabeled:
+            self.args.kd_unlabeled = overrides["kd_unlabeled"]
         if not config.has_teacher(vars(self.args)):
             return
         config.check_combination(vars(self.args))
         source = config.listed(self.args.teacher)
+        source = [_file_of(each) for each in source] if isinstance(source, list) else _file_of(source)
         self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
         if all(isinstance(each, (str, Path)) for each in _listed(source)):
             places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
@@ -146,15 +158,17 @@ class DistillationMixin(_Trainer):
             names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
             self.teacher.match(names, self.args.kd_classes, self._kept(data))
             if self.args.kd_cache:
-                self._open_store(names)
+                self._open_store(data, names)
         return data
 
-    def _kept(self, data: dict[str, Any]) -> Any:
+    def _kept(self, data: dict[str, Any]) -> list[int] | None:
         """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
-        kept, background = self.args.classes, data.get("bg_class_idx")
-        return [*_listed(kept), background] if kept is not None and background else kept
+        if self.args.classes is None:
+            return None
+        background = data.get("bg_class_idx")
+        return [*_listed(self.args.classes), *([background] if background else [])]
 
-    def _open_store(self, names: dict[int, str]) -> None:
+    def _open_store(self, data: dict[str, Any], names: dict[int, str]) -> None:
         """Open the cache, made first if it is `True`, and match its classes."""
         assert self.teacher is not None
         if self.args.kd_cache is True:
@@ -172,7 +186,7 @@ class DistillationMixin(_Trainer):
             )
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
         self.stored_manifest = manifest
-        self.stored_classes = match_classes(names, manifest.names, self.args.kd_classes, self.args.classes)
+        self.stored_classes = match_classes(names, manifest.names, self.args.kd_classes, self._kept(data))
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set; that of training brings stored answers along."""
@@ -294,19 +308,21 @@ class DistillationMixin(_Trainer):
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
         with self._nothing_left_on_error():
             super()._setup_train()
-        if self.teacher is not None and self.distiller is not None:
+            if self.teacher is None or self.distiller is None:
+                return
             self._prepare_teacher()
             self._attach_loss()
-            self._ears.enter_context(self.distiller.listening(unwrap_model(self.model)))
-            if RANK in {-1, 0}:
-                student = unwrap_model(self.model)
-                beginning = summary.beginning(student, self.args.kd_init, self._untrained, self.initialized)
-                extra = len(self.unlabeled.dataset) if self.unlabeled else 0
-                LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning, extra))
-                for sentence in config.idle_arguments(vars(self.args)):
-                    LOGGER.warning(sentence)
-            if self.store:
-                self.teacher.release()
+        self._ears.enter_context(self.distiller.listening(unwrap_model(self.model)))
+        if RANK in {-1, 0}:
+            student = unwrap_model(self.model)
+            beginning = summary.beginning(student, self.args.kd_init, self._untrained, self.initialized)
+            extra = len(self.unlabeled.dataset) if self.unlabeled else 0
+            LOGGER.info(summary.start_table(self.args, student, self.teacher, self.distiller, beginning, extra))
+            own = all(member.own_precision for member in self.teacher.members)
+            for sentence in config.idle_arguments(vars(self.args), own):
+                LOGGER.warning(sentence)
+        if self.store:
+            self.teacher.release()
 
     def _attach_loss(self) -> None:
         """Wrap the base losses of the student and of its moving average."""
@@ -339,19 +355,25 @@ class DistillationMixin(_Trainer):
             return teacher.source
         path: Path = self.wdir / ("teacher.pt" if number is None else f"teacher-{number}.pt")
         if RANK in {-1, 0}:
-            model: Any = deepcopy(teacher.original)
-            model.criterion = None
-            torch_save({"model": model, "train_args": {"task": teacher.task}}, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            try:
+                model: Any = deepcopy(teacher.original)
+                model.criterion = None
+                torch_save({"model": model, "train_args": {"task": teacher.task}}, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+            except (pickle.PicklingError, AttributeError, TypeError) as e:
+                path.with_suffix(".tmp").unlink(missing_ok=True)
+                LOGGER.warning(f"teacher={teacher.source} cannot be saved, and to resume must be given again: {e}")
+                return teacher.source
         return str(path)
 
     @contextmanager
-    def _nothing_left_on_error(self, kind: type[Exception] = Exception) -> Iterator[None]:
+    def _nothing_left_on_error(self) -> Iterator[None]:
         """Remove what a run with a teacher has written, if it fails before it begins."""
         try:
             yield
-        except kind:  # it goes on to the caller, and no folder of a run that never began is left
-            self._leave_nothing()
+        except Exception as e:  # it goes on to the caller, and no folder of a run that never began is left
+            if not any(text in str(e).lower() for text in NO_MEMORY):  # Ultralytics begins again with a smaller batch
+                self._leave_nothing()
             raise
 
     def _leave_nothing(self) -> None:
@@ -449,7 +471,7 @@ class DistillationMixin(_Trainer):
         assert self.teacher is not None
         if self._answered:
             return self.teacher(images)
-        with self._nothing_left_on_error(KDError):  # of others Ultralytics goes on after: no memory, a smaller batch
+        with self._nothing_left_on_error():
             answer = self.teacher(images)
         self._answered = True
         return answer
@@ -509,8 +531,9 @@ class DistillationMixin(_Trainer):
             return
         try:
             if self.store:
-                self.teacher = open_teacher(self.args.teacher, self.args.task, self.args.kd_teacher_weights)
-                self.teacher.match(self.data["names"], self.args.kd_classes, self.args.classes)
+                source = self.args.teacher if self._in_memory is None else self._in_memory
+                self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
+                self.teacher.match(self.data["names"], self.args.kd_classes, self._kept(self.data))
             self.teacher_metrics = self._validate_teacher() or {}
         except Exception as e:  # the student is finished and must not be lost for a figure of comparison
             LOGGER.warning(f"the teacher could not be validated: {type(e).__name__}: {e}")
@@ -603,6 +626,11 @@ if hasattr(yolo, "depth"):
         """Ultralytics' depth trainer with a `teacher` argument."""
 
     TRAINERS[yolo.depth.DepthTrainer] = KDDepthTrainer
+
+
+def _file_of(source: Any) -> Any:
+    """Return a teacher as it was given, or the file of a `YOLO` that holds an exported one."""
+    return source.model if isinstance(source, Model) and isinstance(source.model, (str, Path)) else source
 
 
 def _listed(value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ultralytics.data.base import BaseDataset
 from ultralytics.data.build import build_dataloader
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import verify_image
+from ultralytics.data.utils import IMG_FORMATS, verify_image
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
 from ultralytics.utils.patches import imread
 
@@ -50,6 +50,10 @@ def find_unlabeled(source: Any) -> list[str]:
     Raises:
         KDError: If there are none.
     """
+    files = [str(s) for s in (source if isinstance(source, (list, tuple)) else [source])]
+    for file in files:
+        if file.rpartition(".")[2].lower() in IMG_FORMATS and Path(file).is_file():
+            raise KDError(f"kd_unlabeled={file} is an image: give its folder, or a file with a list of images.")
     try:
         return image_files([str(s) for s in source] if isinstance(source, (list, tuple)) else str(source))
     except FileNotFoundError as e:
