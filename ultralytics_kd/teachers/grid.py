@@ -90,7 +90,8 @@ class GridTeacher(Teacher):
     @staticmethod
     def _numbers(answer: dict[str, Branch]) -> list[Tensor]:
         """Return all tensors of an answer."""
-        return [x for b in answer.values() for x in (b.scores, b.boxes, *b.feats, *b.extras.values())]
+        said = [x for b in answer.values() for x in (b.scores, b.boxes, *b.extras.values())]
+        return [*said, *next(iter(answer.values())).feats]  # which all branches share
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
         """Return what the frozen head makes of features from inside the student's head, with gradient to them."""
