@@ -40,6 +40,7 @@ class Answerer:
         self.plain = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
         self.sieve = Sieve(manifest.conf, manifest.iou, manifest.topk)
         for teacher in teachers:
+            teacher.waits = True  # for every answer, which is stored as it is
             teacher.prepare(device, Reads({ONE2MANY: (SCORES, BOXES)}), dtype)
 
     def __call__(self, images: Tensor, shapes: list[tuple[int, int]], keys: list[str]) -> list[Row]:
