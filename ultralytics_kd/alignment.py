@@ -19,7 +19,7 @@ from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.tal import TaskAlignedAssigner
 
 ROUNDING = 1e-3  # largest difference of a fit that rounding explains
-TIES = 0.1  # largest share of anchor points that may go to another instance of equal right
+TIES = 0.02  # largest share of anchor points that may go to another instance of equal right
 
 
 @dataclass
