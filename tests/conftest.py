@@ -20,6 +20,8 @@ from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 
+# With `ULTRALYTICS_KD_TEST_DEVICE=0` the trainings of the tests run on a GPU, and test_cuda.py is not skipped
+DEVICE = os.environ.get("ULTRALYTICS_KD_TEST_DEVICE", "cpu")
 NAMES = {0: "disc", 1: "box", 2: "bar"}
 # Small, quick and repeatable; every training of the tests uses these
 QUICK = {
@@ -30,7 +32,7 @@ QUICK = {
     "plots": False,
     "optimizer": "AdamW",
     "lr0": 0.002,
-    "device": "cpu",
+    "device": DEVICE,
     "amp": False,
     "verbose": False,
 }

@@ -240,12 +240,12 @@ def weights_of(folder: Path, run: str) -> dict:
 
 @pytest.mark.slow
 def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
-    whole = run_bench({**bench, "seeds": 2, "name": "whole"})
-    command = [sys.executable, "-m", "ultralytics_kd", "bench", *(f"{k}={v}" for k, v in bench.items()), "seeds=2"]
+    whole = run_bench({**bench, "seeds": 1, "name": "whole"})
+    command = [sys.executable, "-m", "ultralytics_kd", "bench", *(f"{k}={v}" for k, v in bench.items()), "seeds=1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "out" / "bench"
     for _ in range(1200):
-        if (folder / "runs/kd-0/args.yaml").exists():  # the second of four trainings has begun
+        if (folder / "runs/kd-0/args.yaml").exists():  # the second training has begun
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -254,10 +254,10 @@ def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
     assert first.exists() and not (folder / "records/kd-0.json").exists()
     before = first.stat().st_mtime_ns
     time.sleep(3)  # the worker finds that its bench has gone
-    resumed = run_bench({**bench, "seeds": 2})
+    resumed = run_bench({**bench, "seeds": 1})
     assert first.stat().st_mtime_ns == before
     assert scores_of(resumed) == scores_of(whole)
-    for run in ("alone-0", "kd-0", "kd-1"):
+    for run in ("alone-0", "kd-0"):
         ours, theirs = weights_of(folder, run), weights_of(tmp_path / "out/whole", run)
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 

@@ -164,10 +164,10 @@ def test_torchvision_classifier_teaches(sets, tmp_path):
     items = trained.trainer.loss_items
     assert items["kd_cls"] > 0 and items["kd_feat"] > 0
     assert "metrics/accuracy_top1" in trained.trainer.teacher_metrics
-    images = torch.rand(2, 3, 64, 64)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.mean, model.std))
+    images = torch.rand(2, 3, 64, 64, device=trained.trainer.device)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(images) for v in (model.mean, model.std))
     with torch.no_grad():
-        expected = model.eval()((images - mean) / std)
+        expected = model.eval().to(images)((images - mean) / std)
     torch.testing.assert_close(trained.trainer.teacher(images).value, expected, rtol=1e-3, atol=1e-3)
 
 
