@@ -18,6 +18,19 @@ from ultralytics.utils.torch_utils import get_num_params
 Pick = Tensor  # indices of the teacher's channels that the student takes, in order
 
 
+def never_trained(model: Any) -> bool:
+    """Return whether a model has the random weights it was built with.
+
+    Searches and sweeps save a student that was built from a YAML to a file for the processes that train it, which would
+    take it for one with weights of its own. What tells is that its norms have never seen a batch.
+
+    Args:
+        model (nn.Module): Ultralytics model; one without norms, as after fusing, counts as trained.
+    """
+    norms = [m.state_dict() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return bool(norms) and not any(n["running_mean"].any() or (n["running_var"] != 1).any() for n in norms)
+
+
 def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None = None) -> int:
     """Give a student the evenly spaced part of a teacher's weights, in place.
 

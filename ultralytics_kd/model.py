@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
 from .errors import KDError
 from .trainer import TRAINERS
+from .tuning import search_arguments
 
 
 class YOLO(_YOLO):
@@ -40,21 +42,28 @@ class YOLO(_YOLO):
             _check_travels(kwargs.get("teacher"), "train on several data sets")
         return super().train(trainer=trainer, **kwargs)
 
-    def tune(self, *args: Any, **kwargs: Any) -> Any:
+    def tune(self, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
         """Search hyperparameters as Ultralytics does, every training of it with a teacher if one is given.
 
         Args:
-            *args (Any): Ultralytics' arguments.
-            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments.
+            use_ray (bool): Whether Ray Tune searches, in place of Ultralytics' own tuner.
+            iterations (int): Number of trainings.
+            *args (Any): Ultralytics' arguments for Ray: space, grace_period, gpu_per_trial.
+            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments. Those that are numbers can stand in
+                `space`, with bounds (low, high) for either tuner; others with Ray's `tune.choice`.
 
         Returns:
             (ResultGrid | None): What Ultralytics' `tune` returns.
 
         Raises:
-            KDError: If the teacher is an object in memory.
+            KDError: If the teacher is an object in memory, or the space cannot be searched.
+
+        Examples:
+            >>> from ultralytics_kd import YOLO
+            >>> space = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
+            >>> YOLO("yolo26n.pt").tune(data="coco8.yaml", teacher="yolo26x.pt", space=space, iterations=30)
         """
-        _check_travels(kwargs.get("teacher"), "search")
-        return super().tune(*args, **kwargs)
+        return _tune(self, use_ray, iterations, *args, **kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -69,8 +78,19 @@ def _check_travels(teacher: Any, purpose: str) -> None:
         raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
 
 
+def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
+    """Search as Ultralytics does, with arguments that were checked and mean the same to both of its tuners."""
+    _check_travels(kwargs.get("teacher"), "search")
+    self._check_is_pytorch_model()
+    if use_ray:  # its arguments by position have names
+        kwargs.update(zip(("space", "grace_period", "gpu_per_trial"), args))
+        args = args[3:]
+    return Model.tune(self, use_ray, iterations, *args, **search_arguments(kwargs, self.task, use_ray))
+
+
 def install() -> None:
     """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
+    _YOLO.tune = _tune
     stock = _YOLO.task_map.fget
     if not getattr(stock, "kd", False):
 

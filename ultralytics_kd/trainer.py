@@ -36,7 +36,7 @@ from .compat import check_ultralytics
 from .criterion import LABELED, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError
-from .initialization import select_weights
+from .initialization import never_trained, select_weights
 from .teachers import Teacher, open_teacher
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
@@ -201,7 +201,7 @@ class DistillationMixin(_Trainer):
         """Build the student, and note on it whether it has trained weights: another process may be the one to train."""
         model = super().get_model(cfg, weights, verbose)
         if self.teacher is not None:
-            model.kd_untrained = weights is None
+            model.kd_untrained = weights is None or never_trained(weights)
         return model
 
     def setup_model(self) -> Any:
