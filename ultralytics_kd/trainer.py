@@ -75,6 +75,7 @@ class DistillationMixin(_Trainer):
     teacher: Teacher | None = None
     distiller: Distiller | None = None
     model: Any
+    metrics: Any
     initialized: int = 0
     store: Store | None = None
     stored_manifest: Manifest | None = None
@@ -101,7 +102,8 @@ class DistillationMixin(_Trainer):
         self._fresh_dirs: list[Path] = []
         self._args_before: tuple[Path, bytes] | None = None
         self._answered = False  # whether the teacher has answered a batch
-        with self._nothing_left_on_error():
+        self._unscored = False  # whether the run is at its end and the teacher is to be validated
+        with self._nothing_left_on_error(), self._trackers_let_go_on_error():
             super().__init__(cfg, overrides, _callbacks)
             if self._in_memory is not None:
                 self._keep_teacher_in_memory()
@@ -376,6 +378,16 @@ class DistillationMixin(_Trainer):
                 self._leave_nothing()
             raise
 
+    @contextmanager
+    def _trackers_let_go_on_error(self) -> Iterator[None]:
+        """Let trackers that follow a run with a teacher close it, if it fails before `train` would see to that."""
+        try:
+            yield
+        except Exception:
+            if self.teacher is not None and hasattr(self, "callbacks"):  # Platform keeps the console otherwise
+                self.run_callbacks("teardown")
+            raise
+
     def _leave_nothing(self) -> None:
         """Remove the output folder of a run that never began, and the folders above it that it made."""
         if self._args_before is not None:  # of a run that could not be resumed
@@ -526,9 +538,24 @@ class DistillationMixin(_Trainer):
         self._ears.close()
         if self.unlabeled is not None:
             self.unlabeled.close()
+        self._unscored = self.teacher is not None
         super().final_eval()
         if self.teacher is None:
             return
+        if self._unscored:  # there was no best student to validate
+            self._score_teacher()
+        if RANK in {-1, 0}:
+            LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
+
+    def run_callbacks(self, event: str) -> None:
+        """Run an event's callbacks: trackers are told the teacher's score with the final one of the student."""
+        if self._unscored and event == "on_fit_epoch_end":
+            self._score_teacher()
+        super().run_callbacks(event)
+
+    def _score_teacher(self) -> None:
+        """Validate the teacher, and put its score beside the student's, as `teacher/...`."""
+        self._unscored = False
         try:
             if self.store:
                 source = self.args.teacher if self._in_memory is None else self._in_memory
@@ -537,8 +564,8 @@ class DistillationMixin(_Trainer):
             self.teacher_metrics = self._validate_teacher() or {}
         except Exception as e:  # the student is finished and must not be lost for a figure of comparison
             LOGGER.warning(f"the teacher could not be validated: {type(e).__name__}: {e}")
-        if RANK in {-1, 0}:
-            LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
+        scores = {f"teacher/{k[8:]}": v for k, v in self.teacher_metrics.items() if k.startswith("metrics/")}
+        self.metrics = {**self.metrics, **scores}
 
     def _validate_teacher(self) -> dict[str, float] | None:
         """Return the teacher's metrics on the val set, in the student's classes and precision; None if it has none.

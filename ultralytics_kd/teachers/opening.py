@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint
-from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import predictions
@@ -163,11 +164,10 @@ def _load(source: Any) -> nn.Module:
             f"teacher={path}: this run was taught by an object that could not be saved beside it: give it again, "
             "teacher=..."
         )
-    if "://" not in path:  # a URI would lose a slash
-        path = str(check_model_file_from_stem(path))
+    path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
         raise KDError(f"teacher={source} is an untrained architecture: give trained weights (.pt).")
-    if "://" not in path and Path(path).suffix.lower() != ".pt":
+    if Path(path).suffix.lower() != ".pt":
         raise KDError(f"teacher={source} is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
     try:
         return load_checkpoint(path)[0]
@@ -175,3 +175,17 @@ def _load(source: Any) -> nn.Module:
         raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
         raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {first_line(e)}") from e
+
+
+def _fetch(source: str) -> str:
+    """Return where a URL or `ul://` URI was downloaded to, found as that of `model=` is.
+
+    Raises:
+        KDError: If it cannot be had.
+    """
+    try:
+        return str(check_file(source, download_dir=SETTINGS["weights_dir"]))
+    except FileNotFoundError as e:
+        raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
+    except Exception as e:  # no key, a wrong one, no access, no network: each has a class of its own
+        raise KDError(f"teacher={source} could not be downloaded: {first_line(e)}") from e
