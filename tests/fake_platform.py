@@ -32,6 +32,7 @@ class FakePlatform:
         cancels (dict[str, str]): Event whose answer cancels the run, by the run's name.
         events (list[dict[str, Any]]): Every event that came: its run, its name, its data and the project it names.
         stored (dict[str, bytes]): Uploaded files by run.
+        requests (list[str]): Method and path of all requests.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class FakePlatform:
     cancels: dict[str, str] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
     url: str = ""
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -59,6 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     platform: FakePlatform
     protocol_version = "HTTP/1.1"
+
+    def log_request(self, *_: Any) -> None:
+        """Note a request as it is answered."""
+        self.platform.requests.append(f"{self.command} {self.path}")
 
     def log_message(self, *_: Any) -> None:
         """Be silent."""

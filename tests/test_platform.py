@@ -14,6 +14,7 @@ from fake_platform import DROP, HANG, KEY, NONSENSE, FakePlatform, fake_platform
 from reporting import ROOT, run_python, run_script, tiny
 from ultralytics import YOLO
 from ultralytics.utils import SETTINGS, YAML, checks
+from ultralytics_platform import cli
 
 from ultralytics_kd import KDError, activation
 from ultralytics_kd.teachers import open_teacher
@@ -106,7 +107,7 @@ def test_run_that_cannot_begin_lets_go_of_the_console(faulty):
 def test_every_kind_of_teacher_is_named_in_the_arguments(faulty, small_teacher):
     _, platform = faulty
     [several] = platform.of("several", "training_started")
-    assert several["trainArgs"]["teacher"] == f"{small_teacher}, YOLO in memory"
+    assert several["trainArgs"]["teacher"] == f"{small_teacher}, YOLO teacher.pt in memory"
     assert several["trainArgs"]["kd_teacher_weights"] == "[2, 1]"
     assert several["trainArgs"]["kd_classes"] == "{'disc': 'box'}"
     [average] = platform.of("average", "training_started")
@@ -242,3 +243,13 @@ def test_teacher_that_platform_does_not_give_is_one_sentence_as_for_a_model(plat
     assert str(ours.value).startswith(f"teacher={uri} ") and said in str(ours.value)
     assert str(stock.value).strip().rstrip(".") in str(ours.value)
     assert len(str(ours.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("argument", ["teacher=big.pt", "kd_cls=3"])
+def test_cloud_training_is_refused_before_it_costs_anything(platform, monkeypatch, capsys, argument):
+    """Platform's own machines have no plugin: the run would be paid for, and not distilled."""
+    monkeypatch.setattr(sys, "argv", ["/env/bin/ul", "cloud", "train", "model=yolo26n.pt", "data=coco8.yaml", argument])
+    monkeypatch.setenv("ULTRALYTICS_PLATFORM_URL", platform.url)
+    assert cli.main() == 2
+    assert f"'{argument}" in (said := capsys.readouterr().err) and "has no effect in the cloud" in said
+    assert not platform.requests

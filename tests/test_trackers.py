@@ -172,7 +172,7 @@ def test_comet_hears_arguments_terms_and_score(tracked):
     heard = found["heard"]
     [[arguments]] = [args for name, args in heard if name == "log_parameters"]
     assert set(config.ARGUMENTS) <= set(arguments)
-    assert arguments["kd_classes"] == KD["kd_classes"] and "YOLO in memory" in arguments["teacher"]
+    assert arguments["kd_classes"] == KD["kd_classes"] and "YOLO teacher.pt in memory" in arguments["teacher"]
     metrics = [(args[-1], args[0]) for name, args in heard if name == "log_metrics"]  # by epoch
     for epoch, row in enumerate(results(runs / "taught"), 1):
         logged = {k: v for at, values in metrics if at == epoch for k, v in values.items()}

@@ -147,6 +147,7 @@ def register() -> None:
     @functools.wraps(stock_check)
     def check_cfg(cfg: dict, hard: bool = True) -> None:
         check_values(cfg)  # first: its errors are sentences for users
+        _check_place(cfg)
         _simplify(cfg)
         try:
             stock_check(cfg, hard)
@@ -156,6 +157,18 @@ def register() -> None:
             raise KDError(str(e)) from e
 
     ul_cfg.check_cfg = check_cfg
+
+
+def _check_place(cfg: Mapping[str, Any]) -> None:
+    """Raise if `ul cloud train` is to distil: Platform's machines lack this plugin, and cost as much without it."""
+    if [Path(sys.argv[0]).stem, *sys.argv[1:2]] != ["ul", "cloud"]:
+        return
+    given = [k for k, a in ARGUMENTS.items() if cfg.get(k, a.default) != a.default]
+    if given:
+        raise KDError(
+            f"'{given[0]}={cfg[given[0]]}' has no effect in the cloud: 'ul train project=USER/PROJECT ...' distils on "
+            "this machine and is followed on Platform as well."
+        )
 
 
 def _simplify(cfg: dict) -> None:

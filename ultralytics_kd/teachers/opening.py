@@ -85,7 +85,7 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
 
 def _open(source: Any) -> Teacher:
     """Return the teacher behind one source."""
-    said = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__}{IN_MEMORY}"
+    said = _name(source)
     if isinstance(source, str):
         source = zoo_model(source) or (_import(source) if _names_object(source) else source)
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
@@ -102,6 +102,14 @@ def _open(source: Any) -> Teacher:
     if task in predictions.DENSE_TASK_OF.values():
         return DenseTeacher(model, said, task, names)
     return GridTeacher(model, said, task, names)
+
+
+def _name(source: Any) -> str:
+    """Return how a teacher is spoken of: as it was given, or the type of an object and the file that it came from."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    file = getattr(source.model if isinstance(source, Model) else source, "pt_path", None)
+    return " ".join([type(source).__name__, *([Path(file).name] if file else [])]) + IN_MEMORY
 
 
 def _names_object(source: str) -> bool:
