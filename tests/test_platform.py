@@ -242,6 +242,7 @@ def test_teacher_that_platform_does_not_give_is_one_sentence_as_for_a_model(plat
         open_teacher(uri)
     assert str(ours.value).startswith(f"teacher={uri} ") and said in str(ours.value)
     assert str(stock.value).strip().rstrip(".") in str(ours.value)
+    assert "checkpoint" not in str(ours.value)  # there was none to be read
     assert len(str(ours.value).splitlines()) == 1
 
 
