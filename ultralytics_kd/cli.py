@@ -22,6 +22,8 @@ HELP = """
                                             the student alone, with distill_model and distilled, in one honest table
         yolo-kd cache data=coco8.yaml teacher=yolo26x.pt
                                             store a teacher's answers once, to train with kd_cache=PATH without it
+        yolo-kd report teacher=yolo26x.pt student=best.pt baseline=alone.pt data=coco8.yaml
+                                            models side by side on one page: accuracy, cost, agreement, pictures
         yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
 """
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench": _bench,
         "cache": _cache,
         "demo": _demo,
+        "report": _report,
         "enable": _enable,
         "disable": _disable,
     }
@@ -135,6 +138,15 @@ def _cache(args: list[str]) -> None:
     given = _key_values("cache", args, CACHE_ONLY, f"{', '.join(USED)} as in 'yolo-kd train'")
     if given is not None:
         make_cache(given)
+
+
+def _report(args: list[str]) -> None:
+    """Write a report with `key=value` arguments."""
+    from .report import REPORT_ONLY, USED, run_report
+
+    given = _key_values("report", args, REPORT_ONLY, f"{', '.join(USED)} as in 'yolo val'")
+    if given is not None:
+        run_report(given)
 
 
 def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: str) -> dict[str, Any] | None:

@@ -15,11 +15,12 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 from .. import predictions
 from ..config import GRID_TASKS, register
 from ..errors import KDError
+from ..metrics import METRICS
 from ..model import YOLO
 from ..teachers import open_teacher
 from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Arm, Plan, make_plan
-from .scores import METRICS, VAL_ARGS
+from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
 

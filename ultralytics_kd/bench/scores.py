@@ -13,25 +13,15 @@ from ultralytics.utils.torch_utils import get_num_params
 from .. import predictions
 from ..config import GRID_TASKS
 from ..errors import KDError
+from ..metrics import END2END, METRICS, NMS, ONE
 from ..model import YOLO
 from ..teachers import Teacher, open_teacher
 
-NMS, END2END, ONE = "nms", "end2end", "output"  # heads; the last one of models that have but one kind of output
 # Arguments of a training that its scores depend on
 VAL_ARGS = (
     *("data", "split", "imgsz", "batch", "device", "workers", "classes", "single_cls", "max_det", "conf", "iou"),
     *("agnostic_nms", "half", "quantize", "rect"),
 )
-# What is told of each task: key of Ultralytics' metric, and what it is called; arms are compared by the first one
-METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
-    "detect": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
-    "obb": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
-    "segment": (("metrics/mAP50-95(M)", "mask mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
-    "pose": (("metrics/mAP50-95(P)", "pose mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
-    "classify": (("metrics/accuracy_top1", "top-1"), ("metrics/accuracy_top5", "top-5")),
-    "semantic": (("metrics/mIoU", "mIoU"), ("metrics/pixel_acc", "pixel accuracy")),
-    "depth": (("metrics/delta1", "delta1"), ("metrics/abs_rel", "abs_rel")),
-}
 
 
 def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str, Any]:

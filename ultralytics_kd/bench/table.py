@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 from scipy import stats
 
+from ..metrics import ONE
 from .plan import ALONE
 from .plot import metric_names, plot_table
-from .scores import ONE
 
 CONFIDENCE = 0.95
 TRAINED = ("seconds", "epochs", "batch")  # what a record says of its training

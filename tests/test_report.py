@@ -1,0 +1,405 @@
+"""Reports: what their figures mean, what is written, and what a browser makes of the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import NAMES, QUICK, make_model, save_model
+from ultralytics import YOLO as StockYOLO
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils.metrics import ap_per_class, box_iou
+
+from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.cli import main
+from ultralytics_kd.report import run_report
+from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
+from ultralytics_kd.report.measure import closed, worst
+from ultralytics_kd.report.page import verdict
+from ultralytics_kd.report.seen import Objects
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def objects(*rows: tuple[float, ...]) -> Objects:
+    """Return objects from rows of class, confidence and box."""
+    table = np.array(rows, dtype=np.float32).reshape(len(rows), 6)
+    return Objects(table[:, 2:], table[:, 0].astype(int), table[:, 1])
+
+
+def drawn(seed: int, images: int = 6) -> tuple[dict[str, Objects], dict[str, Objects]]:
+    """Return labels, and detections that are near many of them."""
+    rng = np.random.default_rng(seed)
+    labels, found = {}, {}
+    for i in range(images):
+        corner, side = rng.uniform(0, 200, (8, 2)), rng.uniform(30, 150, (8, 2))
+        boxes = np.concatenate((corner, corner + side), 1).astype(np.float32)
+        labels[str(i)] = Objects(boxes, rng.integers(0, 3, 8), np.ones(8))
+        near = np.repeat(boxes, 3, 0) + rng.normal(0, 4, (24, 4)).astype(np.float32)
+        conf = np.sort(rng.uniform(0, 1, 24))[::-1]
+        found[str(i)] = Objects(near, np.where(rng.random(24) < 0.8, np.repeat(labels[str(i)].cls, 3), 0), conf)
+    return labels, found
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_average_precision_of_all_sizes_is_ultralytics_own(seed):
+    labels, found = drawn(seed)
+    validator = DetectionValidator(args={"task": "detect"})
+    hits, conf, cls, target = [], [], [], []
+    for name, truth in labels.items():
+        mine = found[name]
+        iou = box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(mine.boxes))
+        classes = [torch.from_numpy(x.cls) for x in (mine, truth)]
+        hits.append(validator.match_predictions(*classes, iou).numpy())
+        for kept, values in ((conf, mine.conf), (cls, mine.cls), (target, truth.cls)):
+            kept.append(values)
+    theirs = ap_per_class(*(np.concatenate(x) for x in (hits, conf, cls, target)))[5].mean()
+    ours = size_score(found, labels, 0, float("inf"))
+    assert 0.05 < theirs < 0.95
+    assert ours == {"score": pytest.approx(theirs, abs=1e-9), "labels": 48}
+
+
+def test_sizes_count_their_own_objects_alone():
+    """A small object found, a large one missed; what claims or invents objects of another size is left out."""
+    small, large = (0, 1.0, 10, 10, 20, 20), (0, 1.0, 100, 100, 300, 300)
+    invented = (0, 0.99, 400, 400, 600, 600)
+    sizes = by_size({"a": objects(invented, small)}, {"a": objects(small, large)})
+    assert sizes["small"] == {"score": pytest.approx(0.995), "labels": 1}
+    assert sizes["large"] == {"score": 0.0, "labels": 1}
+    assert sizes["medium"] == {"score": None, "labels": 0}
+    found = by_size({"a": objects((0, 0.9, 100, 100, 300, 300), small)}, {"a": objects(small, large)})
+    assert found["small"]["score"] == found["large"]["score"] == pytest.approx(0.995)
+
+
+def test_a_label_is_claimed_once_by_the_surest_of_its_class():
+    labels = objects((1, 1, 0, 0, 10, 10), (2, 1, 20, 20, 30, 30))
+    found = objects((1, 0.9, 0, 0, 10, 9), (1, 0.8, 0, 0, 10, 10), (1, 0.7, 20, 20, 30, 30))
+    claimed = claims(found, labels, np.ones(2, bool), np.array([0.5, 0.95]))
+    assert claimed.tolist() == [[0, -1], [-1, 0], [-1, -1]]
+
+
+def test_agreement_counts_pairs_classes_and_confidence():
+    teacher = {"a": objects((0, 0.9, 0, 0, 10, 10), (1, 0.8, 20, 20, 30, 30), (1, 0.1, 50, 50, 60, 60)), "b": objects()}
+    student = {"a": objects((0, 0.7, 0, 0, 10, 10), (0, 0.7, 20, 20, 30, 26)), "b": objects((0, 0.6, 0, 0, 9, 9))}
+    assert agreement(teacher, student, 0.25) == {
+        "detections": 2,
+        "found50": 1.0,
+        "found75": 0.5,
+        "same_class": 0.5,
+        "extra": pytest.approx(1 / 3),
+        "bias": pytest.approx(-0.15),
+        "difference": pytest.approx(0.15),
+    }
+    nothing = agreement({"a": objects()}, {"a": objects()}, 0.25)
+    assert nothing["detections"] == 0 and nothing["found50"] is nothing["extra"] is nothing["bias"] is None
+
+
+def test_calibration_is_the_distance_of_confidence_from_what_is_right():
+    box = (0, 0, 10, 10)
+    labels = {str(i): objects((0, 1, *box)) if i < 8 else objects() for i in range(10)}
+    honest = calibration({str(i): objects((0, 0.8, *box)) for i in range(10)}, labels)
+    boastful = calibration({str(i): objects((0, 0.95, *box)) for i in range(10)}, labels)
+    assert honest["error"] == pytest.approx(0, abs=1e-6) and boastful["error"] == pytest.approx(0.15)
+    assert honest["bins"] == [{"conf": pytest.approx(0.8), "right": 0.8, "count": 10}]
+    assert calibration({"0": objects()}, labels) == {"error": None, "bins": []}
+
+
+def test_worst_disagreements_come_first():
+    one, other = objects((0, 0.9, 0, 0, 10, 10)), objects((1, 0.8, 0, 0, 10, 10))
+    spent, counts = disagreement(one, other, 0.25)
+    assert spent == pytest.approx(1.7) and counts == {"found": 0, "missed": 1, "extra": 1}
+    rows = worst(
+        {"same": one, "missed": one, "other": one}, {"same": one, "missed": objects(), "other": other}, 0.25, 2
+    )
+    assert [row["file"] for row in rows] == ["other", "missed"]
+    assert disagreement(one, one, 0.25) == (pytest.approx(0), {"found": 1, "missed": 0, "extra": 0})
+
+
+def test_gap_closed_is_a_share_of_the_teachers_lead():
+    assert closed(0.6, 0.4, 0.5) == pytest.approx(0.5)
+    assert closed(0.6, 0.4, 0.7) == pytest.approx(1.5) and closed(0.6, 0.4, 0.3) == pytest.approx(-0.5)
+    assert closed(0.4, 0.4, 0.5) is None and closed(0.3, 0.4, 0.5) is None
+
+
+# Reports --------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, data, teacher):
+    """Return a report of a student with the very weights of its teacher, beside another one with a run of its own."""
+    folder = tmp_path_factory.mktemp("report")
+    weights = folder / "run/weights"
+    weights.mkdir(parents=True)
+    shutil.copy2(teacher, weights / "student.pt")
+    epochs = [(1, 3.0, 2.0, 0.0, 3.2, 0.1), (2, 2.0, 1.0, 0.0, 2.9, 0.2)]
+    columns = ["epoch", "train/box_loss", "train/kd_cls", "train/kd_feat", "val/box_loss", "metrics/mAP50-95(B)"]
+    pl.DataFrame(epochs, schema=columns, orient="row").write_csv(folder / "run/results.csv")
+    torch.manual_seed(5)
+    baseline = save_model(folder / "baseline.pt", "yolo11n.yaml")
+    return run_report(
+        {"teacher": teacher, "student": str(weights / "student.pt"), "baseline": str(baseline), "data": data,
+         "imgsz": 64, "batch": 4, "images": 3, "device": "cpu", "project": str(folder), "name": "out"}
+    )  # fmt: skip
+
+
+def test_a_student_with_its_teachers_weights_is_its_equal(report):
+    teacher, student = report["models"]["teacher"], report["models"]["student"]
+    for key in ("heads", "classes", "sizes", "calibration", "parameters", "gflops"):
+        assert student[key] == teacher[key]
+    assert report["kept"] == 1.0 and set(report["lead"].values()) == {0.0}
+    same = report["agreement"]["student"]
+    assert same["found50"] == same["found75"] == same["same_class"] == 1.0 and same["detections"] > 10
+    assert same["extra"] == same["bias"] == same["difference"] == 0.0
+    assert report["agreement"]["baseline"]["found50"] < 0.9
+    assert [row["missed"] + row["extra"] for row in report["images"]] == [0, 0, 0]
+
+
+def test_scores_and_costs_are_what_ultralytics_says(report, data):
+    for role in ("student", "baseline"):
+        model = report["models"][role]
+        for head, nms in (("nms", None), ("end2end", False)):
+            if head in model["heads"]:
+                own = StockYOLO(model["source"]).val(data=data, imgsz=64, batch=4, nms=nms, plots=False, verbose=False)
+                assert model["heads"][head]["score"] == pytest.approx(own.box.map, abs=1e-9)
+        assert set(model["heads"]) == ({"nms", "end2end"} if role == "student" else {"nms"})
+        assert model["parameters"] == sum(p.numel() for p in StockYOLO(model["source"]).model.parameters())
+        assert model["megabytes"] == pytest.approx(Path(model["source"]).stat().st_size / 2**20)
+        assert 0 < model["latency"]["low"] <= model["latency"]["ms"] <= model["latency"]["high"]
+    assert sum(c["labels"] for c in report["models"]["student"]["classes"].values()) == sum(
+        size["labels"] for size in report["models"]["student"]["sizes"].values()
+    )
+
+
+def test_page_pictures_and_figures_are_written(report):
+    folder = Path(report["save_dir"])
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report))
+    assert set(report["charts"]) == {"latency", "classes", "calibration", "curves"} and report["trained"] == ["student"]
+    pictures = [*report["charts"].values(), *(row["picture"] for row in (*report["images"], *report["levels"]))]
+    assert len(report["images"]) == 3 and len(report["levels"]) == 2
+    for name in pictures:
+        image = cv2.imread(str(folder / name))
+        assert image is not None and image.std() > 5  # drawn on
+    four = cv2.imread(str(folder / report["images"][0]["picture"]))  # teacher, baseline, student, labels
+    assert four.shape[1] == 4 * 420 + 3 * 6
+
+
+class Page(HTMLParser):
+    """What a page asks for and how it is built."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.sources, self.alts, self.headings, self.scopes, self.links, self.ids = [], [], [], [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids.add(given.get("id"))
+        if tag in {"img", "script", "iframe", "link", "source"}:
+            self.sources.append(given.get("src") or given.get("href") or "")
+        if tag == "img":
+            self.alts.append(given.get("alt", ""))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "th":
+            self.scopes.append(given.get("scope"))
+        if tag == "a":
+            self.links.append(given["href"])
+
+
+def test_page_needs_nothing_beside_it_and_has_a_sound_structure(report):
+    text = Path(report["page"]).read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(source == "" or source.startswith("data:") for source in page.sources)
+    assert "http" not in re.sub(r"data:[^\"]+", "", text) and "@import" not in text
+    assert all(len(alt) > 20 for alt in page.alts) and len(page.alts) == 9
+    assert page.headings[0] == 1 and set(page.headings[1:]) == {2}
+    assert all(scope in {"col", "row"} for scope in page.scopes)
+    assert all(link.removeprefix("#") in page.ids for link in page.links) and len(page.links) == 9
+    for sentence in report["verdict"]:
+        assert sentence.replace("'", "&#39;") in text
+
+
+def test_names_in_a_page_are_text_and_no_markup(tmp_path, data):
+    """A class, or a file, may be called what it likes."""
+    odd = {0: "a & b", 1: "<script>alert(1)</script>", 2: NAMES[2]}
+    copy = tmp_path / "set"
+    shutil.copytree(Path(data).parent, copy)
+    text = (copy / "data.yaml").read_text().replace(str(Path(data).parent), str(copy))
+    for i, name in odd.items():
+        text = re.sub(rf"{i}: \w+", f"{i}: '{name}'", text)
+    (copy / "data.yaml").write_text(text)
+    model = str(save_model(tmp_path / "model.pt", names=odd))
+    made = run_report({"teacher": model, "student": model, "data": str(copy / "data.yaml"), "imgsz": 64, "images": 0,
+                       "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
+    page = Path(made["page"]).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+    assert made["images"] == [] and made["gap"] is None and "baseline" not in made["models"]
+
+
+def test_a_teacher_of_other_classes_and_several_teachers_are_reported(tmp_path, data, teacher):
+    """Same weights with permuted classes: the same figures. Two of the same weights: one set of detections."""
+    model = make_model("yolo26n.yaml")
+    torch.save({"model": model, "train_args": {"task": "detect"}}, tmp_path / "student.pt")
+    model.names = {0: NAMES[1], 1: NAMES[2], 2: NAMES[0]}
+    head = model.model[-1]
+    for tower in (*head.cv3, *head.one2one_cv3):
+        for values in (tower[-1].weight, tower[-1].bias):
+            values.data = values.data[[1, 2, 0]]
+    torch.save({"model": model, "train_args": {"task": "detect"}}, tmp_path / "teacher.pt")
+    StockYOLO(tmp_path / "student.pt")  # readable
+    student = torch.load(tmp_path / "student.pt", weights_only=False)
+    student["model"].names = dict(NAMES)
+    torch.save(student, tmp_path / "student.pt")
+    rest = {"student": str(tmp_path / "student.pt"), "data": data, "imgsz": 64, "images": 1, "device": "cpu",
+            "project": str(tmp_path), "name": "out"}  # fmt: skip
+    made = run_report({**rest, "teacher": str(tmp_path / "teacher.pt"), "nms": False})
+    assert made["models"]["teacher"]["classes"] == made["models"]["student"]["classes"]
+    assert made["agreement"]["student"]["same_class"] == 1.0 and made["models"]["student"]["head"] == "end2end"
+    both = run_report({**rest, "teacher": [teacher, teacher]})
+    assert both["models"]["teacher"]["parameters"] > 9e6 and both["agreement"]["student"]["detections"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"student": None}, "needs student=PATH"),
+        ({"teacher": None}, "needs teacher=PATH"),
+        ({"data": None}, "needs data=PATH"),
+        ({"epochs": 3}, "'epochs' is no argument of 'yolo-kd report'"),
+        ({"images": -1}, "'images=-1' is an invalid value"),
+        ({"images": True}, "'images=True' is an invalid value"),
+        ({"match_conf": 2}, "'match_conf=2' is an invalid value"),
+        ({"match_conf": "high"}, "'match_conf=high' must be a number"),
+        ({"nms": True}, "'nms' of a report is False"),
+        ({"student": "yolo26n.yaml"}, "student=yolo26n.yaml is no PyTorch checkpoint"),
+        ({"baseline": "gone.pt"}, "baseline=gone.pt was not found"),
+        ({"teacher": "ema"}, "teacher=ema"),
+    ],
+)
+def test_bad_arguments_are_one_sentence_and_leave_nothing(given, sentence, tmp_path, data, teacher):
+    fine = {"teacher": teacher, "student": teacher, "data": data, "project": str(tmp_path / "out"), "device": "cpu"}
+    with pytest.raises(KDError, match=re.escape(sentence)):
+        run_report({**fine, **given})
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_writes_a_report_and_says_where(tmp_path, data, teacher, caplog):
+    from ultralytics.utils import LOGGER
+
+    LOGGER.propagate = True
+    fine = [f"teacher={teacher}", f"student={teacher}", f"data={data}", "imgsz=64", "device=cpu", "images=1"]
+    assert main(["report", *fine, f"project={tmp_path}", "name=out"]) == 0
+    assert main(["report", *fine[:2]]) == 1
+    LOGGER.propagate = False
+    assert f"{tmp_path}/out/report.html" in caplog.text and "keeps 100% of the teacher's quality" in caplog.text
+    made = json.loads((tmp_path / "out/report.json").read_text())
+    assert "teacher=" in made["command"] and made["command"].startswith("yolo-kd report ")
+
+
+def test_verdict_names_what_the_teacher_does_not_know():
+    model = {"heads": {"nms": {"score": 0.4}}, "head": "nms", "unmatched": [], "parameters": None, "latency": None}
+    report = {"models": {"teacher": {**model, "unmatched": ["bar"]}, "student": model}, "metrics": ["mAP50-95"],
+              "kept": 1.0, "gap": None}  # fmt: skip
+    assert verdict(report) == [
+        "The student scores 0.400 mAP50-95, its teacher 0.400.",
+        "The teacher does not know bar, which count as missed.",
+    ]
+
+
+def test_a_distillation_ends_with_a_report_unless_plots_are_off(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.train(**{**quick, "epochs": 1, "plots": True}, teacher=teacher)
+    made = json.loads((Path(quick["project"]) / "run/report/report.json").read_text())
+    best = str(Path(quick["project"]) / "run/weights/best.pt")
+    assert made["models"]["student"]["source"] == best and f"student={best}" in made["command"]
+    assert made["trained"] == ["student"] and made["charts"]["curves"] == "curves.png"
+    key = "metrics/mAP50-95(B)"
+    scores = {role: model["heads"]["nms"]["score"] for role, model in made["models"].items()}
+    assert scores["teacher"] == pytest.approx(model.trainer.teacher_metrics[key], abs=2e-3)
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1, "name": "plain"}, teacher=teacher)
+    assert not (Path(quick["project"]) / "plain/report").exists() and QUICK["plots"] is False
+
+
+# Browser --------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def browser():
+    """Return a headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    """Return the page of the report, open, with what it said and asked for."""
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.said, opened.asked = [], []
+    opened.on("console", lambda message: opened.said.append(message.text))
+    opened.on("pageerror", lambda error: opened.said.append(str(error)))
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.goto(Path(report["page"]).as_uri())
+    yield opened
+    opened.close()
+
+
+def test_browser_shows_every_picture_without_a_request_or_an_error(page, report):
+    page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    assert page.evaluate("[...document.images].map(image => image.naturalWidth > 100)") == [True] * 9
+    assert not page.said and [url for url in page.asked if not url.startswith("data:")] == [page.url]
+    assert report["verdict"][0] in page.inner_text("#verdict")
+
+
+def test_browser_sorts_classes_by_keyboard(page, report):
+    button = page.get_by_role("button", name="labels")
+    button.focus()
+    page.keyboard.press("Enter")
+    counts = [int(t) for t in page.locator("table.sortable tbody tr td:nth-child(2)").all_inner_texts()]
+    assert counts == sorted(counts, reverse=True)
+    assert page.locator("table.sortable th").nth(1).get_attribute("aria-sort") == "descending"
+    page.keyboard.press("Enter")
+    counts = [int(t) for t in page.locator("table.sortable tbody tr td:nth-child(2)").all_inner_texts()]
+    assert counts == sorted(counts)
+    page.get_by_role("button", name="class").press("Enter")
+    names = page.locator("table.sortable tbody tr th").all_inner_texts()
+    assert names == sorted(report["models"]["student"]["classes"])
+
+
+def test_browser_reaches_everything_by_tab_and_skips_to_the_figures(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the figures"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+    page.goto(page.url.split("#")[0])
+    seen = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.textContent.trim().slice(0, 8)"))
+    assert {"Models", "Images", "labels", "student"} <= {text.split(" ")[0] for text in seen}
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_browser_needs_no_sideways_scrolling(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_browser_prints_pages_of_paper(page, tmp_path):
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible() and page.locator("#models table").is_visible()
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    text = (tmp_path / "report.pdf").read_bytes()
+    assert text.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", text)) <= 12

@@ -1,0 +1,15 @@
+"""What the scores of a task are called, and which heads they come from."""
+
+from __future__ import annotations
+
+NMS, END2END, ONE = "nms", "end2end", "output"  # heads; the last one of models that have but one kind of output
+# What is told of each task: key of Ultralytics' metric, and what it is called; models are compared by the first one
+METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "detect": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
+    "obb": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
+    "segment": (("metrics/mAP50-95(M)", "mask mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
+    "pose": (("metrics/mAP50-95(P)", "pose mAP50-95"), ("metrics/mAP50-95(B)", "box mAP50-95")),
+    "classify": (("metrics/accuracy_top1", "top-1"), ("metrics/accuracy_top5", "top-5")),
+    "semantic": (("metrics/mIoU", "mIoU"), ("metrics/pixel_acc", "pixel accuracy")),
+    "depth": (("metrics/delta1", "delta1"), ("metrics/abs_rel", "abs_rel")),
+}

@@ -1,0 +1,83 @@
+"""The options of a report: names, defaults and checks."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import get_cfg, get_save_dir
+
+from ..config import listed, register, whole_number
+from ..errors import KDError, KDTypeError
+
+REPORT_ONLY: dict[str, Any] = {"teacher": None, "student": None, "baseline": None, "images": 12, "match_conf": 0.25}
+# Arguments of Ultralytics and of distillation that a report reads
+USED = (
+    *("data", "imgsz", "batch", "device", "workers", "split", "classes", "single_cls", "max_det", "iou", "nms"),
+    *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A checked report.
+
+    Attributes:
+        models (dict[str, Any]): Source of each model by role: "teacher", "baseline" if there is one, and "student".
+        args (Namespace): Ultralytics' arguments.
+        images (int): Number of val images to show.
+        match_conf (float): Least confidence of detections that are compared and drawn.
+        folder (Path): Where the report goes.
+    """
+
+    models: dict[str, Any]
+    args: Namespace
+    images: int
+    match_conf: float
+    folder: Path
+
+
+def check_options(given: Mapping[str, Any], task: str) -> Options:
+    """Check the arguments of a report.
+
+    Args:
+        given (Mapping): `REPORT_ONLY` and those of `USED`.
+        task (str): Task of the student.
+
+    Raises:
+        KDError: If an argument is missing, unknown or invalid.
+    """
+    check_names(given)
+    own = {**REPORT_ONLY, **{k: v for k, v in given.items() if k in REPORT_ONLY}}
+    rest = {k: v for k, v in given.items() if k in USED}
+    if rest.get("nms"):
+        raise KDError("'nms' of a report is False for the NMS-free head, where there is one; otherwise leave it out.")
+    images, conf = own["images"], own["match_conf"]
+    if isinstance(images, bool) or images != 0:
+        whole_number("images", images)
+    if isinstance(conf, bool) or not isinstance(conf, (int, float)):
+        raise KDTypeError(f"'match_conf={conf}' must be a number.")
+    if not 0 < conf < 1:
+        raise KDError(f"'match_conf={conf}' is an invalid value: it lies between 0 and 1.")
+    register()
+    # As `yolo val` does: images of a batch are padded to one shape that suits them, and nothing is drawn
+    args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, "plots": False, "verbose": False, **rest})
+    whole_number("imgsz", args.imgsz)
+    place = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **rest})
+    models = {role: own[role] for role in ("teacher", "baseline", "student") if own[role]}
+    models["teacher"] = listed(models["teacher"])
+    return Options(models, args, int(images), float(conf), get_save_dir(place))
+
+
+def check_names(given: Mapping[str, Any]) -> None:
+    """Raise if a report was not given what it needs, or something that it has no use for."""
+    for name in ("teacher", "student", "data"):
+        if not given.get(name):
+            raise KDError(f"'yolo-kd report' needs {name}=PATH.")
+    for name in given:
+        if name not in REPORT_ONLY and name not in USED:
+            known = ", ".join((*REPORT_ONLY, *USED))
+            raise KDError(f"'{name}' is no argument of 'yolo-kd report': they are {known}.")

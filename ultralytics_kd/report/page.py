@@ -1,0 +1,110 @@
+"""The page of a report: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+from ultralytics.utils.patches import imread
+
+from ..metrics import END2END, NMS
+from .contestant import BASELINE, STUDENT, TEACHER
+from .matching import SIZES
+
+HEADS = {NMS: "NMS", END2END: "NMS-free", "output": ""}
+QUALITY = 85  # of the photos in the page; the PNGs beside it lose nothing
+
+
+def write_page(report: dict[str, Any], folder: Path) -> Path:
+    """Write the page, pictures included.
+
+    Args:
+        report (dict): The report, as `report.json` has it.
+        folder (Path): Folder with its pictures, and of the page.
+
+    Returns:
+        (Path): The page.
+    """
+    loader = jinja2.PackageLoader("ultralytics_kd", "report")
+    # A class or a head that one of the models has not got is undefined there, and shown as a dash
+    missing = jinja2.ChainableUndefined
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=missing)
+    pages.filters |= {"number": number, "share": share, "signed": signed}
+    pages.globals |= {"heads": HEADS, "size_limits": SIZES}
+    charts = {name: _uri(folder / file, ".png") for name, file in report["charts"].items()}
+    photos = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["images"]]
+    levels = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
+    file = folder / "report.html"
+    page = pages.get_template("page.html.jinja")
+    text = page.render(report=report, verdict=verdict(report), charts=charts, photos=photos, levels=levels)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """Return what the report comes to, in sentences.
+
+    Args:
+        report (dict): What `figures` returns.
+    """
+    models, metric = report["models"], report["metrics"][0]
+    score = {role: m["heads"][m["head"]]["score"] for role, m in models.items()}
+    if TEACHER not in models:
+        return [f"The student scores {score[STUDENT]:.3f} {metric}."]
+    said = [f"The student scores {score[STUDENT]:.3f} {metric}, its teacher {score[TEACHER]:.3f}"]
+    unmatched = models[TEACHER]["unmatched"]
+    if report["kept"] is not None and not unmatched:
+        said[0] += f": it keeps {report['kept']:.0%} of the teacher's quality"
+    said[0] += "."
+    if unmatched:
+        said.append(f"The teacher does not know {', '.join(unmatched)}, which count as missed.")
+    said += _cost(models)
+    closed = report["gap"] and report["gap"]["overall"]
+    if BASELINE in models:
+        lead = score[STUDENT] - score[BASELINE]
+        text = f"Trained alone the student scores {score[BASELINE]:.3f}; distillation adds {lead:+.3f}"
+        said.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
+    return said
+
+
+def _cost(models: dict[str, Any]) -> list[str]:
+    """Return a sentence on what the student costs beside its teacher."""
+    student, teacher = models[STUDENT], models[TEACHER]
+    parts = []
+    if student["parameters"] and teacher["parameters"]:
+        parts.append(f"has {student['parameters'] / teacher['parameters']:.0%} of its parameters")
+    if student["latency"] and teacher["latency"]:
+        mine, theirs = student["latency"]["ms"], teacher["latency"]["ms"]
+        parts.append(f"takes {mine:.1f} ms for an image where the teacher takes {theirs:.1f} ms here")
+    return [f"It {' and '.join(parts)}."] if parts else []
+
+
+def _known(value: Any) -> bool:
+    """Return whether there is a value."""
+    return value is not None and not isinstance(value, jinja2.Undefined)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number with so many digits after the point, a dash for None."""
+    return f"{value:,.{digits}f}" if _known(value) else "-"
+
+
+def share(value: Any) -> str:
+    """Return a share in percent, a dash for None."""
+    return f"{value:.0%}" if _known(value) else "-"
+
+
+def signed(value: Any) -> str:
+    """Return a difference with its sign, a dash for None."""
+    return f"{value:+.3f}" if _known(value) else "-"
+
+
+def _uri(file: Path, kind: str) -> str:
+    """Return a picture as text that a page can hold."""
+    if kind == ".png":
+        return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    _, data = cv2.imencode(kind, imread(str(file)), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

@@ -1,0 +1,155 @@
+"""Val images with the boxes of every model beside each other, and what the models' levels respond to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from ultralytics.data.augment import LetterBox
+from ultralytics.utils.ops import xywhr2xyxyxyxy
+from ultralytics.utils.patches import imread
+from ultralytics.utils.plotting import Annotator
+
+from .. import predictions
+from ..config import GRID_TASKS
+from .contestant import STUDENT, TEACHER, Contestant
+from .matching import pairs
+from .seen import Objects
+
+WIDTH, STRIP, MARGIN = 420, 34, 6  # pixels: a panel, the strip with its title, the space between
+# Okabe and Ito's colours, which colour-blind readers can tell apart (BGR): the same, not the same, labels
+AGREED, ALONE, LABEL = (178, 114, 0), (0, 94, 213), (115, 158, 0)
+
+
+def side_by_side(
+    file: str, labels: Objects, seen: Mapping[str, Objects], names: Mapping[int, str], conf: float
+) -> np.ndarray:
+    """Return an image once for each model, and once with its labels.
+
+    Boxes that teacher and model share (same class, IoU of at least 0.5) are blue, those that only one of them has are
+    orange; the teacher's are compared with the student's.
+
+    Args:
+        file (str): Image file.
+        labels (Objects): Its labels.
+        seen (Mapping[str, Objects]): Detections by role, the teacher's among them.
+        names (Mapping[int, str]): Class names.
+        conf (float): Least confidence of detections that are drawn.
+    """
+    image = imread(file)
+    if image is None:
+        raise FileNotFoundError(file)
+    image = image if image.shape[2] == 3 else cv2.cvtColor(image[..., :1], cv2.COLOR_GRAY2BGR)
+    sure = {role: objects.sure(conf) for role, objects in seen.items()}
+    panels = []
+    for role, objects in sure.items():
+        other = sure[STUDENT if role == TEACHER else TEACHER]
+        met = {i for i, j, _ in pairs(objects, other) if objects.cls[i] == other.cls[j]}
+        colors = [AGREED if i in met else ALONE for i in range(len(objects.cls))]
+        panels.append(_panel(image, objects, colors, names, role, with_conf=True))
+    panels.append(_panel(image, labels, [LABEL] * len(labels.cls), names, "labels", with_conf=False))
+    return _in_a_row(panels)
+
+
+def _panel(
+    image: np.ndarray, objects: Objects, colors: Sequence[Any], names: Mapping[int, str], title: str, with_conf: bool
+) -> np.ndarray:
+    """Return an image of panel width with boxes and a title."""
+    scale = WIDTH / image.shape[1]
+    small = cv2.resize(image, (WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
+    annotator = Annotator(np.ascontiguousarray(small), line_width=2, font_size=10)
+    corners = _corners(objects) * scale
+    for i in reversed(range(len(objects.cls))):  # the surest on top
+        text = names[int(objects.cls[i])] + (f" {objects.conf[i]:.2f}" if with_conf else "")
+        annotator.box_label(corners[i].tolist(), text, color=tuple(colors[i]))
+    count = len(objects.cls)
+    return _titled(annotator.result(), f"{title} ({count})")
+
+
+def _corners(objects: Objects) -> np.ndarray:
+    """Return boxes as four corners, shape (N, 4, 2)."""
+    if objects.boxes.shape[1] == 5:
+        return np.asarray(xywhr2xyxyxyxy(torch.from_numpy(objects.boxes)))
+    x1, y1, x2, y2 = objects.boxes.T
+    return np.stack([np.stack(p, -1) for p in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 1)
+
+
+def _titled(image: np.ndarray, title: str) -> np.ndarray:
+    """Return an image with a title above it."""
+    strip = np.full((STRIP, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (4, STRIP - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate((strip, image))
+
+
+def _in_a_row(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Return panels of one height side by side."""
+    space = np.full((panels[0].shape[0], MARGIN, 3), 255, np.uint8)
+    row = [part for panel in panels for part in (panel, space)][:-1]
+    return np.concatenate(row, axis=1)
+
+
+def level_maps(contestant: Contestant, image: Tensor) -> dict[int, np.ndarray] | None:
+    """Return how strongly each level that enters a model's head responds to an image, None if it has no such levels.
+
+    Args:
+        contestant (Contestant): The model.
+        image (Tensor): An image of shape (1, C, H, W) in [0, 1].
+
+    Returns:
+        (dict[int, np.ndarray]): By stride, the root mean square over channels of the feature map, shape (h, w).
+    """
+    teacher = contestant.opened
+    if teacher.task not in GRID_TASKS or teacher.layout is None or not isinstance(teacher.original, nn.Module):
+        return None
+    model = deepcopy(teacher.original).to(image.device).float().eval()
+    with torch.no_grad():
+        branch = next(iter(predictions.branches(model(image)).values()))
+    strong = [feature[0].float().square().mean(0).sqrt().cpu().numpy() for feature in branch.feats]
+    return dict(zip(teacher.layout.strides, strong))
+
+
+def responses(contestants: Sequence[Contestant], file: str, imgsz: int, device: torch.device) -> np.ndarray | None:
+    """Return the levels of all models over an image: a row for each model, a column for each stride.
+
+    Every map is stretched between its own first and ninety-ninth percentile: where a level responds can be compared
+    between models, how much cannot, as features have no unit.
+
+    Args:
+        contestants (Sequence[Contestant]): Models.
+        file (str): Image file.
+        imgsz (int): Side of the image that the models see.
+        device (torch.device): Where they run.
+
+    Returns:
+        (np.ndarray | None): Picture in BGR; None if no model has levels, or the models do not read colour images.
+    """
+    if any(each.opened.channels != 3 for each in contestants):
+        return None
+    image = np.ascontiguousarray(LetterBox((imgsz, imgsz), auto=False)(image=imread(file)))
+    tensor = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].to(device).float() / 255
+    found = {each.role: maps for each in contestants if (maps := level_maps(each, tensor)) is not None}
+    if not found:
+        return None
+    strides = sorted(set().union(*found.values()))
+    side = (WIDTH, WIDTH)
+    small = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
+    rows = []
+    for role, maps in found.items():
+        cells = [_titled(_heat(small, maps.get(s)), f"{role}, stride {s}") for s in strides]
+        rows.append(_in_a_row(cells))
+    return np.concatenate(rows)
+
+
+def _heat(image: np.ndarray, strong: np.ndarray | None) -> np.ndarray:
+    """Return an image under a map, or a blank one where a model has not that level."""
+    if strong is None:
+        return np.full_like(image, 245)
+    low, high = np.percentile(strong, (1, 99))
+    scaled = np.clip((strong - low) / max(high - low, 1e-9), 0, 1)
+    large = cv2.resize((scaled * 255).astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.addWeighted(cv2.applyColorMap(large, cv2.COLORMAP_VIRIDIS), 0.6, image, 0.4, 0)

@@ -1,0 +1,240 @@
+"""Reports: teacher, baseline and student side by side, as a page, pictures and figures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset, convert_ndjson_to_yolo_if_needed
+from ultralytics.models.yolo.model import YOLO
+from ultralytics.nn.autobackend import check_class_names
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.patches import imwrite
+from ultralytics.utils.torch_utils import get_cpu_info, select_device
+
+from .. import __version__
+from ..config import TASKS
+from ..errors import KDError
+from ..metrics import END2END, METRICS, NMS
+from ..teachers import Teacher, open_teacher
+from . import pictures, plots
+from .contestant import STUDENT, TEACHER, Contestant, measure_latency
+from .measure import figures, worst
+from .options import REPORT_ONLY, Options, check_names, check_options
+from .page import verdict, write_page
+
+LEVELS = 2  # images whose levels are shown
+
+
+@dataclass
+class Subject:
+    """What models are compared on.
+
+    Attributes:
+        names (dict[int, str]): Classes of the data.
+        validator (type[BaseValidator]): The task's validator.
+        device (torch.device): Where models are timed.
+        command (str): How the report can be made again.
+    """
+
+    names: dict[int, str]
+    validator: type
+    device: torch.device
+    command: str
+
+
+def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare a student with its teacher, and with the same student trained alone, as `yolo-kd report` does.
+
+    Args:
+        given (Mapping): `teacher`, `student`, `data`, `baseline` if there is one, the other options of `REPORT_ONLY`,
+            and of Ultralytics' arguments those in `USED`.
+
+    Returns:
+        (dict): What `report.json` holds; "save_dir" is the folder, "page" the page in it.
+
+    Raises:
+        KDError: If an argument is missing, unknown or invalid, or a model cannot be compared.
+    """
+    check_names(given)
+    task = _task_of(given["student"])
+    options = check_options(given, task)
+    names = _names_of(options.args, task)
+    contestants = [
+        Contestant(role, _open(role, source, options.args, names)) for role, source in options.models.items()
+    ]
+    command = shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in given.items())])
+    validator = YOLO(str(given["student"])).task_map[task]["validator"]
+    device = select_device(options.args.device, verbose=False)
+    return write_report(contestants, Subject(names, validator, device, command), options)
+
+
+def report_run(
+    teacher: Teacher, student: Path, subject: Subject, training: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Write the report of a finished distillation.
+
+    Args:
+        teacher (Teacher): The teacher, its classes matched with those of the data; left out if it cannot be validated.
+        student (Path): The finished student.
+        subject (Subject): What they are compared on; its command is made here.
+        training (Mapping): Arguments of the training.
+        folder (Path): Folder of the report.
+
+    Returns:
+        (dict): What `report.json` holds.
+    """
+    rest = {"mode": "val", "split": "val", "plots": False, "save_json": False, "save_txt": False, "rect": True}
+    args = Namespace(**{**training, **rest, "verbose": False})
+    contestants = [Contestant(STUDENT, _open(STUDENT, str(student), args, subject.names))]
+    if not teacher.follows_student and teacher.validator_model(len(subject.names), subject.names) is not None:
+        contestants.insert(0, Contestant(TEACHER, teacher))
+    shown = {"teacher": args.teacher, "student": student, "data": args.data, "imgsz": args.imgsz}
+    command = shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in shown.items())])
+    options = Options({}, args, REPORT_ONLY["images"], REPORT_ONLY["match_conf"], folder)
+    return write_report(contestants, replace(subject, command=command), options)
+
+
+def _task_of(student: Any) -> str:
+    """Return the task of the student.
+
+    Raises:
+        KDError: If it is none of those that are distilled.
+    """
+    if Path(str(student)).suffix.lower() != ".pt":
+        raise KDError(f"student={student} is no PyTorch checkpoint: give trained weights (.pt).")
+    task = YOLO(str(student)).task
+    if task not in TASKS:
+        raise KDError(f"student={student} is a '{task}' model, and reports are made of {', '.join(TASKS)}.")
+    return str(task)
+
+
+def _names_of(args: Namespace, task: str) -> dict[int, str]:
+    """Return the classes of the data."""
+    args.data = str(convert_ndjson_to_yolo_if_needed(args.data))
+    if args.single_cls:
+        return {0: "item"}
+    found = check_cls_dataset(args.data) if task == "classify" else check_det_dataset(args.data)
+    return dict(check_class_names(found["names"]))
+
+
+def _open(role: str, source: Any, args: Namespace, names: Mapping[int, str]) -> Teacher:
+    """Open a model and match its classes with those of the data.
+
+    Raises:
+        KDError: If it cannot be compared.
+    """
+    try:
+        opened = open_teacher(source, args.task, args.kd_teacher_weights if role == TEACHER else None)
+        opened.match(names, args.kd_classes if role == TEACHER else "auto", None)
+        opened.inspect()
+        if opened.follows_student or opened.validator_model(len(names), names) is None:
+            raise KDError(f"teacher={source} cannot be validated, which a report has to do.")
+    except KDError as e:  # the sentences speak of a teacher, whatever is opened
+        text = str(e).replace("teacher=", f"{role}=").replace("the teacher", f"the {role}")
+        raise KDError(text) from e
+    return opened
+
+
+def write_report(contestants: Sequence[Contestant], subject: Subject, options: Options) -> dict[str, Any]:
+    """Validate and time models, and write the page, its pictures and its figures.
+
+    Args:
+        contestants (Sequence[Contestant]): Teacher, baseline and student, as far as there are, classes matched.
+        subject (Subject): What they are compared on.
+        options (Options): How.
+
+    Returns:
+        (dict): What `report.json` holds.
+    """
+    args = options.args
+    wanted = END2END if args.nms is False else NMS
+    with tempfile.TemporaryDirectory() as scratch:
+        for each in contestants:
+            each.look(subject.validator, args, subject.names, Path(scratch))
+    measure_latency(contestants, wanted, args, subject.names, subject.device)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        **_about(contestants, subject, options),
+        **figures(contestants, wanted, args.imgsz, options.match_conf),
+    }
+    report |= {"charts": {}, "images": [], "levels": [], "trained": []}
+    _draw_charts(report, options.folder, METRICS[args.task][0][0])
+    _draw_images(report, contestants, wanted, subject, options)
+    report["verdict"] = verdict(report)
+    report["page"] = str(write_page(report, options.folder))
+    (options.folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    LOGGER.info("\n".join((f"{colorstr('Report:')} {report['page']}", *(f"    {s}" for s in report["verdict"]))))
+    return report
+
+
+def _about(contestants: Sequence[Contestant], subject: Subject, options: Options) -> dict[str, Any]:
+    """Return what was compared, where and with which versions."""
+    device, args = subject.device, options.args
+    student = next(each for each in contestants if each.role == STUDENT)
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
+    return {
+        "task": args.task,
+        "data": str(args.data),
+        "split": args.split or "val",
+        "imgsz": args.imgsz,
+        "count": len(next(iter(student.seen.values())).labels),
+        "match_conf": options.match_conf,
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "command": subject.command,
+        "device": str(on),
+        "threads": torch.get_num_threads(),
+        "rounds": min(len(each.times) for each in contestants),
+        "versions": {
+            "ultralytics_kd": __version__,
+            "ultralytics": ultralytics.__version__,
+            "torch": str(torch.__version__),
+        },
+        "heads": sorted({head for each in contestants for head in each.heads}, reverse=True),
+        "save_dir": str(options.folder),
+    }
+
+
+def _draw_charts(report: dict[str, Any], folder: Path, metric: str) -> None:
+    """Draw the charts that there is something for."""
+    curves = {role: plots.read_curves(model["source"]) for role, model in report["models"].items() if role != TEACHER}
+    found = {role: table for role, table in curves.items() if table is not None}
+    report["trained"] = list(found)
+    drawn = {
+        "latency": plots.plot_latency(report, folder / "latency.png"),
+        "classes": plots.plot_classes(report, folder / "classes.png"),
+        "calibration": plots.plot_calibration(report, folder / "calibration.png"),
+        "curves": plots.plot_curves(found, metric, report["metrics"][0], folder / "curves.png"),
+    }
+    report["charts"] = {name: f"{name}.png" for name, done in drawn.items() if done}
+
+
+def _draw_images(
+    report: dict[str, Any], contestants: Sequence[Contestant], wanted: str, subject: Subject, options: Options
+) -> None:
+    """Draw the images about which teacher and student disagree most, and the levels over the first of them."""
+    seen = {each.role: each.seen[each.head(wanted)] for each in contestants}
+    if TEACHER not in seen or not seen[TEACHER].labels:
+        return
+    rows = worst(seen[TEACHER].objects, seen[STUDENT].objects, options.match_conf, options.images)
+    for place, row in enumerate(rows):
+        file = row.pop("file")
+        objects = {role: s.objects[file] for role, s in seen.items()}
+        picture = pictures.side_by_side(file, seen[STUDENT].labels[file], objects, subject.names, options.match_conf)
+        row |= {"name": Path(file).name, "picture": f"image-{place:02}.png"}
+        imwrite(str(options.folder / row["picture"]), picture)
+        if place < LEVELS:
+            maps = pictures.responses(contestants, file, options.args.imgsz, subject.device)
+            if maps is not None:
+                report["levels"].append({"name": row["name"], "picture": f"levels-{place:02}.png"})
+                imwrite(str(options.folder / report["levels"][-1]["picture"]), maps)
+    report["images"] = rows
