@@ -202,6 +202,7 @@ def test_adapters_train_with_every_kind_of_optimizer(quick, teacher, optimizer):
 def test_stock_yolo_distils_with_the_trainer_class(quick, teacher):
     StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, teacher=teacher, **{**quick, "epochs": 1})
     assert results(Path(quick["project"]) / "run")[0]["train/kd_cls"] > 0
+    assert not (Path(quick["project"]) / "run" / "report").exists()  # plots are off
 
 
 def test_teachers_score_is_shown_beside_the_students(quick, teacher, caplog):

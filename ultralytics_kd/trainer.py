@@ -37,6 +37,7 @@ from .criterion import LABELED, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError
 from .initialization import never_trained, select_weights
+from .report.run import Subject, report_run
 from .teachers import Teacher, open_teacher
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
@@ -546,6 +547,24 @@ class DistillationMixin(_Trainer):
             self._score_teacher()
         if RANK in {-1, 0}:
             LOGGER.info(summary.end_table(self.metrics, self.teacher_metrics, unwrap_model(self.model), self.teacher))
+            if self.args.plots:
+                self._write_report()
+
+    def _write_report(self) -> None:
+        """Write the report of the finished run into its folder; a run of several processes is told how to make one."""
+        assert self.teacher is not None and self.validator is not None
+        student = self.best if self.best.exists() else self.last
+        if self.world_size > 1:  # validation is then a matter of all of them
+            said = f"teacher={self.args.teacher} student={student} data={self.args.data} imgsz={self.args.imgsz}"
+            LOGGER.info(f"For a report: yolo-kd report {said}")
+            return
+        try:
+            quantize = getattr(self.validator.args, "quantize", None)
+            args = {**vars(self.args), "quantize": quantize}
+            subject = Subject(dict(self.data["names"]), type(self.validator), self.device, "")
+            report_run(self.teacher, student, subject, args, self.save_dir / "report")
+        except Exception as e:  # the student is finished and must not be lost for pictures
+            LOGGER.warning(f"the report could not be written: {type(e).__name__}: {e}")
 
     def run_callbacks(self, event: str) -> None:
         """Run an event's callbacks: trackers are told the teacher's score with the final one of the student."""

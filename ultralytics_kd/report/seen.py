@@ -42,7 +42,7 @@ class Objects:
         """Areas in square pixels, shape (N,)."""
         if self.boxes.shape[1] == 5:
             return self.boxes[:, 2] * self.boxes[:, 3]
-        return (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
+        return np.maximum(self.boxes[:, 2:] - self.boxes[:, :2], 0).prod(1)  # without DFL a box can be inside out
 
 
 @dataclass
