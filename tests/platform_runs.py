@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,22 @@ def train(name: str, job: dict[str, Any], teacher: Any, **args: Any) -> dict[str
     }
 
 
+def interrupt(trainer: Any) -> None:
+    """Be a failure in the second epoch."""
+    if trainer.epoch == 1:
+        raise InterruptedError
+
+
+def resume(job: dict[str, Any]) -> None:
+    """Train with a failure in between, and go on."""
+    student = YOLO(job["student"])
+    student.add_callback("on_train_epoch_start", interrupt)
+    args = {**job["args"], "epochs": 2, "project": "someone/My Project", "name": "resumed"}
+    with suppress(InterruptedError):
+        student.train(**args, teacher=job["teacher"])
+    YOLO("runs/detect/someone/My Project/resumed/weights/last.pt").train(resume=True)
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Train under every fault, without a key, with every kind of teacher and without one."""
     SETTINGS.update(dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "raytune"), False))
@@ -63,6 +80,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     found["several"] = train("several", job, [path, YOLO(path)], kd_teacher_weights=[2, 1], kd_classes={"disc": "box"})
     found["average"] = train("average", job, "ema")
     found["alone"] = train("alone", job, None)
+    resume(job)
     found["other classes"] = train("other-classes", job, path, kd_classes={"unheard of": "disc"})
     return found
 

@@ -97,6 +97,17 @@ def test_run_that_is_cancelled_before_it_starts_ends_after_a_step(faulty):
     assert len(platform.of("cancelled-early", "training_complete")) == 1
 
 
+def test_resumed_run_goes_on_where_platform_knows_it(faulty, small_teacher):
+    _, platform = faulty
+    starts = [e for e in platform.events if (e["run"], e["event"]) == ("resumed", "training_started")]
+    assert [e["to"] for e in starts] == ["someone/my-project", None]  # the second names the model that the first made
+    assert [e["data"]["trainArgs"]["teacher"] for e in starts] == [small_teacher] * 2
+    epochs = sorted(platform.of("resumed", "epoch_end"), key=lambda e: e["epoch"])
+    assert [e["epoch"] for e in epochs] == [0, 1, 2] and all(e["metrics"]["train/kd_cls"] > 0 for e in epochs)
+    [end] = platform.of("resumed", "training_complete")
+    assert "teacher/mAP50-95(B)" in end["results"]["metrics"]
+
+
 def test_run_that_cannot_begin_lets_go_of_the_console(faulty):
     found, platform = faulty
     assert "unheard of" in found["other classes"]["error"]
