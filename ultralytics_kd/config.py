@@ -18,6 +18,7 @@ import ultralytics.cfg as ul_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from .errors import KDError, KDTypeError
+from .importing import import_object, names_object
 
 # Names of the terms of each task; those of tasks that the installed Ultralytics lacks are left out
 TASK_WEIGHTS: dict[str, tuple[str, ...]] = {
@@ -54,6 +55,7 @@ class Argument:
         help (str): One line of help.
         choices (tuple[str, ...]): Accepted values of an argument of type str; empty for any.
         weight (bool): Whether the argument is a number that must be finite and not negative.
+        own (bool): Whether `module:name` of the user's own code is accepted beside the choices.
     """
 
     default: Any
@@ -61,6 +63,7 @@ class Argument:
     help: str
     choices: tuple[str, ...] = ()
     weight: bool = False
+    own: bool = False
 
 
 ARGUMENTS: dict[str, Argument] = {
@@ -86,7 +89,9 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_box_loss": Argument(
         "iou", "str", "box loss; ld needs DFL bins on both sides; iou is ProbIoU for obb", ("iou", "ld", "l1")
     ),
-    "kd_feat_loss": Argument("pkd", "str", "feature loss", ("pkd", "cwd", "mgd", "sl2", "crosskd")),
+    "kd_feat_loss": Argument(
+        "pkd", "str", "feature loss, or module:name of your own", ("pkd", "cwd", "mgd", "sl2", "crosskd"), own=True
+    ),
     "kd_tau": Argument(
         None,
         "float, optional",
@@ -205,10 +210,11 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
         if argument.type == "bool" and not isinstance(value, bool):
             raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be True or False.")
-        if argument.choices and value not in argument.choices:
+        if argument.choices and value not in argument.choices and not (argument.own and names_object(value)):
             near = get_close_matches(str(value), argument.choices, n=1)
             raise KDError(
                 f"'{name}={value}' is an invalid value: valid ones are {', '.join(argument.choices)}"
+                f"{', and module:name of your own' if argument.own else ''}"
                 f"{f' (did you mean {near[0]}?)' if near else ''}."
             )
     if cfg.get("kd_tau") is not None and not 0 < cfg["kd_tau"] <= MAX_TAU:
@@ -321,11 +327,28 @@ def _check_losses(cfg: Mapping[str, Any]) -> None:
     suitable = CLASS_LOSSES[task]
     if suitable and asked not in {"auto", *suitable}:
         raise KDError(f"'kd_cls_loss={asked}' does not suit task '{task}': use {' or '.join(suitable)}.")
+    if cfg.get("kd_feat") and names_object(cfg.get("kd_feat_loss")):
+        own_loss(cfg["kd_feat_loss"])
     if cfg.get("kd_feat") and task not in GRID_TASKS and cfg.get("kd_feat_loss") in {"crosskd", "sl2"}:
         raise KDError(
             f"'kd_feat_loss={cfg['kd_feat_loss']}' needs the anchor points of a detector, which task '{task}' has not: "
             "use pkd, cwd or mgd."
         )
+
+
+def own_loss(text: str) -> Any:
+    """Return the feature loss of the user's own code that `kd_feat_loss` names.
+
+    Args:
+        text (str): `module:name` of a function, or of a class that makes an nn.Module.
+
+    Raises:
+        KDError: If it cannot be imported or called.
+    """
+    found = import_object("kd_feat_loss", text)
+    if not callable(found):
+        raise KDError(f"kd_feat_loss={text} is no function and no class, but a {type(found).__name__}.")
+    return found
 
 
 def class_loss(args: Any, task: str) -> str:

@@ -56,6 +56,13 @@ NO_MEMORY = (  # what errors say after which Ultralytics begins again with a sma
     "cudnn_status_internal_error",
     "unable to find an engine",
 )
+RANDOM_RANGES = (
+    "quantize=8 fixes the ranges of activations before training, and those of random weights are none: start with "
+    "trained weights (model=student.pt), or with a teacher whose weights the student can begin with (kd_init)."
+)
+NO_MODELOPT = (
+    'quantize=8 needs NVIDIA\'s ModelOpt, which is not installed: pip install "nvidia-modelopt>=0.44" huggingface_hub'
+)
 MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
 
 
@@ -227,8 +234,15 @@ class DistillationMixin(_Trainer):
         self._untrained = self.model.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self._untrained:
             self._begin_with_weights()
+        if self._quantizes and self._untrained and not self.initialized:
+            raise KDError(RANDOM_RANGES)
         self.distiller = build_distiller(self.args, self.model, self.teacher, self.store is not None)
         self.distiller.adapters.to(self.device)
+
+    @property
+    def _quantizes(self) -> bool:
+        """Whether training is quantization-aware; not every release of Ultralytics knows it."""
+        return getattr(self.args, "quantize", None) == 8
 
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""
@@ -310,7 +324,7 @@ class DistillationMixin(_Trainer):
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
         with self._nothing_left_on_error():
-            super()._setup_train()
+            self._setup_student()
             if self.teacher is None or self.distiller is None:
                 return
             self._prepare_teacher()
@@ -326,6 +340,15 @@ class DistillationMixin(_Trainer):
                 LOGGER.warning(sentence)
         if self.store:
             self.teacher.release()
+
+    def _setup_student(self) -> None:
+        """Set up training as Ultralytics does; what quantization-aware training lacks is a sentence."""
+        try:
+            super()._setup_train()
+        except ImportError as e:
+            if self.teacher is None or not self._quantizes or not (e.name or "").startswith("modelopt"):
+                raise
+            raise KDError(NO_MODELOPT) from e
 
     def _attach_loss(self) -> None:
         """Wrap the base losses of the student and of its moving average."""

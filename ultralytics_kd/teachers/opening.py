@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from .. import predictions
 from ..classes import class_names
 from ..errors import KDError, first_line
+from ..importing import import_object, names_object
 from .average import EMA as MOVING_AVERAGE
 from .average import MovingAverage
 from .base import Teacher
@@ -87,7 +86,7 @@ def _open(source: Any) -> Teacher:
     """Return the teacher behind one source."""
     said = _name(source)
     if isinstance(source, str):
-        source = zoo_model(source) or (_import(source) if _names_object(source) else source)
+        source = zoo_model(source) or (import_object("teacher", source, _made) if names_object(source) else source)
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
@@ -112,35 +111,11 @@ def _name(source: Any) -> str:
     return " ".join([type(source).__name__, *([Path(file).name] if file else [])]) + IN_MEMORY
 
 
-def _names_object(source: str) -> bool:
-    """Return whether a text is `package.module:name`."""
-    module, colon, name = source.partition(":")
-    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
-
-
-def _import(source: str) -> Any:
-    """Return the object that `module:name` names; a function or class is called for it.
-
-    Raises:
-        KDError: If there is none.
-    """
-    module, _, name = source.partition(":")
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:  # as with `python -m`; installed scripts do not look where they are started
-        sys.path.insert(0, folder)
-    try:
-        found = getattr(importlib.import_module(module), name)
-        ready = isinstance(found, nn.Module) or hasattr(found, "teach") or not callable(found)
-        made = found if ready else found()
-        return made() if isinstance(made, type) else made
-    except (ImportError, AttributeError) as e:
-        raise KDError(f"teacher={source} names no object that can be imported: {e}.") from e
-    except Exception as e:  # it is the user's code, and may raise whatever it likes
-        raise KDError(f"teacher={source} could not be made: {type(e).__name__}: {first_line(e)}") from e
-    finally:
-        if added:
-            sys.path.remove(folder)
+def _made(found: Any) -> Any:
+    """Return the teacher that a name of the user's code stands for: a function or class is called for it."""
+    ready = isinstance(found, nn.Module) or hasattr(found, "teach") or not callable(found)
+    made = found if ready else found()
+    return made() if isinstance(made, type) else made
 
 
 def _exported_file(source: str | Path) -> str:

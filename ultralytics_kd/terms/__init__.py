@@ -115,7 +115,7 @@ def dense_terms(
     elif task != "depth" and args.kd_cls:
         terms["kd_cls"] = (ImageTerm if task == "classify" else PixelTerm)(class_loss(args, task), args.kd_tau)
     if args.kd_feat:
-        if any(maps.vectors for maps in teachers) and args.kd_feat_loss != "pkd":
+        if any(maps.vectors for maps in teachers) and args.kd_feat_loss in {"cwd", "mgd"}:
             raise KDError(
                 f"kd_feat_loss={args.kd_feat_loss} compares places of a map, and what this teacher's classifier reads "
                 "is one vector: use kd_feat_loss=pkd."

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import own_loss
+from ..errors import KDError, first_line
+from ..importing import names_object
 from ..losses import cwd, mgd_distance, pkd, pkd_adapted, sl2
 from ..predictions import SCORES, FeatureLayout
 from .base import FeaturePair
 
 
 class FeatureTerm:
-    """PKD, CWD, MGD or score-weighted L2 on the features that enter the head, summed over levels.
+    """PKD, CWD, MGD, score-weighted L2 or a loss of the user's on what enters the head, summed over levels.
 
     The features are shared by the head's branches, so the term counts once. Several teachers have adapters of their own
     each, and are averaged by their weights.
@@ -33,7 +37,10 @@ class FeatureTerm:
         """Build the adapters.
 
         Args:
-            loss (str): "pkd", "cwd", "mgd" or "sl2".
+            loss (str): "pkd", "cwd", "mgd", "sl2", or "module:name" of the user's own code: a function of the adapted
+                student's and the teacher's features, each of shape (B, C, H, W), that returns a scalar; or a class
+                that is called with both numbers of channels for every level, and makes an nn.Module that does so with
+                the student's features as they are. Its parameters train as adapters do.
             tau (float | None): Temperature of "cwd".
             student (FeatureLayout): The student's feature maps.
             teachers (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has too.
@@ -51,6 +58,9 @@ class FeatureTerm:
         self.adapters: nn.Module = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
         if loss == "mgd":
             self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
+        self._own = own_loss(loss) if names_object(loss) else None
+        if isinstance(self._own, type):
+            self.adapters = nn.ModuleList(self._made(self._own, s, t) for s, t in channels)
 
     def __call__(self, pair: FeaturePair) -> Tensor:
         """Return the term, a scalar."""
@@ -69,6 +79,9 @@ class FeatureTerm:
         if student.shape[-2:] != teacher.shape[-2:]:  # another family's classifier may end in a finer map
             size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
             student, teacher = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+        if self._own is not None:
+            made = isinstance(self._own, type)  # with adapters of its own, if it wants any
+            return self._checked(student if made else adapt(student), teacher, adapt if made else self._own)
         if self.loss == "pkd" and isinstance(adapt, nn.Conv2d):
             return pkd_adapted(student, adapt.weight, teacher)
         student = adapt(student)
@@ -77,6 +90,32 @@ class FeatureTerm:
         if self.loss == "cwd":
             return cwd(student, teacher, self.tau)
         return mgd_distance(student, teacher) if self.loss == "mgd" else pkd(student, teacher)
+
+    def _made(self, kind: type, student: int, teacher: int) -> nn.Module:
+        """Return one level's loss of the user's class.
+
+        Raises:
+            KDError: If it makes no nn.Module of two numbers of channels.
+        """
+        try:
+            made = kind(student, teacher)
+        except Exception as e:  # it is the user's code, and may raise whatever it likes
+            raise KDError(f"kd_feat_loss={self.loss} could not be made: {type(e).__name__}: {first_line(e)}") from e
+        if not isinstance(made, nn.Module):
+            raise KDError(f"kd_feat_loss={self.loss} makes a {type(made).__name__}: a class must be an nn.Module.")
+        return made
+
+    def _checked(self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Any]) -> Tensor:
+        """Return what the user's loss returns.
+
+        Raises:
+            KDError: If it is no scalar.
+        """
+        value = loss(student, teacher.detach())
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            said = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise KDError(f"kd_feat_loss={self.loss} returns {said}: it must return a scalar tensor.")
+        return value.float().reshape(())
 
 
 class MGD(nn.Module):

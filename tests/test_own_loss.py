@@ -1,0 +1,152 @@
+"""A feature loss of the user's own code: found, checked, trained with and resumed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import results
+from torch import nn
+
+from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.config import check_values
+from ultralytics_kd.importing import import_object
+from ultralytics_kd.predictions import FeatureLayout
+from ultralytics_kd.terms.base import FeaturePair
+from ultralytics_kd.terms.feature import FeatureTerm
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MODULE = """
+import torch
+from torch import nn
+not_callable = 3
+def squared(student, teacher):
+    assert student.shape == teacher.shape and student.dtype == torch.float32 and not teacher.requires_grad
+    return (student - teacher).square().mean()
+def map_(student, teacher):
+    return (student - teacher).square()
+def number(student, teacher):
+    return 1.0
+class Plain:
+    def __init__(self, student, teacher):
+        pass
+class Needy(nn.Module):
+    def __init__(self, student):
+        super().__init__()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write the module into the working folder, and forget it afterwards."""
+    (tmp_path / "my_losses.py").write_text(MODULE)
+    shutil.copy2(EXAMPLES / "own_loss.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    for name in ("my_losses", "own_loss"):
+        sys.modules.pop(name, None)
+
+
+def term(loss: str, student: int = 4, teacher: int = 6) -> FeatureTerm:
+    return FeatureTerm(loss, None, FeatureLayout((8,), (student,)), [FeatureLayout((8,), (teacher,))])
+
+
+def pair(student: int = 4, teacher: int = 6) -> FeaturePair:
+    torch.manual_seed(0)
+    return FeaturePair([torch.rand(2, student, 8, 8, requires_grad=True)], [[torch.rand(2, teacher, 8, 8)]])
+
+
+def test_function_is_given_adapted_features_and_its_value_is_the_term(own):
+    seen = pair()
+    made = term("my_losses:squared")
+    expected = (made.adapters[0](seen.student[0]) - seen.teachers[0][0]).square().mean()
+    value = made(seen)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert seen.student[0].grad.abs().sum() > 0 and made.adapters[0].weight.grad.abs().sum() > 0
+
+
+def test_class_is_made_for_every_level_and_trains(own):
+    layout = FeatureLayout((8, 16), (4, 5))
+    made = FeatureTerm("own_loss:Relations", None, layout, [FeatureLayout((8, 16), (6, 7))])
+    assert [(m.project.in_channels, m.project.out_channels) for m in made.adapters] == [(4, 6), (5, 7)]
+    torch.manual_seed(0)
+    seen = FeaturePair([torch.rand(2, c, 8, 8) for c in (4, 5)], [[torch.rand(2, c, 8, 8) for c in (6, 7)]])
+    optimizer = torch.optim.Adam(made.adapters.parameters(), lr=0.01)
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        values.append(made(seen))
+        values[-1].backward()
+        optimizer.step()
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_losses_of_the_example_are_zero_for_equal_features(own):
+    cosine, kind = (import_object("kd_feat_loss", f"own_loss:{name}") for name in ("cosine", "Relations"))
+    features = torch.rand(2, 4, 16, 16)
+    loss = kind(4, 4)
+    nn.init.dirac_(loss.project.weight)
+    assert cosine(features, 3 * features) == pytest.approx(0, abs=1e-6)
+    assert loss(features, 3 * features) == pytest.approx(0, abs=1e-6)
+    assert cosine(features, -features) == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        ("nowhere:loss", "kd_feat_loss=nowhere:loss names no object that can be imported"),
+        ("my_losses:gone", "kd_feat_loss=my_losses:gone names no object that can be imported"),
+        ("my_losses:not_callable", "is no function and no class, but a int"),
+        ("my_losses:Plain", "makes a Plain: a class must be an nn.Module"),
+        ("my_losses:Needy", "kd_feat_loss=my_losses:Needy could not be made: TypeError"),
+    ],
+)
+def test_what_cannot_be_a_loss_is_one_sentence(loss, sentence, own):
+    with pytest.raises(KDError, match=re.escape(sentence)):
+        term(loss)
+
+
+@pytest.mark.parametrize(("loss", "said"), [("map_", "a tensor of shape (2, 6, 8, 8)"), ("number", "float")])
+def test_what_is_no_scalar_is_one_sentence(loss, said, own):
+    with pytest.raises(KDError, match=re.escape(f"my_losses:{loss} returns {said}: it must return a scalar tensor")):
+        term(f"my_losses:{loss}")(pair())
+
+
+@pytest.mark.parametrize("value", ["my loss:f", "module:", ":f", "a.b:c d", "pkdd", lambda s, t: 0])
+def test_what_names_no_object_is_no_loss(value):
+    with pytest.raises(KDError, match="valid ones are pkd, cwd, mgd, sl2, crosskd, and module:name of your own"):
+        check_values({"kd_feat_loss": value})
+
+
+def test_unknown_loss_ends_a_training_before_anything_is_written(own, quick, teacher):
+    with pytest.raises(KDError, match="names no object"):
+        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_feat=1.0, kd_feat_loss="nowhere:loss")
+    assert not Path(quick["project"]).exists()
+
+
+def test_own_loss_with_parameters_is_trained_with_and_resumed(own, quick, teacher, tmp_path):
+    """Its name is in args.yaml, its weights in the checkpoint until the run ends."""
+    model, kept = YOLO("yolo26n.yaml"), tmp_path / "kept.pt"
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, kept))
+    model.train(**quick, teacher=teacher, kd_feat=1.0, kd_feat_loss="own_loss:Relations")
+    run = Path(quick["project"]) / "run"
+    assert [row["train/kd_feat"] > 0 for row in results(run)] == [True, True]
+    assert "kd_feat_loss: own_loss:Relations" in (run / "args.yaml").read_text()
+    resumed = YOLO(kept)
+    seen = {}
+    saved = torch.load(kept, weights_only=False)["optimizer"]["kd_adapters"]
+
+    def look(trainer):
+        state = trainer.distiller.adapters.state_dict()
+        seen["same"] = bool(saved) and all(torch.equal(state[k], v) for k, v in saved.items())
+
+    resumed.add_callback("on_pretrain_routine_end", look)
+    resumed.train(resume=True)
+    assert seen == {"same": True} and resumed.trainer.start_epoch == 1
