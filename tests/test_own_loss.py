@@ -94,7 +94,7 @@ def test_losses_of_the_example_are_zero_for_equal_features(own):
     loss = kind(4, 4)
     nn.init.dirac_(loss.project.weight)
     assert cosine(features, 3 * features) == pytest.approx(0, abs=1e-6)
-    assert loss(features, 3 * features) == pytest.approx(0, abs=1e-6)
+    assert loss(features, 3 * features).item() == pytest.approx(0, abs=1e-6)
     assert cosine(features, -features) == pytest.approx(2, abs=1e-6)
 
 
