@@ -7,6 +7,7 @@ from typing import Any
 
 from ..metrics import METRICS
 from .contestant import BASELINE, STUDENT, TEACHER, Contestant
+from .dense import dense_agreement
 from .matching import agreement, by_size, calibration, disagreement
 from .seen import Objects, Seen
 
@@ -48,10 +49,13 @@ def figures(contestants: Sequence[Contestant], wanted: str, imgsz: int, conf: fl
         report["kept"] = _share(stands[STUDENT].score, teacher.score)
         if BASELINE in stands:
             report["gap"] = gap(teacher, stands[BASELINE], stands[STUDENT])
-        if teacher.labels:
-            report["agreement"] = {
-                role: agreement(teacher.objects, seen.objects, conf) for role, seen in stands.items() if role != TEACHER
-            }
+        report["agreement"] = {
+            role: agreement(teacher.objects, seen.objects, conf)
+            if teacher.labels
+            else dense_agreement(teacher.said, seen.said, task)
+            for role, seen in stands.items()
+            if role != TEACHER
+        }
     return report
 
 

@@ -18,10 +18,12 @@ from ultralytics.utils.plotting import Annotator
 from .. import predictions
 from ..config import GRID_TASKS
 from .contestant import STUDENT, TEACHER, Contestant
+from .dense import Said
 from .matching import pairs
 from .seen import Objects
 
 WIDTH, STRIP, MARGIN = 420, 34, 6  # pixels: a panel, the strip with its title, the space between
+VOID = 255  # Ultralytics' class of pixels that nothing is said of
 # Okabe and Ito's colours, which colour-blind readers can tell apart (BGR): the same, not the same, labels
 AGREED, ALONE, LABEL = (178, 114, 0), (0, 94, 213), (115, 158, 0)
 
@@ -41,10 +43,7 @@ def side_by_side(
         names (Mapping[int, str]): Class names.
         conf (float): Least confidence of detections that are drawn.
     """
-    image = imread(file)
-    if image is None:
-        raise FileNotFoundError(file)
-    image = image if image.shape[2] == 3 else cv2.cvtColor(image[..., :1], cv2.COLOR_GRAY2BGR)
+    image = colour_image(file)
     sure = {role: objects.sure(conf) for role, objects in seen.items()}
     panels = []
     for role, objects in sure.items():
@@ -53,7 +52,15 @@ def side_by_side(
         colors = [AGREED if i in met else ALONE for i in range(len(objects.cls))]
         panels.append(_panel(image, objects, colors, names, role, with_conf=True))
     panels.append(_panel(image, labels, [LABEL] * len(labels.cls), names, "labels", with_conf=False))
-    return _in_a_row(panels)
+    return in_a_row(panels)
+
+
+def colour_image(file: str) -> np.ndarray:
+    """Return an image file's content in BGR, whatever number of channels it has."""
+    image = imread(file)
+    if image is None:
+        raise FileNotFoundError(file)
+    return image if image.shape[2] == 3 else cv2.cvtColor(image[..., :1], cv2.COLOR_GRAY2BGR)
 
 
 def _panel(
@@ -68,7 +75,7 @@ def _panel(
         text = names[int(objects.cls[i])] + (f" {objects.conf[i]:.2f}" if with_conf else "")
         annotator.box_label(corners[i].tolist(), text, color=tuple(colors[i]))
     count = len(objects.cls)
-    return _titled(annotator.result(), f"{title} ({count})")
+    return titled(annotator.result(), f"{title} ({count})")
 
 
 def _corners(objects: Objects) -> np.ndarray:
@@ -79,18 +86,68 @@ def _corners(objects: Objects) -> np.ndarray:
     return np.stack([np.stack(p, -1) for p in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 1)
 
 
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
+def titled(image: np.ndarray, title: str) -> np.ndarray:
     """Return an image with a title above it."""
     strip = np.full((STRIP, image.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, title, (4, STRIP - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate((strip, image))
 
 
-def _in_a_row(panels: Sequence[np.ndarray]) -> np.ndarray:
+def in_a_row(panels: Sequence[np.ndarray]) -> np.ndarray:
     """Return panels of one height side by side."""
     space = np.full((panels[0].shape[0], MARGIN, 3), 255, np.uint8)
     row = [part for panel in panels for part in (panel, space)][:-1]
     return np.concatenate(row, axis=1)
+
+
+def dense_side_by_side(
+    file: str, labels: Said, said: Mapping[str, Said], names: Mapping[int, str], task: str
+) -> np.ndarray:
+    """Return an image once for each model, and once with its labels, each with what is said of it.
+
+    Args:
+        file (str): Image file.
+        labels (Said): Its labels.
+        said (Mapping[str, Said]): What models say, by role.
+        names (Mapping[int, str]): Class names.
+        task (str): Their task.
+    """
+    image = colour_image(file)
+    if task != "classify":  # maps are of the image as it was padded
+        image = LetterBox(labels.shape, auto=False, scaleup=True)(image=image)
+    scale = WIDTH / image.shape[1]
+    small = cv2.resize(image, (WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
+    near, far = _range(labels, said) if task == "depth" else (0.0, 1.0)
+    panels = []
+    for role, found in (*said.items(), ("labels", labels)):
+        if task == "classify":
+            best = int(found.values.argmax())
+            text = names[best] if role == "labels" else f"{names[best]} {found.values[best]:.2f}"
+            panels.append(titled(small, f"{role}: {text}"))
+        else:
+            panels.append(titled(_painted(small, found.values, task, near, far), role))
+    return in_a_row(panels)
+
+
+def _painted(image: np.ndarray, values: np.ndarray, task: str, near: float, far: float) -> np.ndarray:
+    """Return an image under a map."""
+    values = values.astype(np.float32)
+    large = cv2.resize(values, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    if task == "semantic":
+        annotator = Annotator(image.copy())
+        annotator.semantic_mask(large.astype(np.int64), ignore_index=VOID)
+        return np.asarray(annotator.result())
+    scaled = np.clip((np.log(np.maximum(large, 1e-6)) - near) / max(far - near, 1e-6), 0, 1)
+    heat = cv2.applyColorMap((255 - scaled * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    heat[large <= 0] = 0
+    return cv2.addWeighted(heat, 0.8, image, 0.2, 0)
+
+
+def _range(labels: Said, said: Mapping[str, Said]) -> tuple[float, float]:
+    """Return the log of the nearest and of the farthest depth that anybody speaks of, so that colours compare."""
+    values = np.concatenate([s.values.astype(np.float64).ravel() for s in (labels, *said.values())])
+    known = values[values > 0]
+    return (float(np.log(known.min())), float(np.log(known.max()))) if len(known) else (0.0, 1.0)
 
 
 def level_maps(contestant: Contestant, image: Tensor) -> dict[int, np.ndarray] | None:
@@ -140,8 +197,8 @@ def responses(contestants: Sequence[Contestant], file: str, imgsz: int, device: 
     small = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
     rows = []
     for role, maps in found.items():
-        cells = [_titled(_heat(small, maps.get(s)), f"{role}, stride {s}") for s in strides]
-        rows.append(_in_a_row(cells))
+        cells = [titled(_heat(small, maps.get(s)), f"{role}, stride {s}") for s in strides]
+        rows.append(in_a_row(cells))
     return np.concatenate(rows)
 
 

@@ -26,11 +26,13 @@ from ..config import TASKS
 from ..errors import KDError
 from ..metrics import END2END, METRICS, NMS
 from ..teachers import Teacher, open_teacher
-from . import pictures, plots
+from . import plots
 from .contestant import STUDENT, TEACHER, Contestant, measure_latency
+from .dense import dense_worst
 from .measure import figures, worst
 from .options import REPORT_ONLY, Options, check_names, check_options
 from .page import verdict, write_page
+from .pictures import dense_side_by_side, responses, side_by_side
 
 LEVELS = 2  # images whose levels are shown
 
@@ -180,14 +182,15 @@ def write_report(contestants: Sequence[Contestant], subject: Subject, options: O
 def _about(contestants: Sequence[Contestant], subject: Subject, options: Options) -> dict[str, Any]:
     """Return what was compared, where and with which versions."""
     device, args = subject.device, options.args
-    student = next(each for each in contestants if each.role == STUDENT)
+    looked = next(iter(next(each for each in contestants if each.role == STUDENT).seen.values()))
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
     return {
         "task": args.task,
         "data": str(args.data),
         "split": args.split or "val",
         "imgsz": args.imgsz,
-        "count": len(next(iter(student.seen.values())).labels),
+        "count": len(looked.labels or looked.truth),
+        "counted": {"classify": "images", "semantic": "pixels"}.get(args.task, "labels"),
         "match_conf": options.match_conf,
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "command": subject.command,
@@ -223,18 +226,27 @@ def _draw_images(
 ) -> None:
     """Draw the images about which teacher and student disagree most, and the levels over the first of them."""
     seen = {each.role: each.seen[each.head(wanted)] for each in contestants}
-    if TEACHER not in seen or not seen[TEACHER].labels:
+    if TEACHER not in seen:
         return
-    rows = worst(seen[TEACHER].objects, seen[STUDENT].objects, options.match_conf, options.images)
+    task, student = options.args.task, seen[STUDENT]
+    boxes = bool(student.labels)
+    rows = (
+        worst(seen[TEACHER].objects, student.objects, options.match_conf, options.images)
+        if boxes
+        else dense_worst(seen[TEACHER].said, student.said, task, options.images)
+    )
     for place, row in enumerate(rows):
         file = row.pop("file")
-        objects = {role: s.objects[file] for role, s in seen.items()}
-        picture = pictures.side_by_side(file, seen[STUDENT].labels[file], objects, subject.names, options.match_conf)
+        if boxes:
+            found = {role: s.objects[file] for role, s in seen.items()}
+            picture = side_by_side(file, student.labels[file], found, subject.names, options.match_conf)
+        else:
+            said = {role: s.said[file] for role, s in seen.items()}
+            picture = dense_side_by_side(file, student.truth[file], said, subject.names, task)
         row |= {"name": Path(file).name, "picture": f"image-{place:02}.png"}
         imwrite(str(options.folder / row["picture"]), picture)
-        if place < LEVELS:
-            maps = pictures.responses(contestants, file, options.args.imgsz, subject.device)
-            if maps is not None:
-                report["levels"].append({"name": row["name"], "picture": f"levels-{place:02}.png"})
-                imwrite(str(options.folder / report["levels"][-1]["picture"]), maps)
+        maps = responses(contestants, file, options.args.imgsz, subject.device) if place < LEVELS else None
+        if maps is not None:
+            report["levels"].append({"name": row["name"], "picture": f"levels-{place:02}.png"})
+            imwrite(str(options.folder / report["levels"][-1]["picture"]), maps)
     report["images"] = rows

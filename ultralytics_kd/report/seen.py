@@ -13,6 +13,7 @@ from ultralytics.utils import callbacks, ops
 
 from ..config import GRID_TASKS
 from ..metrics import METRICS
+from .dense import Said, image_classes, keeping_dense, pixel_classes
 
 PARTS = {"segment": "seg", "pose": "pose"}  # what a task's metrics call the part that it is judged by; else "box"
 
@@ -54,7 +55,9 @@ class Seen:
         second (float): The task's second metric.
         classes (dict[str, dict[str, float]]): "score", "precision", "recall" and "labels" of each class in the labels.
         objects (dict[str, Objects]): Detections by image file; none of a task without boxes.
-        labels (dict[str, Objects]): Labels by image file.
+        labels (dict[str, Objects]): Labels by image file; none of a task without boxes.
+        said (dict[str, Said]): What is said by image file, of a task without boxes.
+        truth (dict[str, Said]): Its labels by image file.
     """
 
     score: float
@@ -62,6 +65,8 @@ class Seen:
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     objects: dict[str, Objects] = field(default_factory=dict)
     labels: dict[str, Objects] = field(default_factory=dict)
+    said: dict[str, Said] = field(default_factory=dict)
+    truth: dict[str, Said] = field(default_factory=dict)
 
 
 def watch(model: Any, validator: type, args: Namespace, folder: Path) -> Seen:
@@ -73,14 +78,19 @@ def watch(model: Any, validator: type, args: Namespace, folder: Path) -> Seen:
         args (Namespace): Ultralytics' arguments; `nms=False` chooses the end-to-end head.
         folder (Path): Folder for what Ultralytics writes.
     """
-    kind = _keeping(validator) if args.task in GRID_TASKS else validator
+    boxes = args.task in GRID_TASKS
+    kind = _keeping(validator) if boxes else keeping_dense(validator, args.task)
     run = kind(args=vars(args), save_dir=folder, _callbacks=callbacks.get_default_callbacks())
     found = run(model=model)
     score, second = (float(found[key]) for key, _ in METRICS[args.task])
-    seen = Seen(score, second, objects=getattr(run, "kept", {}), labels=getattr(run, "truth", {}))
-    if args.task in GRID_TASKS:
-        seen.classes = _per_class(run.metrics, args.task)
-    return seen
+    if boxes:
+        return Seen(score, second, _per_class(run.metrics, args.task), run.kept, run.truth)
+    classes = {}
+    if args.task == "classify":
+        classes = image_classes(run.names, run.kept, run.truth)
+    elif args.task == "semantic":
+        classes = pixel_classes(run.metrics)
+    return Seen(score, second, classes, said=run.kept, truth=run.truth)
 
 
 def _keeping(validator: Any) -> Any:
