@@ -21,6 +21,14 @@ from ultralytics.utils.metrics import ap_per_class, box_iou
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cli import main
 from ultralytics_kd.report import run_report
+from ultralytics_kd.report.dense import (
+    Said,
+    apart,
+    dense_agreement,
+    dense_worst,
+    image_classes,
+    pixel_classes,
+)
 from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
 from ultralytics_kd.report.measure import closed, worst
 from ultralytics_kd.report.page import verdict
@@ -128,6 +136,36 @@ def test_gap_closed_is_a_share_of_the_teachers_lead():
     assert closed(0.6, 0.4, 0.5) == pytest.approx(0.5)
     assert closed(0.6, 0.4, 0.7) == pytest.approx(1.5) and closed(0.6, 0.4, 0.3) == pytest.approx(-0.5)
     assert closed(0.4, 0.4, 0.5) is None and closed(0.3, 0.4, 0.5) is None
+
+
+def test_models_without_boxes_are_compared_by_image_and_by_pixel():
+    def said(*values):
+        return Said(np.array(values, dtype=np.float16), (64, 64))
+
+    one, other = said(0.7, 0.2, 0.1), said(0.2, 0.7, 0.1)
+    assert apart(one, other, "classify") == (pytest.approx(0.5, abs=1e-3), 0.0)
+    assert apart(said([0, 1], [2, 3]), said([0, 1], [2, 2]), "semantic") == (0.25, 0.75)
+    depths = said([2.0, 2.0], [0.0, 4.0]), said([2.0, 4.0], [1.0, 4.4])
+    distance, same = apart(*depths, "depth")  # where both know one: equal, twice, a tenth more
+    assert distance == pytest.approx((np.log(2) + np.log(1.1)) / 3, abs=1e-3) and same == pytest.approx(2 / 3)
+    teacher, student = {"a": one, "b": one}, {"a": other, "b": one}
+    assert dense_agreement(teacher, student, "classify") == {"same": 0.5, "distance": pytest.approx(0.25, abs=1e-3)}
+    assert [row["file"] for row in dense_worst(teacher, student, "classify", 5)] == ["a", "b"]
+    truth = {"a": said(0, 1, 0), "b": said(0, 1, 0)}
+    classes = image_classes({0: "x", 1: "y", 2: "z"}, {"a": other, "b": one}, truth)
+    assert classes == {"y": {"score": 0.5, "labels": 2}}
+
+
+def test_score_of_a_class_of_pixels_is_its_intersection_over_union():
+    from ultralytics.utils.metrics import SemanticMetrics
+
+    metrics = SemanticMetrics({0: "a", 1: "b", 2: "c"})
+    truth = torch.tensor([[[0, 0, 1, 1]]])
+    metrics.update_stats(torch.tensor([[[0, 1, 1, 2]]]), truth)
+    metrics.process()
+    classes = pixel_classes(metrics)
+    assert classes == {"a": {"score": 0.5, "labels": 2}, "b": {"score": pytest.approx(1 / 3), "labels": 2}}
+    assert np.mean([c["score"] for c in classes.values()]) == pytest.approx(metrics.results_dict["metrics/mIoU"])
 
 
 # Reports --------------------------------------------------------------------------------------------------------------

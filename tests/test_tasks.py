@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -113,9 +114,27 @@ def test_task_is_distilled_by_the_trainer_of_its_name(task, runs):
     assert MAIN[task] in run.trainer.teacher_metrics and "Validating teacher" in run.said
     assert "parameters from the teacher (kd_init)" in run.said and "6 without labels" in run.said
     assert (run.folder / "results.png").exists() and (run.folder / "train_batch0.jpg").exists()
+    check_report(run, task)
     ckpt = torch_load(run.folder / "weights" / "best.pt")
     assert getattr(ckpt["model"], "criterion", None) is None and ckpt["optimizer"] is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in ckpt["model"].modules())
+
+
+def check_report(run, task: str) -> None:
+    """The run ends with a report: scores of both, what they agree on, val images side by side."""
+    report = json.loads((run.folder / "report" / "report.json").read_text(encoding="utf-8"))
+    heads = {role: model["heads"] for role, model in report["models"].items()}
+    assert set(heads) == {"teacher", "student"} and all(m["latency"]["ms"] > 0 for m in report["models"].values())
+    head = "nms" if task in GRID_TASKS else "output"
+    assert heads["teacher"][head]["score"] == pytest.approx(run.trainer.teacher_metrics[MAIN[task]], abs=2e-3)
+    assert len(report["images"]) == 6 and "curves" in report["charts"]
+    same = report["agreement"]["student"]
+    if task not in GRID_TASKS:
+        assert 0 <= same["same"] <= 1 and same["distance"] >= 0
+    if task != "depth":
+        assert report["models"]["student"]["classes"]
+    page = (run.folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 6 + len(report["levels"])
 
 
 def test_checkpoints_of_all_tasks_work_without_the_plugin(runs, sets, tmp_path):

@@ -159,6 +159,7 @@ def plot_curves(curves: dict[str, pl.DataFrame], metric: str, label: str, file: 
                 if column in table.columns:
                     ax.plot(table["epoch"], table[column].cast(pl.Float64, strict=False), line, color=COLORS[role])
         ax.set_title(name, fontsize=11)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
