@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..metrics import METRICS
@@ -65,7 +66,7 @@ def _model(contestant: Contestant, wanted: str, imgsz: int) -> dict[str, Any]:
     seen = contestant.seen[head]
     assert contestant.opened.classes is not None
     figures = {
-        "name": contestant.opened.name,
+        "name": _name(contestant),
         "source": contestant.opened.source,
         "head": head,
         "heads": {name: {"score": s.score, "second": s.second} for name, s in contestant.seen.items()},
@@ -76,6 +77,13 @@ def _model(contestant: Contestant, wanted: str, imgsz: int) -> dict[str, Any]:
     if seen.labels:
         figures |= {"sizes": by_size(seen.objects, seen.labels), "calibration": calibration(seen.objects, seen.labels)}
     return figures
+
+
+def _name(contestant: Contestant) -> str:
+    """Return what a model is called: its file, or the run whose best or last weights it is."""
+    file = Path(contestant.opened.source)
+    of_run = file.stem in {"best", "last"} and file.parent.name == "weights"
+    return f"{file.resolve().parents[1].name}, {file.name}" if of_run else contestant.opened.name
 
 
 def gap(teacher: Seen, baseline: Seen, student: Seen) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ultralytics.utils.patches import imread
 from ..metrics import END2END, NMS
 from .contestant import BASELINE, STUDENT, TEACHER
 from .matching import SIZES
+from .pictures import CROWD
 
 HEADS = {NMS: "NMS", END2END: "NMS-free", "output": ""}
 QUALITY = 85  # of the photos in the page; the PNGs beside it lose nothing
@@ -33,7 +34,7 @@ def write_page(report: dict[str, Any], folder: Path) -> Path:
     missing = jinja2.ChainableUndefined
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=missing)
     pages.filters |= {"number": number, "share": share, "signed": signed}
-    pages.globals |= {"heads": HEADS, "size_limits": SIZES}
+    pages.globals |= {"heads": HEADS, "size_limits": SIZES, "crowd": CROWD}
     charts = {name: _uri(folder / file, ".png") for name, file in report["charts"].items()}
     photos = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["images"]]
     levels = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["levels"]]

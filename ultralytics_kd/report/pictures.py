@@ -22,6 +22,7 @@ from .dense import Said
 from .matching import pairs
 from .seen import Objects
 
+CROWD = 10  # more boxes in an image than these: text only on those that are not shared
 WIDTH, STRIP, MARGIN = 420, 34, 6  # pixels: a panel, the strip with its title, the space between
 VOID = 255  # Ultralytics' class of pixels that nothing is said of
 # Okabe and Ito's colours, which colour-blind readers can tell apart (BGR): the same, not the same, labels
@@ -34,7 +35,7 @@ def side_by_side(
     """Return an image once for each model, and once with its labels.
 
     Boxes that teacher and model share (same class, IoU of at least 0.5) are blue, those that only one of them has are
-    orange; the teacher's are compared with the student's.
+    orange; the teacher's are compared with the student's. In a crowd only the latter are named.
 
     Args:
         file (str): Image file.
@@ -70,11 +71,12 @@ def _panel(
     scale = WIDTH / image.shape[1]
     small = cv2.resize(image, (WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
     annotator = Annotator(np.ascontiguousarray(small), line_width=2, font_size=10)
-    corners = _corners(objects) * scale
-    for i in reversed(range(len(objects.cls))):  # the surest on top
+    corners, count = _corners(objects) * scale, len(objects.cls)
+    for i in reversed(range(count)):  # the surest on top
         text = names[int(objects.cls[i])] + (f" {objects.conf[i]:.2f}" if with_conf else "")
+        if count > CROWD and tuple(colors[i]) != ALONE:
+            text = ""
         annotator.box_label(corners[i].tolist(), text, color=tuple(colors[i]))
-    count = len(objects.cls)
     return titled(annotator.result(), f"{title} ({count})")
 
 
