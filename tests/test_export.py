@@ -24,7 +24,6 @@ MANY, ONE = example.HEADS
 # The student is hardly trained, which boxes without an object show most
 CASES = [
     ("torchscript", 32, ONE, (), 0.05, 1e-4),
-    ("onnx", 32, MANY, ("onnx", "onnxruntime"), 0.05, 1e-4),
     ("onnx", 32, ONE, ("onnx", "onnxruntime"), 0.05, 1e-4),
     ("onnx", 16, ONE, ("onnx", "onnxruntime"), 3, 0.02),
     ("onnx", 8, MANY, ("onnx", "onnxruntime"), 60, 0.3),
@@ -77,7 +76,7 @@ def test_export_says_what_the_student_says(student, name, precision, head, packa
     assert "why not" not in row
     assert row["boxes (px)"] < pixels and row["scores"] < score
     assert row["mAP50-95"] == pytest.approx(student.scores[head], abs=0.02)
-    kind, share = row["weights"].split(",")[0].split()
+    kind, share = row["weights"].partition(";")[0].partition(",")[0].split()
     assert kind in STORED[precision] and float(share.rstrip("%")) > 90
 
 
@@ -149,7 +148,7 @@ def test_quantization_aware_distillation_trains_resumes_and_saves(quantized):
 def test_quantization_aware_student_is_exported_with_the_ranges_it_learned(quantized, data, tmp_path):
     onnx = pytest.importorskip("onnx")
     student = example.Student(quantized[0] / "weights" / "best.pt", data, 64, tmp_path, 1.0)
-    student.references()
+    student.outputs[ONE] = student.run(example.AutoBackend(str(student.weights), end2end=True, verbose=False))
     row = student.compare("onnx", 8, ONE)
     assert row["scores"] < 0.3  # a rounding that falls the other way goes far in a student that is hardly trained
     path = next(tmp_path.rglob("*.onnx"))
