@@ -135,6 +135,8 @@ class Student:
             backend = AutoBackend(str(path), verbose=False)
             row["MB"] = file_size(path)
             row["weights"] = ", ".join(f"{kind} {share:.0%}" for kind, share in stored_kinds(path).items())
+            if path.suffix == ".onnx" and quantizes(path):
+                row["weights"] += "; Q/DQ nodes"
             if name == "openvino":  # which may compute in less than it stores
                 running = backend.ov_compiled_model.get_property("INFERENCE_PRECISION_HINT").to_string()
                 row["weights"] += f"; runs in {running}"
@@ -220,6 +222,13 @@ def stored_kinds(path: Path) -> dict[str, float]:
         kinds = mnn_kinds(path)
     total = sum(kinds.values())
     return {kind: n / total for kind, n in kinds.most_common(2) if n / total >= 0.005}
+
+
+def quantizes(path: Path) -> bool:
+    """Return whether an ONNX file has nodes that make INT8 of what flows, whatever its weights are stored in."""
+    import onnx
+
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
 def mnn_kinds(path: Path) -> Counter[str]:
