@@ -28,6 +28,9 @@ not_callable = 3
 def squared(student, teacher):
     assert student.shape == teacher.shape and student.dtype == torch.float32 and not teacher.requires_grad
     return (student - teacher).square().mean()
+def lazy(student, teacher):
+    from my_helper import double
+    return double(squared(student, teacher))
 def map_(student, teacher):
     return (student - teacher).square()
 def number(student, teacher):
@@ -49,7 +52,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
     yield
-    for name in ("my_losses", "own_loss"):
+    for name in ("my_losses", "own_loss", "my_helper"):
         sys.modules.pop(name, None)
 
 
@@ -111,6 +114,17 @@ def test_losses_of_the_example_are_zero_for_equal_features(own):
 def test_what_cannot_be_a_loss_is_one_sentence(loss, sentence, own):
     with pytest.raises(KDError, match=re.escape(sentence)):
         term(loss)
+
+
+def test_what_is_imported_or_made_later_is_found_and_blamed_rightly(own, tmp_path):
+    (tmp_path / "my_helper.py").write_text("def double(x):\n    return 2 * x\n")
+    with pytest.raises(KDError, match=r"could not be made: AttributeError: .* has no attribute .Foo"):
+        import_object("teacher", "my_losses:nn", lambda found: found.Foo())
+    seen = pair()
+    made = term("my_losses:lazy")
+    torch.testing.assert_close(
+        made(seen), 2 * (made.adapters[0](seen.student[0]) - seen.teachers[0][0]).square().mean()
+    )
 
 
 @pytest.mark.parametrize(("loss", "said"), [("map_", "a tensor of shape (2, 6, 8, 8)"), ("number", "float")])

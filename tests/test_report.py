@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+from argparse import Namespace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,12 +16,18 @@ import polars as pl
 import pytest
 import torch
 from conftest import NAMES, make_model, save_model
+from task_models import task_model
 from ultralytics import YOLO as StockYOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.models.yolo.classify import ClassificationValidator
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import YAML
 from ultralytics.utils.metrics import ap_per_class, box_iou
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cli import main
+from ultralytics_kd.datasets import class_names_of, distinct
+from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.report import run_report
 from ultralytics_kd.report.dense import (
     Said,
@@ -32,7 +40,8 @@ from ultralytics_kd.report.dense import (
 from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
 from ultralytics_kd.report.measure import closed, worst
 from ultralytics_kd.report.page import verdict
-from ultralytics_kd.report.seen import Objects
+from ultralytics_kd.report.run import command_of
+from ultralytics_kd.report.seen import Objects, watch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -149,9 +158,12 @@ def test_models_without_boxes_are_compared_by_image_and_by_pixel():
     distance, same = apart(*depths, "depth")  # where both know one: equal, twice, a tenth more
     assert distance == pytest.approx((np.log(2) + np.log(1.1)) / 3, abs=1e-3) and same == pytest.approx(2 / 3)
     teacher, student = {"a": one, "b": one}, {"a": other, "b": one}
-    assert dense_agreement(teacher, student, "classify") == {"same": 0.5, "distance": pytest.approx(0.25, abs=1e-3)}
-    assert [row["file"] for row in dense_worst(teacher, student, "classify", 5)] == ["a", "b"]
     truth = {"a": said(0, 1, 0), "b": said(0, 1, 0)}
+    same = dense_agreement(teacher, student, "classify", truth)
+    assert same == {"same": 0.5, "distance": pytest.approx(0.25, abs=1e-3)}
+    assert [row["file"] for row in dense_worst(teacher, student, "classify", truth, 5)] == ["a", "b"]
+    padded = said([0, 255], [255, 255])  # what is not labelled does not count
+    assert apart(said([0, 1], [2, 3]), said([0, 2], [0, 1]), "semantic", padded) == (0.0, 1.0)
     classes = image_classes({0: "x", 1: "y", 2: "z"}, {"a": other, "b": one}, truth)
     assert classes == {"y": {"score": 0.5, "labels": 2}}
 
@@ -328,12 +340,83 @@ def test_bad_arguments_are_one_sentence_and_leave_nothing(given, sentence, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_classifications_labels_are_those_of_its_files(tmp_path):
+    """Its batches do not say which files they are of, and Ultralytics shuffles them."""
+    data = draw_task_dataset(tmp_path / "set", "classify", 12, 18, 32)
+    model = task_model("classify")
+    args = {"task": "classify", "data": str(data), "imgsz": 32, "batch": 4, "plots": False, "device": "cpu"}
+    seen = watch(model, ClassificationValidator, Namespace(**args), tmp_path)
+    assert len(seen.said) == 18 and seen.classes
+    for file, label in seen.truth.items():
+        assert model.names[int(label.values.argmax())] == Path(file).parent.name
+
+
+def test_classes_of_polygons_read_as_pixels_have_a_background(tmp_path, data):
+    assert class_names_of(data, "semantic") == {**NAMES, 3: "background"}
+    assert class_names_of(data, "detect") == NAMES and class_names_of(data, "detect", single_cls=True) == {0: "item"}
+    assert distinct({0: "x", 1: "y", 2: "x"}) == {0: "x (0)", 1: "y", 2: "x (2)"}
+
+
+def test_odd_images_names_and_sizes_cost_no_report(tmp_path, data):
+    """A tall image, a name twice, dollar signs, a size that is no multiple of 32, a teacher with a coarser level."""
+    copy = tmp_path / "set"
+    shutil.copytree(Path(data).parent, copy)
+    for kind, end in (("images", "png"), ("labels", "txt")):
+        (copy / kind / "val" / "more").mkdir()
+        shutil.copy2(copy / kind / "val" / f"0.{end}", copy / kind / "val" / "more" / f"0.{end}")
+    cv2.imwrite(str(copy / "images" / "val" / "1.png"), np.full((3000, 12, 3), 90, np.uint8))
+    names = {0: "cost $_$ a", 1: "50% $\\foo$", 2: "$x^$"}
+    YAML.save(copy / "data.yaml", {"path": str(copy), "train": "images/train", "val": "images/val", "names": names})
+    teacher, student = (
+        save_model(tmp_path / "t.pt", "yolo26n-p6.yaml", names),
+        save_model(tmp_path / "s.pt", names=names),
+    )
+    made = run_report({"teacher": str(teacher), "student": str(student), "data": str(copy / "data.yaml"), "imgsz": 90,
+                       "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
+    assert made["imgsz"] == 96 and set(made["charts"]) >= {"latency", "classes"}
+    shown = {row["name"] for row in made["images"]}
+    assert {"0.png", "more/0.png", "1.png"} <= shown and len(made["levels"]) == 2
+    tall = next(row["picture"] for row in made["images"] if row["name"] == "1.png")
+    assert cv2.imread(str(tmp_path / "out" / tall)).shape[0] < 1400
+
+
+def test_classes_that_are_left_out_are_left_out_of_everything(tmp_path, data, teacher):
+    made = run_report({"teacher": teacher, "student": teacher, "data": data, "imgsz": 64, "classes": [2], "images": 0,
+                       "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
+    student = made["models"]["student"]
+    assert list(student["classes"]) == [NAMES[2]]
+    whole = run_report({"teacher": teacher, "student": teacher, "data": data, "imgsz": 64, "images": 0,
+                        "device": "cpu", "project": str(tmp_path), "name": "whole"})  # fmt: skip
+    assert 0 < made["agreement"]["student"]["detections"] < whole["agreement"]["student"]["detections"]
+    bins = [sum(b["count"] for b in r["models"]["student"]["calibration"]["bins"]) for r in (made, whole)]
+    assert 0 < bins[0] < bins[1]
+
+
+def test_command_repeats_what_the_report_depends_on():
+    args = vars(get_cfg(overrides={"data": "d.yaml", "imgsz": 96, "classes": [1, 2], "single_cls": True}))
+    args |= {"teacher": ["a.pt", "b c.pt"], "kd_classes": {"car": "vehicle"}, "kd_teacher_weights": [2, 1]}
+    said = shlex.split(command_of(Namespace(**args), "s.pt"))
+    assert said[:4] == ["yolo-kd", "report", "teacher=['a.pt','bc.pt']", "student=s.pt"] or "b c.pt" in said[2]
+    assert {"data=d.yaml", "imgsz=96", "classes=[1,2]", "single_cls=True", "kd_teacher_weights=[2,1]"} <= set(said)
+    assert not any(a.startswith(("batch=", "iou=", "project=", "device=")) for a in said)
+
+
 def test_command_line_writes_a_report_and_says_where(tmp_path, data, teacher, caplog):
     from ultralytics.utils import LOGGER
 
+    (tmp_path / "out").mkdir()
+    for name in (
+        "image-05.png",
+        "levels-01.png",
+        "curves.png",
+        "mine.png",
+    ):  # an older report, and a file of the user's
+        (tmp_path / "out" / name).write_bytes(b"old")
     LOGGER.propagate = True
     fine = [f"teacher={teacher}", f"student={teacher}", f"data={data}", "imgsz=64", "device=cpu", "images=1"]
-    assert main(["report", *fine, f"project={tmp_path}", "name=out"]) == 0
+    assert main(["report", *fine, f"project={tmp_path}", "name=out", "exist_ok=True"]) == 0
+    left = {file.name for file in (tmp_path / "out").glob("*.png") if file.read_bytes() == b"old"}
+    assert left == {"mine.png"}
     assert main(["report", *fine[:2]]) == 1
     LOGGER.propagate = False
     assert f"{tmp_path}/out/report.html" in caplog.text and "keeps 100% of the teacher's quality" in caplog.text

@@ -21,6 +21,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
+from ultralytics_kd.bench.scores import score
 from ultralytics_kd.config import GRID_TASKS, TASK_WEIGHTS
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.teachers import open_teacher
@@ -150,6 +151,15 @@ assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, cwd=tmp_path)
     assert out.returncode == 0 and out.stdout.count("SCORE") == len(OTHERS), out.stderr[-2000:]
+
+
+@pytest.mark.parametrize("task", ["semantic", "classify"])
+def test_bench_scores_a_task_as_ultralytics_does(task, runs, sets):
+    """Polygons read as pixels have a background that data.yaml does not name."""
+    best, args = str(runs(task).folder / "weights" / "best.pt"), {"data": sets(task), "imgsz": 64, "batch": 4}
+    own = StockYOLO(best).val(**args, plots=False, verbose=False, workers=0)
+    ours = score(best, {**args, "workers": 0})["scores"]["output"]["score"]
+    assert ours == pytest.approx(own.results_dict[MAIN[task]], abs=1e-6)
 
 
 @pytest.mark.parametrize("task", OTHERS)

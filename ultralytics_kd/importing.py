@@ -32,16 +32,23 @@ def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda 
     module, _, name = text.partition(":")
     with _here():
         try:
-            return make(getattr(importlib.import_module(module), name))
+            found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as e:
             raise KDError(f"{argument}={text} names no object that can be imported: {e}.") from e
         except Exception as e:  # it is the user's code, and may raise whatever it likes
+            raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
+        try:
+            return make(found)
+        except Exception as e:
             raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
 
 
 @contextmanager
 def _here() -> Iterator[None]:
-    """Look for modules in the working folder too, as `python -m` does and installed scripts do not."""
+    """Look for modules in the working folder too, as `python -m` does and installed scripts do not.
+
+    It stays the last place to look, for what the user's code imports when it is called.
+    """
     folder = str(Path.cwd())
     added = folder not in sys.path
     if added:
@@ -51,3 +58,4 @@ def _here() -> Iterator[None]:
     finally:
         if added:
             sys.path.remove(folder)
+            sys.path.append(folder)

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from .criterion import LABELED, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError
 from .initialization import never_trained, select_weights
-from .report.run import Subject, report_run
+from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
@@ -547,9 +547,14 @@ class DistillationMixin(_Trainer):
 
     def validate(self) -> Any:
         """Validate the moving average, and listen to it as to the student."""
-        listening = nullcontext() if self.distiller is None else self.distiller.listening(unwrap_model(self.ema.ema))
-        with listening:
+        if self.distiller is None:
             return super().validate()
+        self.distiller.adapters.eval()  # a loss of the user's may have norms or dropout
+        try:
+            with self.distiller.listening(unwrap_model(self.ema.ema)):
+                return super().validate()
+        finally:
+            self.distiller.adapters.train()
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Plot training images with their labels; those without are left out."""
@@ -578,8 +583,7 @@ class DistillationMixin(_Trainer):
         assert self.teacher is not None and self.validator is not None
         student = self.best if self.best.exists() else self.last
         if self.world_size > 1:  # validation is then a matter of all of them
-            said = f"teacher={self.args.teacher} student={student} data={self.args.data} imgsz={self.args.imgsz}"
-            LOGGER.info(f"For a report: yolo-kd report {said}")
+            LOGGER.info(f"For a report: {command_of(self.args, str(student))}")
             return
         try:
             quantize = getattr(self.validator.args, "quantize", None)

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset, convert_ndjson_to_yolo_if_needed
-from ultralytics.nn.autobackend import check_class_names
+from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils.torch_utils import get_num_params
 
 from .. import predictions
 from ..config import GRID_TASKS
+from ..datasets import class_names_of
 from ..errors import KDError
 from ..metrics import END2END, METRICS, NMS, ONE
 from ..model import YOLO
@@ -38,8 +38,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     """
     task = YOLO(weights).task
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
-    found = check_cls_dataset(data)["names"] if task == "classify" else check_det_dataset(data)["names"]
-    names = {0: "item"} if args.get("single_cls") else check_class_names(found)
+    names = class_names_of(data, task, bool(args.get("single_cls")))
     teacher = open_teacher(weights, task)
     teacher.match(names, classes)
     assert teacher.classes is not None

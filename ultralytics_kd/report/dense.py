@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..datasets import distinct
 
 SIDE = 96  # to which maps are reduced before they are kept: a val set must fit into memory
 NEAR = 1.25  # ratio of two depths that agree, as in delta1
+VOID = 255  # Ultralytics' class of pixels that nothing is said of
 
 
 @dataclass
@@ -45,11 +49,18 @@ def keeping_dense(validator: Any, task: str) -> Any:
             self.kept: dict[str, Said] = {}
             self.truth: dict[str, Said] = {}
 
+        def get_dataloader(self, dataset_path: Any, batch_size: int) -> Any:
+            """Return the loader, of a classification one that does not shuffle: only order tells its files."""
+            loader = super().get_dataloader(dataset_path, batch_size)
+            if task != "classify":
+                return loader
+            return DataLoader(loader.dataset, batch_size, shuffle=False, num_workers=loader.num_workers)
+
         def update_metrics(self, preds: Tensor, batch: dict[str, Any]) -> None:
             """Count a batch, and keep it."""
             super().update_metrics(preds, batch)
             shape = tuple(batch["img"].shape[-2:])
-            # Batches of a classification do not say which files they are of; they come in their order
+            # Batches of a classification do not say which files they are of
             start = len(self.kept)
             files = batch.get("im_file") or [s[0] for s in self.dataloader.dataset.samples[start : start + len(preds)]]
             for i, file in enumerate(files):
@@ -88,9 +99,10 @@ def pixel_classes(metrics: Any) -> dict[str, Any]:
     matrix = metrics.matrix.double().cpu()
     hits, rows, columns = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     first = len(matrix) - metrics.nc  # of one class the background is counted too
+    names = distinct(metrics.names)
     return {
         name: {"score": float(hits[c] / (rows[c] + columns[c] - hits[c])), "labels": int(rows[c])}
-        for c, name in ((i + first, metrics.names[i]) for i in range(metrics.nc))
+        for c, name in ((i + first, names[i]) for i in range(metrics.nc))
         if rows[c] > 0
     }
 
@@ -110,7 +122,7 @@ def image_classes(names: Mapping[int, str], kept: Mapping[str, Said], truth: Map
     return {names[c]: {"score": float(np.mean(hit)), "labels": len(hit)} for c, hit in sorted(right.items())}
 
 
-def apart(one: Said, other: Said, task: str) -> tuple[float, float]:
+def apart(one: Said, other: Said, task: str, truth: Said | None = None) -> tuple[float, float]:
     """Return how far two models are apart about an image, and the share of it on which they agree.
 
     Args:
@@ -119,12 +131,14 @@ def apart(one: Said, other: Said, task: str) -> tuple[float, float]:
         task (str): "classify": total variation of the probabilities, and whether the first class is the same;
             "semantic": share of pixels with different classes, and with equal ones; "depth": mean absolute difference
             of log-depth, and share of pixels that are less than a factor of 1.25 apart.
+        truth (Said | None): Labels, whose unlabelled pixels, padding among them, do not count in "semantic".
     """
     a, b = one.values.astype(np.float64), other.values.astype(np.float64)
     if task == "classify":
         return float(np.abs(a - b).sum() / 2), float(a.argmax() == b.argmax())
     if task == "semantic":
-        same = float((a == b).mean())
+        counted = np.ones(a.shape, bool) if truth is None else truth.values != VOID
+        same = float((a == b)[counted].mean()) if counted.any() else 1.0
         return 1 - same, same
     known = (a > 0) & (b > 0)
     if not known.any():
@@ -133,21 +147,25 @@ def apart(one: Said, other: Said, task: str) -> tuple[float, float]:
     return float(ratio.mean()), float((ratio < np.log(NEAR)).mean())
 
 
-def dense_agreement(teacher: Mapping[str, Said], model: Mapping[str, Said], task: str) -> dict[str, Any]:
+def dense_agreement(
+    teacher: Mapping[str, Said], model: Mapping[str, Said], task: str, truth: Mapping[str, Said]
+) -> dict[str, Any]:
     """Return "same" and "distance", the means over images of what `apart` returns.
 
     Args:
         teacher (Mapping[str, Said]): What the teacher says, by image.
         model (Mapping[str, Said]): What the model says.
         task (str): Their task.
+        truth (Mapping[str, Said]): The labels.
     """
-    pairs = np.array([apart(said, model[file], task) for file, said in teacher.items()]).reshape(-1, 2)
+    found = [apart(said, model[file], task, truth[file]) for file, said in teacher.items()]
+    pairs = np.array(found).reshape(-1, 2)
     distance, same = pairs.mean(0) if len(pairs) else (None, None)
     return {"same": None if same is None else float(same), "distance": None if distance is None else float(distance)}
 
 
 def dense_worst(
-    teacher: Mapping[str, Said], student: Mapping[str, Said], task: str, count: int
+    teacher: Mapping[str, Said], student: Mapping[str, Said], task: str, truth: Mapping[str, Said], count: int
 ) -> list[dict[str, Any]]:
     """Return the images about which teacher and student are farthest apart, farthest first.
 
@@ -155,6 +173,7 @@ def dense_worst(
         teacher (Mapping[str, Said]): What the teacher says, by image.
         student (Mapping[str, Said]): What the student says.
         task (str): Their task.
+        truth (Mapping[str, Said]): The labels.
         count (int): Number of images.
 
     Returns:
@@ -162,6 +181,6 @@ def dense_worst(
     """
     rows: list[dict[str, Any]] = []
     for file, said in teacher.items():
-        distance, same = apart(said, student[file], task)
+        distance, same = apart(said, student[file], task, truth[file])
         rows.append({"file": file, "spent": distance, "same": same})
     return sorted(rows, key=lambda row: (-row["spent"], row["file"]))[:count]

@@ -53,7 +53,7 @@ def figures(contestants: Sequence[Contestant], wanted: str, imgsz: int, conf: fl
         report["agreement"] = {
             role: agreement(teacher.objects, seen.objects, conf)
             if teacher.labels
-            else dense_agreement(teacher.said, seen.said, task)
+            else dense_agreement(teacher.said, seen.said, task, teacher.truth)
             for role, seen in stands.items()
             if role != TEACHER
         }

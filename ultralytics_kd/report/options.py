@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg, get_save_dir
+from ultralytics.utils.checks import check_imgsz
 
 from ..config import listed, register, whole_number
 from ..errors import KDError, KDTypeError
@@ -19,6 +20,9 @@ USED = (
     *("data", "imgsz", "batch", "device", "workers", "split", "classes", "single_cls", "max_det", "iou", "nms"),
     *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
 )
+
+# What a validation for a report does not do: draw and write; `val` has Ultralytics evaluate COCO's own files once more
+QUIET = {"plots": False, "verbose": False, "save_json": False, "save_txt": False, "val": False}
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
         raise KDError(f"'match_conf={conf}' is an invalid value: it lies between 0 and 1.")
     register()
     # As `yolo val` does: images of a batch are padded to one shape that suits them, and nothing is drawn
-    args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, "plots": False, "verbose": False, **rest})
+    args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **rest})
     whole_number("imgsz", args.imgsz)
+    if task != "classify":
+        args.imgsz = check_imgsz(args.imgsz, stride=32, max_dim=1)  # as validation does
     place = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **rest})
     models = {role: own[role] for role in ("teacher", "baseline", "student") if own[role]}
     models["teacher"] = listed(models["teacher"])

@@ -17,14 +17,14 @@ from ultralytics.utils.plotting import Annotator
 
 from .. import predictions
 from ..config import GRID_TASKS
+from ..teachers.scored import padded_for
 from .contestant import STUDENT, TEACHER, Contestant
-from .dense import Said
+from .dense import VOID, Said
 from .matching import pairs
 from .seen import Objects
 
 CROWD = 10  # more boxes in an image than these: text only on those that are not shared
-WIDTH, STRIP, MARGIN = 420, 34, 6  # pixels: a panel, the strip with its title, the space between
-VOID = 255  # Ultralytics' class of pixels that nothing is said of
+WIDTH, HEIGHT, STRIP, MARGIN = 420, 1260, 34, 6  # pixels: a panel at most, the strip with its title, the space between
 # Okabe and Ito's colours, which colour-blind readers can tell apart (BGR): the same, not the same, labels
 AGREED, ALONE, LABEL = (178, 114, 0), (0, 94, 213), (115, 158, 0)
 
@@ -68,9 +68,9 @@ def _panel(
     image: np.ndarray, objects: Objects, colors: Sequence[Any], names: Mapping[int, str], title: str, with_conf: bool
 ) -> np.ndarray:
     """Return an image of panel width with boxes and a title."""
-    scale = WIDTH / image.shape[1]
-    small = cv2.resize(image, (WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
-    annotator = Annotator(np.ascontiguousarray(small), line_width=2, font_size=10)
+    small, scale = _small(image)
+    # Ultralytics takes another font for an example that this one cannot write
+    annotator = Annotator(small, line_width=2, font_size=10, example=str(list(names.values())))
     corners, count = _corners(objects) * scale, len(objects.cls)
     for i in reversed(range(count)):  # the surest on top
         text = names[int(objects.cls[i])] + (f" {objects.conf[i]:.2f}" if with_conf else "")
@@ -78,6 +78,13 @@ def _panel(
             text = ""
         annotator.box_label(corners[i].tolist(), text, color=tuple(colors[i]))
     return titled(annotator.result(), f"{title} ({count})")
+
+
+def _small(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return an image that fits into a panel, and how many times its size that is."""
+    scale = min(WIDTH / image.shape[1], HEIGHT / image.shape[0])
+    size = [max(round(side * scale), 1) for side in image.shape[1::-1]]
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)), scale
 
 
 def _corners(objects: Objects) -> np.ndarray:
@@ -90,6 +97,8 @@ def _corners(objects: Objects) -> np.ndarray:
 
 def titled(image: np.ndarray, title: str) -> np.ndarray:
     """Return an image with a title above it."""
+    if image.shape[1] < WIDTH:  # of a tall image
+        image = cv2.copyMakeBorder(image, 0, 0, 0, WIDTH - image.shape[1], cv2.BORDER_CONSTANT, value=(255,) * 3)
     strip = np.full((STRIP, image.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, title, (4, STRIP - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate((strip, image))
@@ -115,10 +124,9 @@ def dense_side_by_side(
         task (str): Their task.
     """
     image = colour_image(file)
-    if task != "classify":  # maps are of the image as it was padded
-        image = LetterBox(labels.shape, auto=False, scaleup=True)(image=image)
-    scale = WIDTH / image.shape[1]
-    small = cv2.resize(image, (WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=cv2.INTER_AREA)
+    if task != "classify":  # maps are of the image as it was padded, or stretched for depth
+        image = LetterBox(labels.shape, auto=False, scaleup=True, scale_fill=task == "depth")(image=image)
+    small, _ = _small(image)
     near, far = _range(labels, said) if task == "depth" else (0.0, 1.0)
     panels = []
     for role, found in (*said.items(), ("labels", labels)):
@@ -166,10 +174,12 @@ def level_maps(contestant: Contestant, image: Tensor) -> dict[int, np.ndarray] |
     if teacher.task not in GRID_TASKS or teacher.layout is None or not isinstance(teacher.original, nn.Module):
         return None
     model = deepcopy(teacher.original).to(image.device).float().eval()
+    padded, strides = padded_for(image, max(teacher.layout.strides)), teacher.layout.strides
     with torch.no_grad():
-        branch = next(iter(predictions.branches(model(image)).values()))
-    strong = [feature[0].float().square().mean(0).sqrt().cpu().numpy() for feature in branch.feats]
-    return dict(zip(teacher.layout.strides, strong))
+        branch = next(iter(predictions.branches(model(padded)).values()))
+    height, width = image.shape[-2:]
+    cut = [f[0, :, : -(-height // s), : -(-width // s)] for f, s in zip(branch.feats, strides)]
+    return {s: f.float().square().mean(0).sqrt().cpu().numpy() for f, s in zip(cut, strides)}
 
 
 def responses(contestants: Sequence[Contestant], file: str, imgsz: int, device: torch.device) -> np.ndarray | None:

@@ -73,7 +73,7 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
         values = [model["classes"].get(name, {}).get("score", 0.0) for name in names]
         places = [y + (i - (len(models) - 1) / 2) * height for y in range(len(names))]
         ax.barh(places, values, height * 0.9, color=COLORS[role], label=role)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names, parse_math=False)  # a name may have a $
     ax.invert_yaxis()
     ax.set_xlabel(report["metrics"][0])
     ax.grid(axis="x", alpha=0.3)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import ultralytics
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset, convert_ndjson_to_yolo_if_needed
+from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.models.yolo.model import YOLO
-from ultralytics.nn.autobackend import check_class_names
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 from ultralytics.utils.patches import imwrite
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 from .. import __version__
-from ..config import TASKS
+from ..config import GRID_TASKS, TASKS
+from ..datasets import class_names_of
 from ..errors import KDError
 from ..metrics import END2END, METRICS, NMS
 from ..teachers import Teacher, open_teacher
@@ -30,11 +32,13 @@ from . import plots
 from .contestant import STUDENT, TEACHER, Contestant, measure_latency
 from .dense import dense_worst
 from .measure import figures, worst
-from .options import REPORT_ONLY, Options, check_names, check_options
+from .options import QUIET, REPORT_ONLY, USED, Options, check_names, check_options
 from .page import verdict, write_page
 from .pictures import dense_side_by_side, responses, side_by_side
+from .seen import Seen
 
 LEVELS = 2  # images whose levels are shown
+CHARTS = ("latency", "classes", "calibration", "curves")
 
 
 @dataclass
@@ -70,7 +74,8 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     check_names(given)
     task = _task_of(given["student"])
     options = check_options(given, task)
-    names = _names_of(options.args, task)
+    options.args.data = str(convert_ndjson_to_yolo_if_needed(options.args.data))
+    names = class_names_of(options.args.data, task, options.args.single_cls)
     contestants = [
         Contestant(role, _open(role, source, options.args, names)) for role, source in options.models.items()
     ]
@@ -95,15 +100,31 @@ def report_run(
     Returns:
         (dict): What `report.json` holds.
     """
-    rest = {"mode": "val", "split": "val", "plots": False, "save_json": False, "save_txt": False, "rect": True}
-    args = Namespace(**{**training, **rest, "verbose": False})
+    rest = {"mode": "val", "split": "val", "rect": True, "compile": False, "cache": False, **QUIET}
+    args = Namespace(**{**training, **rest})
     contestants = [Contestant(STUDENT, _open(STUDENT, str(student), args, subject.names))]
     if not teacher.follows_student and teacher.validator_model(len(subject.names), subject.names) is not None:
         contestants.insert(0, Contestant(TEACHER, teacher))
-    shown = {"teacher": args.teacher, "student": student, "data": args.data, "imgsz": args.imgsz}
-    command = shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in shown.items())])
+    command = command_of(args, str(student)) if len(contestants) > 1 and teacher.portable else ""
     options = Options({}, args, REPORT_ONLY["images"], REPORT_ONLY["match_conf"], folder)
     return write_report(contestants, replace(subject, command=command), options)
+
+
+def command_of(args: Namespace, student: str) -> str:
+    """Return the command line that makes the report of a finished training.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        student (str): The finished student.
+    """
+    places = {"project", "name", "exist_ok", "save_dir", "workers", "device", "split"}
+    given = {"teacher": args.teacher, "student": student}
+    for name in (n for n in USED if n not in places):
+        value = getattr(args, name, None)
+        if name in {"data", "imgsz"} or value != DEFAULT_CFG_DICT.get(name):
+            given[name] = value
+    said = {k: str(v).replace(" ", "") if isinstance(v, (list, dict)) else v for k, v in given.items()}
+    return shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in said.items())])
 
 
 def _task_of(student: Any) -> str:
@@ -120,15 +141,6 @@ def _task_of(student: Any) -> str:
     return str(task)
 
 
-def _names_of(args: Namespace, task: str) -> dict[int, str]:
-    """Return the classes of the data."""
-    args.data = str(convert_ndjson_to_yolo_if_needed(args.data))
-    if args.single_cls:
-        return {0: "item"}
-    found = check_cls_dataset(args.data) if task == "classify" else check_det_dataset(args.data)
-    return dict(check_class_names(found["names"]))
-
-
 def _open(role: str, source: Any, args: Namespace, names: Mapping[int, str]) -> Teacher:
     """Open a model and match its classes with those of the data.
 
@@ -137,7 +149,9 @@ def _open(role: str, source: Any, args: Namespace, names: Mapping[int, str]) -> 
     """
     try:
         opened = open_teacher(source, args.task, args.kd_teacher_weights if role == TEACHER else None)
-        opened.match(names, args.kd_classes if role == TEACHER else "auto", None)
+        kept = args.classes if role == TEACHER and args.task in GRID_TASKS else None
+        kept = [kept] if isinstance(kept, int) else kept
+        opened.match(names, args.kd_classes if role == TEACHER else "auto", kept)
         opened.inspect()
         if opened.follows_student or opened.validator_model(len(names), names) is None:
             raise KDError(f"teacher={source} cannot be validated, which a report has to do.")
@@ -165,16 +179,20 @@ def write_report(contestants: Sequence[Contestant], subject: Subject, options: O
             each.look(subject.validator, args, subject.names, Path(scratch))
     measure_latency(contestants, wanted, args, subject.names, subject.device)
     options.folder.mkdir(parents=True, exist_ok=True)
-    report = {
+    for pattern in ("image-*.png", "levels-*.png", *(f"{name}.png" for name in CHARTS)):  # of an older report
+        for file in options.folder.glob(pattern):
+            file.unlink()
+    report: dict[str, Any] = {
         **_about(contestants, subject, options),
         **figures(contestants, wanted, args.imgsz, options.match_conf),
     }
     report |= {"charts": {}, "images": [], "levels": [], "trained": []}
+    report["verdict"], report["page"] = verdict(report), str(options.folder / "report.html")
+    _write_figures(report, options.folder)  # whatever becomes of the pictures
     _draw_charts(report, options.folder, METRICS[args.task][0][0])
     _draw_images(report, contestants, wanted, subject, options)
-    report["verdict"] = verdict(report)
-    report["page"] = str(write_page(report, options.folder))
-    (options.folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    _write_figures(report, options.folder)
+    write_page(report, options.folder)
     LOGGER.info("\n".join((f"{colorstr('Report:')} {report['page']}", *(f"    {s}" for s in report["verdict"]))))
     return report
 
@@ -207,18 +225,34 @@ def _about(contestants: Sequence[Contestant], subject: Subject, options: Options
     }
 
 
+def _write_figures(report: dict[str, Any], folder: Path) -> None:
+    """Write the figures."""
+    (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def _attempt(what: str, draw: Callable[[], Any]) -> Any:
+    """Return what a drawing returns, None if it fails: a report does not depend on one picture."""
+    try:
+        return draw()
+    except Exception as e:  # files that cannot be read any more, fonts, sizes
+        LOGGER.warning(f"{what} could not be drawn: {type(e).__name__}: {e}")
+        return None
+
+
 def _draw_charts(report: dict[str, Any], folder: Path, metric: str) -> None:
     """Draw the charts that there is something for."""
     curves = {role: plots.read_curves(model["source"]) for role, model in report["models"].items() if role != TEACHER}
     found = {role: table for role, table in curves.items() if table is not None}
     report["trained"] = list(found)
-    drawn = {
-        "latency": plots.plot_latency(report, folder / "latency.png"),
-        "classes": plots.plot_classes(report, folder / "classes.png"),
-        "calibration": plots.plot_calibration(report, folder / "calibration.png"),
-        "curves": plots.plot_curves(found, metric, report["metrics"][0], folder / "curves.png"),
+    draw: dict[str, Callable[[Path], bool]] = {
+        "latency": lambda file: plots.plot_latency(report, file),
+        "classes": lambda file: plots.plot_classes(report, file),
+        "calibration": lambda file: plots.plot_calibration(report, file),
+        "curves": lambda file: plots.plot_curves(found, metric, report["metrics"][0], file),
     }
-    report["charts"] = {name: f"{name}.png" for name, done in drawn.items() if done}
+    for name in CHARTS:
+        if _attempt(f"{name}.png", lambda name=name: draw[name](folder / f"{name}.png")):  # type: ignore[misc]
+            report["charts"][name] = f"{name}.png"
 
 
 def _draw_images(
@@ -233,20 +267,28 @@ def _draw_images(
     rows = (
         worst(seen[TEACHER].objects, student.objects, options.match_conf, options.images)
         if boxes
-        else dense_worst(seen[TEACHER].said, student.said, task, options.images)
+        else dense_worst(seen[TEACHER].said, student.said, task, student.truth, options.images)
     )
+    root = os.path.commonpath([os.path.dirname(row["file"]) for row in rows]) if rows else ""
     for place, row in enumerate(rows):
         file = row.pop("file")
-        if boxes:
-            found = {role: s.objects[file] for role, s in seen.items()}
-            picture = side_by_side(file, student.labels[file], found, subject.names, options.match_conf)
-        else:
-            said = {role: s.said[file] for role, s in seen.items()}
-            picture = dense_side_by_side(file, student.truth[file], said, subject.names, task)
-        row |= {"name": Path(file).name, "picture": f"image-{place:02}.png"}
-        imwrite(str(options.folder / row["picture"]), picture)
-        maps = responses(contestants, file, options.args.imgsz, subject.device) if place < LEVELS else None
-        if maps is not None:
-            report["levels"].append({"name": row["name"], "picture": f"levels-{place:02}.png"})
-            imwrite(str(options.folder / report["levels"][-1]["picture"]), maps)
-    report["images"] = rows
+        name = Path(os.path.relpath(file, root)).as_posix()
+        picture = _attempt(name, lambda file=file: _picture(file, seen, boxes, subject, options))  # type: ignore[misc]
+        if picture is not None:
+            report["images"].append({**row, "name": name, "picture": f"image-{place:02}.png"})
+            imwrite(str(options.folder / f"image-{place:02}.png"), picture)
+        if place >= LEVELS:
+            continue
+        look = lambda file=file: responses(contestants, file, options.args.imgsz, subject.device)  # noqa: E731
+        if (maps := _attempt(f"levels of {name}", look)) is not None:
+            report["levels"].append({"name": name, "picture": f"levels-{place:02}.png"})
+            imwrite(str(options.folder / f"levels-{place:02}.png"), maps)
+
+
+def _picture(file: str, seen: Mapping[str, Seen], boxes: bool, subject: Subject, options: Options) -> np.ndarray:
+    """Return an image once for each model and once with its labels."""
+    if boxes:
+        found = {role: s.objects[file] for role, s in seen.items()}
+        return side_by_side(file, seen[STUDENT].labels[file], found, subject.names, options.match_conf)
+    said = {role: s.said[file] for role, s in seen.items()}
+    return dense_side_by_side(file, seen[STUDENT].truth[file], said, subject.names, options.args.task)

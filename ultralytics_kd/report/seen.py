@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from ultralytics.utils import callbacks, ops
 
 from ..config import GRID_TASKS
+from ..datasets import distinct
 from ..metrics import METRICS
 from .dense import Said, image_classes, keeping_dense, pixel_classes
 
@@ -36,6 +38,11 @@ class Objects:
     def sure(self, conf: float) -> Objects:
         """Return those of a least confidence and of a pixel at least: a box without area overlaps not even itself."""
         kept = (self.conf >= conf) & (self.areas >= 1)
+        return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
+
+    def of(self, classes: int | Sequence[int]) -> Objects:
+        """Return those of some classes."""
+        kept = np.isin(self.cls, classes)
         return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
 
     @property
@@ -87,7 +94,7 @@ def watch(model: Any, validator: type, args: Namespace, folder: Path) -> Seen:
         return Seen(score, second, _per_class(run.metrics, args.task), run.kept, run.truth)
     classes = {}
     if args.task == "classify":
-        classes = image_classes(run.names, run.kept, run.truth)
+        classes = image_classes(distinct(run.names), run.kept, run.truth)
     elif args.task == "semantic":
         classes = pixel_classes(run.metrics)
     return Seen(score, second, classes, said=run.kept, truth=run.truth)
@@ -104,13 +111,22 @@ def _keeping(validator: Any) -> Any:
             super().init_metrics(model)
             self.kept: dict[str, Objects] = {}
             self.truth: dict[str, Objects] = {}
+            self.prepared: list[dict[str, Any]] = []
+
+        def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
+            """Prepare the labels of an image once for both uses: those of masks take a while."""
+            self.prepared.append(super()._prepare_batch(si, batch))
+            return self.prepared[-1]
 
         def update_metrics(self, preds: list[dict[str, Tensor]], batch: dict[str, Any]) -> None:
             """Count a batch, and keep it."""
+            self.prepared.clear()
             super().update_metrics(preds, batch)
-            for i, pred in enumerate(preds):
-                labels = self._prepare_batch(i, batch)
-                self.kept[labels["im_file"]] = _objects(pred, labels, pred["conf"])
+            for pred, labels in zip(preds, self.prepared, strict=True):
+                found = _objects(pred, labels, pred["conf"])
+                if self.args.classes is not None:  # labels of others are gone already
+                    found = found.of(self.args.classes)
+                self.kept[labels["im_file"]] = found
                 self.truth[labels["im_file"]] = _objects(labels, labels, None)
 
     return Keeping
@@ -129,9 +145,9 @@ def _objects(found: dict[str, Any], image: dict[str, Any], conf: Tensor | None) 
 
 def _per_class(metrics: Any, task: str) -> dict[str, dict[str, float]]:
     """Return the scores of every class that has labels."""
-    part = getattr(metrics, PARTS.get(task, "box"))
+    part, names = getattr(metrics, PARTS.get(task, "box")), distinct(metrics.names)
     return {
-        metrics.names[c]: {
+        names[c]: {
             "score": float(part.ap[i]),
             "second": float(part.ap50[i]),
             "precision": float(part.p[i]),

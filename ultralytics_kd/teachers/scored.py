@@ -37,7 +37,10 @@ class Scored(nn.Module):
         self.yaml = {"nc": nc, "channels": teacher.channels}
 
     def fuse(self, verbose: bool = False, **_: Any) -> Scored:
-        """Return itself: what answers is fused already, or nothing is gained by it for one validation."""
+        """Return itself, the model inside fused if there is one that can be; other answers are given fused already."""
+        inner: Any = getattr(self, "inner", None)
+        if callable(getattr(inner, "fuse", None)):
+            inner.fuse(verbose=False)
         return self
 
 
