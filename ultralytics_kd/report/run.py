@@ -79,10 +79,9 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     contestants = [
         Contestant(role, _open(role, source, options.args, names)) for role, source in options.models.items()
     ]
-    command = shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in given.items())])
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(options.args.device, verbose=False)
-    return write_report(contestants, Subject(names, validator, device, command), options)
+    return write_report(contestants, Subject(names, validator, device, _command(given)), options)
 
 
 def report_run(
@@ -123,8 +122,19 @@ def command_of(args: Namespace, student: str) -> str:
         value = getattr(args, name, None)
         if name in {"data", "imgsz"} or value != DEFAULT_CFG_DICT.get(name):
             given[name] = value
-    said = {k: str(v).replace(" ", "") if isinstance(v, (list, dict)) else v for k, v in given.items()}
-    return shlex.join(["yolo-kd", "report", *(f"{k}={v}" for k, v in said.items())])
+    return _command(given)
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """Return a command line with arguments as it reads them."""
+
+    def text(value: Any) -> str:
+        """Return a value without the spaces at which a command line would part it."""
+        if isinstance(value, (list, tuple)):
+            return f"[{','.join(map(str, value))}]"
+        return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)
+
+    return shlex.join(["yolo-kd", "report", *(f"{k}={text(v)}" for k, v in given.items())])
 
 
 def _task_of(student: Any) -> str:
