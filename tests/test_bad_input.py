@@ -165,10 +165,12 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
     ],
 )
 def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
-    seen = []
-    monkeypatch.setattr(opening, "load_checkpoint", lambda path: seen.append(path) or [make_model("yolo26n.yaml")])
+    fetched, loaded = [], []
+    monkeypatch.setattr(opening, "check_file", lambda uri, download_dir: fetched.append(uri) or "downloaded.pt")
+    monkeypatch.setattr(opening, "load_checkpoint", lambda path: loaded.append(path) or [make_model("yolo26n.yaml")])
     opening.open_teacher(source)
-    assert seen == [asked]
+    uri = "://" in source
+    assert fetched == ([asked] if uri else []) and loaded == ["downloaded.pt" if uri else asked]
 
 
 def test_command_line_exits_with_1_and_the_sentence_last():

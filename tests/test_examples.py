@@ -37,5 +37,5 @@ def test_recipe_is_a_valid_configuration(recipe):
 def test_readme_shows_every_argument_with_its_default():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, argument in config.ARGUMENTS.items():
-        row = next(line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` "))
         assert f"`{argument.default}`" in row
