@@ -9,6 +9,7 @@ from pathlib import Path
 # Before Ultralytics is imported: nobody's settings change, and no test asks the network for a newer release
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics_kd_tests_")
 os.environ["YOLO_OFFLINE"] = "true"
+os.environ.setdefault("RAY_worker_niceness", "0")  # or its processes wait for those of the other tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ultralytics does; torch is imported before it here
 
 import cv2

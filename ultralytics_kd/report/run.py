@@ -25,7 +25,7 @@ from ultralytics.utils.torch_utils import get_cpu_info, select_device
 from .. import __version__
 from ..config import GRID_TASKS, TASKS
 from ..datasets import class_names_of
-from ..errors import KDError
+from ..errors import KDError, first_line
 from ..metrics import END2END, METRICS, NMS
 from ..teachers import Teacher, open_teacher
 from . import plots
@@ -141,11 +141,14 @@ def _task_of(student: Any) -> str:
     """Return the task of the student.
 
     Raises:
-        KDError: If it is none of those that are distilled.
+        KDError: If there is no such file, or the task is none of those that are distilled.
     """
     if Path(str(student)).suffix.lower() != ".pt":
         raise KDError(f"student={student} is no PyTorch checkpoint: give trained weights (.pt).")
-    task = YOLO(str(student)).task
+    try:
+        task = YOLO(str(student)).task
+    except FileNotFoundError as e:
+        raise KDError(f"student={student} was not found: {first_line(e)}") from e
     if task not in TASKS:
         raise KDError(f"student={student} is a '{task}' model, and reports are made of {', '.join(TASKS)}.")
     return str(task)
