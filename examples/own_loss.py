@@ -65,7 +65,7 @@ class Relations(nn.Module):
 
 def main(out: Path) -> None:
     """Train a teacher for a moment, then a student that learns from it by the loss above."""
-    quick = {"data": str(draw_dataset(out / "shapes", train_images=32, val_images=8, size=96)), "imgsz": 96,
+    quick = {"data": str(draw_dataset(out / "shapes", train_images=16, val_images=8, size=96)), "imgsz": 96,
              "batch": 8, "workers": 0, "plots": False, "project": str(out.resolve()), "exist_ok": True}  # fmt: skip
     teacher = YOLO("yolo26s.yaml")
     teacher.train(**quick, epochs=2, name="teacher")

@@ -67,7 +67,7 @@ def read_labels(image: Path, size: int = 64) -> dict[str, Tensor]:
 
 def main(folder: Path) -> None:
     """Train a torchvision detector in `folder`, then a YOLO that learns from it."""
-    data = draw_dataset(folder / "data", train_images=32, val_images=8, size=64)
+    data = draw_dataset(folder / "data", train_images=16, val_images=4, size=64)
     teacher = TorchvisionTeacher(train_detector(folder / "data"), CLASS_NAMES)
     YOLO("yolo26n.yaml").train(
         data=str(data),

@@ -388,17 +388,16 @@ def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_trained(b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task, suffix", [("segment", "-seg"), ("classify", "-cls"), ("depth", "-depth")])
-def test_other_tasks_are_compared_by_their_own_metric(task, suffix, tmp_path):
+def test_another_task_is_compared_by_its_own_metric(tmp_path):
     from ultralytics_kd.demo.tasks import draw_task_dataset
 
-    data = draw_task_dataset(tmp_path / "set", task, 8, 6, 64, seed=3)
+    data = draw_task_dataset(tmp_path / "set", "depth", 8, 6, 64, seed=3)
     report = run_bench(
         {
             **{k: v for k, v in QUICK.items() if k not in {"verbose", "plots"}},
             "data": str(data),
-            "model": f"yolo26n{suffix}.yaml",
-            "teacher_model": f"yolo26s{suffix}.yaml",
+            "model": "yolo26n-depth.yaml",
+            "teacher_model": "yolo26s-depth.yaml",
             "teacher_epochs": 1,
             "epochs": 2,
             "val": False,  # as in long studies; then the columns of depth's results.csv are not the same in every row
@@ -407,9 +406,7 @@ def test_other_tasks_are_compared_by_their_own_metric(task, suffix, tmp_path):
             "project": str(tmp_path / "out"),
         }
     )
-    heads = {"nms", "end2end"} if task == "segment" else {"output"}
-    assert {row["head"] for row in report["table"]} == heads
-    assert report["metrics"][0] == {"segment": "mask mAP50-95", "classify": "top-1", "depth": "delta1"}[task]
+    assert {row["head"] for row in report["table"]} == {"output"} and report["metrics"][0] == "delta1"
     assert report["metrics"][0] in (tmp_path / "out" / "bench" / "bench.md").read_text()
     assert all(row["score"] is not None for row in report["table"]) and report["teachers"]
 

@@ -101,7 +101,7 @@ def overfit(data: Path, folder: Path, imgsz: int, teacher_steps: int, steps: int
 
 @pytest.mark.slow
 def test_kd_terms_alone_overfit_a_student_to_its_teachers_detections(tmp_path):
-    early, late = overfit(draw_dataset(tmp_path / "data"), tmp_path, imgsz=64, teacher_steps=150, steps=150)
+    early, late = overfit(draw_dataset(tmp_path / "data"), tmp_path, imgsz=64, teacher_steps=110, steps=110)
     assert late.detections >= 8, "the teacher must have learnt the images"
     assert early.iou < 0.3 and early.classes < 0.3
     assert late.iou > 0.85 and late.classes > 0.9 and late.invented < 0.1, late
