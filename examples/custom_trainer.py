@@ -18,7 +18,7 @@ from ultralytics_kd.demo.shapes import draw_dataset
 
 def main(folder: Path) -> None:
     """Train a teacher with Ultralytics, then a student with features and logits distilled."""
-    data = draw_dataset(folder / "data", train_images=32, val_images=8, size=64)
+    data = draw_dataset(folder / "data", train_images=16, val_images=4, size=64)
     args = {"data": str(data), "imgsz": 64, "epochs": 2, "batch": 8, "plots": False, "project": str(folder)}
     YOLO("yolo26s.yaml").train(**args, name="teacher")
 

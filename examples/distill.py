@@ -16,7 +16,7 @@ from ultralytics_kd.demo.shapes import draw_dataset
 
 def main(folder: Path) -> None:
     """Train a teacher and a student in `folder`, then use the student without the plugin."""
-    data = draw_dataset(folder / "data", train_images=32, val_images=8, size=64)
+    data = draw_dataset(folder / "data", train_images=16, val_images=4, size=64)
     args = {"data": str(data), "imgsz": 64, "epochs": 2, "batch": 8, "plots": False, "project": str(folder)}
 
     teacher = YOLO("yolo26s.yaml")

@@ -39,7 +39,7 @@ class TorchvisionTeacher:
         return [{**found, "labels": found["labels"] - 1} for found in self.detector(list(images))]
 
 
-def train_detector(folder: Path, steps: int = 60) -> torch.nn.Module:
+def train_detector(folder: Path, steps: int = 30) -> torch.nn.Module:
     """Train a small Faster R-CNN on the drawn images."""
     detector = fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=len(CLASS_NAMES) + 1, min_size=64, max_size=64
