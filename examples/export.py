@@ -44,6 +44,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.files import file_size
 
 from ultralytics_kd import YOLO
+from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.demo.shapes import draw_dataset
 
 FORMATS = "torchscript,onnx,openvino,ncnn"
@@ -261,12 +262,12 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table as Markdown."""
     digits = {"mAP50-95": ".4f", "mAP50": ".4f", "boxes (px)": ".3g", "scores": ".1e", "MB": ".1f"}
     names = {32: "FP32", 16: "FP16", 8: "INT8"}
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines = [list(COLUMNS)]
     for row in rows:
         cells = {k: format(v, digits[k]) if k in digits else str(v) for k, v in row.items()}
         cells["precision"] = names.get(row["precision"], str(row["precision"]).upper())
-        lines.append("| " + " | ".join(cells.get(c, "") for c in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([cells.get(c, "") for c in COLUMNS])
+    return markdown(lines)
 
 
 if __name__ == "__main__":

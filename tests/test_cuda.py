@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import DEVICE, QUICK, save_model
 from task_models import SUFFIX, task_model
+from test_training import results
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
@@ -27,15 +28,9 @@ GPU = {**QUICK, "device": DEVICE, "amp": True, "batch": 8, "nbs": 8, "epochs": 4
 LOADING = {key: GPU[key] for key in ("imgsz", "batch", "workers", "device")}
 
 
-def rows(run: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's results.csv."""
-    header, *lines = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
-    return [dict(zip(header, map(float, line))) for line in lines]
-
-
 def kd_losses(run: Path) -> list[dict[str, float]]:
     """Return the training losses of the distillation, epoch by epoch."""
-    return [{k[6:]: v for k, v in row.items() if k.startswith("train/kd")} for row in rows(run)]
+    return [{k[6:]: v for k, v in row.items() if k.startswith("train/kd")} for row in results(run)]
 
 
 @pytest.mark.parametrize("task", TASKS)

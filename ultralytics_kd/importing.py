@@ -32,15 +32,32 @@ def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda 
     module, _, name = text.partition(":")
     with _here():
         try:
-            found = getattr(importlib.import_module(module), name)
+            found = made(
+                argument, text, lambda: getattr(importlib.import_module(module), name), ImportError, AttributeError
+            )
         except (ImportError, AttributeError) as e:
             raise KDError(f"{argument}={text} names no object that can be imported: {e}.") from e
-        except Exception as e:  # it is the user's code, and may raise whatever it likes
-            raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
-        try:
-            return make(found)
-        except Exception as e:
-            raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
+        return made(argument, text, lambda: make(found))
+
+
+def made(argument: str, text: str, make: Callable[[], Any], *passed: type[Exception]) -> Any:
+    """Return what the user's code makes.
+
+    Args:
+        argument (str): Name of the argument that names it, for errors.
+        text (str): `package.module:name`.
+        make (Callable): Calls it.
+        *passed (type[Exception]): Errors that the caller explains.
+
+    Raises:
+        KDError: If it raises.
+    """
+    try:
+        return make()
+    except passed:
+        raise
+    except Exception as e:  # it is the user's code, and may raise whatever it likes
+        raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
 
 
 @contextmanager

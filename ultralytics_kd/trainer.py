@@ -407,8 +407,8 @@ class DistillationMixin(_Trainer):
         """Let trackers that follow a run with a teacher close it, if it fails before `train` would see to that."""
         try:
             yield
-        except Exception:
-            if self.teacher is not None and hasattr(self, "callbacks"):  # Platform keeps the console otherwise
+        except Exception:  # it goes on to the caller; without this Platform keeps the console
+            if self.teacher is not None and hasattr(self, "callbacks"):
                 self.run_callbacks("teardown")
             raise
 

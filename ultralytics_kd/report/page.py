@@ -19,15 +19,12 @@ HEADS = {NMS: "NMS", END2END: "NMS-free", "output": ""}
 QUALITY = 85  # of the photos in the page; the PNGs beside it lose nothing
 
 
-def write_page(report: dict[str, Any], folder: Path) -> Path:
+def write_page(report: dict[str, Any], folder: Path) -> None:
     """Write the page, pictures included.
 
     Args:
         report (dict): The report, as `report.json` has it.
         folder (Path): Folder with its pictures, and of the page.
-
-    Returns:
-        (Path): The page.
     """
     loader = jinja2.PackageLoader("ultralytics_kd", "report")
     # A class or a head that one of the models has not got is undefined there, and shown as a dash
@@ -38,11 +35,9 @@ def write_page(report: dict[str, Any], folder: Path) -> Path:
     charts = {name: _uri(folder / file, ".png") for name, file in report["charts"].items()}
     photos = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["images"]]
     levels = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
-    file = folder / "report.html"
     page = pages.get_template("page.html.jinja")
-    text = page.render(report=report, verdict=verdict(report), charts=charts, photos=photos, levels=levels)
-    file.write_text(text, encoding="utf-8")
-    return file
+    text = page.render(report=report, charts=charts, photos=photos, levels=levels)
+    Path(report["page"]).write_text(text, encoding="utf-8")
 
 
 def verdict(report: dict[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import own_loss
-from ..errors import KDError, first_line
-from ..importing import names_object
+from ..errors import KDError
+from ..importing import made, names_object
 from ..losses import cwd, mgd_distance, pkd, pkd_adapted, sl2
 from ..predictions import SCORES, FeatureLayout
 from .base import FeaturePair
@@ -80,8 +80,9 @@ class FeatureTerm:
             size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
             student, teacher = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
         if self._own is not None:
-            made = isinstance(self._own, type)  # with adapters of its own, if it wants any
-            return self._checked(student if made else adapt(student), teacher, adapt if made else self._own)
+            if isinstance(self._own, type):  # it has adapters of its own, if it wants any
+                return self._checked(student, teacher, adapt)
+            return self._checked(adapt(student), teacher, self._own)
         if self.loss == "pkd" and isinstance(adapt, nn.Conv2d):
             return pkd_adapted(student, adapt.weight, teacher)
         student = adapt(student)
@@ -97,13 +98,10 @@ class FeatureTerm:
         Raises:
             KDError: If it makes no nn.Module of two numbers of channels.
         """
-        try:
-            made = kind(student, teacher)
-        except Exception as e:  # it is the user's code, and may raise whatever it likes
-            raise KDError(f"kd_feat_loss={self.loss} could not be made: {type(e).__name__}: {first_line(e)}") from e
-        if not isinstance(made, nn.Module):
-            raise KDError(f"kd_feat_loss={self.loss} makes a {type(made).__name__}: a class must be an nn.Module.")
-        return made
+        loss = made("kd_feat_loss", self.loss, lambda: kind(student, teacher))
+        if not isinstance(loss, nn.Module):
+            raise KDError(f"kd_feat_loss={self.loss} makes a {type(loss).__name__}: a class must be an nn.Module.")
+        return loss
 
     def _checked(self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Any]) -> Tensor:
         """Return what the user's loss returns.
