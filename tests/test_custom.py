@@ -44,10 +44,12 @@ def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_
     last = tmp_path / "last.pt"
     model = YOLO("yolo26n.yaml")
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    answers = []
+    model.add_callback("on_train_end", lambda t: answers.append(t.teacher(torch.rand(2, 3, 64, 64))))
     model.train(**quick, teacher=Elsewhere(), kd_feat=1.0)
     items = model.trainer.loss_items
     assert all(items[k] > 0 for k in ("kd_cls", "kd_box", "kd_feat"))
-    answer = model.trainer.teacher(torch.rand(2, 3, 64, 64))
+    (answer,) = answers
     assert answer.probs.tolist() == [pytest.approx([0.9, 0, 0]), pytest.approx([0, 0, 0.4])] * 2
     assert answer.batch_idx.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(answer.bboxes[0], torch.tensor([22 / 64, 22 / 64, 36 / 64, 36 / 64]))

@@ -16,6 +16,7 @@ from .predictions import ONE2MANY
 from .teachers import Teacher
 
 LABELED = "kd_labeled"  # in a batch: how many of its images, the first ones, have labels; absent if all
+SOUND = "kd_sound"  # in a batch: 0 if the teacher's answer held what is no number, else 1; absent if nobody need ask
 
 
 class DistillationLoss:
@@ -57,7 +58,11 @@ class DistillationLoss:
             self.distiller.gains = self.gains
         terms = self.distiller(preds, answer, self.head, self.bases, batch)
         kd = torch.stack(list(terms.values()))
-        items = {**items, **{name: value.detach() for name, value in terms.items()}}
+        if batch.get(SOUND) is not None:
+            kd = kd * batch[SOUND]
+        items = {**items, **dict(zip(terms, kd.detach()))}
+        if self.trains:
+            self.distiller.faults.look(items)
         if self.scaled:  # as the base loss is; by the labelled images, so that others do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -33,23 +33,17 @@ from .cache.options import CACHE_ONLY, check_options
 from .cache.store import Manifest, Store
 from .classes import ClassMap, load_map, match_classes
 from .compat import check_ultralytics
-from .criterion import LABELED, DistillationLoss, Rehearsal
+from .continuity import ContinuityMixin
+from .criterion import LABELED, SOUND, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
-from .errors import KDError
+from .errors import KDError, first_line
+from .files import disk_fault, part_of
 from .initialization import never_trained, select_weights
 from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
 
-# A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
-_Trainer: Any = BaseTrainer if TYPE_CHECKING else object
-
-OPTIMIZER_KEY = "kd_adapters"
-OTHER_ADAPTERS = (
-    "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run began with, or "
-    "start a new run."
-)
 NO_MEMORY = (  # what errors say after which Ultralytics begins again with a smaller batch
     "out of memory",
     "cublas_status_alloc_failed",
@@ -63,10 +57,9 @@ RANDOM_RANGES = (
 NO_MODELOPT = (
     'quantize=8 needs NVIDIA\'s ModelOpt, which is not installed: pip install "nvidia-modelopt>=0.44" huggingface_hub'
 )
-MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; the adapters' is clipped apart
 
 
-class DistillationMixin(_Trainer):
+class DistillationMixin(ContinuityMixin):
     """Adds a teacher to an Ultralytics trainer; without the `teacher` argument it changes nothing.
 
     Attributes:
@@ -112,14 +105,20 @@ class DistillationMixin(_Trainer):
         self._answered = False  # whether the teacher has answered a batch
         self._unscored = False  # whether the run is at its end and the teacher is to be validated
         with self._nothing_left_on_error(), self._trackers_let_go_on_error():
-            super().__init__(cfg, overrides, _callbacks)
-            if self._in_memory is not None:
-                self._keep_teacher_in_memory()
+            try:
+                super().__init__(cfg, overrides, _callbacks)
+                if self._in_memory is not None:
+                    self._keep_teacher_in_memory()
+            except OSError as e:  # of the folder of the run, which is not there to be named yet
+                said = disk_fault(e, Path(e.filename or "."), "give another project=FOLDER, or make room.")
+                if self.teacher is None or said is None:
+                    raise
+                raise said from e
 
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
-        moved = {"teacher", "kd_unlabeled"}  # what may be elsewhere now
+        moved = {"teacher", "kd_unlabeled", "kd_trust_teacher"}  # what may be elsewhere now
         super().check_resume({k: v for k, v in overrides.items() if k not in moved})
         if self.resume and "teacher" in overrides:
             if config.has_teacher(overrides) != config.has_teacher(vars(self.args)):
@@ -128,15 +127,20 @@ class DistillationMixin(_Trainer):
                     f"this run began {began} a teacher and is resumed the same way: drop teacher={overrides['teacher']}"
                     f", or start a new run from its weights (model={self.args.model})."
                 )
-            self.args.teacher = overrides["teacher"]
+            self.args.teacher, self._teacher_given = overrides["teacher"], True
         if self.resume and overrides.get("kd_unlabeled") and self.args.kd_unlabeled:
             self.args.kd_unlabeled = overrides["kd_unlabeled"]
         if not config.has_teacher(vars(self.args)):
             return
+        if self.resume:
+            self._look_ahead()
+            self.args.kd_trust_teacher = overrides.get("kd_trust_teacher", self.args.kd_trust_teacher)
+        else:
+            config.check_recipe(vars(self.args), overrides)
         config.check_combination(vars(self.args))
         source = config.listed(self.args.teacher)
         source = [_file_of(each) for each in source] if isinstance(source, list) else _file_of(source)
-        self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
+        self.teacher = self._opened(source)
         if all(isinstance(each, (str, Path)) for each in _listed(source)):
             places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
             self.args.teacher = places if isinstance(source, list) else places[0]
@@ -151,6 +155,21 @@ class DistillationMixin(_Trainer):
             self._args_before = (file, file.read_bytes()) if file.is_file() else None
         else:
             self._fresh_dirs = missing_dirs(get_save_dir(self.args))
+
+    def _opened(self, source: Any) -> Teacher:
+        """Open the teacher; where a resumed run does not find it, say how it goes on."""
+        # A teacher that was kept beside the checkpoint is as trusted as that, which Ultralytics has unpickled
+        kept = self.resume and all(
+            isinstance(each, (str, Path)) and Path(each).parent == Path(self.args.model).parent
+            for each in _listed(source)
+        )
+        try:
+            trust = self.args.kd_trust_teacher or kept
+            return open_teacher(source, self.args.task, self.args.kd_teacher_weights, trust)
+        except KDError as e:
+            if not self.resume or self._teacher_given or "resume" in str(e):
+                raise
+            raise KDError(f"{first_line(e)[:-1]}; if it is elsewhere now, resume with teacher=ITS PATH.") from e
 
     def _find_unlabeled(self) -> None:
         """Find the images without labels, and note where they are so that `resume` finds them from anywhere."""
@@ -384,10 +403,9 @@ class DistillationMixin(_Trainer):
             try:
                 model: Any = deepcopy(teacher.original)
                 model.criterion = None
-                torch_save({"model": model, "train_args": {"task": teacher.task}}, path.with_suffix(".tmp"))
-                path.with_suffix(".tmp").replace(path)
+                with part_of(path) as part:
+                    torch_save({"model": model, "train_args": {"task": teacher.task}}, part)
             except (pickle.PicklingError, AttributeError, TypeError) as e:
-                path.with_suffix(".tmp").unlink(missing_ok=True)
                 LOGGER.warning(f"teacher={teacher.source} cannot be saved, and to resume must be given again: {e}")
                 return teacher.source
         return str(path)
@@ -425,44 +443,7 @@ class DistillationMixin(_Trainer):
             except OSError:  # another run has moved in
                 return
 
-    # Optimizer: adapters are trained, checkpointed, restored and stripped with it -------------------------------------
-    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build the student's optimizer and add the adapters to it.
-
-        The adapters' weights ride in the optimizer's state dict. They are thus written in one file with the rest, come
-        back with `resume` and after a NaN, and go when Ultralytics strips the optimizer from a finished checkpoint.
-        """
-        optimizer = super().build_optimizer(model, *args, **kwargs)
-        parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
-        if parameters:
-            # MuSGD has a second group of weights with a boosted rate, for the class head
-            groups = [g for g in optimizer.param_groups if g.get("param_group") == "weight"]
-            group = min(groups, key=lambda g: g["lr"])
-            rest = {k: v for k, v in group.items() if k != "params"}
-            optimizer.add_param_group({**rest, "params": parameters})
-            optimizer.register_state_dict_post_hook(self._save_adapters)
-            optimizer.register_load_state_dict_pre_hook(self._load_adapters)
-            optimizer.register_step_pre_hook(self._clip_adapters)
-        return optimizer
-
-    def _save_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Add the adapters' weights to an optimizer's state dict."""
-        assert self.distiller is not None
-        state[OPTIMIZER_KEY] = self.distiller.adapters.state_dict()
-
-    def _load_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Restore the adapters' weights from an optimizer's state dict."""
-        assert self.distiller is not None
-        try:
-            self.distiller.adapters.load_state_dict(state[OPTIMIZER_KEY])
-        except RuntimeError as e:
-            raise KDError(OTHER_ADAPTERS) from e
-
-    def _clip_adapters(self, *_: Any) -> None:
-        """Clip the adapters' gradient, apart from the student's."""
-        assert self.distiller is not None
-        nn.utils.clip_grad_norm_(self.distiller.adapters.parameters(), MAX_NORM)
-
+    # Steps ------------------------------------------------------------------------------------------------------------
     def optimizer_step(self) -> None:
         """Average the adapters' gradients over ranks, then step."""
         parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
@@ -473,19 +454,6 @@ class DistillationMixin(_Trainer):
                     p.grad /= self.world_size
         super().optimizer_step()
 
-    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        """Restore optimizer and EMA; the EMA is a new model then, and needs the distillation loss again."""
-        saved = ckpt.get("optimizer")
-        adapted = self.distiller is not None and any(True for _ in self.distiller.adapters.parameters())
-        if saved is not None and (OPTIMIZER_KEY in saved) != adapted:
-            raise KDError(OTHER_ADAPTERS)
-        super()._load_checkpoint_state(ckpt)
-        model = unwrap_model(self.model)
-        if self.distiller is not None and isinstance(getattr(model, "criterion", None), DistillationLoss):
-            self.ema.ema.criterion = None
-            self._attach_loss()
-
-    # Steps ------------------------------------------------------------------------------------------------------------
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add images without labels, prepare the batch and let the teacher answer it."""
         if self.unlabeled is not None:
@@ -500,6 +468,8 @@ class DistillationMixin(_Trainer):
                 batch["teacher"] = self._stored_answer(batch)
         elif self.teacher is not None and self.teacher.ready:  # quantization calibrates before training
             batch["teacher"] = self._answer(batch["img"])
+            if self.teacher.sound is not None:
+                batch[SOUND] = self.teacher.sound
         return batch
 
     def _answer(self, images: torch.Tensor) -> Any:
@@ -561,6 +531,16 @@ class DistillationMixin(_Trainer):
         count = batch.get(LABELED)
         super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
 
+    def train(self) -> None:
+        """Train, and then let the teacher go: what stays with the model must not hold its weights."""
+        try:
+            super().train()
+        finally:
+            self._ears.close()
+            self._in_memory = None
+            if self.teacher is not None:
+                self.teacher.release()
+
     # End --------------------------------------------------------------------------------------------------------------
     def final_eval(self) -> None:
         """Validate the best student, then the teacher on the same images, and show them side by side."""
@@ -605,7 +585,7 @@ class DistillationMixin(_Trainer):
         try:
             if self.store:
                 source = self.args.teacher if self._in_memory is None else self._in_memory
-                self.teacher = open_teacher(source, self.args.task, self.args.kd_teacher_weights)
+                self.teacher = self._opened(source)
                 self.teacher.match(self.data["names"], self.args.kd_classes, self._kept(self.data))
             self.teacher_metrics = self._validate_teacher() or {}
         except Exception as e:  # the student is finished and must not be lost for a figure of comparison

@@ -42,7 +42,8 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
     ours = {name: values for name, values in ends.items() if name in config.ARGUMENTS and values}
     if config.has_teacher(given):
         _check_effect(given, task, ours)
-        open_teacher(config.listed(given["teacher"]), task, given.get("kd_teacher_weights"))  # or no iteration could
+        trust = bool(given.get("kd_trust_teacher"))
+        open_teacher(config.listed(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # or no run could
         if given.get("kd_cache") is True:
             given["kd_cache"] = _answers(given, task)  # once, and not in the folder of every iteration
     elif searched := [name for name in space if name in config.ARGUMENTS]:

@@ -116,7 +116,8 @@ class Bench:
                 continue
             source = str(arm.args[arm.teacher_key] or trained)
             if source not in files:
-                path = _resolve(source, self.plan.task)
+                trust = arm.args.get("kd_trust_teacher", self.plan.common.get("kd_trust_teacher", False))
+                path = _resolve(source, self.plan.task, bool(trust))
                 files[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             teacher = found[arm.name] = files[source]
             classes = arm.args.get("kd_classes", self.plan.classes)
@@ -218,10 +219,10 @@ class Bench:
         return record is not None
 
 
-def _resolve(teacher: Any, task: str) -> Path:
+def _resolve(teacher: Any, task: str, trust: bool) -> Path:
     """Return the local file of a teacher, downloaded if need be.
 
     Raises:
         KDError: If nothing that can teach is found there.
     """
-    return Path(str(open_teacher(teacher, task).original.pt_path)).resolve()
+    return Path(str(open_teacher(teacher, task, trust=trust).original.pt_path)).resolve()

@@ -39,7 +39,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     task = YOLO(weights).task
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
     names = class_names_of(data, task, bool(args.get("single_cls")))
-    teacher = open_teacher(weights, task)
+    teacher = open_teacher(weights, task, trust=True)  # YOLO has opened it as it does any weights
     teacher.match(names, classes)
     assert teacher.classes is not None
     model = load(weights, teacher)

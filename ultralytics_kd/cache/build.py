@@ -52,6 +52,7 @@ class Work:
         manifest (Manifest): The question.
         batch (int): Images per batch.
         workers (int): Processes that read images.
+        trust (bool): Whether files of teachers may run code when they are opened.
     """
 
     folder: str
@@ -59,6 +60,7 @@ class Work:
     manifest: Manifest
     batch: int
     workers: int
+    trust: bool = False
 
 
 def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store:
@@ -75,7 +77,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
     Raises:
         KDError: If the folder holds something else, a teacher cannot answer, or an image cannot be read.
     """
-    teachers = [open_teacher(source) for source in sources]
+    teachers = [open_teacher(source, trust=args.kd_trust_teacher) for source in sources]
     for teacher in teachers:
         if teacher.follows_student:
             raise KDError(f"teacher={teacher.source} changes with the student: it has no answers that could be stored.")
@@ -93,7 +95,8 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
         count = sum(len(p.files) for p in portions)
         LOGGER.info(f"{colorstr('cache:')} {known} images have answers in {store.folder}, {count} have none")
         if portions:
-            work = Work(str(store.folder), [_movable(s) for s in sources], manifest, _batch(args), args.workers)
+            movable = [_movable(s) for s in sources]
+            work = Work(str(store.folder), movable, manifest, _batch(args), args.workers, args.kd_trust_teacher)
             bar = TQDM(total=known + count, initial=known, desc="Answering images")
             workers.answer(work, portions, bar.update)
             bar.close()

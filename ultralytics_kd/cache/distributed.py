@@ -33,7 +33,7 @@ class PortionAnswerer:
             work (Work): The question, the folder and how images are read.
             cuda (bool): Whether the actor was given a GPU.
         """
-        teachers = [open_teacher(source) for source in work.sources]
+        teachers = [open_teacher(source, trust=work.trust) for source in work.sources]
         self.work, self.store = work, Store(work.folder)
         self.answerer = Answerer(teachers, work.manifest, torch.device("cuda" if cuda else "cpu"))
 

@@ -25,7 +25,10 @@ CACHE_ONLY: dict[str, Any] = {
     "kd_cache_shard": 256,
     "ray": False,
 }
-USED = ("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher", "project")
+USED = (
+    *("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher", "project"),
+    "kd_trust_teacher",
+)
 
 
 def make_cache(given: Mapping[str, Any]) -> Store:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TASK_WEIGHTS
+from ..faults import FirstFault
 from ..predictions import FeatureLayout
 from ..teachers import Reads
 
@@ -28,6 +29,7 @@ class Distiller:
         progress (float): How much of the run is over, 0 to 1; the trainer moves it every epoch.
         gains (dict[str, float]): Gain of each head branch in the loss of the model that trains, as last used.
         reads (Reads): What the terms read of the teacher's answer: it need not compute more.
+        faults (FirstFault): Which parts of the loss were no numbers first.
     """
 
     def __init__(self, args: Any, task: str):
@@ -43,6 +45,7 @@ class Distiller:
         self.progress = 0.0
         self.gains: dict[str, float] = {}
         self.reads = Reads()
+        self.faults = FirstFault()
         # A random stream of its own: the student's training must not depend on what the adapters draw. They are built
         # on the CPU; `torch.manual_seed` would seed every other device too.
         with torch.random.fork_rng(devices=[]):

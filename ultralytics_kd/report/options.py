@@ -19,6 +19,7 @@ REPORT_ONLY: dict[str, Any] = {"teacher": None, "student": None, "baseline": Non
 USED = (
     *("data", "imgsz", "batch", "device", "workers", "split", "classes", "single_cls", "max_det", "iou", "nms"),
     *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
+    "kd_trust_teacher",
 )
 
 # What a validation for a report does not do: draw and write; `val` has Ultralytics evaluate COCO's own files once more

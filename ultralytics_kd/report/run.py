@@ -161,7 +161,8 @@ def _open(role: str, source: Any, args: Namespace, names: Mapping[int, str]) -> 
         KDError: If it cannot be compared.
     """
     try:
-        opened = open_teacher(source, args.task, args.kd_teacher_weights if role == TEACHER else None)
+        weights = args.kd_teacher_weights if role == TEACHER else None
+        opened = open_teacher(source, args.task, weights, args.kd_trust_teacher)
         kept = args.classes if role == TEACHER and args.task in GRID_TASKS else None
         kept = [kept] if isinstance(kept, int) else kept
         opened.match(names, args.kd_classes if role == TEACHER else "auto", kept)

@@ -102,6 +102,7 @@ class Teacher:
         self._fall_back = False
         self._watch = Watch()
         self._parameters = 0
+        self._sound: Tensor | None = None
 
     def inspect(self) -> None:
         """Look at the model and its names, before anything is downloaded or written for its sake.
@@ -200,7 +201,9 @@ class Teacher:
         """
         while True:
             answer = self._run(images)
-            if self._watch(self._numbers(answer)):
+            numbers = self._numbers(answer)
+            if self._watch(numbers):
+                self._sound = self._mended(numbers)
                 return answer
             precision = str(self.dtype).removeprefix("torch.")
             said = f"teacher={self.source} answers in {precision} with numbers that are not finite"
@@ -210,6 +213,24 @@ class Teacher:
                 raise KDError(f"{said}: {advice}.")
             LOGGER.warning(f"{said}: it runs in float32.")
             self._build(torch.float32)
+
+    def _mended(self, numbers: list[Tensor]) -> Tensor | None:
+        """Put 0 in place of what is no number in an answer that nobody has looked at yet, and return what it counts.
+
+        Else the one batch until it is known would be lost: not only the terms, but by their gradient the labels too.
+        """
+        finite = self._watch.unjudged
+        if finite is None or self.dtype is torch.float32 or not self._fall_back:
+            return None  # looked at already, or about to end the run
+        for x in numbers:
+            torch.nan_to_num_(x, 0.0, 0.0, 0.0)
+        return finite.float()
+
+    @property
+    def sound(self) -> Tensor | None:
+        """What the last answer counts: 0 if any of it was no number, else 1, a scalar; None if that is known."""
+        found = [member._sound for member in self.members if member._sound is not None]
+        return torch.stack(found).prod() if found else None
 
     def _run(self, images: Tensor) -> Any:
         """Return the model's own answer."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
+from ultralytics.nn import tasks
 from ultralytics.nn.tasks import guess_model_task, load_checkpoint
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
@@ -34,9 +39,14 @@ EXPORTED = (  # what Ultralytics' AutoBackend knows a model by
     *(".onnx", ".torchscript", ".engine", ".mlpackage", ".mlmodel", ".pb", ".tflite", ".mnn"),
     *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_imx_model", "_rknn_model"),
 )
+DATA_ALONE = (".onnx", ".tflite", ".mnn", "_openvino_model", "_ncnn_model")  # graphs; others can hold programs
+UNTRUSTED = "if you trust where it comes from, say kd_trust_teacher=True"
+_loading = threading.Lock()
 
 
-def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | None = None) -> Teacher:
+def open_teacher(
+    source: Any, task: str = "detect", weights: Sequence[float] | None = None, trust: bool = False
+) -> Teacher:
     """Return the teacher behind a `teacher` argument, inspected but for one that follows the student.
 
     Args:
@@ -46,16 +56,18 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
             object with `names` and `teach`; or a list of such.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
+        trust (bool): Whether files may run code when they are opened. A `.pt` is a pickle, which can hold any; without
+            trust only the classes of models that Ultralytics knows are made from it.
 
     Raises:
-        KDError: If nothing that can teach is found there, or it is of another task.
+        KDError: If nothing that can teach is found there, or it is of another task, or would have to be trusted.
     """
     if isinstance(source, (list, tuple)):
         if not source:
             raise KDError("teacher=[] is an empty list: name the teachers, or drop it.")
         if any(isinstance(each, (list, tuple)) for each in source):
             raise KDError("'teacher' is a list with lists in it: give all teachers in one.")
-        members = [open_teacher(each, task) for each in source]
+        members = [open_teacher(each, task, trust=trust) for each in source]
         if any(m.follows_student for m in members) and len(members) > 1:
             raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers.")
         if len(members) > 1:
@@ -67,7 +79,7 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
         raise KDError("'kd_teacher_weights' weighs several teachers: give teacher=[a.pt,b.pt], or drop it.")
     if isinstance(source, str) and source.strip().lower() == MOVING_AVERAGE:
         return MovingAverage(task)
-    teacher = _open(source)
+    teacher = _open(source, trust)
     if teacher.task != task:
         raise KDError(
             f"teacher={teacher.source} is a '{teacher.task}' model and the student's task is '{task}': both must have "
@@ -82,7 +94,7 @@ def open_teacher(source: Any, task: str = "detect", weights: Sequence[float] | N
     return teacher
 
 
-def _open(source: Any) -> Teacher:
+def _open(source: Any, trust: bool) -> Teacher:
     """Return the teacher behind one source."""
     said = _name(source)
     if isinstance(source, str):
@@ -90,10 +102,10 @@ def _open(source: Any) -> Teacher:
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
-        return ExportedTeacher(_exported_file(source))
+        return ExportedTeacher(_exported_file(source, trust))
     if hasattr(source, "teach") and not isinstance(source, Model):
         return CustomTeacher(source() if isinstance(source, type) else source, said)
-    model = _load(source)
+    model = _load(source, trust)
     names = class_names(model)
     if predictions.has_queries(model):
         return QueryTeacher(model, said, "detect", names)
@@ -118,19 +130,21 @@ def _made(found: Any) -> Any:
     return made() if isinstance(made, type) else made
 
 
-def _exported_file(source: str | Path) -> str:
+def _exported_file(source: str | Path, trust: bool) -> str:
     """Return the path of an exported model.
 
     Raises:
-        KDError: If it is not there.
+        KDError: If it is not there, or can hold programs and is not trusted.
     """
     path = Path(str(source).strip())
     if not path.exists():
         raise KDError(f"teacher={source} was not found.")
+    if not trust and not path.name.lower().endswith(DATA_ALONE):
+        raise KDError(f"teacher={source} is of a format that can hold programs, which would run here: {UNTRUSTED}.")
     return str(path)
 
 
-def _load(source: Any) -> nn.Module:
+def _load(source: Any, trust: bool) -> nn.Module:
     """Return the model behind one source, in float32."""
     if isinstance(source, Model):
         source = source.model
@@ -153,11 +167,48 @@ def _load(source: Any) -> nn.Module:
     if Path(path).suffix.lower() != ".pt":
         raise KDError(f"teacher={source} is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
     try:
-        return load_checkpoint(path)[0]
+        with _restricted(not trust):
+            return load_checkpoint(path)[0]
     except FileNotFoundError as e:
         raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
+        if not trust and isinstance(e.__cause__ or e, (pickle.UnpicklingError, ModuleNotFoundError)):
+            raise KDError(
+                f"teacher={source} is no plain YOLO checkpoint: opening it would run code that the file names "
+                f"({_refused(e)}); {UNTRUSTED}."
+            ) from e
         raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {first_line(e)}") from e
+
+
+@contextmanager
+def _restricted(on: bool) -> Iterator[None]:
+    """Let Ultralytics load checkpoints without running what they name, or as its own settings have it.
+
+    Its switch is one for the process, which `load_checkpoint` has no argument for: it is turned for this one file.
+    """
+    if not on:
+        yield
+        return
+    with _loading:
+        before, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
+        try:
+            yield
+        finally:
+            tasks.SAFE_LOAD = before
+
+
+def _refused(error: BaseException) -> str:
+    """Return what a file names that is no part of a plain checkpoint, as far as the unpickler says so."""
+    found = re.search(r"global:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _said(error), re.IGNORECASE)
+    return next(name for name in found.groups() if name) if found else "of unknown classes"
+
+
+def _said(error: BaseException) -> str:
+    """Return the messages of an error and of what caused it."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return " ".join(str(e) for e in causes)
 
 
 def _fetch(source: str) -> str:

@@ -12,9 +12,13 @@ class Watch:
     """Looks at the answers of what runs, one after the other.
 
     The first is looked at before it is used, and every one where that costs no time, as on the CPU. If it lags it is
-    the answer before that is judged, which the device has finished by then: one batch later, but for nothing. The
-    gradient of that one batch is no number either, and under mixed precision the scaler skips it.
+    the answer before that is judged, which the device has finished by then: one batch later, but for nothing.
+
+    Attributes:
+        unjudged (Tensor | None): Whether the last answer is finite, on its device, if nobody has looked yet.
     """
+
+    unjudged: Tensor | None = None
 
     def __init__(self, lags: bool = False):
         """Begin.
@@ -37,8 +41,9 @@ class Watch:
         # A sum is finite if all it sums is, and one pass over memory
         finite = torch.stack([x.sum(dtype=torch.float32) for x in given]).isfinite().all()
         if self.first or not self.lags:
-            self.first = False
+            self.first, self.unjudged = False, None
             return bool(finite)
+        self.unjudged = finite
         before, self._before = self._before, self._sent(finite)
         if before is None:
             return True
