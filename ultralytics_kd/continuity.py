@@ -105,13 +105,31 @@ class ContinuityMixin(_Trainer):
         advice = f"{there}make room and go on with resume model={self.last}." if there else "make room and start again."
         return disk_fault(error, self.save_dir, advice) or error
 
-    def final_eval(self) -> None:
-        """Validate the best student; checkpoints lose their optimizer whole or not at all."""
-        if self.teacher is None:
-            super().final_eval()
-            return
-        with _stripping_whole():
-            super().final_eval()
+    @contextmanager
+    def _stripping_whole(self) -> Iterator[None]:
+        """Let Ultralytics strip checkpoints of their optimizer into files beside, which then take their places.
+
+        That of last.pt does so in the end: until then a run that is interrupted can be resumed to do what is left.
+        """
+        stock = engine.strip_optimizer
+
+        def strip_optimizer(f: Any = "best.pt", s: str = "", updates: Any = None) -> dict[str, Any]:
+            part = Path(folder) / Path(s or f).name
+            with _replaced_in_log(f" saved as {part},", f" saved as {s}," if s else ""):
+                stripped = stock(f, str(part), updates)
+            if part.exists() and Path(s or f) != self.last:  # it does not where Ultralytics found no checkpoint
+                put(part, Path(s or f))
+            return stripped
+
+        with tempfile.TemporaryDirectory(prefix=PARTS, dir=self.wdir) as folder:
+            engine.strip_optimizer = strip_optimizer
+            try:
+                yield
+            finally:
+                engine.strip_optimizer = stock
+            part = Path(folder) / self.last.name
+            if part.exists():
+                put(part, self.last)
 
     # Optimizer: adapters are trained, checkpointed, restored and stripped with it -------------------------------------
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -164,14 +182,8 @@ class ContinuityMixin(_Trainer):
     # Resuming ---------------------------------------------------------------------------------------------------------
     def _look_ahead(self) -> None:
         """See whether the last epoch of the run that is resumed is behind it."""
-        last = Path(self.args.model)
-        left = torch_load(last, map_location="cpu")  # which Ultralytics has opened already
-        trained = left.get("epoch", -1) + 1
-        if trained <= 0:  # its optimizer is gone already; not so that of the best, if it stopped in between
-            best = last.with_name("best.pt")
-            left = torch_load(best, map_location="cpu") if best.is_file() and best != last else left
-            trained = self.args.epochs
-        self._all_trained = bool(left.get("optimizer")) and trained >= self.args.epochs
+        left = torch_load(Path(self.args.model), map_location="cpu")  # Ultralytics has opened it already
+        self._all_trained = bool(left.get("optimizer")) and left.get("epoch", -1) + 1 >= self.args.epochs
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Go on from a checkpoint: with the teacher, the adapters and the random streams that the run had there.
@@ -355,30 +367,15 @@ def _fingerprint(member: Teacher) -> str | None:
 
 
 @contextmanager
-def _stripping_whole() -> Iterator[None]:
-    """Let Ultralytics strip checkpoints of their optimizer into a file beside, which then takes their place."""
-    stock = engine.strip_optimizer
+def _replaced_in_log(text: str, other: str) -> Iterator[None]:
+    """Write something else in Ultralytics' log in place of a text."""
 
-    def strip_optimizer(f: Any = "best.pt", s: str = "", updates: Any = None) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=PARTS, dir=Path(s or f).parent) as folder:
-            part = Path(folder) / Path(s or f).name
+    def spoken(record: logging.LogRecord) -> bool:
+        record.msg = str(record.msg).replace(text, other)
+        return True
 
-            def spoken(record: logging.LogRecord) -> bool:
-                """Leave the file beside out of what is said."""
-                record.msg = str(record.msg).replace(f" saved as {part},", f" saved as {s}," if s else "")
-                return True
-
-            LOGGER.addFilter(spoken)
-            try:
-                stripped = stock(f, str(part), updates)
-            finally:
-                LOGGER.removeFilter(spoken)
-            if part.exists():  # not so of a file that is no checkpoint, which Ultralytics passes over
-                put(part, Path(s or f))
-        return stripped
-
-    engine.strip_optimizer = strip_optimizer
+    LOGGER.addFilter(spoken)
     try:
         yield
     finally:
-        engine.strip_optimizer = stock
+        LOGGER.removeFilter(spoken)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
+from .config import has_teacher
 from .errors import KDError
 from .trainer import TRAINERS
 from .tuning import search_arguments
@@ -40,6 +43,7 @@ class YOLO(_YOLO):
         """
         if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
             _check_travels(kwargs.get("teacher"), "train on several data sets")
+        _check_unfinished(self, kwargs)
         return super().train(trainer=trainer, **kwargs)
 
     def tune(self, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
@@ -71,6 +75,16 @@ class YOLO(_YOLO):
         return _with_distilling_trainers(super().task_map)
 
 
+def _check_unfinished(self: _YOLO, arguments: Mapping[str, Any]) -> None:
+    """Raise if a finished run with a teacher is to be resumed: Ultralytics would begin another, on data of its own."""
+    ckpt = self.ckpt or {}
+    if arguments.get("resume") is True and not ckpt.get("optimizer") and has_teacher(ckpt.get("train_args") or {}):
+        raise KDError(
+            f"{self.ckpt_path} is of a run that is finished: there is nothing to resume. To train it further, start a "
+            "new run with data= and teacher=, and without resume."
+        )
+
+
 def _check_travels(teacher: Any, purpose: str) -> None:
     """Raise if a teacher is no path: other processes could not be given it."""
     members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
@@ -91,6 +105,8 @@ def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any,
 def install() -> None:
     """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
     _YOLO.tune = _tune
+    if not getattr(_YOLO.train, "kd", False):
+        _YOLO.train = _checked_train(_YOLO.train)
     stock = _YOLO.task_map.fget
     if not getattr(stock, "kd", False):
 
@@ -99,6 +115,18 @@ def install() -> None:
 
         task_map.kd = True  # type: ignore[attr-defined]
         _YOLO.task_map = property(task_map)
+
+
+def _checked_train(stock: Any) -> Any:
+    """Return Ultralytics' `train`, which a finished run with a teacher does not begin anew."""
+
+    @functools.wraps(stock)
+    def train(self: _YOLO, trainer: Any = None, **kwargs: Any) -> Any:
+        _check_unfinished(self, kwargs)
+        return stock(self, trainer=trainer, **kwargs)
+
+    train.kd = True  # type: ignore[attr-defined]
+    return train
 
 
 def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

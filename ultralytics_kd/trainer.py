@@ -118,6 +118,8 @@ class DistillationMixin(ContinuityMixin):
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
+        if not self.args.resume:
+            config.check_recipe(vars(self.args), overrides)
         moved = {"teacher", "kd_unlabeled", "kd_trust_teacher"}  # what may be elsewhere now
         super().check_resume({k: v for k, v in overrides.items() if k not in moved})
         if self.resume and "teacher" in overrides:
@@ -135,8 +137,6 @@ class DistillationMixin(ContinuityMixin):
         if self.resume:
             self._look_ahead()
             self.args.kd_trust_teacher = overrides.get("kd_trust_teacher", self.args.kd_trust_teacher)
-        else:
-            config.check_recipe(vars(self.args), overrides)
         config.check_combination(vars(self.args))
         source = config.listed(self.args.teacher)
         source = [_file_of(each) for each in source] if isinstance(source, list) else _file_of(source)
@@ -547,10 +547,17 @@ class DistillationMixin(ContinuityMixin):
         self._ears.close()
         if self.unlabeled is not None:
             self.unlabeled.close()
-        self._unscored = self.teacher is not None
-        super().final_eval()
         if self.teacher is None:
+            super().final_eval()
             return
+        self._unscored = True
+        with self._stripping_whole():
+            self._evaluate_both()
+
+    def _evaluate_both(self) -> None:
+        """Validate student and teacher, and say what came out."""
+        assert self.teacher is not None
+        super().final_eval()
         if self._unscored:  # there was no best student to validate
             self._score_teacher()
         if RANK in {-1, 0}:

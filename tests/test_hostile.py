@@ -1,0 +1,179 @@
+"""Files from strangers: opening them runs nothing that they name, and says what to do about it."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, make_model
+from test_training import results
+from ultralytics.nn import tasks
+from ultralytics.utils import YAML
+
+from ultralytics_kd import YOLO, KDError, cli
+from ultralytics_kd.cache import make_cache
+from ultralytics_kd.report import run_report
+from ultralytics_kd.teachers import open_teacher
+
+
+class Payload:
+    """An object whose unpickling makes a file: in an attack it would be any command."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def hostile(folder: Path, place: str) -> tuple[Path, Path]:
+    """Write a checkpoint with a payload somewhere in it; return it and the file that a payload that runs would make."""
+    ran, file = folder / "ran", folder / "hostile.pt"
+    model = make_model("yolo26n.yaml")
+    model.names = dict(NAMES)
+    content = {"model": model, "train_args": {"task": "detect"}}
+    if place == "model":
+        content["model"] = Payload(ran)
+    elif place == "arguments":
+        content["train_args"] = {"task": Payload(ran)}
+    elif place == "names":
+        model.names[0] = Payload(ran)
+    elif place == "attribute":
+        model.model[3].extra = Payload(ran)
+    if place == "no archive":
+        file.write_bytes(pickle.dumps({"model": Payload(ran)}))
+    else:
+        torch.save(content, file)
+    return file, ran
+
+
+PLACES = ["model", "arguments", "names", "attribute", "no archive"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_code_in_a_teacher_file_does_not_run(tmp_path, place):
+    file, ran = hostile(tmp_path, place)
+    with pytest.raises(KDError, match=r"is no plain YOLO checkpoint.*say kd_trust_teacher=True") as error:
+        open_teacher(str(file))
+    assert not ran.exists() and "\n" not in str(error.value)
+    assert tasks.SAFE_LOAD is False  # Ultralytics' own loading is as it was
+    with suppress(KDError):  # what comes out need not be a teacher
+        open_teacher(str(file), trust=True)
+    assert ran.exists()  # whoever trusts it runs it
+
+
+@pytest.mark.parametrize("way", ["train", "python", "cache", "report", "tune"])
+def test_no_command_opens_a_hostile_teacher(tmp_path, quick, data, teacher, way, capfd):
+    file, ran = hostile(tmp_path, "model")
+    said = r"kd_trust_teacher=True"
+    if way == "train":
+        args = [f"{k}={v}" for k, v in quick.items()]
+        assert cli.main(["train", "model=yolo26n.yaml", f"teacher={file}", *args]) == 1
+    elif way == "python":
+        with pytest.raises(KDError, match=said):
+            YOLO("yolo26n.yaml").train(**quick, teacher=[teacher, str(file)])
+    elif way == "cache":
+        with pytest.raises(KDError, match=said):
+            make_cache({"teacher": str(file), "data": data, "kd_cache": str(tmp_path / "c")})
+    elif way == "report":
+        with pytest.raises(KDError, match=said):
+            run_report({"teacher": str(file), "student": teacher, "data": data, "project": quick["project"]})
+    else:
+        with pytest.raises(KDError, match=said):
+            YOLO("yolo26n.yaml").tune(**quick, teacher=str(file), iterations=1)
+    assert not ran.exists() and not Path(quick["project"]).exists()
+
+
+class Strange(torch.nn.Module):
+    """A user's own layer, which a restricted loader cannot know."""
+
+    def forward(self, x):
+        return x
+
+
+def test_teacher_with_the_users_own_layers_is_opened_when_it_is_trusted_and_resumed(quick, tmp_path):
+    model = make_model("yolo26s.yaml")
+    model.names, model.model[0].act = dict(NAMES), torch.nn.Sequential(model.model[0].act, Strange())
+    file, last = tmp_path / "own.pt", tmp_path / "last.pt"
+    torch.save({"model": model, "train_args": {"task": "detect"}}, file)
+    with pytest.raises(KDError, match=r"would run code that the file names \(test_hostile.Strange\)"):
+        YOLO("yolo26n.yaml").train(**quick, teacher=str(file))
+    student = YOLO("yolo26n.yaml")
+    student.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    student.train(**quick, teacher=str(file), kd_trust_teacher=True)
+    assert results(Path(quick["project"]) / "run")[-1]["train/kd_cls"] > 0
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and again.trainer.args.kd_trust_teacher is True
+
+
+def test_teacher_with_own_layers_that_was_given_in_memory_is_resumed_from_beside_the_checkpoint(quick):
+    """It is as trusted as the checkpoint itself, which Ultralytics unpickles."""
+    model = make_model("yolo26s.yaml")
+    model.names, model.model[0].act = dict(NAMES), torch.nn.Sequential(model.model[0].act, Strange())
+    student, stopped = YOLO("yolo26n.yaml"), {}
+
+    def stop(trainer):
+        stopped["at"] = trainer.epoch
+        raise KeyboardInterrupt
+
+    student.add_callback("on_model_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        student.train(**quick, teacher=model)
+    last = Path(quick["project"]) / "run" / "weights" / "last.pt"
+    assert last.with_name("teacher.pt").exists()
+    YOLO(last).train(resume=True)
+    assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["model.torchscript", "model.engine", "x_saved_model", "model.pb"])
+def test_exported_formats_that_can_hold_programs_are_asked_about(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(KDError, match=r"can hold programs.*kd_trust_teacher=True"):
+        open_teacher(str(tmp_path / name))
+
+
+# Recipes --------------------------------------------------------------------------------------------------------------
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+def loss(student, teacher): return (student - teacher).square().mean()
+"""
+RECIPES = {
+    "teacher": {"teacher": "stranger:loss"},
+    "loss": {"kd_feat": 1.0, "kd_feat_loss": "stranger:loss"},
+    "trust": {"kd_trust_teacher": True},
+    "trust and loss": {"kd_trust_teacher": True, "kd_feat": 1.0, "kd_feat_loss": "stranger:loss"},
+}
+
+
+@pytest.mark.parametrize("way", ["command line", "python"])
+@pytest.mark.parametrize("kind", RECIPES)
+def test_recipe_neither_runs_code_nor_says_that_it_is_trusted(tmp_path, quick, teacher, monkeypatch, capfd, kind, way):
+    (tmp_path / "stranger.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, **RECIPES[kind]}
+    YAML.save(tmp_path / "recipe.yaml", recipe)
+    if way == "command line":
+        assert cli.main(["train", "cfg=recipe.yaml"]) == 1
+    else:
+        with pytest.raises(KDError, match=r"cfg=recipe\.yaml"):
+            YOLO("yolo26n.yaml").train(cfg="recipe.yaml")
+    assert not (tmp_path / "ran").exists() and not Path(quick["project"]).exists()
+
+
+@pytest.mark.parametrize("given", [["kd_feat_loss=stranger:loss"], ["kd_trust_teacher=True"]])
+def test_command_itself_may_name_code_beside_a_recipe(tmp_path, quick, teacher, monkeypatch, given):
+    (tmp_path / "stranger.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, "epochs": 1, **RECIPES["loss"]}
+    YAML.save(tmp_path / "recipe.yaml", recipe)
+    assert cli.main(["train", "cfg=recipe.yaml", *given]) == 0
+    assert (tmp_path / "ran").exists() and results(Path(quick["project"]) / "run")[0]["train/kd_feat"] > 0
