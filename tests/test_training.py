@@ -16,6 +16,7 @@ from ultralytics.utils import YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
+from ultralytics_kd.model import install
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 
@@ -350,11 +351,97 @@ def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     model.train(**quick, **KD, teacher=str(gone))
     Path(gone).unlink()
-    with pytest.raises(ValueError, match=r"gone.pt was not found"):
+    with pytest.raises(KDError, match=r"gone.pt was not found.*; if it is elsewhere now, resume with teacher=ITS PATH"):
+        YOLO(last).train(resume=True)
+    save_model(gone, "yolo26s.yaml")  # another file in its place
+    with pytest.raises(
+        KDError, match=rf"gone.pt has other weights than when this run began: .* teacher={gone} to go on"
+    ):
+        YOLO(last).train(resume=True)
+    save_model(gone, "yolo26s.yaml", names={0: "cat", 1: "dog", 2: "hen"})
+    with pytest.raises(KDError, match="no class in common"):
         YOLO(last).train(resume=True)
     model = YOLO(last)
     model.train(resume=True, teacher=str(moved))
     assert model.trainer.args.teacher == str(moved) and model.trainer.start_epoch == 1
+
+
+def test_resume_goes_on_with_other_weights_if_they_are_asked_for(quick, teacher, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.LOGGER.propagate", True)
+    last, other = tmp_path / "last.pt", save_model(tmp_path / "other.pt", "yolo26s.yaml")
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher=teacher)
+    again = YOLO(last)
+    again.train(resume=True, teacher=str(other))
+    assert "has other weights than the run began with: it goes on" in caplog.text
+    assert again.trainer.start_epoch == 1 and again.trainer.args.teacher == str(other)
+
+
+def test_random_streams_go_on_where_the_checkpoint_was_written(quick, teacher, tmp_path):
+    """The resumed epoch sees the images that it would have seen, in their order and with their augmentation."""
+    last, batches = tmp_path / "run" / "weights" / "last.pt", {}
+    last.parent.mkdir(parents=True)
+    model = YOLO("yolo26n.yaml")
+
+    def note(key):
+        def look(trainer):
+            batches.setdefault((key, trainer.epoch), []).append((trainer.seen["files"], trainer.seen["img"]))
+
+        return look
+
+    def listen(trainer):
+        stock = trainer.preprocess_batch
+
+        def preprocess(batch):
+            trainer.seen = {"files": [Path(f).name for f in batch["im_file"]], "img": batch["img"].clone()}
+            return stock(batch)
+
+        trainer.preprocess_batch = preprocess
+
+    for each, key in ((model, "whole"),):
+        each.add_callback("on_train_start", listen)
+        each.add_callback("on_train_batch_end", note(key))
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    plain = {"mosaic": 0.0, "close_mosaic": 0}  # a mosaic takes images that this process has read before
+    model.train(**quick, **plain, teacher=teacher)
+    again = YOLO(last)
+    again.add_callback("on_train_start", listen)
+    again.add_callback("on_train_batch_end", note("resumed"))
+    again.train(resume=True, save_dir=str(last.parents[1]))
+    whole, resumed = batches["whole", 1], batches["resumed", 1]
+    assert len(whole) == len(resumed) == 2 and batches["whole", 0][0][0] != whole[0][0]
+    for (files, images), (files_again, images_again) in zip(whole, resumed):
+        assert files == files_again and torch.equal(images, images_again)
+
+
+def test_run_that_was_interrupted_after_its_last_epoch_is_finished_by_resume_and_then_refused(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 1 and (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**quick, **KD, teacher=teacher)
+    last = Path(quick["project"]) / "run" / "weights" / "last.pt"
+    again = YOLO(last)
+    again.train(resume=True)
+    assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
+    assert torch_load(last)["optimizer"] is None and torch_load(last.with_name("best.pt"))["optimizer"] is None
+    assert "metrics/mAP50-95(B)" in again.trainer.teacher_metrics and again.metrics is not None
+    for finished in (YOLO(last), StockYOLO(last)):
+        install()
+        with pytest.raises(KDError, match="of a run that is finished: there is nothing to resume"):
+            finished.train(resume=True)
+
+
+def test_results_are_trimmed_to_whole_rows_of_epochs_in_the_checkpoint(quick, teacher, tmp_path):
+    last = tmp_path / "run" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher=teacher)
+    text = (Path(quick["project"]) / "run" / "results.csv").read_text()
+    (last.parents[1] / "results.csv").write_text(text + text.splitlines()[1][:20])  # epoch 2, and half a row
+    YOLO(last).train(resume=True, save_dir=str(last.parents[1]))
+    assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
 
 
 def test_teachers_validation_leaves_the_students_files_and_callbacks_alone(quick, teacher):

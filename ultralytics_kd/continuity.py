@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import RandomSampler
 from ultralytics.engine import trainer as engine
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, RANK
@@ -348,6 +349,8 @@ def set_random_state(state: dict[str, Any], device: torch.device, loaders: dict[
         if loader.num_workers == 0 and getattr(loader, "iterator", loader) is None:
             loader.iterator = loader._get_iterator()  # it draws once when it is made, which it has done in that run
         generator.set_state(state["loaders"][name])
+        if isinstance(loader.sampler, RandomSampler):  # a pass ends with a draw, which comes when the next begins
+            torch.randperm(len(loader.sampler.data_source), generator=generator)
     random.setstate(state["python"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached))

@@ -41,6 +41,7 @@ from .files import disk_fault, part_of
 from .initialization import never_trained, select_weights
 from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
+from .teachers.opening import IN_MEMORY
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
 
@@ -167,7 +168,7 @@ class DistillationMixin(ContinuityMixin):
             trust = self.args.kd_trust_teacher or kept
             return open_teacher(source, self.args.task, self.args.kd_teacher_weights, trust)
         except KDError as e:
-            if not self.resume or self._teacher_given or "resume" in str(e):
+            if not self.resume or self._teacher_given or str(source).endswith(IN_MEMORY):  # it says what to do
                 raise
             raise KDError(f"{first_line(e)[:-1]}; if it is elsewhere now, resume with teacher=ITS PATH.") from e
 
