@@ -42,6 +42,16 @@ QUICK = {
 }
 
 
+# Files whose tests take minutes come first, so that no process is left with one of them in the end
+LONG = ("bench", "tasks", "training", "cache", "faults", "cli", "examples", "teachers", "hostile", "leaks", "tune")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Order files by how long they take; the order within a file stays."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 def draw_dataset(folder: Path, images: int = 8, names: dict[int, str] | None = None, seed: int = 0) -> Path:
     """Draw filled shapes on a grey ground, write them as a YOLO data set, and return its data.yaml."""
     rng = np.random.default_rng(seed)

@@ -238,7 +238,7 @@ def weights_of(folder: Path, run: str) -> dict:
     return torch.load(folder / "runs" / run / "weights/last.pt", weights_only=False)["model"].state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
     whole = run_bench({**bench, "seeds": 1, "name": "whole"})
     command = [sys.executable, "-m", "ultralytics_kd", "bench", *(f"{k}={v}" for k, v in bench.items()), "seeds=1"]
@@ -360,7 +360,7 @@ def test_single_class_and_mapped_classes_are_scored(tmp_path, data):
     assert score(str(other), args, {"round": "disc", "long": "bar"})["unmatched"] == ["box"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_trained_is_not_trained_again_when_its_scores_fail(bench, tmp_path):
     arms = {"kd": {}}
     run_bench({**bench, "seeds": 1, "arms": arms})

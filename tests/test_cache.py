@@ -172,8 +172,9 @@ make_cache({"data": sys.argv[2], "teacher": sys.argv[3], "kd_cache": sys.argv[4]
 
 
 @pytest.mark.slow
-def test_a_cache_that_was_killed_ten_times_equals_one_that_was_not(tmp_path, teacher):
+def test_a_cache_that_was_killed_again_and_again_equals_one_that_was_not(tmp_path, teacher):
     """SIGKILL at random points: at most one shard is lost each time, and the end is the same, file by file."""
+    most = 10 if os.environ.get("ULTRALYTICS_KD_TEST_KILLS") else 3
     data = str(draw_dataset(tmp_path / "d", images=24))
 
     def run(kill, folder):
@@ -181,7 +182,7 @@ def test_a_cache_that_was_killed_ten_times_equals_one_that_was_not(tmp_path, tea
 
     assert run(-1, str(tmp_path / "whole")).returncode == 0
     kills, attempt, before = 0, 0, 0
-    while kills < 10:
+    while kills < most:
         attempt += 1
         done = run(attempt, str(tmp_path / "cut"))
         if done.returncode == 0:  # it came through: cut it again from the beginning

@@ -7,6 +7,7 @@ With that variable every training of the other files runs on the GPU too, in ful
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import torch
 from conftest import DEVICE, QUICK, save_model
 from task_models import SUFFIX, task_model
 from test_training import results
+from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.cache import make_cache
 from ultralytics_kd.config import TASK_WEIGHTS, TASKS
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.teachers import GridTeacher
 
 pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="ULTRALYTICS_KD_TEST_DEVICE names no GPU")
 GPU = {**QUICK, "device": DEVICE, "amp": True, "batch": 8, "nbs": 8, "epochs": 4}
@@ -122,3 +125,59 @@ def rtdetr(path: Path) -> str:
     model.args, model.task = {}, "detect"
     torch.save({"model": model, "train_args": {"task": "detect"}}, path)
     return str(path)
+
+
+def test_teacher_that_overflows_in_the_middle_costs_no_epoch(teacher, data, tmp_path, monkeypatch, caplog):
+    """One answer counts nothing, the next ones come in float32; labels are learned from all along."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    stock, count = GridTeacher._run, {"half": 0}
+
+    def run(self, images):
+        out = stock(self, images)
+        count["half"] += self.dtype is torch.float16
+        if self.dtype is torch.float16 and count["half"] > 3:
+            for branch in out.values():
+                branch.scores[:, ::5] = float("inf")
+        return out
+
+    monkeypatch.setattr(GridTeacher, "_run", run)
+    torch.save({"model": task_model("detect", "yolo26s"), "train_args": {"task": "detect"}}, tmp_path / "teacher.pt")
+    data = str(draw_task_dataset(tmp_path / "set", "detect", 16, 4, 64))
+    model, gains = YOLO("yolo26n.yaml"), []
+    model.add_callback("on_train_batch_start", lambda t: gains.append((t.epoch, t.model.criterion.base.o2m)))
+    run_args = {**GPU, "data": data, "project": str(tmp_path), "name": "run", "kd_feat": 1.0}
+    model.train(**run_args, teacher=str(tmp_path / "teacher.pt"))
+    assert count["half"] == 5 and "it runs in float32" in caplog.text and "recovering" not in caplog.text
+    rows = results(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+    assert len(gains) == 8 and sorted({gain for _, gain in gains}, reverse=True)[0] == gains[0][1]
+
+
+def test_memory_that_runs_out_halves_the_batch_with_a_teacher_too(tmp_path):
+    """For real: this process may have 3 GiB."""
+    torch.save({"model": task_model("detect", "yolo26s"), "train_args": {"task": "detect"}}, tmp_path / "teacher.pt")
+    data = str(draw_task_dataset(tmp_path / "set", "detect", 32, 4, 64))
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total)
+    try:
+        model = YOLO("yolo26n.yaml")
+        args = {**GPU, "imgsz": 640, "batch": 32, "epochs": 1, "data": data, "project": str(tmp_path), "name": "run"}
+        model.train(**args, teacher=str(tmp_path / "teacher.pt"), kd_feat=1.0)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert model.trainer.batch_size < 32
+    assert all(v > 0 for v in kd_losses(tmp_path / "run")[0].values())
+
+
+def test_memory_of_the_device_is_flat_over_epochs_and_given_back(data, teacher, tmp_path):
+    gc.collect()
+    torch.cuda.empty_cache()
+    before, used = torch.cuda.memory_allocated(), []
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_fit_epoch_end", lambda t: (gc.collect(), used.append(torch.cuda.memory_allocated())))
+    model.train(**{**GPU, "epochs": 30}, data=data, project=str(tmp_path), teacher=teacher, kd_feat=1.0)
+    assert max(used[15:30]) - max(used[5:15]) < 2**20
+    left = torch.cuda.memory_allocated() - before  # the student, its average and its optimizer's state, and no teacher
+    parameters = sum(p.numel() for p in model.trainer.model.parameters())
+    assert left < 6 * 4 * parameters < 4 * 9_950_186 * 2

@@ -38,6 +38,7 @@ class Runs:
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
+            env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},  # else nothing that was forked could use a GPU
         )
 
     def __call__(self, project: Path, moment: str, seed: int = 0) -> int:

@@ -99,7 +99,7 @@ def overfit(data: Path, folder: Path, imgsz: int, teacher_steps: int, steps: int
     return early, late
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kd_terms_alone_overfit_a_student_to_its_teachers_detections(tmp_path):
     early, late = overfit(draw_dataset(tmp_path / "data"), tmp_path, imgsz=64, teacher_steps=110, steps=110)
     assert late.detections >= 8, "the teacher must have learnt the images"

@@ -38,6 +38,11 @@ MAIN = {
 }
 
 
+def nightly_but(*every: str) -> list:
+    """Return all tasks, for every change those that are named and the others for the night."""
+    return [pytest.param(task, marks=() if task in every else pytest.mark.nightly) for task in OTHERS]
+
+
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Return a function that draws a task's data set once."""
@@ -164,7 +169,7 @@ def test_bench_scores_a_task_as_ultralytics_does(task, runs, sets):
     assert found == pytest.approx(own.results_dict[MAIN[task]], abs=1e-6)
 
 
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", nightly_but("pose", "classify"))
 def test_resume_of_a_task(task, runs, monkeypatch):
     monkeypatch.setattr(type(runs(task).trainer), "_write_report", lambda self: None)  # the whole run had one
     again = YOLO(runs(task).last)
@@ -299,7 +304,7 @@ def test_moving_average_teaches_every_task(task, sets, tmp_path):
     assert items["kd_feat"] > 0 and items["kd_depth" if task == "depth" else "kd_cls"] > 0
 
 
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", nightly_but("pose", "semantic"))
 def test_several_teachers_of_a_task(task, sets, teachers, tmp_path):
     both = [teachers(task), teachers(task, "yolo26n")]
     model = YOLO(f"yolo26n{SUFFIX[task]}.yaml")

@@ -73,6 +73,7 @@ def test_best_values_of_a_search_are_arguments_of_a_training(search):
     assert (search / "weights" / "best.pt").is_file()
 
 
+@pytest.mark.nightly
 def test_ray_searches_the_same_space_by_distillations(tmp_path, arguments, teacher, monkeypatch):
     """The teacher's path is relative, and Ray's processes run elsewhere."""
     tune = pytest.importorskip("ray.tune")
