@@ -20,7 +20,10 @@ import torch
 from torch import nn
 
 RANK = int(os.environ.get("RANK", -1))
-record: dict[str, Any] = {"steps": [], "collectives": [], "opened": 0, "buffers": [], "taught": [], "trackers": []}
+record: dict[str, Any] = {
+    **{"steps": [], "collectives": [], "buffers": [], "taught": [], "trackers": []},
+    **{"opened": 0, "scanned": 0, "answered": 0},
+}
 
 
 class Uneven(nn.Module):
@@ -39,6 +42,12 @@ class Uneven(nn.Module):
         return ((out * self.first if RANK == 0 else out) - teacher).square().mean()
 
 
+def stop_after_an_epoch(trainer: Any) -> None:
+    """Fail as a machine does, when a checkpoint has been written."""
+    if trainer.epoch == 0:
+        raise SystemError("cut")
+
+
 def wrap(owner: Any, name: str, around: Any) -> None:
     """Put a function around one of an object's: it is given the original first."""
     stock = getattr(owner, name)
@@ -46,7 +55,7 @@ def wrap(owner: Any, name: str, around: Any) -> None:
 
 
 def flat(tensors: Any) -> torch.Tensor:
-    return torch.cat([t.detach().flatten().float() for t in tensors])
+    return torch.cat([torch.zeros(0), *(t.detach().flatten().float().cpu() for t in tensors)])
 
 
 def without_gpu() -> None:
@@ -80,14 +89,30 @@ def without_gpu() -> None:
 
 def listen() -> None:
     """Write down what a distillation does from here on."""
+    from ultralytics.data import dataset
     from ultralytics.engine.trainer import BaseTrainer
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from ultralytics_kd import cache, trainer
+    from ultralytics_kd import cache, parallel, trainer
 
     record["known"] = "teacher" in DEFAULT_CFG_DICT and getattr(BaseTrainer.check_resume, "kd", False)
     cache.build.select_device = lambda *args, **kwargs: torch.device("cpu")
     mixin, current = trainer.DistillationMixin, {}
+
+    def scanned(stock: Any, *args: Any) -> None:
+        record["scanned"] += 1
+        stock(*args)
+
+    wrap(dataset, "save_dataset_cache_file", scanned)
+
+    def answered(stock: Any, self: Any, work: Any, portions: list, done: Any) -> None:
+        record["answered"] += sum(len(portion.files) for portion in portions)
+        stock(self, work, portions, done)
+
+    stock_answer = cache.build.Here.answer
+    cache.build.Here.answer = lambda *args: answered(stock_answer, *args)
+    if os.environ.get("DDP_BLIND") == str(RANK):  # as on a machine that does not share the run's folder
+        parallel._reads = lambda file, word: False
 
     def opened(stock: Any, *args: Any) -> Any:
         record["opened"] += 1

@@ -11,12 +11,15 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ddp_worker
 import pytest
 import torch
 from conftest import NAMES, QUICK, draw_dataset, save_model
+from task_models import OTHERS, SUFFIX, task_model
 from test_training import results
 from ultralytics.engine import trainer as engine
 from ultralytics.utils import YAML
@@ -24,9 +27,11 @@ from ultralytics.utils.dist import find_free_network_port
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, parallel
+from ultralytics_kd.demo.tasks import draw_task_dataset
 
 pytest.importorskip("cloudpickle")  # Ultralytics' launcher packs a trainer with it
 WORKER = str(Path(__file__).parent / "ddp_worker.py")
+TERM = {"depth": "kd_depth", "segment": "kd_mask", "pose": "kd_kpt"}  # a term that only this task has
 ARGS = {**QUICK, "nbs": 4, "kd_feat": 1.0, "device": "0,1", "warmup_epochs": 0}
 
 
@@ -166,9 +171,12 @@ def test_the_teacher_takes_part_in_no_reduction(run):
     for record in run[1]:
         assert {"all_reduce", "broadcast", "reduce"} == {name for name, _, _ in record["collectives"]}
         assert record["teacher_tensors"] > 500 and not any(theirs for *_, theirs in record["collectives"])
-        assert sum(name == "all_reduce" for name, *_ in record["collectives"]) == len(record["steps"])
-        wrapped, student = record["ddp"]
-        assert wrapped == student == len(list(YOLO("yolo26n.yaml").model.parameters()))
+        student = YOLO("yolo26n.yaml").model
+        assert record["ddp"] == (len(list(student.parameters())),) * 2
+        count = Counter(name for name, *_ in record["collectives"])
+        adapters, norms, average = 3 * 4, 3 * 3, len(list(student.buffers()))  # tensors of three levels; of the student
+        assert count["all_reduce"] == len(record["steps"]) and count["reduce"] == 2 * len(record["steps"][0]["items"])
+        assert count["broadcast"] == 1 + adapters + norms + 2 * (norms + average)  # AMP, start, two validations
 
 
 def test_a_run_of_several_processes_leaves_what_one_process_leaves(run):
@@ -244,7 +252,7 @@ def test_groups_of_processes_train_together_whatever_ultralytics_counts(machines
     assert torch.equal(first["student"], second["student"]) and torch.equal(first["adapters"], second["adapters"])
     assert first["steps"][0]["items"] != second["steps"][0]["items"]
     assert "Distillation:" in said[0] and "Distillation:" not in said[1]
-    assert "New cache created" in said[0] and "New cache created" not in said[1]
+    assert [first["scanned"], second["scanned"]] == [2, 0]  # the label files, which both read
 
 
 def test_groups_of_processes_have_one_folder_and_touch_no_other(machines):
@@ -287,3 +295,105 @@ def test_processes_without_a_teacher_are_ultralytics_own(quick, monkeypatch):
         monkeypatch.setattr(parallel, name, value)
     trainer = KDDetectionTrainer(overrides={**quick, "model": "yolo26n.yaml"})
     assert trainer.world_size == 0 and trainer.args.device == quick["device"]
+
+
+# What takes longer ----------------------------------------------------------------------------------------------------
+@pytest.mark.nightly
+def test_run_of_several_processes_that_was_cut_is_resumed(launcher, tmp_path, data, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_fit_epoch_end", ddp_worker.stop_after_an_epoch)
+    given = {"data": data, "kd_feat_loss": "ddp_worker:Uneven", "project": str(tmp_path / "runs"), "name": "run"}
+    with pytest.raises(subprocess.CalledProcessError):
+        model.train(**{**ARGS, "epochs": 3}, **given, teacher=torch_load(teacher)["model"])
+    cut = read(tmp_path)
+    last = tmp_path / "runs" / "run" / "weights" / "last.pt"
+    assert last.exists()  # it had begun
+    YOLO(last).train(resume=True)
+    first, second = read(tmp_path)
+    assert [row["epoch"] for row in results(last.parents[1])] == [1, 2, 3]
+    assert first["arrived"]["teacher"] == str(last.with_name("teacher.pt")) and first["opened"] == 1
+    for record in (first, second):
+        assert len(record["steps"]) == 4 and all(step["items"]["kd_feat"] > 0 for step in record["steps"])
+        begin = record["steps"][0]["adapters"]
+        torch.testing.assert_close(begin, cut[0]["adapters"], rtol=1e-3, atol=1e-3)  # saved in half precision
+    assert torch.equal(first["adapters"], second["adapters"]) and torch.equal(first["student"], second["student"])
+
+
+@pytest.mark.nightly
+def test_resume_that_fails_leaves_the_run_as_it_was(launcher, tmp_path, data, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_fit_epoch_end", ddp_worker.stop_after_an_epoch)
+    with pytest.raises(subprocess.CalledProcessError):
+        model.train(**{**ARGS, "epochs": 3}, data=data, teacher=teacher, project=str(tmp_path / "runs"), name="run")
+    folder = tmp_path / "runs" / "run"
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    other = save_model(tmp_path / "other.pt", "yolo11m.yaml")  # the adapters of the run do not fit its features
+    with pytest.raises(KDError, match="feature adapters do not fit"):
+        YOLO(folder / "weights" / "last.pt").train(resume=True, teacher=str(other))
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.nightly
+def test_process_that_fails_alone_ends_all_with_its_sentence(launcher, tmp_path, data, teacher, capfd):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "broken.png").write_bytes(b"no image")
+    project = str(tmp_path / "runs" / "deep")
+    with pytest.raises(KDError, match=r"^kd_unlabeled: none of its 1 images can be read"):
+        YOLO("yolo26n.yaml").train(
+            **ARGS, data=data, teacher=teacher, kd_unlabeled=str(tmp_path / "extra"), project=project
+        )
+    assert "none of its 1 images" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["ema", "several"])
+def test_other_teachers_teach_several_processes(kind, launcher, tmp_path, data, teacher):
+    two = [teacher, str(save_model(tmp_path / "other.pt", "yolo11s.yaml"))]
+    given = {"ema": {"teacher": "ema"}, "several": {"teacher": two, "kd_teacher_weights": [2, 1]}}[kind]
+    YOLO("yolo26n.yaml").train(**ARGS, **given, data=data, project=str(tmp_path / "runs"), name="run")
+    first, second = read(tmp_path)
+    for record in (first, second):
+        assert all(step["items"]["kd_cls"] > 0 for step in record["steps"])
+        assert record["arrived"]["teacher"] == given["teacher"] and not any(t for *_, t in record["collectives"])
+    assert torch.equal(first["student"], second["student"])
+    assert [row["epoch"] for row in results(tmp_path / "runs" / "run")] == [1, 2]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", OTHERS)
+def test_every_task_is_distilled_by_several_processes(task, launcher, tmp_path):
+    data = str(draw_task_dataset(tmp_path / "set", task, 16, 6, 64))
+    taught = task_model(task, "yolo26s")
+    YOLO(f"yolo26n{SUFFIX[task]}.yaml").train(
+        **ARGS, data=data, teacher=taught, project=str(tmp_path / "runs"), name="run"
+    )
+    first, second = read(tmp_path)
+    for record in (first, second):
+        assert all(
+            step["items"][term] > 0 for step in record["steps"] for term in ("kd_feat", TERM.get(task, "kd_cls"))
+        )
+    assert torch.equal(first["adapters"], second["adapters"]) and torch.equal(first["student"], second["student"])
+    assert any(name.startswith("teacher/") for name in first["metrics"])
+    assert [row["epoch"] for row in results(tmp_path / "runs" / "run")] == [1, 2]
+
+
+@pytest.mark.nightly
+def test_answers_are_stored_once_for_all_processes(tmp_path, data, teacher):
+    given = {"data": data, "teacher": teacher, "kd_cache": True, "kd_feat": 0.0, "project": str(tmp_path / "runs")}
+    torchrun(tmp_path, {**ARGS, **given, "epochs": 1}, each=2)
+    first, second = read(tmp_path)
+    assert sorted([first["answered"], second["answered"]]) == [0, 8]
+    assert first["arrived"]["kd_cache"] == second["arrived"]["kd_cache"]
+    assert all(step["items"]["kd_cls"] > 0 for record in (first, second) for step in record["steps"])
+    assert torch.equal(first["student"], second["student"])
+
+
+@pytest.mark.nightly
+def test_machines_that_share_no_folder_are_told_so(tmp_path, data, teacher, monkeypatch):
+    monkeypatch.setenv("DDP_BLIND", "1")
+    given = {"data": data, "teacher": teacher, "project": str(tmp_path / "runs"), "name": "run"}
+    with pytest.raises(AssertionError) as error:
+        torchrun(tmp_path, {**ARGS, **given, "device": None}, groups=2)
+    said = str(error.value)
+    assert f"{tmp_path / 'runs' / 'run'}, which the first process writes, is not there on" in said
+    assert not (tmp_path / "runs").exists()

@@ -199,9 +199,10 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     """
     with torch.no_grad():
         for tensor in tensors:  # gloo knows no booleans, and NCCL wants memory without gaps
-            sent = tensor.to(torch.uint8 if tensor.dtype is torch.bool else tensor.dtype).contiguous().clone()
+            sent = tensor.to(torch.uint8 if tensor.dtype is torch.bool else tensor.dtype).contiguous()
             dist.broadcast(sent, src=0)
-            tensor.copy_(sent)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
