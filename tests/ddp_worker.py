@@ -21,8 +21,14 @@ from torch import nn
 
 RANK = int(os.environ.get("RANK", -1))
 record: dict[str, Any] = {
-    **{"steps": [], "collectives": [], "buffers": [], "taught": [], "trackers": []},
-    **{"opened": 0, "scanned": 0, "answered": 0},
+    "steps": [],
+    "collectives": [],
+    "buffers": [],
+    "taught": [],
+    "trackers": [],
+    "opened": 0,
+    "scanned": 0,
+    "answered": 0,
 }
 
 
