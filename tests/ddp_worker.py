@@ -166,6 +166,7 @@ def listen() -> None:
         record["student"] = flat(self.model.parameters())
 
     def validate(self: Any) -> Any:
+        record["average"] = len(list(self.ema.ema.buffers()))
         record["buffers"].append([b.clone() for b in self.distiller.adapters.buffers()])
         return stock_validate(self)
 
