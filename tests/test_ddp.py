@@ -294,6 +294,7 @@ def test_what_processes_cannot_share_is_one_sentence(given, sentence, quick, tea
 def test_processes_without_a_teacher_are_ultralytics_own(quick, monkeypatch):
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setattr(parallel, name, value)
+    monkeypatch.setattr(engine.callbacks, "add_integration_callbacks", lambda trainer: None)  # slow to import
     trainer = KDDetectionTrainer(overrides={**quick, "model": "yolo26n.yaml"})
     assert trainer.world_size == 0 and trainer.args.device == quick["device"]
 
