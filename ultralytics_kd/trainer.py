@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.engine.model import Model
@@ -25,7 +24,7 @@ from ultralytics.utils.patches import torch_save
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
-from . import config, predictions, sizes, summary, tracks
+from . import config, parallel, predictions, sizes, summary, tracks
 from .assignment import SetAnswer
 from .cache.answers import StoredAnswers
 from .cache.build import build_cache
@@ -79,6 +78,7 @@ class DistillationMixin(ContinuityMixin):
     model: Any
     metrics: Any
     initialized: int = 0
+    world_size: int
     store: Store | None = None
     stored_manifest: Manifest | None = None
     stored_classes: ClassMap | None = None
@@ -105,9 +105,11 @@ class DistillationMixin(ContinuityMixin):
         self._args_before: tuple[Path, bytes] | None = None
         self._answered = False  # whether the teacher has answered a batch
         self._unscored = False  # whether the run is at its end and the teacher is to be validated
-        with self._nothing_left_on_error(), self._trackers_let_go_on_error():
+        with parallel.heard(), self._nothing_left_on_error(), self._trackers_let_go_on_error():
             try:
                 super().__init__(cfg, overrides, _callbacks)
+                if self.teacher is not None:
+                    self.world_size = parallel.world_size(self.world_size)
                 if self._in_memory is not None:
                     self._keep_teacher_in_memory()
             except OSError as e:  # of the folder of the run, which is not there to be named yet
@@ -139,9 +141,11 @@ class DistillationMixin(ContinuityMixin):
             self._look_ahead()
             self.args.kd_trust_teacher = overrides.get("kd_trust_teacher", self.args.kd_trust_teacher)
         config.check_combination(vars(self.args))
+        parallel.join(self.args)
         source = config.listed(self.args.teacher)
         source = [_file_of(each) for each in source] if isinstance(source, list) else _file_of(source)
-        self.teacher = self._opened(source)
+        with parallel.machine_by_machine():
+            self.teacher = self._opened(source)
         if all(isinstance(each, (str, Path)) for each in _listed(source)):
             places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
             self.args.teacher = places if isinstance(source, list) else places[0]
@@ -323,7 +327,7 @@ class DistillationMixin(ContinuityMixin):
 
     def _unlabeled_dataset(self) -> Any:
         """Return the images without labels, with the augmentation of the training."""
-        files = readable(self._unlabeled_files)
+        files = parallel.from_first(lambda: readable(self._unlabeled_files))
         validation = self.test_loader.dataset
         listed = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
         validated = {str(Path(f).resolve()) for f in listed}
@@ -333,7 +337,14 @@ class DistillationMixin(ContinuityMixin):
         if self.args.task == "classify":
             return UnlabeledSamples(files, self.train_loader.dataset)
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return UnlabeledImages(files, self.args, self.data, stride)
+        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
+            return UnlabeledImages(files, self.args, self.data, stride)
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Build a data loader; of several machines the first one begins, as they may share the file of its labels."""
+        first = self.teacher is not None and parallel.several_machines()
+        with torch_distributed_zero_first(RANK if first else -1):
+            return super().get_dataloader(*args, **kwargs)
 
     def _close_dataloader_mosaic(self) -> None:
         """Go on without mosaics."""
@@ -344,9 +355,13 @@ class DistillationMixin(ContinuityMixin):
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss and say what will happen."""
         with self._nothing_left_on_error():
+            if self.teacher is not None:
+                parallel.check_shared(self.save_dir)
             self._setup_student()
             if self.teacher is None or self.distiller is None:
                 return
+            if self.world_size > 1:  # one of the user's own may begin with other numbers in every process
+                parallel.broadcast((*self.distiller.adapters.parameters(), *self.distiller.adapters.buffers()))
             self._prepare_teacher()
             self._attach_loss()
         self._ears.enter_context(self.distiller.listening(unwrap_model(self.model)))
@@ -417,8 +432,9 @@ class DistillationMixin(ContinuityMixin):
         try:
             yield
         except Exception as e:  # it goes on to the caller, and no folder of a run that never began is left
-            if not any(text in str(e).lower() for text in NO_MEMORY):  # Ultralytics begins again with a smaller batch
-                self._leave_nothing()
+            again = RANK == -1 and any(text in str(e).lower() for text in NO_MEMORY)
+            if not again:  # with a smaller batch, by Ultralytics
+                parallel.failed_unbegun(self._leave_nothing)
             raise
 
     @contextmanager
@@ -449,10 +465,7 @@ class DistillationMixin(ContinuityMixin):
         """Average the adapters' gradients over ranks, then step."""
         parameters = list(self.distiller.adapters.parameters()) if self.distiller else []
         if parameters and self.world_size > 1:
-            for p in parameters:  # DDP only looks after the student
-                if p.grad is not None:
-                    dist.all_reduce(p.grad)
-                    p.grad /= self.world_size
+            parallel.average_gradients(parameters)
         super().optimizer_step()
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -520,6 +533,8 @@ class DistillationMixin(ContinuityMixin):
         """Validate the moving average, and listen to it as to the student."""
         if self.distiller is None:
             return super().validate()
+        if self.world_size > 1:  # statistics of its norms are each process's own; saved are the first one's
+            parallel.broadcast(self.distiller.adapters.buffers())
         self.distiller.adapters.eval()  # a loss of the user's may have norms or dropout
         try:
             with self.distiller.listening(unwrap_model(self.ema.ema)):
@@ -532,15 +547,20 @@ class DistillationMixin(ContinuityMixin):
         count = batch.get(LABELED)
         super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
 
-    def train(self) -> None:
-        """Train, and then let the teacher go: what stays with the model must not hold its weights."""
+    def train(self) -> Any:
+        """Train, and then let the teacher go: what stays with the model must not hold its weights.
+
+        What a process that Ultralytics launched failed with is said last.
+        """
+        if self.teacher is None:
+            return super().train()
         try:
-            super().train()
+            with parallel.launching(self._leave_nothing) if self.ddp else parallel.heard():
+                return super().train()
         finally:
             self._ears.close()
             self._in_memory = None
-            if self.teacher is not None:
-                self.teacher.release()
+            self.teacher.release()
 
     # End --------------------------------------------------------------------------------------------------------------
     def final_eval(self) -> None:
