@@ -46,7 +46,7 @@ def hostile(folder: Path, place: str) -> tuple[Path, Path]:
     elif place == "attribute":
         model.model[3].extra = Payload(ran)
     if place == "no archive":
-        file.write_bytes(pickle.dumps({"model": Payload(ran)}))
+        file.write_bytes(pickle.dumps({"model": Payload(ran)}, protocol=2))
     else:
         torch.save(content, file)
     return file, ran

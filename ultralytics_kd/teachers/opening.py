@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -172,10 +171,11 @@ def _load(source: Any, trust: bool) -> nn.Module:
     except FileNotFoundError as e:
         raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
-        if not trust and isinstance(e.__cause__ or e, (pickle.UnpicklingError, ModuleNotFoundError)):
+        refused = None if trust else _refused(e)
+        if refused:
             raise KDError(
                 f"teacher={source} is no plain YOLO checkpoint: opening it would run code that the file names "
-                f"({_refused(e)}); {UNTRUSTED}."
+                f"({refused}); {UNTRUSTED}."
             ) from e
         raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {first_line(e)}") from e
 
@@ -197,10 +197,10 @@ def _restricted(on: bool) -> Iterator[None]:
             tasks.SAFE_LOAD = before
 
 
-def _refused(error: BaseException) -> str:
-    """Return what a file names that is no part of a plain checkpoint, as far as the unpickler says so."""
-    found = re.search(r"global:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _said(error), re.IGNORECASE)
-    return next(name for name in found.groups() if name) if found else "of unknown classes"
+def _refused(error: BaseException) -> str | None:
+    """Return what a file names that is no part of a plain checkpoint, if that is why it was not opened."""
+    found = re.search(r"\bGLOBAL:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _said(error), re.IGNORECASE)
+    return next(name for name in found.groups() if name) if found else None
 
 
 def _said(error: BaseException) -> str:
