@@ -2,7 +2,9 @@
 
     manifest.json                         whose answers these are, to which question, from which versions
     answers-<images>-<content>.parquet    rows of one shard; both parts of the name are hashes
-    files.parquet                         paths seen with size, time and key, so that a start need not read all images
+    files-<content>.parquet               paths seen with size, time and key, so that a start need not read all images
+
+The hashes are looked at before Polars looks at a file: a damaged Parquet may end the process.
 
 Rows: `key` (hash of the image file's bytes), `width`, `height` (pixels of the image as read), `boxes` (4 numbers per
 detection: x, y of its centre, w, h, as shares of width and height), `probs` (one number per detection and class:
@@ -35,7 +37,7 @@ MAX_SIDE = 2**16  # pixels
 PRECISIONS = ("fp32", "fp16", "bf16")
 SCALE = 65535  # a probability of 1 in `probs` and `seen`
 OUTSIDE = 1e-3  # of an image: how far rounding may move the side of a box
-MANIFEST, FILES = "manifest.json", "files.parquet"
+MANIFEST = "manifest.json"
 NOTED: dict[str, Any] = {"file": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
 PANIC: type[BaseException] = pl.exceptions.PanicException  # Polars' own words for a file that it cannot make sense of
 SCHEMA: dict[str, Any] = {
@@ -302,17 +304,30 @@ class Store:
             keys.update(TQDM(found, desc="Hashing images", total=len(unread)) if LOCAL_RANK in {-1, 0} else found)
             if write:
                 seen = {**noted, **{f: (*stats[f], keys[f]) for f in unread}}
-                rows = [(os.path.abspath(f), *values) for f, values in seen.items()]
-                buffer = io.BytesIO()
-                pl.DataFrame(rows, schema=NOTED, orient="row").write_parquet(buffer, compression="zstd")
-                write_whole(self.folder / FILES, buffer.getvalue())
+                self._note({os.path.abspath(f): values for f, values in seen.items()})
         return keys
 
+    def _note(self, seen: dict[str, tuple[int, int, str]]) -> None:
+        """Note size, time and key of files in place of what was noted before."""
+        # On Linux a file's name may hold any bytes, and Parquet holds texts: other names are not noted
+        rows = [(f, *values) for f, values in seen.items() if f.encode(errors="ignore").decode() == f]
+        buffer = io.BytesIO()
+        pl.DataFrame(rows, schema=NOTED, orient="row").write_parquet(buffer, compression="zstd")
+        content = buffer.getvalue()
+        path = self.folder / f"files-{_hash(content)[:8]}.parquet"
+        write_whole(path, content)
+        for old in self.folder.glob("files*.parquet"):
+            if old != path and (old.is_file() or old.is_symlink()):
+                old.unlink(missing_ok=True)
+
     def _noted(self) -> dict[str, tuple[int, int, str]]:
-        """Return size, time and key of the files that the cache has noted."""
-        file = self.folder / FILES
-        table = parse_table(file.read_bytes(), NOTED) if own_file(file) else None
-        return {} if table is None else {row[0]: row[1:] for row in table.iter_rows()}  # else images are hashed anew
+        """Return size, time and key of the files that the cache has noted; of what cannot be read nothing is noted."""
+        noted: dict[str, tuple[int, int, str]] = {}
+        for path in self.folder.glob("files-*.parquet"):
+            table = read_table(path, NOTED) if own_file(path) else None
+            if table is not None:
+                noted |= {file: (size, time, key) for file, size, time, key in table.iter_rows()}
+        return noted
 
 
 def image_key(file: str | Path) -> str:
@@ -331,11 +346,6 @@ def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _whole(path: Path, content: bytes) -> bool:
-    """Return whether a shard's content is what its name says."""
-    return path.stem.rpartition("-")[2] == _hash(content)[:8]
-
-
 def read_shard(path: Path, manifest: Manifest) -> pl.DataFrame | None:
     """Return the rows of a shard, None if they are not whole or cannot be answers to the question.
 
@@ -343,19 +353,21 @@ def read_shard(path: Path, manifest: Manifest) -> pl.DataFrame | None:
         path (Path): The shard.
         manifest (Manifest): The question.
     """
-    content = path.read_bytes()
-    table = parse_table(content, SCHEMA) if _whole(path, content) else None
+    table = read_table(path, SCHEMA)
     return table if table is not None and _possible(table, manifest) else None
 
 
-def parse_table(content: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
-    """Return a Parquet file as a table, None if it is none of this schema, or values are missing.
+def read_table(path: Path, schema: dict[str, Any]) -> pl.DataFrame | None:
+    """Return a Parquet file as a table, None if it is not what its name says, not of this schema, or lacks values.
 
     Args:
-        content (bytes): The file.
+        path (Path): The file; its name ends in the hash of its content.
         schema (dict): Types by column.
     """
     try:
+        content = path.read_bytes()
+        if path.stem.rpartition("-")[2] != _hash(content)[:8]:
+            return None
         table = pl.read_parquet(io.BytesIO(content))
     except (pl.exceptions.PolarsError, OSError, ValueError, PANIC):
         return None
