@@ -25,6 +25,15 @@ YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, Rec
 UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
 
 
+def why(error: Exception) -> str:
+    """Return what an error says, without the name of the file that the sentence around it has already.
+
+    Args:
+        error (Exception): The error.
+    """
+    return f"{error.strerror}." if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
 def load_yaml(file: Any) -> dict:
     """Return the mapping in a YAML, as Ultralytics reads it; an empty one if the file is empty.
 
@@ -49,7 +58,7 @@ def load_yaml(file: Any) -> dict:
         raise
     # A folder, no permission, another suffix, a name that is no pattern, and what PyYAML says
     except (OSError, AssertionError, re.error, *YAML_ERRORS) as e:
-        raise KDError(f"'{file}' could not be read as YAML: {first_line(e)}") from e
+        raise KDError(f"'{file}' could not be read as YAML: {why(e)}") from e
 
 
 def check_yaml_text(text: str) -> None:
@@ -104,7 +113,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:  # no permission, a file in its place, a name of null bytes
-        raise KDError(f"the folder {folder} cannot be made: {first_line(e)}") from e
+        raise KDError(f"the folder {folder} cannot be made: {why(e)}") from e
 
 
 def output_folder(args: Any) -> Path:
@@ -119,7 +128,7 @@ def output_folder(args: Any) -> Path:
     try:
         return get_save_dir(args)
     except (OSError, TypeError, ValueError) as e:  # no texts, a name that is too long or has null bytes
-        raise KDError(f"project={args.project} and name={args.name} make no folder: {first_line(e)}") from e
+        raise KDError(f"project={args.project} and name={args.name} make no folder: {why(e)}") from e
 
 
 def lock_file(folder: Path) -> Path:

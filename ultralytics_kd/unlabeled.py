@@ -21,7 +21,8 @@ from ultralytics.data.utils import IMG_FORMATS, verify_image
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
 from ultralytics.utils.patches import imread
 
-from .errors import KDError, first_line
+from .errors import KDError
+from .files import why
 
 PREFIX = colorstr("unlabeled: ")
 
@@ -70,7 +71,7 @@ def _check_folder(folder: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as e:  # no permission, a name that is too long or has null bytes
-        raise KDError(f"kd_unlabeled={folder} cannot be read: {first_line(e)}") from e
+        raise KDError(f"kd_unlabeled={folder} cannot be read: {why(e)}") from e
     for parent, inner, _ in os.walk(folder, followlinks=True):
         for name in inner:
             path = Path(parent, name)
