@@ -264,6 +264,12 @@ def test_every_field_of_a_manifest_is_checked(store, change):
         store.manifest()
 
 
+def test_a_cache_that_was_cut_before_its_manifest_has_no_answers(tmp_path):
+    store = Store(tmp_path / "c")
+    store.folder.mkdir()
+    assert store.damaged() == [] and store.keys() == set()
+
+
 def test_manifest_without_end(store):
     (store.folder / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(KDError, match="damaged or another program's"):

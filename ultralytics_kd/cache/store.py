@@ -262,8 +262,9 @@ class Store:
 
     def damaged(self) -> list[Path]:
         """Return the shards whose content is not what their name says, or no answers to this question."""
-        manifest = self.manifest()
-        return [path for path in self.shards() if read_shard(path, manifest) is None]
+        shards = self.shards()
+        manifest = self.manifest() if shards else None  # a cache that was cut early has neither
+        return [path for path in shards if manifest is None or read_shard(path, manifest) is None]
 
     def read(self) -> Iterator[pl.DataFrame]:
         """Yield the rows of every shard.
@@ -271,9 +272,10 @@ class Store:
         Raises:
             KDError: If a shard is damaged.
         """
-        manifest = self.manifest()
-        for path in self.shards():
-            table = read_shard(path, manifest)
+        shards = self.shards()
+        manifest = self.manifest() if shards else None
+        for path in shards:
+            table = read_shard(path, manifest) if manifest else None
             if table is None:
                 raise KDError(f"{path} is damaged: run yolo-kd cache again, it makes what is missing.")
             yield table
