@@ -29,6 +29,7 @@ from ultralytics_kd.cache.build import _alone
 from ultralytics_kd.cache.options import CACHE_ONLY, check_options
 from ultralytics_kd.cache.store import SCHEMA, Row, Store
 from ultralytics_kd.classes import class_names, match_classes
+from ultralytics_kd.demo import run_demo
 from ultralytics_kd.report import options, page, plots
 from ultralytics_kd.unlabeled import find_unlabeled
 
@@ -55,6 +56,7 @@ def test_bytes_that_are_no_text_can_be_printed(capfd, caplog):
     [
         (["train", "mode=drain"], "Invalid 'mode=drain'"),
         (["train", "task=detct"], "Invalid 'task=detct'"),
+        (["train", f"mode={hex(HUGE)}"], "'mode' holds a number of more than 1000 digits"),
         (["train", "model=5"], "'model=5' is of invalid type int: give a text"),
         (["train", "mode=[1]"], "'mode=[1]' is of invalid type list"),
         (["train", "cfg=5"], "'5' is no YAML file"),
@@ -144,6 +146,14 @@ def test_caches_of_nonsense(given, said):
     if "kd_cache" not in given:
         with pytest.raises(KDError, match=said):
             check_options({**CACHE_ONLY, **given})
+
+
+def test_demos_of_nonsense():
+    for given in ({"name": HUGE}, {"imgsz": [HUGE]}):
+        with pytest.raises(KDError, match="more than 1000 digits"):
+            run_demo(given)
+    with pytest.raises(KDError, match="make no folder"):
+        run_demo({"name": "x" * 5000})
 
 
 def test_reports_into_folders_that_cannot_be():

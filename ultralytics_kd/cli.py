@@ -107,7 +107,7 @@ def _check_line(args: list[str]) -> None:
             given |= [ul_cfg.parse_key_value_pair(f"{key}={value}")]
     if given.get("cfg") is not None:
         given = {**load_yaml(given["cfg"]), **given}
-        config.check_plain(given)
+    config.check_plain(given)
     for name in ("mode", "model", "task"):
         if not isinstance(given.get(name), (str, type(None))):
             raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")

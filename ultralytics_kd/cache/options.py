@@ -40,7 +40,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     Raises:
         KDError: If an argument is missing, unknown or invalid, or the cache cannot be made.
     """
-    check_plain({k: v for k, v in given.items() if k != "teacher"})
+    check_plain(given)
     check_values({"kd_cache": given.get("kd_cache") or True})
     for name in ("teacher", "data"):
         if not given.get(name):

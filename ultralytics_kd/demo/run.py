@@ -83,6 +83,7 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
             teacher, None if the teacher is no better), "save_dir" and "picture".
     """
     register()
+    check_plain(overrides or {})
     given = {**DEMO_ONLY, **TRAINING, **(overrides or {})}
     own = {name: given.pop(name) for name in DEMO_ONLY}
     place: dict[str, Any] = {k: given.pop(k) for k in ("project", "name", "exist_ok") if k in given}
@@ -115,7 +116,6 @@ def _check(own: dict[str, Any], given: dict[str, Any]) -> None:
         KDError: If an argument has no place in the demo or a value that cannot work.
         SyntaxError: If an argument is unknown.
     """
-    check_plain({**own, **given})
     for name in ("teacher", "data", "task", "mode", "resume", "cfg", "distill_model", "save_dir"):
         if name in given:
             raise KDError(f"'{name}' is no argument of the demo, which sees to it itself.")
