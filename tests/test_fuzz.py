@@ -506,7 +506,7 @@ def test_notes_of_image_files(store):
 
     def table(row: dict) -> bytes:
         buffer = io.BytesIO()
-        pl.DataFrame([row], strict=False, infer_schema_length=None).write_parquet(buffer)
+        pl.DataFrame([row]).write_parquet(buffer)
         return buffer.getvalue()
 
     values = st.none() | st.integers(0, 9) | st.text(max_size=3) | st.lists(st.integers(0, 9), max_size=2)

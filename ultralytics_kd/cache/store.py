@@ -39,7 +39,8 @@ SCALE = 65535  # a probability of 1 in `probs` and `seen`
 OUTSIDE = 1e-3  # of an image: how far rounding may move the side of a box
 MANIFEST = "manifest.json"
 NOTED: dict[str, Any] = {"file": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
-PANIC: type[BaseException] = pl.exceptions.PanicException  # Polars' own words for a file that it cannot make sense of
+# What Polars raises where it gives up on a file; the name is that of newer and of older releases
+PANIC: type[BaseException] = getattr(pl.exceptions, "PanicException", None) or vars(pl.exceptions)["PolarsPanicError"]
 SCHEMA: dict[str, Any] = {
     "key": pl.String,
     "width": pl.UInt32,
