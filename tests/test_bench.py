@@ -296,7 +296,8 @@ def test_a_training_with_another_batch_than_asked_for_is_named(bench, tmp_path, 
 
 def test_records_of_other_versions_are_named_once(tmp_path, caplog):
     folder, job = JobFolder(tmp_path), Job("kd-0", {"epochs": 2}, {})
-    write(tmp_path / "records/kd-0.json", {"job": job.identity, "versions": {**VERSIONS, "torch": "1.0"}})
+    versions = {**VERSIONS, "torch": "1.0"}
+    write(tmp_path / "records/kd-0.json", {**record(0.3), "job": job.identity, "versions": versions})
     assert folder.record(job) and folder.record(job)
     assert caplog.text.count("'kd-0' was made with") == 1
 

@@ -134,8 +134,8 @@ def test_teacher_that_overflows_in_the_middle_costs_no_epoch(teacher, data, tmp_
 
     def run(self, images):
         out = stock(self, images)
-        count["half"] += self.dtype is torch.float16
-        if self.dtype is torch.float16 and count["half"] > 3:
+        count["half"] += self.dtype is torch.bfloat16
+        if self.dtype is torch.bfloat16 and count["half"] > 3:
             for branch in out.values():
                 branch.scores[:, ::5] = float("inf")
         return out
@@ -145,7 +145,7 @@ def test_teacher_that_overflows_in_the_middle_costs_no_epoch(teacher, data, tmp_
     data = str(draw_task_dataset(tmp_path / "set", "detect", 16, 4, 64))
     model, gains = YOLO("yolo26n.yaml"), []
     model.add_callback("on_train_batch_start", lambda t: gains.append((t.epoch, t.model.criterion.base.o2m)))
-    run_args = {**GPU, "data": data, "project": str(tmp_path), "name": "run", "kd_feat": 1.0}
+    run_args = {**GPU, "amp": "bf16", "data": data, "project": str(tmp_path), "name": "run", "kd_feat": 1.0}
     model.train(**run_args, teacher=str(tmp_path / "teacher.pt"))
     assert count["half"] == 5 and "it runs in float32" in caplog.text and "recovering" not in caplog.text
     rows = results(tmp_path / "run")

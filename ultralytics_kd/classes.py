@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 from ultralytics.nn.autobackend import check_class_names
-from ultralytics.utils import YAML
-from ultralytics.utils.checks import check_yaml
 
 from .errors import KDError
+from .files import YAML_ERRORS, check_yaml_text, load_yaml
 
 UNKNOWN = -50.0  # a logit whose sigmoid is 0 for every purpose, and that half precision can hold
 
@@ -211,16 +213,32 @@ def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
     Raises:
         KDError: If there is none.
     """
-    if isinstance(spec, Mapping):
-        return spec
+    loaded = spec if isinstance(spec, Mapping) else _read_map(spec)
+    if not loaded or not all(_is_name(name) for name in (*loaded, *loaded.values())):
+        given = "" if isinstance(spec, Mapping) else f"='{spec}'"
+        raise KDError(f"kd_classes{given} holds no map from teacher class names to student class names.")
+    return loaded
+
+
+def _is_name(value: object) -> bool:
+    """Return whether a class may be called so: YAML makes numbers and dates of some names."""
+    return isinstance(value, (str, float, date)) or (isinstance(value, int) and abs(value) <= sys.maxsize)
+
+
+def _read_map(spec: Any) -> Mapping:
+    """Return the mapping in a text or a YAML file; an empty one if something else is there."""
+    if not isinstance(spec, (str, Path)):
+        raise KDError(f"kd_classes is a {type(spec).__name__}: give 'auto', a map, or a YAML file with one.")
     try:
-        loaded = yaml.safe_load(spec) if str(spec).strip().startswith("{") else YAML.load(check_yaml(spec))
-    except (OSError, AssertionError, ValueError, yaml.YAMLError) as e:
+        if str(spec).strip().startswith("{"):
+            check_yaml_text(str(spec))
+            loaded = yaml.safe_load(str(spec))
+        else:
+            loaded = load_yaml(spec)
+    except (OSError, *YAML_ERRORS) as e:
         said = " ".join(str(e).split())
         raise KDError(f"kd_classes='{spec}' is neither 'auto', nor a map, nor a readable YAML file: {said}") from e
-    if not isinstance(loaded, Mapping) or not loaded or None in {*loaded, *loaded.values()}:
-        raise KDError(f"kd_classes='{spec}' holds no map from teacher class names to student class names.")
-    return loaded
+    return loaded if isinstance(loaded, Mapping) else {}
 
 
 def class_names(model: Any) -> dict[int, str]:
@@ -234,7 +252,7 @@ def class_names(model: Any) -> dict[int, str]:
         if names is not None and not isinstance(names, (str, Mapping)):
             names = dict(enumerate(names))
         return check_class_names(names) if isinstance(names, Mapping) and names else {}
-    except (KeyError, ValueError, TypeError):  # no names, or indices with gaps: teachers count them
+    except (KeyError, ValueError, TypeError, OverflowError):  # no names, or indices with gaps: teachers count them
         return {}
 
 

@@ -11,7 +11,8 @@ import ultralytics.cfg as ul_cfg
 from ultralytics.utils import LOGGER
 
 from . import __version__, activation, config
-from .errors import KDError
+from .errors import KDError, KDTypeError
+from .files import load_yaml
 
 HELP = """
     yolo-kd is yolo with knowledge distillation. Besides everything that yolo does:
@@ -26,6 +27,11 @@ HELP = """
                                             models side by side on one page: accuracy, cost, agreement, pictures
         yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
 """
+
+
+# How Ultralytics' errors begin that are the user's to put right: data that cannot be read, a mode or task that is none,
+# values of arguments that have another name now
+SENTENCES = ("Dataset ", "Invalid '", "Deprecated '")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # SyntaxError is what Ultralytics says of arguments that it does not know, FileNotFoundError of files
     except (KDError, SyntaxError, FileNotFoundError) as e:
         return _say(e)
-    except RuntimeError as e:
-        if not str(e).startswith("Dataset "):  # a data set that cannot be read is the user's to put right
+    except (RuntimeError, TypeError, ValueError) as e:
+        if not str(e).startswith(SENTENCES):
             raise
         return _say(e)
     return 0
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(error: Exception) -> int:
     """Print an error's message and return the exit status."""
-    LOGGER.error(str(error).strip())
+    LOGGER.error(str(error).strip().encode(errors="backslashreplace").decode())  # file names may hold any bytes
     return 1
 
 
@@ -74,6 +80,7 @@ def _yolo(args: list[str]) -> None:
     install()
     if not args:
         LOGGER.info(HELP)
+    _check_line(args)
     _warn_of_idle(args)
     before = ul_cfg.ARGV[:]
     ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: it is how Ultralytics tells its CLI from Python
@@ -85,6 +92,37 @@ def _yolo(args: list[str]) -> None:
     for command in special:
         if _add_to_special(command):  # Ultralytics runs the first one and no other
             return
+
+
+def _check_line(args: list[str]) -> None:
+    """Raise if what Ultralytics reads before it checks arguments is not what it takes it for.
+
+    Raises:
+        KDError: If `cfg` is no YAML of arguments, or a mode, task or model no text.
+    """
+    given: dict[str, Any] = {}
+    for arg in _merged(args):
+        key, _, value = arg.lstrip("-").rstrip(",").partition("=")
+        if key.strip() in {"cfg", "mode", "model", "task"} and value.strip():
+            given |= [ul_cfg.parse_key_value_pair(f"{key}={value}")]
+    if given.get("cfg") is not None:
+        given = {**load_yaml(given["cfg"]), **given}
+    config.check_plain(given)
+    for name in ("mode", "model", "task"):
+        if not isinstance(given.get(name), (str, type(None))):
+            raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")
+
+
+def _merged(args: list[str]) -> list[str]:
+    """Return arguments that were parted at spaces put together.
+
+    Raises:
+        KDError: If nothing stands before an '='.
+    """
+    try:
+        return ul_cfg.merge_equals_args(args)
+    except IndexError as e:
+        raise KDError("an '=' has no argument before it.") from e
 
 
 def _warn_of_idle(args: list[str]) -> None:
@@ -155,13 +193,13 @@ def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: s
     Raises:
         KDError: If an argument is no `key=value`.
     """
-    args = [arg.lstrip("-") for arg in ul_cfg.merge_equals_args(args)]
+    args = [arg.lstrip("-") for arg in _merged(args)]
     if {"help", "h"} & set(args):
         said = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
         LOGGER.info(f"yolo-kd {command} [{said}] and {others}")
         return None
     for arg in args:
-        if "=" not in arg or not arg.split("=", 1)[1]:
+        if "=" not in arg or not arg.split("=", 1)[1].strip():
             raise KDError(f"'{arg}' is no 'key=value' argument of 'yolo-kd {command}'.")
     return dict(ul_cfg.parse_key_value_pair(arg) for arg in args)
 

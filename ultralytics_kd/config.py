@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, YAML
-from ultralytics.utils.checks import check_yaml
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from .errors import KDError, KDTypeError
+from .files import load_yaml
 from .importing import import_object, names_object
 
 # Names of the terms of each task; those of tasks that the installed Ultralytics lacks are left out
@@ -131,6 +131,8 @@ MAX_TAU = 1000  # beyond it probabilities no longer differ in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
 TEMPERED = ("kl", "dkd", "dist", "ld", "cwd")  # losses that kd_tau softens
 MAX_RATIO = 100  # images without labels for each labelled one
+MAX_DEPTH, MAX_PARTS = 20, 100_000  # of a list or map that an argument holds
+MAX_NUMBER = 10**1000  # Python refuses to write some larger ones down
 
 
 def register() -> None:
@@ -202,6 +204,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         KDError: If a weight is negative or not finite, or a name is not among the choices.
         KDTypeError: If a value has the wrong type.
     """
+    check_plain(cfg)
     for name, argument in ARGUMENTS.items():
         value = cfg.get(name)
         if value is None:
@@ -241,6 +244,32 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
+
+
+def check_plain(given: Mapping[str, Any]) -> None:
+    """Raise if an argument holds what neither a message nor args.yaml can hold: huge numbers, endless lists.
+
+    Args:
+        given (Mapping): Arguments.
+
+    Raises:
+        KDTypeError: If one does, or is not named by a text.
+    """
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise KDTypeError(f"arguments have names, and one is called by a {type(name).__name__}.")
+        parts, count = [(value, 0)], 0
+        while parts:
+            part, depth = parts.pop()
+            count += 1
+            if depth > MAX_DEPTH or count > MAX_PARTS:
+                raise KDTypeError(f"'{name}' holds a list or map that is nested too deeply or has too many parts.")
+            if isinstance(part, int) and abs(part) >= MAX_NUMBER:
+                raise KDTypeError(f"'{name}' holds a number of more than 1000 digits.")
+            if isinstance(part, Mapping):
+                part = [*part.keys(), *part.values()]
+            if isinstance(part, (list, tuple, set, frozenset)):
+                parts += [(inner, depth + 1) for inner in part]
 
 
 def _check_teachers(cfg: Mapping[str, Any]) -> None:
@@ -288,8 +317,10 @@ def whole_number(name: str, value: Any) -> int:
     Raises:
         KDError: If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise KDError(f"'{name}={value}' is an invalid value: it must be a whole number of 1 or more.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= sys.maxsize:
+        raise KDError(
+            f"'{name}={value}' is an invalid value: it must be a whole number of 1 or more, and of 64 bits at most."
+        )
     return value
 
 
@@ -338,7 +369,7 @@ def check_recipe(cfg: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     file, said = _recipe(overrides)
     if not file:
         return
-    recipe = YAML.load(check_yaml(file))
+    recipe = load_yaml(file)
     if recipe.get("kd_trust_teacher") and "kd_trust_teacher" not in said:
         raise KDError(
             f"cfg={file} sets kd_trust_teacher, which no file can say of itself: drop it there, and if you trust the "

@@ -25,9 +25,9 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 from .criterion import DistillationLoss
 from .distillers import Distiller
 from .errors import KDError, first_line
-from .files import disk_fault, put, write_whole
 from .teachers import Teacher
 from .unlabeled import UnlabeledStream
+from .writing import disk_fault, put, write_whole
 
 # A mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object

@@ -36,13 +36,13 @@ from .continuity import ContinuityMixin
 from .criterion import LABELED, SOUND, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError, first_line
-from .files import disk_fault, part_of
 from .initialization import never_trained, select_weights
 from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
 from .teachers.opening import IN_MEMORY
 from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
+from .writing import disk_fault, part_of
 
 NO_MEMORY = (  # what errors say after which Ultralytics begins again with a smaller batch
     "out of memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import copy
 from multiprocessing.pool import ThreadPool
@@ -21,6 +22,7 @@ from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
 from ultralytics.utils.patches import imread
 
 from .errors import KDError
+from .files import why
 
 PREFIX = colorstr("unlabeled: ")
 
@@ -52,6 +54,7 @@ def find_unlabeled(source: Any) -> list[str]:
     """
     files = [str(s) for s in (source if isinstance(source, (list, tuple)) else [source])]
     for file in files:
+        _check_folder(file)
         if file.rpartition(".")[2].lower() in IMG_FORMATS and Path(file).is_file():
             raise KDError(f"kd_unlabeled={file} is an image: give its folder, or a file with a list of images.")
     try:
@@ -59,6 +62,21 @@ def find_unlabeled(source: Any) -> list[str]:
     except FileNotFoundError as e:
         reason = e.__cause__ or e
         raise KDError(f"kd_unlabeled={source} has no images: {' '.join(str(reason).split())}") from e
+
+
+def _check_folder(folder: str) -> None:
+    """Raise if a folder cannot be looked at, or holds a link to one that it lies in: it would be searched for ever."""
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as e:  # no permission, a name that is too long or has null bytes
+        raise KDError(f"kd_unlabeled={folder} cannot be read: {why(e)}") from e
+    for parent, inner, _ in os.walk(folder, followlinks=True):
+        for name in inner:
+            path = Path(parent, name)
+            if path.is_symlink() and path.resolve() in {p.resolve() for p in path.parents}:
+                raise KDError(f"kd_unlabeled={folder} holds {path}, a link to a folder that it lies in: remove it.")
 
 
 def readable(files: list[str]) -> list[str]:

@@ -18,6 +18,8 @@ from ultralytics.utils import LOGGER
 
 from .. import __version__
 from ..errors import KDError
+from ..files import lock_file, make_folder
+from ..metrics import END2END, NMS, ONE
 
 VERSIONS = {"ultralytics_kd": __version__, "ultralytics": ultralytics.__version__, "torch": str(torch.__version__)}
 
@@ -59,9 +61,10 @@ class JobFolder:
         """Take the folder.
 
         Raises:
-            KDError: If another bench has it.
+            KDError: If another bench has it, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
+        lock_file(self.path)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as e:
@@ -83,12 +86,12 @@ class JobFolder:
         """Return the record of a job if it is there.
 
         Raises:
-            KDError: If it is that of another job by the same name.
+            KDError: If it is damaged, or that of another job by the same name.
         """
         file = self._file("records", job)
         if not file.exists():
             return None
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_record(file, trained=job.arm is not None)
         was, now = record["job"], job.identity
         changed = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
         if changed:
@@ -135,6 +138,39 @@ class JobFolder:
     def _file(self, kind: str, job: Job, suffix: str = ".json") -> Path:
         """Return a file of a job."""
         return self.path / kind / f"{job.name}{suffix}"
+
+
+def read_record(file: Path, trained: bool) -> dict[str, Any]:
+    """Return what a job has left.
+
+    Args:
+        file (Path): Its record.
+        trained (bool): Whether it was a training.
+
+    Raises:
+        KDError: If it is no such record.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        kinds = {"job": dict, "versions": dict, "scores": dict, "parameters": int, "weights": str, "unmatched": list}
+        kinds |= {"epochs": int, "batch": int} if trained else {}
+        scores = list(record["scores"].values())
+        values = [value for each in scores for value in each.values()]
+        values += [record[name] for name in ("seconds", "epochs", "batch") if trained]
+        good = (
+            all(isinstance(record[key], kind) for key, kind in kinds.items())
+            and bool(scores)
+            and {*record["scores"]} <= {NMS, END2END, ONE}
+            and all({"score", "second"} <= {*each} and not {*each} & {"arm", "seed", "head"} for each in scores)
+            and all(type(value) in {int, float} and not abs(value) > sys.maxsize for value in values)
+            and all(isinstance(name, str) for name in record["unmatched"])
+        )
+    # OSError: a folder in its place; the others are what comes of looking into something else
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        good = False
+    if not good:
+        raise KDError(f"{file} is damaged or another program's: delete it, and what it is of will be done again.")
+    return dict(record)
 
 
 def kill_tree(pid: int) -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from ultralytics.cfg import get_cfg, get_save_dir
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
-from ultralytics.utils.checks import check_yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
-from ..config import ARGUMENTS, TASKS, check_combination, whole_number
+from ..config import ARGUMENTS, TASKS, check_combination, check_plain, whole_number
 from ..errors import KDError
+from ..files import load_yaml, output_folder
 from ..model import YOLO
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
@@ -29,6 +28,7 @@ BENCH_ONLY: dict[str, Any] = {
 }
 # Where a bench runs and what it prints, which changes no score
 PLACE = ("project", "name", "exist_ok", "save_dir")
+MAX_NAME, MAX_SEEDS = 100, 10_000
 QUIET = {"plots": False, "verbose": False}
 
 
@@ -87,8 +87,11 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         KDError: If an argument has no place in a bench or a value that cannot work.
         SyntaxError: If an argument is unknown.
     """
+    check_plain(overrides)
     given = {**BENCH_ONLY, **_recipe(overrides.get("cfg")), **{k: v for k, v in overrides.items() if k != "cfg"}}
+    check_plain(given)
     own = {name: given.pop(name) for name in BENCH_ONLY}
+    own["holdout"] = _share(own["holdout"])
     place = {name: given.pop(name) for name in PLACE if name in given}
     given = {**QUIET, **{k: v for k, v in given.items() if k != "mode"}}
     _check_common(given, own)
@@ -109,14 +112,14 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         raise KDError("'holdout' draws from a list of images, which the folders of a classification are not: drop it.")
     _check_used(teacher or own["teacher_model"], special, arms)
     return Plan(
-        get_save_dir(get_cfg(overrides={"name": "bench", **place, "exist_ok": True, "task": task})),
+        output_folder(get_cfg(overrides={"name": "bench", **place, "exist_ok": True, "task": task})),
         given,
         arms,
         _seeds(own["seeds"]),
         own["teacher_model"],
         own["teacher_epochs"],
         special.get("kd_classes", ARGUMENTS["kd_classes"].default),
-        _share(own["holdout"]),
+        own["holdout"],
         whole_number("jobs", own["jobs"]),
         task,
     )
@@ -134,24 +137,9 @@ def _recipe(cfg: Any) -> dict[str, Any]:
     """Return the arguments of a `cfg` YAML that a training would read."""
     if not cfg:
         return {}
-    recipe = _load(cfg)
+    recipe = load_yaml(cfg)
     drop = {"cfg", "mode", "seed", "save_dir"} | ({"resume"} if not recipe.get("resume") else set())
     return {k: v for k, v in recipe.items() if v is not None and k not in drop}
-
-
-def _load(file: Any) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        KDError: If it is none.
-    """
-    try:
-        content = YAML.load(check_yaml(file))
-    except (ValueError, yaml.YAMLError) as e:
-        raise KDError(f"'{file}' could not be read as YAML: {e}") from e
-    if not isinstance(content, dict):
-        raise KDError(f"'{file}' holds no arguments.")
-    return content
 
 
 def _check_teacher(teacher: Any, model: Any, epochs: Any) -> None:
@@ -162,6 +150,8 @@ def _check_teacher(teacher: Any, model: Any, epochs: Any) -> None:
         raise KDError("'teacher' names a trained teacher and 'teacher_model' has one trained: give one of them.")
     if bool(model) != (epochs is not None):
         raise KDError("'teacher_model' and 'teacher_epochs' go together: the teacher to train first, and for how long.")
+    if model is not None and not isinstance(model, (str, Path)):
+        raise KDError(f"'teacher_model={model}' is no model: give a file.")
     if epochs is not None:
         whole_number("teacher_epochs", epochs)
 
@@ -199,10 +189,10 @@ def _named_arms(arms: Any) -> dict[str, dict[str, Any]]:
         if text.startswith("{"):
             try:
                 arms = json.loads(text)
-            except json.JSONDecodeError as e:
+            except (ValueError, RecursionError) as e:
                 raise KDError(f"'arms={arms}' is no JSON: {e}.") from e
         elif text.lower().endswith((".yaml", ".yml")):
-            arms = _load(text)
+            arms = load_yaml(text)
         else:
             arms = text.split(",")
     if isinstance(arms, (list, tuple, set)):
@@ -215,10 +205,15 @@ def _named_arms(arms: Any) -> dict[str, dict[str, Any]]:
         raise KDError(
             f"'arms={arms}' is invalid: give names, e.g. {BENCH_ONLY['arms']}, or {{name: {{argument: value}}}}."
         )
+    check_plain({"arms": arms})
     named = {str(name): dict(args or {}) for name, args in arms.items()}
     for name, args in named.items():
-        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
-            raise KDError(f"arm '{name}' needs a name of letters, digits, '_', '-' and '.': a folder is called so.")
+        letters = name.replace("-", "").replace("_", "").replace(".", "")
+        if not letters.isalnum() or name[0] in ".-" or len(name.encode()) > MAX_NAME:
+            raise KDError(
+                f"arm '{name}' needs a name of letters, digits, '_', '-' and '.', no longer than {MAX_NAME} bytes: a "
+                "folder is called so."
+            )
         if name not in {ALONE, BUILTIN, KD} and not args:
             raise KDError(
                 f"arm '{name}' is unknown: {ALONE}, {BUILTIN} and {KD} are there, others are defined with their "
@@ -254,7 +249,7 @@ def _check_common(given: dict[str, Any], own: dict[str, Any]) -> None:
     for name in ("data", "model"):
         if not isinstance(given.get(name), (str, Path)) or not str(given[name]).strip():
             raise KDError(f"a bench needs {name}=..., and one of it.")
-    if given.get("task") not in {None, *TASKS}:
+    if given.get("task") not in (None, *TASKS):
         raise KDError(f"task '{given['task']}' cannot be compared yet: a bench is there for {', '.join(TASKS)}.")
     batch = given.get("batch", 16)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -278,13 +273,17 @@ def _check_used(teacher: Any, special: dict[str, Any], arms: list[Arm]) -> None:
 
 def _seeds(seeds: Any) -> list[int]:
     """Return the seeds: 0 to n - 1 for a number, or those that are listed."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and 0 < seeds <= MAX_SEEDS:
         return list(range(seeds))
     if isinstance(seeds, str):
-        seeds = [int(s) if s.strip().isdigit() else s for s in seeds.strip("[]").split(",")]
+        seeds = [int(s) if s.strip().isdecimal() and len(s) < 10 else s for s in seeds.strip("[]").split(",")]
     listed = list(seeds) if isinstance(seeds, (list, tuple)) else []
-    if not listed or len({*listed}) < len(listed) or not all(type(s) is int and s >= 0 for s in listed):
-        raise KDError(f"'seeds={seeds}' is invalid: give their number, or different ones of 0 or more, e.g. 0,1,2.")
+    whole = all(type(s) is int and s >= 0 for s in listed)
+    if not listed or not whole or len({*listed}) < len(listed):
+        raise KDError(
+            f"'seeds={seeds}' is invalid: give their number, at most {MAX_SEEDS}, or different ones of 0 or more, e.g. "
+            "0,1,2."
+        )
     return listed
 
 

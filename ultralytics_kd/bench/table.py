@@ -10,11 +10,13 @@ from typing import Any
 import polars as pl
 from scipy import stats
 
+from ..errors import printable
 from ..metrics import ONE
 from .plan import ALONE
 from .plot import metric_names, plot_table
 
 CONFIDENCE = 0.95
+MARKUP = "\\|<[`$"  # what begins something in Markdown
 TRAINED = ("seconds", "epochs", "batch")  # what a record says of its training
 
 
@@ -184,8 +186,13 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def markdown(lines: list[list[str]]) -> str:
     """Return lines of cells, title first, as a Markdown table."""
-    title, *rows = lines
+    title, *rows = [[_cell(text) for text in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in (title, ["---"] * len(title), *rows)) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return text that stays in its cell, and is no markup in it."""
+    return "".join(f"\\{c}" if c in MARKUP else c for c in printable(text))
 
 
 def to_text(report: dict[str, Any]) -> str:

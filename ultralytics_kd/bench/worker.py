@@ -17,7 +17,9 @@ from typing import Any
 import polars as pl
 import psutil
 
+from ..errors import KDError
 from ..model import YOLO
+from ..writing import write_whole
 from .jobs import kill_tree
 from .scores import score
 
@@ -35,11 +37,33 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     if "weights" in job:
         return score(job["weights"], job["args"], job["classes"])
     note = Path(job["trained"])
-    trained = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    trained = read_note(note)
     if trained.get("job") != job["identity"] or not Path(trained["weights"]).exists():
         trained = {"job": job["identity"], **_train(dict(job["args"]))}
         write(note, trained)  # whatever becomes of the scores
     return {**score(trained["weights"], job["args"]), **{k: trained[k] for k in ("seconds", "epochs", "batch")}}
+
+
+def read_note(note: Path) -> dict[str, Any]:
+    """Return what is noted of a finished training, nothing if there is no note.
+
+    Args:
+        note (Path): The note.
+
+    Raises:
+        KDError: If it is damaged: a training is not done once more without asking.
+    """
+    if not note.exists():
+        return {}
+    try:
+        trained = json.loads(note.read_text(encoding="utf-8"))
+        kinds: dict[str, Any] = {"job": dict, "weights": str, "seconds": (int, float), "epochs": int, "batch": int}
+        good = all(isinstance(trained[key], kind) for key, kind in kinds.items())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise KDError(f"{note} is damaged or another program's: delete it to train again.")
+    return dict(trained)
 
 
 def _train(args: dict[str, Any]) -> dict[str, Any]:
@@ -61,9 +85,7 @@ def _train(args: dict[str, Any]) -> dict[str, Any]:
 def write(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON that is whole or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _end_with(bench: int) -> None:

@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from ultralytics import __version__ as ultralytics_version
-from ultralytics.cfg import get_save_dir
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset, get_split_fraction
@@ -24,6 +23,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from .. import __version__
 from ..errors import KDError
+from ..files import lock_file, make_folder, output_folder
 from ..teachers import Teacher, open_teacher
 from .answering import Answerer, coarsest_stride
 from .store import Manifest, Row, Store, hash_images
@@ -224,7 +224,7 @@ def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
     if isinstance(args.kd_cache, (str, Path)):
         return Path(args.kd_cache).resolve()
     with override_configs(args, {"name": "kd_cache", "exist_ok": True, "save_dir": None, "resume": False}) as place:
-        home = get_save_dir(place)
+        home = output_folder(place)
     teachers = "-".join(f"{Path(t['name']).stem}-{t['sha256'][:8]}" for t in manifest.teachers)
     return home.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
 
@@ -268,8 +268,8 @@ def _movable(source: Any) -> Any:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process fills the same cache, and keep others from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    make_folder(folder)
+    lock = FileLock(lock_file(folder))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
-from ..config import listed, register, whole_number
+from ..config import check_plain, check_values, listed, register, whole_number
 from ..errors import KDError, KDTypeError
 from .build import build_cache
 from .store import Store
@@ -43,6 +43,8 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     Raises:
         KDError: If an argument is missing, unknown or invalid, or the cache cannot be made.
     """
+    check_plain(given)
+    check_values({"kd_cache": given.get("kd_cache") or True})
     for name in ("teacher", "data"):
         if not given.get(name):
             raise KDError(f"'yolo-kd cache' needs {name}=PATH.")
@@ -69,6 +71,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         KDError: If a value is out of range.
         KDTypeError: If a value has the wrong type.
     """
+    check_plain(options)
     checked = dict(options)
     for name in ("kd_cache_topk", "kd_cache_shard"):
         whole_number(name, checked[name])
@@ -92,6 +95,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(name: str, value: Any) -> float:
     """Return a finite number as float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    most = sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -most <= value <= most:
         raise KDTypeError(f"'{name}={value}' is of invalid type or value: it must be a number.")
     return float(value)

@@ -11,14 +11,15 @@ from typing import Any
 import cv2
 import numpy as np
 from ultralytics import YOLO as StockYOLO
-from ultralytics.cfg import get_cfg, get_save_dir
+from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.patches import imread, imwrite
 from ultralytics.utils.plotting import Annotator, colors
 from ultralytics.utils.torch_utils import get_num_params
 
-from ..config import ARGUMENTS, check_combination, register, whole_number
+from ..config import ARGUMENTS, check_combination, check_plain, register, whole_number
 from ..errors import KDError
+from ..files import output_folder
 from .shapes import CLASS_NAMES, draw_dataset
 from .threads import AllCores
 
@@ -82,11 +83,12 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
             teacher, None if the teacher is no better), "save_dir" and "picture".
     """
     register()
+    check_plain(overrides or {})
     given = {**DEMO_ONLY, **TRAINING, **(overrides or {})}
     own = {name: given.pop(name) for name in DEMO_ONLY}
     place: dict[str, Any] = {k: given.pop(k) for k in ("project", "name", "exist_ok") if k in given}
     _check(own, given)
-    save_dir = get_save_dir(get_cfg(overrides={"name": "demo", **place, "task": "detect"}))
+    save_dir = output_folder(get_cfg(overrides={"name": "demo", **place, "task": "detect"}))
     data = draw_dataset(save_dir / "data", own["train_images"], own["val_images"], given["imgsz"], given["seed"])
     LOGGER.info(f"{colorstr('Demo:')} drew {own['train_images']} + {own['val_images']} images in {save_dir / 'data'}")
     common = {**given, "data": str(data), "project": str(save_dir), "exist_ok": True}

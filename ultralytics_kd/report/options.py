@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultralytics.cfg import get_cfg, get_save_dir
+from ultralytics.cfg import get_cfg
 from ultralytics.utils.checks import check_imgsz
 
-from ..config import listed, register, whole_number
+from ..config import check_plain, listed, register, whole_number
 from ..errors import KDError, KDTypeError
+from ..files import output_folder
 
 REPORT_ONLY: dict[str, Any] = {"teacher": None, "student": None, "baseline": None, "images": 12, "match_conf": 0.25}
 # Arguments of Ultralytics and of distillation that a report reads
@@ -56,6 +57,7 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
         KDError: If an argument is missing, unknown or invalid.
     """
     check_names(given)
+    check_plain(given)
     own = {**REPORT_ONLY, **{k: v for k, v in given.items() if k in REPORT_ONLY}}
     rest = {k: v for k, v in given.items() if k in USED}
     if rest.get("nms"):
@@ -76,7 +78,7 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
     place = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **rest})
     models = {role: own[role] for role in ("teacher", "baseline", "student") if own[role]}
     models["teacher"] = listed(models["teacher"])
-    return Options(models, args, int(images), float(conf), get_save_dir(place))
+    return Options(models, args, int(images), float(conf), output_folder(place))
 
 
 def check_names(given: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ def write_page(report: dict[str, Any], folder: Path) -> None:
     levels = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
     page = pages.get_template("page.html.jinja")
     text = page.render(report=report, charts=charts, photos=photos, levels=levels)
-    Path(report["page"]).write_text(text, encoding="utf-8")
+    # On Linux a file's name may hold any bytes, which Python keeps as characters that UTF-8 has not
+    Path(report["page"]).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def verdict(report: dict[str, Any]) -> list[str]:

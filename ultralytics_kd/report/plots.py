@@ -126,9 +126,9 @@ def read_curves(source: str) -> pl.DataFrame | None:
         return None
     try:
         table = pl.read_csv(file, infer_schema_length=None)
-    except pl.exceptions.PolarsError:  # half a line of a run that was cut off
+        return table.rename({name: name.strip() for name in table.columns})
+    except (pl.exceptions.PolarsError, OSError):  # half a line of a run that was cut off, columns of one name
         return None
-    return table.rename({name: name.strip() for name in table.columns})
 
 
 @plt_settings()
