@@ -67,6 +67,7 @@ def drawn(seed: int, images: int = 6) -> tuple[dict[str, Objects], dict[str, Obj
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_average_precision_of_all_sizes_is_ultralytics_own(seed):
     labels, found = drawn(seed)
@@ -199,6 +200,7 @@ def report(tmp_path_factory, data, teacher):
     )  # fmt: skip
 
 
+@pytest.mark.core
 def test_a_student_with_its_teachers_weights_is_its_equal(report):
     teacher, student = report["models"]["teacher"], report["models"]["student"]
     for key in ("heads", "classes", "sizes", "calibration", "parameters", "gflops"):
@@ -211,6 +213,7 @@ def test_a_student_with_its_teachers_weights_is_its_equal(report):
     assert [row["missed"] + row["extra"] for row in report["images"]] == [0, 0, 0]
 
 
+@pytest.mark.core
 def test_scores_and_costs_are_what_ultralytics_says(report, data):
     for role in ("student", "baseline"):
         model = report["models"][role]

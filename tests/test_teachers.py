@@ -91,6 +91,7 @@ def fit(student, teacher, distiller, loss, batch: dict, steps: int = 30, optimiz
 
 
 # Families -------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("student_cfg", STUDENTS)
 @pytest.mark.parametrize("teacher_cfg", TEACHERS)
 def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
@@ -102,6 +103,7 @@ def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
         assert 0 < last < 0.99 * first, term
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "student_cfg, teacher_cfg, strides, said",
     [
@@ -177,6 +179,7 @@ def test_queries_are_assigned_as_labels_are_and_reach_both_heads():
         assert any(p.grad is not None and p.grad.any() for p in towers.parameters())
 
 
+@pytest.mark.core
 def test_queries_are_what_the_model_itself_detects():
     model = build("yolov8n-rtdetr.yaml")
     teacher = open_teacher(deepcopy(model))
@@ -347,6 +350,7 @@ def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):
     assert seen and all(v.isfinite() for v in seen[0])
 
 
+@pytest.mark.core
 def test_grid_and_queries_are_merged_as_sets():
     ensemble = open_teacher([build("yolo26n.yaml"), build("yolov8n-rtdetr.yaml")])
     assert isinstance(ensemble, SetEnsemble)
@@ -389,6 +393,7 @@ def test_errors_about_several_teachers(quick, tmp_path, given, message):
 
 
 # The student's own average --------------------------------------------------------------------------------------------
+@pytest.mark.core
 def test_moving_average_teaches_its_student(quick):
     seen = []
     model = YOLO("yolo26n.yaml")
@@ -434,6 +439,7 @@ def test_moving_average_refuses_what_it_cannot_mean(quick):
 
 
 # Exported files -------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("nms", [False, True], ids=["one2many", "end to end"])
 def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     pytest.importorskip("onnxruntime")
@@ -534,6 +540,7 @@ def test_several_grids_are_scored_by_what_they_say_together():
     )
 
 
+@pytest.mark.core
 def test_rtdetr_is_scored_by_its_queries_without_suppression():
     model = build("yolov8n-rtdetr.yaml")
     images = torch.rand(2, 3, 64, 96)

@@ -15,6 +15,8 @@ from ultralytics_kd.criterion import DistillationLoss
 from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 NAMES = {0: "a", 1: "b", 2: "c"}
 HEADS = [  # student, teacher: end-to-end or single, DFL or not, 3 or 4 levels
     ("yolo26n.yaml", "yolo26s.yaml"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,12 @@ class YOLO(_YOLO):
             >>> space = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
             >>> YOLO("yolo26n.pt").tune(data="coco8.yaml", teacher="yolo26x.pt", space=space, iterations=30)
         """
-        return _tune(self, use_ray, iterations, *args, **kwargs)
+        return tune(self, use_ray, iterations, *args, **kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
         """Map tasks to models, trainers, validators and predictors, with trainers that distil."""
-        return _with_distilling_trainers(super().task_map)
+        return with_distilling_trainers(super().task_map)
 
 
 def _check_travels(teacher: Any, purpose: str) -> None:
@@ -78,7 +77,7 @@ def _check_travels(teacher: Any, purpose: str) -> None:
         raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
 
 
-def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
+def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
     """Search as Ultralytics does, with arguments that were checked and mean the same to both of its tuners."""
     _check_travels(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()
@@ -88,25 +87,8 @@ def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any,
     return Model.tune(self, use_ray, iterations, *args, **search_arguments(kwargs, self.task, use_ray))
 
 
-def install() -> None:
-    """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
-    _YOLO.tune = _tune
-    stock = _YOLO.task_map.fget
-    if not getattr(stock, "kd", False):
-
-        def task_map(self: _YOLO) -> dict[str, dict[str, Any]]:
-            return _with_distilling_trainers(stock(self))
-
-        task_map.kd = True  # type: ignore[attr-defined]
-        _YOLO.task_map = property(task_map)
-
-
-def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the map with every trainer that has a distilling counterpart replaced by it."""
     return {
         task: {**parts, "trainer": TRAINERS.get(parts["trainer"], parts["trainer"])} for task, parts in task_map.items()
     }
-
-
-if "ultralytics_kd._autoload" in sys.modules:  # `yolo-kd enable`: the plain YOLO class distils too
-    install()
