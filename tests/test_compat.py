@@ -41,7 +41,7 @@ def said(monkeypatch, caplog):
     return caplog
 
 
-@pytest.mark.parametrize("version", ["8.3.0", "8.4.149", "8.4.191", "8.10.0", "9.0.0rc1"])
+@pytest.mark.parametrize("version", ["8.3.0", "8.4.152", "8.4.191", "8.10.0", "9.0.0rc1"])
 def test_release_outside_the_tested_range_is_one_warning(said, version):
     for _ in range(2):
         check_ultralytics(version)

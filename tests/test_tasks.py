@@ -166,7 +166,6 @@ def test_bench_scores_a_task_as_ultralytics_does(task, runs, sets):
     assert found == pytest.approx(own.results_dict[MAIN[task]], abs=1e-6)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("task", OTHERS)
 def test_resume_of_a_task(task, runs, monkeypatch):
     monkeypatch.setattr(type(runs(task).trainer), "_write_report", lambda self: None)  # the whole run had one

@@ -194,6 +194,14 @@ def test_queries_are_what_the_model_itself_detects():
     torch.testing.assert_close(answer.bboxes[best], boxes[0], rtol=1e-3, atol=1e-4)
 
 
+def test_decoder_in_another_precision_takes_its_anchors_along():
+    """It keeps those of the last size of image, at first of the 256 px that it was looked at with."""
+    teacher = open_teacher(build("yolov8n-rtdetr.yaml"))
+    teacher.prepare(CPU, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert teacher.model(torch.rand(1, 3, 256, 256).bfloat16())["scores"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("loss", ["crosskd", "sl2"])
 def test_feature_losses_that_need_a_grid_are_refused_for_a_set(loss):
     with pytest.raises(KDError, match=f"kd_feat_loss={loss}"):

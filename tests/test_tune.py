@@ -55,7 +55,6 @@ def search(tmp_path_factory, arguments, teacher) -> Path:
     return project / "search"
 
 
-@pytest.mark.core
 def test_every_iteration_is_a_distillation_with_values_of_its_own(search, teacher):
     records = [json.loads(line) for line in (search / "tune_results.ndjson").read_text().splitlines()]
     assert [r["iteration"] for r in records] == [1, 2]  # the second went on where the first had stopped

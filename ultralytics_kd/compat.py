@@ -15,7 +15,7 @@ from typing import Any
 from . import __version__
 from .errors import KDError
 
-OLDEST, NEWEST = "8.4.150", "8.4.190"
+OLDEST, NEWEST = "8.4.153", "8.4.190"
 TESTED = f">={OLDEST},<={NEWEST}"
 
 # By module: names, attributes of classes and of what classes make, and in brackets a parameter that a part must take.
