@@ -16,6 +16,8 @@ from ultralytics_kd.criterion import DistillationLoss
 from ultralytics_kd.distillers import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 NAMES = {0: "a", 1: "b", 2: "c"}
 
 

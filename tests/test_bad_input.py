@@ -69,6 +69,7 @@ def teachers(tmp_path_factory):
     return bad_teachers(tmp_path_factory.mktemp("bad"))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_that_cannot_teach_is_one_sentence_and_leaves_nothing(teachers, kind, quick, capfd):
     source, message = teachers[kind]
@@ -86,6 +87,7 @@ def test_every_kind_of_bad_teacher_is_tested(teachers):
     assert sorted(teachers) == sorted(KINDS)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "given, message",
     [
@@ -109,6 +111,7 @@ def test_arguments_that_cannot_work_are_one_sentence_and_leave_nothing(quick, te
     assert not Path(quick["project"]).exists()
 
 
+@pytest.mark.core
 def test_error_of_ultralytics_own_leaves_nothing_either(quick, teacher):
     with pytest.raises(NotImplementedError, match="not found in list of available optimizers"):
         YOLO("yolo26n.yaml").train(**quick | {"optimizer": "nosuch"}, teacher=teacher)
@@ -155,6 +158,7 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
     assert model.trainer.teacher.names == NAMES
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "source, asked",
     [

@@ -211,6 +211,7 @@ def test_ray_gives_the_same_rows(tmp_path, data, teacher, cache):
 
 
 # Asking ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("cfg", ["yolo26s.yaml", "yolo11n.yaml"])
 def test_answers_are_the_teachers_own_predictions(tmp_path, cfg):
     """Boxes, confidence and classes are those of `predict` with class-blind NMS, in images of any shape."""
@@ -335,6 +336,7 @@ def test_the_command_makes_a_cache_and_says_how_to_train(tmp_path, data, teacher
 
 
 # Training -------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 def test_a_training_learns_from_stored_answers_with_no_teacher_in_memory(quick, teacher, cache):
     from ultralytics_kd.teachers import open_teacher
 
@@ -361,6 +363,7 @@ def test_a_training_learns_from_stored_answers_with_no_teacher_in_memory(quick, 
     assert model.trainer.initialized  # the teacher was there for kd_init
 
 
+@pytest.mark.core
 def test_with_augmentation_off_a_batch_holds_the_teachers_predictions_for_its_images(quick, tmp_path, teacher):
     """What the student is shown as answers is what the teacher says about that very tensor, in images of any shape."""
     data = draw_dataset(tmp_path / "d", images=3)
@@ -408,6 +411,7 @@ def test_true_makes_the_cache_first_and_finds_it_again(quick, teacher):
     )
 
 
+@pytest.mark.core
 def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
     model = YOLO("yolo26n.yaml")
 

@@ -8,6 +8,8 @@ import torch
 from ultralytics_kd import KDError
 from ultralytics_kd.classes import UNKNOWN, match_classes
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 DATA = {0: "person", 1: "hard hat", 2: "vest"}
 
 

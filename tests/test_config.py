@@ -10,7 +10,8 @@ from ultralytics.cfg import check_dict_alignment, get_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, remove_colorstr
 
 from ultralytics_kd import KDError, config, trainer
-from ultralytics_kd.compat import INTERNALS, check_ultralytics
+
+pytestmark = pytest.mark.core  # of .ci/releases
 
 
 def test_arguments_are_known_to_ultralytics_with_their_defaults():
@@ -118,46 +119,3 @@ def test_help_and_cfg_text_name_every_argument():
     for name in config.ARGUMENTS:
         assert f"{name}=" in config.help_text()
         assert f"\n{name}:" in config.cfg_text()
-
-
-def test_release_outside_the_tested_range_is_a_warning(caplog):
-    from ultralytics.utils import LOGGER
-
-    LOGGER.propagate = True
-    check_ultralytics("8.3.0")
-    LOGGER.propagate = False
-    assert "tested with ultralytics" in caplog.text
-
-
-@pytest.mark.parametrize("module, path", [(m, p) for m, p, _ in INTERNALS if "." in p or p.islower()])
-def test_moved_internal_is_named(monkeypatch, module, path):
-    import importlib
-
-    *owners, last = path.split(".")
-    owner = importlib.import_module(module)
-    for name in owners:
-        owner = getattr(owner, name)
-    for holder in getattr(owner, "__mro__", [owner]):  # a base class may have it too
-        if last in vars(holder):
-            monkeypatch.delattr(holder, last)
-    with pytest.raises(KDError, match=f"has no '{module}.{path}'"):
-        check_ultralytics()
-
-
-def test_internal_with_other_parameters_is_named(monkeypatch):
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    monkeypatch.setattr(DetectionTrainer, "preprocess_batch", lambda self, images: images)
-    with pytest.raises(KDError, match="preprocess_batch' with parameter 'batch'"):
-        check_ultralytics()
-
-
-def test_loss_without_named_parts_is_named(monkeypatch):
-    from ultralytics.utils.loss import v8DetectionLoss
-
-    def nameless(self, preds, batch) -> tuple[float, float]:
-        return 0.0, 0.0
-
-    monkeypatch.setattr(v8DetectionLoss, "__call__", nameless)
-    with pytest.raises(KDError, match="v8DetectionLoss' that names its parts"):
-        check_ultralytics()

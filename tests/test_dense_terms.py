@@ -14,6 +14,8 @@ from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.terms import DensePair
 from ultralytics_kd.terms.dense import DepthTerm, PixelTerm, shown_part
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 
 def padded(images: torch.Tensor, top: int, left: int, grey: float = 114 / 255) -> torch.Tensor:
     """Return images with their first rows and columns made padding."""

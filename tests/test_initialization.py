@@ -62,6 +62,7 @@ def silence_what_is_not_shared(student: DetectionModel, teacher: DetectionModel,
                     nn.init.zeros_(norm.bias)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("student", "teacher", "share"),
     [
@@ -153,6 +154,7 @@ def first_weights(quick, teacher, model="yolo26n.yaml", **kd) -> tuple[dict[str,
     return seen, student.trainer
 
 
+@pytest.mark.core
 @pytest.mark.slow
 def test_an_untrained_student_begins_with_the_teachers_weights_and_says_so(quick, teacher, caplog):
     seen, _ = first_weights(quick, teacher)

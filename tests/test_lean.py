@@ -39,6 +39,7 @@ def pair(student_cfg="yolo26n.yaml", teacher_cfg="yolo26s.yaml", dtype=torch.flo
     return student, teacher, distiller
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "args, student_cfg, expected",
     [
@@ -257,6 +258,7 @@ class Memory(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
 
+@pytest.mark.core
 def test_autobatch_profiles_teacher_terms_and_adapters(quick, teacher, monkeypatch):
     """What Ultralytics profiles takes the memory of a whole step, and leaves nothing behind in the adapters."""
     seen = {}
@@ -283,6 +285,7 @@ def test_autobatch_profiles_teacher_terms_and_adapters(quick, teacher, monkeypat
     assert seen["both"] > 1.2 * seen["student"], seen
 
 
+@pytest.mark.core
 def test_a_rehearsal_can_be_profiled_by_ultralytics(teacher):
     """With its own profiler, which adds what the loss takes from `stride` and `names`."""
     student, answerer, distiller = pair(kd_cls=1.0, kd_feat=1.0)

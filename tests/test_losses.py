@@ -9,6 +9,8 @@ import torch
 
 from ultralytics_kd import losses
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 GOLDEN = Path(__file__).parent / "golden"
 VALUES = np.load(GOLDEN / "reference_losses.npz")
 CASES = {

@@ -67,10 +67,14 @@ def drawn(seed: int, images: int = 6) -> tuple[dict[str, Objects], dict[str, Obj
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_average_precision_of_all_sizes_is_ultralytics_own(seed):
     labels, found = drawn(seed)
     validator = DetectionValidator(args={"task": "detect"})
+    alike = torch.zeros(2)
+    if not validator.match_predictions(alike, alike, torch.tensor([[0.9, 0.8], [0.0, 0.6]]))[1, 0]:
+        pytest.skip("a detection whose nearest label is taken gets no other in this Ultralytics, as it would in COCO's")
     hits, conf, cls, target = [], [], [], []
     for name, truth in labels.items():
         mine = found[name]
@@ -199,6 +203,7 @@ def report(tmp_path_factory, data, teacher):
     )  # fmt: skip
 
 
+@pytest.mark.core
 def test_a_student_with_its_teachers_weights_is_its_equal(report):
     teacher, student = report["models"]["teacher"], report["models"]["student"]
     for key in ("heads", "classes", "sizes", "calibration", "parameters", "gflops"):
@@ -211,6 +216,7 @@ def test_a_student_with_its_teachers_weights_is_its_equal(report):
     assert [row["missed"] + row["extra"] for row in report["images"]] == [0, 0, 0]
 
 
+@pytest.mark.core
 def test_scores_and_costs_are_what_ultralytics_says(report, data):
     for role in ("student", "baseline"):
         model = report["models"][role]

@@ -16,6 +16,8 @@ from ultralytics_kd.criterion import DistillationLoss
 from ultralytics_kd.distillers import build_distiller
 from ultralytics_kd.teachers import open_teacher
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 CPU = torch.device("cpu")
 
 

@@ -107,6 +107,7 @@ def runs(tmp_path_factory, sets, teachers):
     return of
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("task", OTHERS)
 def test_task_is_distilled_by_the_trainer_of_its_name(task, runs):
     """All terms in the log, for train and val; teacher validated; a plain checkpoint."""
@@ -143,6 +144,7 @@ def check_report(run, task: str) -> None:
     assert page.count("data:image/jpeg") == 6 + len(report["levels"])
 
 
+@pytest.mark.core
 def test_checkpoints_of_all_tasks_work_without_the_plugin(runs, sets, tmp_path):
     files = {task: (str(runs(task).folder / "weights" / "best.pt"), sets(task), MAIN[task]) for task in OTHERS}
     code = f"""

@@ -100,6 +100,7 @@ def pairs() -> list:
     ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("student_cfg, teacher_cfg", pairs())
 def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
     """All terms fall: DFL on one side or both, one head or two, other levels, queries in place of anchor points."""
@@ -110,6 +111,7 @@ def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
         assert 0 < last < 0.99 * first, term
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "student_cfg, teacher_cfg, strides, said",
     [
@@ -185,6 +187,7 @@ def test_queries_are_assigned_as_labels_are_and_reach_both_heads():
         assert any(p.grad is not None and p.grad.any() for p in towers.parameters())
 
 
+@pytest.mark.core
 def test_queries_are_what_the_model_itself_detects():
     model = build("yolov8n-rtdetr.yaml")
     teacher = open_teacher(deepcopy(model))
@@ -197,6 +200,14 @@ def test_queries_are_what_the_model_itself_detects():
     best = answer.probs.amax(1).argmax()
     torch.testing.assert_close(answer.probs.amax(1)[best], score[0, 0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(answer.bboxes[best], boxes[0], rtol=1e-3, atol=1e-4)
+
+
+def test_decoder_in_another_precision_takes_its_anchors_along():
+    """It keeps those of the last size of image, at first of the 256 px that it was looked at with."""
+    teacher = open_teacher(build("yolov8n-rtdetr.yaml"))
+    teacher.prepare(CPU, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert teacher.model(torch.rand(1, 3, 256, 256).bfloat16())["scores"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("loss", ["crosskd", "sl2"])
@@ -355,6 +366,7 @@ def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):
     assert seen and all(v.isfinite() for v in seen[0])
 
 
+@pytest.mark.core
 def test_grid_and_queries_are_merged_as_sets():
     ensemble = open_teacher([build("yolo26n.yaml"), build("yolov8n-rtdetr.yaml")])
     assert isinstance(ensemble, SetEnsemble)
@@ -397,6 +409,7 @@ def test_errors_about_several_teachers(quick, tmp_path, given, message):
 
 
 # The student's own average --------------------------------------------------------------------------------------------
+@pytest.mark.core
 def test_moving_average_teaches_its_student(quick):
     seen = []
     model = YOLO("yolo26n.yaml")
@@ -442,6 +455,7 @@ def test_moving_average_refuses_what_it_cannot_mean(quick):
 
 
 # Exported files -------------------------------------------------------------------------------------------------------
+@pytest.mark.core
 @pytest.mark.parametrize("nms", [False, True], ids=["one2many", "end to end"])
 def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     pytest.importorskip("onnxruntime")
@@ -542,6 +556,7 @@ def test_several_grids_are_scored_by_what_they_say_together():
     )
 
 
+@pytest.mark.core
 def test_rtdetr_is_scored_by_its_queries_without_suppression():
     model = build("yolov8n-rtdetr.yaml")
     images = torch.rand(2, 3, 64, 96)

@@ -124,6 +124,7 @@ def test_ld_is_refused_where_a_side_has_no_bins():
         setup("yolo26n.yaml", "yolo11s.yaml", kd_box=1.0, kd_box_loss="ld")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("cfg", ["yolo26n.yaml", "yolov8n.yaml", "yolo26n-p6.yaml", "yolov8n-p2.yaml", "yolov10n.yaml"])
 @pytest.mark.parametrize(
     "weight, name",
@@ -168,6 +169,7 @@ def test_mgd_hides_positions_and_trains_its_generation_block():
     assert all(p.grad.abs().sum() > 0 for p in block.generation.parameters())
 
 
+@pytest.mark.core
 def test_crosskd_leaves_the_students_batchnorm_statistics_alone():
     """Its second pass through the first head blocks must not count twice."""
     student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_feat=1.0, kd_feat_loss="crosskd")
@@ -177,6 +179,7 @@ def test_crosskd_leaves_the_students_batchnorm_statistics_alone():
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 
+@pytest.mark.core
 def test_single_headed_teacher_teaches_one_to_many_alone():
     """Its duplicates must not reach the head that does without NMS."""
     student, _, _, batch, loss = setup("yolo26n.yaml", "yolo11s.yaml", kd_cls=1.0, kd_box=1.0)
@@ -187,6 +190,7 @@ def test_single_headed_teacher_teaches_one_to_many_alone():
     assert all(p.grad is None or not p.grad.any() for p in head.one2one_cv3.parameters())
 
 
+@pytest.mark.core
 def test_terms_follow_the_branch_gains_and_the_schedule():
     student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0, kd_schedule="linear")
     with torch.no_grad():
@@ -241,6 +245,7 @@ def test_weights_mean_the_same_at_any_batch_size():
     torch.testing.assert_close(two_items["kd_cls"], one_items["kd_cls"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.core
 def test_without_a_teacher_in_the_batch_the_loss_is_the_base_loss():
     student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
     del batch["teacher"]
@@ -272,6 +277,7 @@ def test_unmatched_student_classes_get_no_gradient_from_the_teacher():
     assert gradient[2] > 0 and gradient[0] == gradient[1] == 0
 
 
+@pytest.mark.core
 def test_teacher_answers_with_what_the_model_says_in_eval_mode():
     """Fusing, skipping the decoding and both branches at once change no number."""
     model = make_model("yolo26s.yaml").eval()
@@ -289,6 +295,7 @@ def test_teacher_answers_with_what_the_model_says_in_eval_mode():
         assert not branch.scores.requires_grad
 
 
+@pytest.mark.core
 def test_decoded_boxes_equal_ultralytics_own():
     for cfg in ("yolo26n.yaml", "yolov8n.yaml"):
         model = make_model(cfg).eval()

@@ -16,6 +16,8 @@ from ultralytics.utils import DEFAULT_CFG, YAML
 from ultralytics_kd import KDError
 from ultralytics_kd.tracks import SOFT, AnsweredDataset, follow
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 SIZE, CLASSES = 96, 3
 OFF = {
     **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "degrees", "translate", "scale", "shear"), 0.0),

@@ -16,7 +16,7 @@ from ultralytics.utils import YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
-from ultralytics_kd.model import install
+from ultralytics_kd.registration import install
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 
@@ -42,6 +42,7 @@ def run(tmp_path_factory, data, teacher) -> Path:
     return project / "train"
 
 
+@pytest.mark.core
 def test_log_has_the_kd_columns_of_train_and_val_side_by_side(run):
     rows = results(run)
     assert len(rows) == 2
@@ -58,6 +59,7 @@ def test_log_has_the_kd_columns_of_train_and_val_side_by_side(run):
     ]
 
 
+@pytest.mark.core
 def test_plot_of_results_is_made_and_bigger_with_the_kd_columns(run, tmp_path):
     import cv2
     from ultralytics.utils.plotting import plot_results
@@ -88,6 +90,7 @@ def test_a_term_that_is_off_is_not_plotted(run, tmp_path):
     assert widths[0] > widths[1]
 
 
+@pytest.mark.core
 def test_arguments_are_saved_with_the_run_and_in_the_checkpoint(run, teacher):
     saved, ckpt = YAML.load(run / "args.yaml"), torch_load(run / "weights" / "best.pt")
     for args in (saved, ckpt["train_args"]):
@@ -96,6 +99,7 @@ def test_arguments_are_saved_with_the_run_and_in_the_checkpoint(run, teacher):
         assert args["kd_feat_loss"] == "pkd"
 
 
+@pytest.mark.core
 def test_checkpoint_holds_a_plain_student_and_nothing_else(run, data, quick):
     StockYOLO("yolo26n.yaml").train(**quick)
     alone = Path(quick["project"]) / "run" / "weights" / "best.pt"
@@ -133,6 +137,7 @@ assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
     assert (run / "weights" / "last.onnx").stat().st_size > 1e6
 
 
+@pytest.mark.core
 def test_without_a_teacher_training_is_ultralytics_own_bit_for_bit(quick):
     StockYOLO("yolo26n.yaml").train(**{**quick, "name": "stock"})
     YOLO("yolo26n.yaml").train(**{**quick, "name": "plain"})
@@ -204,12 +209,14 @@ def test_adapters_train_with_every_kind_of_optimizer(quick, teacher, optimizer):
     assert all(p.isfinite().all() for p in seen[-1])
 
 
+@pytest.mark.core
 def test_stock_yolo_distils_with_the_trainer_class(quick, teacher):
     StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, teacher=teacher, **{**quick, "epochs": 1})
     assert results(Path(quick["project"]) / "run")[0]["train/kd_cls"] > 0
     assert not (Path(quick["project"]) / "run" / "report").exists()  # plots are off
 
 
+@pytest.mark.core
 def test_teachers_score_is_shown_beside_the_students(quick, teacher, caplog):
     from ultralytics.utils import LOGGER
 
@@ -248,6 +255,7 @@ def test_teacher_with_other_classes_is_scored_by_the_students(quick, tmp_path):
     assert runs[1]["train/kd_cls"] == pytest.approx(runs[0]["train/kd_cls"], rel=1e-3)
 
 
+@pytest.mark.core
 def test_resume_continues_with_teacher_adapters_and_schedule(quick, teacher):
     """A run that was cut after its second epoch goes on as if nothing had happened."""
     args = {**quick, **KD, "epochs": 4, "teacher": teacher, "kd_schedule": "cosine"}
@@ -288,6 +296,7 @@ def test_resume_continues_with_teacher_adapters_and_schedule(quick, teacher):
     assert rows[2]["train/kd_feat"] > 0 and rows[3]["train/kd_cls"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.core
 def test_plain_run_is_saved_as_ultralytics_would_and_resumed_by_it_alone(quick, tmp_path):
     last = tmp_path / "run" / "weights" / "last.pt"
     last.parent.mkdir(parents=True)

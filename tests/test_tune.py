@@ -15,7 +15,7 @@ from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
-from ultralytics_kd.model import install
+from ultralytics_kd.registration import install
 from ultralytics_kd.tuning import search_arguments
 
 SPACE = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
@@ -162,6 +162,7 @@ def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quic
     assert trainer.initialized == 0
 
 
+@pytest.mark.core
 def test_plain_yolo_searches_kd_arguments_where_the_plugin_is_enabled(data, monkeypatch):
     for name in ("tune", "task_map"):
         monkeypatch.setattr(StockYOLO, name, getattr(StockYOLO, name))  # and is put back

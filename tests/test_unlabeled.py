@@ -46,6 +46,7 @@ def batches(model: YOLO, **args) -> tuple[list, dict]:
     return seen, model.trainer.loss_items
 
 
+@pytest.mark.core
 def test_batches_grow_and_the_base_loss_sees_the_labelled_part_alone(quick, teacher, folder):
     sizes = []
     model = YOLO("yolo26n.yaml")
@@ -85,6 +86,7 @@ def test_unlabelled_images_do_not_touch_the_base_loss(quick, teacher, folder):
         assert branch["scores"].grad[1].any()
 
 
+@pytest.mark.core
 def test_base_loss_of_a_batch_is_that_without_the_other_images():
     from test_teachers import batch_of, build, pair
 
@@ -132,6 +134,7 @@ def test_images_that_have_moved_are_named_anew_on_resume(quick, teacher, folder,
     assert again.trainer.start_epoch == 1 and again.trainer.args.kd_unlabeled == str(now)
 
 
+@pytest.mark.core
 def test_unlabelled_images_are_augmented_until_mosaics_are_closed(quick, teacher, folder):
     kinds = []
     model = YOLO("yolo26n.yaml")
@@ -165,6 +168,7 @@ def flat(transforms) -> list:
     return [transforms] if inner is None else [t for each in inner for t in flat(each)]
 
 
+@pytest.mark.core
 def test_semantic_segmentation_scales_them_by_the_short_side_as_labelled_ones(tmp_path):
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((40, 80, 3), np.uint8))
     assert augmented("semantic", tmp_path).load_image(0)[2] == (64, 128)

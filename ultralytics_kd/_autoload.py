@@ -7,7 +7,7 @@ import sys
 
 _HOOKS = {
     "ultralytics.cfg": ("ultralytics_kd.config", "register"),
-    "ultralytics.models": ("ultralytics_kd.model", "install"),
+    "ultralytics.models": ("ultralytics_kd.registration", "install"),
 }
 
 

@@ -75,7 +75,7 @@ def _say(error: Exception) -> int:
 
 def _yolo(args: list[str]) -> None:
     """Run Ultralytics' own command line with the kd arguments known and the distilling trainers in place."""
-    from .model import install
+    from .registration import install
 
     install()
     if not args:
@@ -220,8 +220,3 @@ def _no_arguments(command: str, args: list[str]) -> None:
     """Raise if a command that takes no arguments was given some."""
     if args:
         raise KDError(f"'yolo-kd {command}' takes no arguments, got '{args[0]}'.")
-
-
-def entrypoint() -> None:
-    """Run the console script."""
-    sys.exit(main())

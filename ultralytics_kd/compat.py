@@ -1,108 +1,239 @@
-"""Which Ultralytics releases this plugin is tested with, and which of their parts it leans on."""
+"""Which Ultralytics releases this plugin is tested with, and which of their parts it leans on.
+
+The package's first import sees to it that this is looked at before any module of ours asks for one of those parts.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
+import sys
+from collections.abc import Mapping
 from typing import Any
 
-from ultralytics import __version__
-from ultralytics.utils import LOGGER
-from ultralytics.utils.checks import check_version
-from ultralytics.utils.loss import v8DetectionLoss
-
+from . import __version__
 from .errors import KDError
 
-TESTED = ">=8.4.150,<=8.4.190"
+OLDEST, NEWEST = "8.4.153", "8.4.190"
+TESTED = f">={OLDEST},<={NEWEST}"
 
-# (module, attribute path, parameter that it must take or None)
-INTERNALS: tuple[tuple[str, str, str | None], ...] = (
-    ("ultralytics.utils", "DEFAULT_CFG_DICT", None),
-    ("ultralytics.utils", "DEFAULT_CFG", None),
-    ("ultralytics.cfg", "CFG_FLOAT_KEYS", None),
-    ("ultralytics.cfg", "CFG_STR_KEYS", None),
-    ("ultralytics.cfg", "CFG_FRACTION_KEYS", None),
-    ("ultralytics.cfg", "CFG_INT_KEYS", None),
-    ("ultralytics.cfg", "CLI_HELP_MSG", None),
-    ("ultralytics.cfg", "ARGV", None),
-    ("ultralytics.cfg", "_YOLO_CLI_COMMAND", None),
-    ("ultralytics.cfg", "check_cfg", "cfg"),
-    ("ultralytics.cfg", "get_cfg", "overrides"),
-    ("ultralytics.cfg", "get_save_dir", "args"),
-    ("ultralytics.cfg", "entrypoint", "debug"),
-    ("ultralytics.utils.callbacks", "default_callbacks", None),
-    ("ultralytics.nn.tasks", "load_checkpoint", "weight"),
-    ("ultralytics.utils.checks", "check_file", "download_dir"),
-    ("ultralytics.nn.modules.head", "Detect.forward_head", "box_head"),
-    ("ultralytics.nn.tasks", "BaseModel.loss", "preds"),
-    ("ultralytics.utils.loss", "v8DetectionLoss.parse_output", "preds"),
-    ("ultralytics.utils.loss", "E2ELoss.update", None),
-    ("ultralytics.utils.tal", "TaskAlignedAssigner.forward", "mask_gt"),
-    ("ultralytics.data.augment", "BaseTransform.apply_instances", "params"),
-    ("ultralytics.data.dataset", "YOLODataset.collate_fn", "batch"),
-    ("ultralytics.data.dataset", "YOLODataset.build_transforms", "hyp"),
-    ("ultralytics.utils.nms", "non_max_suppression", "return_idxs"),
-    ("ultralytics.utils.metrics", "probiou", "obb1"),
-    ("ultralytics.utils.ops", "crop_mask", "boxes"),
-    ("ultralytics.utils.tal", "dist2rbox", "pred_angle"),
-    ("ultralytics.data.utils", "verify_image", "args"),
-    ("ultralytics.data.build", "build_dataloader", "shuffle"),
-    ("ultralytics.nn.autobackend", "AutoBackend.forward", "im"),
-    ("ultralytics.nn.modules.head", "RTDETRDecoder.forward", "batch"),
-    ("ultralytics.engine.model", "Model.tune", "use_ray"),
-    ("ultralytics.engine.trainer", "BaseTrainer._build_train_pipeline", None),
-    ("ultralytics.engine.trainer", "BaseTrainer._close_dataloader_mosaic", None),
-    ("ultralytics.engine.trainer", "BaseTrainer._setup_train", None),
-    ("ultralytics.engine.trainer", "BaseTrainer._model_train", None),
-    ("ultralytics.engine.trainer", "BaseTrainer._load_checkpoint_state", "ckpt"),
-    ("ultralytics.engine.trainer", "BaseTrainer.build_optimizer", "decay"),
-    ("ultralytics.engine.trainer", "BaseTrainer.optimizer_step", None),
-    ("ultralytics.engine.trainer", "BaseTrainer.check_resume", "overrides"),
-    ("ultralytics.engine.trainer", "BaseTrainer.final_eval", None),
-    ("ultralytics.engine.trainer", "BaseTrainer.run_callbacks", "event"),
-    ("ultralytics.engine.trainer", "BaseTrainer.plot_metrics", None),
-    ("ultralytics.models.yolo.detect", "DetectionTrainer.preprocess_batch", "batch"),
-    ("ultralytics.models.yolo.detect", "DetectionTrainer.get_validator", None),
-    ("ultralytics.models.yolo.detect", "DetectionValidator.preprocess", "batch"),
-    ("ultralytics.models.yolo.detect", "DetectionValidator.postprocess", "preds"),
-    ("ultralytics.models.yolo.model", "YOLO.task_map", None),
-)
+# By module: names, attributes of classes and of what classes make, and in brackets a parameter that a part must take.
+# What not every release has, as a task, is not here: it is asked for where it is used.
+INTERNALS: dict[str, tuple[str, ...]] = {
+    "ultralytics": ("__version__",),
+    "ultralytics.utils": (
+        *("DEFAULT_CFG", "DEFAULT_CFG_DICT", "LOCAL_RANK", "LOGGER", "NUM_THREADS", "RANK", "SETTINGS", "TQDM"),
+        "WORLD_SIZE",
+        *("YAML.load", "YAML.save(data)", "colorstr", "plt_settings"),
+    ),
+    "ultralytics.cfg": (
+        *("ARGV", "CFG_BOOL_KEYS", "CFG_FLOAT_KEYS", "CFG_FRACTION_KEYS", "CFG_INT_KEYS", "CFG_STR_KEYS"),
+        *("CLI_HELP_MSG", "DEFAULT_CFG_PATH", "MODES", "TASK2METRIC", "TASKS", "_YOLO_CLI_COMMAND"),
+        *("check_cfg(cfg)", "check_cfg(hard)", "entrypoint(debug)", "get_cfg(overrides)", "get_save_dir(args)"),
+        *("merge_equals_args", "parse_key_value_pair"),
+    ),
+    "ultralytics.models.yolo.model": ("YOLO.task_map", "YOLO.train(trainer)", "YOLO.tune(use_ray)"),
+    "ultralytics.engine.model": (
+        *("Model._check_is_pytorch_model", "Model.tune(use_ray)", "Model.tune(iterations)", "Model.model"),
+    ),
+    "ultralytics.engine.trainer": (
+        *("BaseTrainer._build_train_pipeline", "BaseTrainer._close_dataloader_mosaic", "BaseTrainer._setup_train"),
+        *("BaseTrainer._load_checkpoint_state(ckpt)", "BaseTrainer._model_train", "BaseTrainer.auto_batch"),
+        *("BaseTrainer.build_optimizer(decay)", "BaseTrainer.check_resume(overrides)", "BaseTrainer.final_eval"),
+        *("BaseTrainer.get_dataset", "BaseTrainer.on_plot", "BaseTrainer.optimizer_step", "BaseTrainer.plot_metrics"),
+        *("BaseTrainer.run_callbacks(event)", "BaseTrainer.setup_model", "BaseTrainer.validate"),
+        *("BaseTrainer.amp", "BaseTrainer.args", "BaseTrainer.batch_size", "BaseTrainer.best", "BaseTrainer.callbacks"),
+        *("BaseTrainer.csv", "BaseTrainer.data", "BaseTrainer.ddp", "BaseTrainer.device", "BaseTrainer.ema"),
+        *("BaseTrainer.epoch", "BaseTrainer.epochs", "BaseTrainer.last", "BaseTrainer.metrics", "BaseTrainer.model"),
+        *("BaseTrainer.resume", "BaseTrainer.save_dir", "BaseTrainer.test_loader", "BaseTrainer.train_loader"),
+        *("BaseTrainer.validator", "BaseTrainer.wdir", "BaseTrainer.world_size", "BaseTrainer._do_train"),
+        *("BaseTrainer._handle_nan_recovery(epoch)", "BaseTrainer.resume_training(ckpt)", "BaseTrainer.save_model"),
+        *(
+            "BaseTrainer.get_dataloader(rank)",
+            "BaseTrainer.save_metrics(metrics)",
+            "BaseTrainer._setup_ddp",
+            "strip_optimizer(updates)",
+        ),
+    ),
+    "ultralytics.models.yolo": (
+        *("classify.ClassificationTrainer", "obb.OBBTrainer", "pose.PoseTrainer", "segment.SegmentationTrainer"),
+    ),
+    "ultralytics.models.yolo.detect": (
+        *("DetectionTrainer.build_dataset(img_path)", "DetectionTrainer.build_dataset(batch)"),
+        *("DetectionTrainer.get_model(weights)", "DetectionTrainer.get_validator", "DetectionTrainer.auto_batch"),
+        *("DetectionTrainer.plot_training_samples(ni)", "DetectionTrainer.preprocess_batch(batch)"),
+        *("DetectionValidator._prepare_batch(si)", "DetectionValidator.init_metrics(model)"),
+        *("DetectionValidator.postprocess(preds)", "DetectionValidator.preprocess(batch)"),
+        *("DetectionValidator.update_metrics(preds)", "DetectionValidator.training"),
+    ),
+    "ultralytics.utils.callbacks": ("default_callbacks", "get_default_callbacks"),
+    "ultralytics.utils.checks": (
+        *("check_file(download_dir)", "check_imgsz(min_dim)", "check_model_file_from_stem", "check_requirements"),
+        *("check_yaml",),
+    ),
+    "ultralytics.utils.patches": ("imread(flags)", "imwrite", "override_configs", "torch_load", "torch_save"),
+    "ultralytics.utils.plotting": ("Annotator", "colors", "plot_results"),
+    "ultralytics.utils.torch_utils": (
+        *("attempt_compile(mode)", "autocast(device)", "get_cpu_info", "get_flops(imgsz)", "get_num_params"),
+        *("init_seeds(seed)", "scale_img", "select_device(verbose)", "torch_distributed_zero_first", "unwrap_model"),
+    ),
+    "ultralytics.utils.instance": (
+        *("Instances.bboxes", "Instances.concatenate", "Instances.convert_bbox(format)", "Instances.denormalize"),
+        *("Instances._bboxes", "Instances.fliplr", "Instances.normalize", "Instances.normalized", "Instances.segments"),
+    ),
+    "ultralytics.utils.loss": (
+        *("E2ELoss.o2m", "E2ELoss.o2o", "E2ELoss.one2many", "E2ELoss.one2one", "E2ELoss.update"),
+        *("E2ELoss.updates",),
+        *("v8ClassificationLoss", "v8DetectionLoss.assigner", "v8DetectionLoss.hyp", "v8PoseLoss.keypoint_loss"),
+        *("v8DetectionLoss.parse_output(preds)", "KeypointLoss.sigmas"),
+    ),
+    "ultralytics.utils.metrics": (
+        *("Metric.ap", "Metric.ap50", "Metric.ap_class_index", "Metric.p", "Metric.r", "DetMetrics.nt_per_class"),
+        *("ap_per_class", "batch_probiou(obb1)", "bbox_ioa(iou)", "bbox_iou(xywh)", "box_iou", "probiou(obb1)"),
+    ),
+    "ultralytics.utils.nms": ("non_max_suppression(return_idxs)",),
+    "ultralytics.utils.ops": (
+        *("crop_mask(boxes)", "resample_segments(n)", "scale_boxes(xywh)", "xywh2xyxy", "xywhr2xyxyxyxy", "xyxy2xywh"),
+        *("xyxy2xywhn",),
+    ),
+    "ultralytics.utils.tal": (
+        *("TaskAlignedAssigner.forward(mask_gt)", "dist2bbox(xywh)", "dist2rbox(pred_angle)", "make_anchors"),
+    ),
+    "ultralytics.nn.autobackend": ("AutoBackend.forward(im)", "check_class_names"),
+    "ultralytics.nn.tasks": (
+        *("BaseModel.fuse(verbose)", "BaseModel.init_criterion", "BaseModel.loss(preds)", "BaseModel.criterion"),
+        *("SAFE_LOAD", "guess_model_task", "load_checkpoint(weight)"),
+    ),
+    "ultralytics.nn.modules": ("Conv.act", "Conv.conv", "head"),
+    "ultralytics.nn.modules.head": (
+        *("Detect.cv2", "Detect.cv3", "Detect.end2end", "Detect.forward_head(box_head)", "Detect.fuse", "Detect.nc"),
+        *("Detect.no", "Detect.one2one_cv2", "Detect.one2one_cv3", "Detect.reg_max", "Detect.stride"),
+        *("OBB.cv4", "Pose.cv4", "Pose.kpt_shape", "RTDETRDecoder.forward(batch)", "Segment.cv4", "Segment.proto"),
+    ),
+    "ultralytics.data.augment": (
+        *("Albumentations.contains_spatial", "Albumentations.transform", "BaseTransform.apply_instances(params)"),
+        *("Compose.transforms", "CopyPaste.mode", "CutMix", "Format.bbox_format", "Format.normalize", "LetterBox"),
+        *("MixUp", "Mosaic", "RandomFlip", "RandomHSV", "RandomPerspective"),
+    ),
+    "ultralytics.data.base": (
+        *("BaseDataset.fraction", "BaseDataset.get_img_files(img_path)", "BaseDataset.get_labels"),
+        *("BaseDataset.im_files", "BaseDataset.load_image(rect_mode)", "BaseDataset.prefix", "BaseDataset.transforms"),
+        *("BaseDataset.get_image_and_label(index)",),
+    ),
+    "ultralytics.data.build": ("build_dataloader(shuffle)", "build_yolo_dataset(mode)"),
+    "ultralytics.data.dataset": (
+        *("ClassificationDataset.samples", "ClassificationDataset.torch_transforms", "YOLODataset.close_mosaic(hyp)"),
+        *("YOLODataset.build_transforms(hyp)", "YOLODataset.collate_fn(batch)"),
+    ),
+    "ultralytics.data.utils": (
+        *("IMG_FORMATS", "check_cls_dataset", "check_det_dataset", "convert_ndjson_to_yolo_if_needed"),
+        *("get_split_fraction", "verify_image(args)"),
+    ),
+}
+_CONFIGURATION = ("ultralytics", "ultralytics.utils", "ultralytics.utils.checks", "ultralytics.cfg")
+# What the arguments alone lean on: all that there may be of Ultralytics while it is being imported
+CONFIGURATION = {module: INTERNALS[module] for module in _CONFIGURATION}
+
+_warned = False
 
 
-def check_ultralytics(version: str = __version__) -> None:
-    """Warn outside the tested range of releases, and raise when a part that the plugin leans on is not there.
+def check_ultralytics(version: str | None = None) -> None:
+    """Raise when a part that the plugin leans on is not there, and warn once outside the tested range of releases.
 
     Args:
-        version (str): Installed Ultralytics release.
+        version (str, optional): Ultralytics release; the installed one if None.
 
     Raises:
         KDError: If an internal has moved or takes other parameters; the message names it.
     """
-    if not check_version(version, TESTED):
-        LOGGER.warning(f"ultralytics_kd is tested with ultralytics{TESTED}, found {version}: watch the first epochs.")
-    advice = f"which ultralytics_kd leans on: install ultralytics{TESTED}, or a newer ultralytics_kd."
-    for module, path, parameter in INTERNALS:
-        if not _available(module, path, parameter):
-            taking = f" with parameter {parameter!r}" if parameter else ""
-            raise KDError(f"ultralytics {version} has no '{module}.{path}'{taking}, {advice}")
-    if not _names_its_parts(v8DetectionLoss):
-        raise KDError(
-            f"ultralytics {version} has no 'ultralytics.utils.loss.v8DetectionLoss' that names its parts, {advice}"
+    global _warned
+    version = version or _installed()
+    check_parts(INTERNALS, version)
+    from ultralytics.utils import LOGGER
+
+    if not _numbers(OLDEST) <= _numbers(version) <= _numbers(NEWEST) and not _warned:
+        _warned = True
+        LOGGER.warning(
+            f"ultralytics_kd {__version__} is tested with ultralytics{TESTED}, found {version}: watch the first epochs."
         )
 
 
-def _names_its_parts(loss: type) -> bool:
-    """Return whether a loss says that it returns its parts by name (it does since 8.4.104), or says nothing."""
-    returned = inspect.signature(loss.__call__).return_annotation
-    return returned is inspect.Signature.empty or "dict" in str(returned)
+def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None) -> None:
+    """Raise when one of these parts of Ultralytics is not there.
+
+    Args:
+        parts (Mapping[str, tuple[str, ...]]): Parts by module, as in `INTERNALS`.
+        version (str, optional): Ultralytics release; the installed one if None.
+
+    Raises:
+        KDError: If one has moved or takes other parameters; the message names it.
+    """
+    gone = [said for module in parts for part in parts[module] if (said := _missing(module, part))]
+    if "ultralytics.utils.loss" in parts and not gone and not _names_its_parts():
+        gone = ["'ultralytics.utils.loss.v8DetectionLoss' that names its parts"]
+    if gone:
+        version = version or _installed()
+        others = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+        raise KDError(
+            f"ultralytics {version} has no {gone[0]}{others}, which ultralytics_kd {__version__} leans on: "
+            f"{_advice(version)}."
+        )
 
 
-def _available(module: str, path: str, parameter: str | None) -> bool:
-    """Return whether the attribute exists and, if a parameter is given, takes it."""
+def _advice(version: str) -> str:
+    """Return what to do where a part is not there."""
+    advice = f"install ultralytics{TESTED}"
+    if _numbers(version) > _numbers(NEWEST):
+        advice += ", or a newer ultralytics_kd"
+    if "ultralytics_kd._autoload" in sys.modules:
+        advice += ", or go on without it after 'yolo-kd disable'"
+    return advice
+
+
+def _installed() -> str:
+    """Return the installed Ultralytics release."""
+    import ultralytics
+
+    return str(getattr(ultralytics, "__version__", "of no version"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the three numbers of a release."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+def _missing(module: str, part: str) -> str:
+    """Return how an error speaks of a part that is not there, or takes no such parameter; nothing if all is well."""
+    path, _, parameter = part.rstrip(")").partition("(")
     try:
-        part: Any = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for name in path.split("."):
-            part = getattr(part, name)
-    except (ImportError, AttributeError):
-        return False
-    return parameter is None or parameter in inspect.signature(part).parameters
+            owner, found = found, getattr(found, name, None)
+            if found is None and not _sets(owner, name):
+                raise AttributeError(name)
+    except AttributeError:
+        return f"'{module}.{path}'"
+    except ModuleNotFoundError as e:
+        if not (e.name or "").startswith("ultralytics"):  # something else is not installed, and says so itself
+            raise
+        return f"'{module}.{path}'"
+    if parameter and parameter not in inspect.signature(found).parameters:
+        return f"'{module}.{path}' with parameter '{parameter}'"
+    return ""
+
+
+def _sets(owner: Any, name: str) -> bool:
+    """Return whether a class has an attribute, or code that gives it to its objects."""
+    if not inspect.isclass(owner):
+        return hasattr(owner, name)
+    functions = [f for kind in owner.__mro__ for f in vars(kind).values() if inspect.isfunction(f)]
+    return hasattr(owner, name) or any(name in f.__code__.co_names for f in functions)
+
+
+def _names_its_parts() -> bool:
+    """Return whether Ultralytics' loss says that it returns its parts by name (since 8.4.104), or says nothing."""
+    from ultralytics.utils.loss import v8DetectionLoss
+
+    returned = inspect.signature(v8DetectionLoss.__call__).return_annotation
+    return returned is inspect.Signature.empty or "dict" in str(returned)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from ultralytics.utils.loss import v8ClassificationLoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -115,8 +116,11 @@ class Rehearsal(nn.Module):
         self.student, self.teacher, self.distiller, self.unlabeled = student, teacher, distiller, unlabeled
         self.stride, self.names, self.yaml = model.stride, model.names, model.yaml
 
-    def forward(self, images: Tensor) -> tuple[Any, list[Tensor]]:
-        """Return the student's predictions and the terms for images of shape (B, C, H, W)."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the student's predictions and the terms for images of shape (B, C, H, W).
+
+        As one list, which the profilers of all releases can sum up: older ones do not look into what is nested.
+        """
         more = math.ceil(len(images) * self.unlabeled)
         images = torch.cat((images, images[torch.arange(more) % len(images)])) if more else images
         answer = self.teacher(images.detach())
@@ -126,4 +130,4 @@ class Rehearsal(nn.Module):
             self.distiller.gains = dict.fromkeys((ONE2MANY, predictions.ONE2ONE), 1.0)
             loss = DistillationLoss(model.init_criterion(), self.distiller, predictions.find_head(model))
             terms = self.distiller(preds, answer, loss.head, loss.bases)
-        return preds, list(terms.values())
+        return [leaf for leaf in tree_leaves(preds) if isinstance(leaf, Tensor)] + list(terms.values())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
-from .config import has_teacher
 from .errors import KDError
+from .registration import check_unfinished
 from .trainer import TRAINERS
 from .tuning import search_arguments
 
@@ -43,7 +40,7 @@ class YOLO(_YOLO):
         """
         if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
             _check_travels(kwargs.get("teacher"), "train on several data sets")
-        _check_unfinished(self, kwargs)
+        check_unfinished(self, kwargs)
         return super().train(trainer=trainer, **kwargs)
 
     def tune(self, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
@@ -67,22 +64,12 @@ class YOLO(_YOLO):
             >>> space = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
             >>> YOLO("yolo26n.pt").tune(data="coco8.yaml", teacher="yolo26x.pt", space=space, iterations=30)
         """
-        return _tune(self, use_ray, iterations, *args, **kwargs)
+        return tune(self, use_ray, iterations, *args, **kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
         """Map tasks to models, trainers, validators and predictors, with trainers that distil."""
-        return _with_distilling_trainers(super().task_map)
-
-
-def _check_unfinished(self: _YOLO, arguments: Mapping[str, Any]) -> None:
-    """Raise if a finished run with a teacher is to be resumed: Ultralytics would begin another, on data of its own."""
-    ckpt = self.ckpt or {}
-    if arguments.get("resume") is True and not ckpt.get("optimizer") and has_teacher(ckpt.get("train_args") or {}):
-        raise KDError(
-            f"{self.ckpt_path} is of a run that is finished: there is nothing to resume. To train it further, start a "
-            "new run with data= and teacher=, and without resume."
-        )
+        return with_distilling_trainers(super().task_map)
 
 
 def _check_travels(teacher: Any, purpose: str) -> None:
@@ -92,7 +79,7 @@ def _check_travels(teacher: Any, purpose: str) -> None:
         raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
 
 
-def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
+def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
     """Search as Ultralytics does, with arguments that were checked and mean the same to both of its tuners."""
     _check_travels(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()
@@ -102,39 +89,8 @@ def _tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any,
     return Model.tune(self, use_ray, iterations, *args, **search_arguments(kwargs, self.task, use_ray))
 
 
-def install() -> None:
-    """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
-    _YOLO.tune = _tune
-    if not getattr(_YOLO.train, "kd", False):
-        _YOLO.train = _checked_train(_YOLO.train)
-    stock = _YOLO.task_map.fget
-    if not getattr(stock, "kd", False):
-
-        def task_map(self: _YOLO) -> dict[str, dict[str, Any]]:
-            return _with_distilling_trainers(stock(self))
-
-        task_map.kd = True  # type: ignore[attr-defined]
-        _YOLO.task_map = property(task_map)
-
-
-def _checked_train(stock: Any) -> Any:
-    """Return Ultralytics' `train`, which a finished run with a teacher does not begin anew."""
-
-    @functools.wraps(stock)
-    def train(self: _YOLO, trainer: Any = None, **kwargs: Any) -> Any:
-        _check_unfinished(self, kwargs)
-        return stock(self, trainer=trainer, **kwargs)
-
-    train.kd = True  # type: ignore[attr-defined]
-    return train
-
-
-def _with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the map with every trainer that has a distilling counterpart replaced by it."""
     return {
         task: {**parts, "trainer": TRAINERS.get(parts["trainer"], parts["trainer"])} for task, parts in task_map.items()
     }
-
-
-if "ultralytics_kd._autoload" in sys.modules:  # `yolo-kd enable`: the plain YOLO class distils too
-    install()

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_save_dir
 from ultralytics.engine.model import Model
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models import yolo
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, YAML, callbacks
@@ -31,12 +30,12 @@ from .cache.build import build_cache
 from .cache.options import CACHE_ONLY, check_options
 from .cache.store import Manifest, Store
 from .classes import ClassMap, load_map, match_classes
-from .compat import check_ultralytics
 from .continuity import ContinuityMixin
 from .criterion import LABELED, SOUND, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError, first_line
 from .initialization import never_trained, select_weights
+from .registration import register
 from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
 from .teachers.opening import IN_MEMORY
@@ -722,31 +721,6 @@ def _listed(value: Any) -> list[Any]:
 def missing_dirs(path: Path) -> list[Path]:
     """Return the folder and those above it that do not exist yet, innermost first; none if the folder exists."""
     return [folder for folder in (path, *path.parents) if not folder.exists()]
-
-
-def register() -> None:
-    """Make the kd arguments known to Ultralytics, and let no trainer pass over them in silence; repeatable."""
-    check_ultralytics()
-    config.register()
-    stock = BaseTrainer.check_resume
-    if getattr(stock, "kd", False):
-        return
-
-    @functools.wraps(stock)
-    def check_resume(self: BaseTrainer, overrides: dict[str, Any]) -> None:
-        stock(self, overrides)
-        config.check_combination(vars(self.args))
-        if config.has_teacher(vars(self.args)) and not isinstance(self, DistillationMixin):
-            raise KDError(
-                f"{type(self).__name__} does not distil, so that teacher={self.args.teacher} would be ignored: YOLO "
-                "models do, through ultralytics_kd.YOLO or with a trainer of ultralytics_kd.trainer."
-            )
-        if not config.has_teacher(vars(self.args)):
-            for name in config.ARGUMENTS:  # a plain run is saved as Ultralytics would, and resumed by it alone
-                vars(self.args).pop(name, None)
-
-    setattr(check_resume, "kd", True)  # noqa: B010 (the wrapped type has no such attribute)
-    BaseTrainer.check_resume = check_resume
 
 
 register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 
 from .grid import FeatureLayout
 from .heads import find_head
+
+GRID = ("anchors", "valid_mask")  # what a decoder keeps, but not as a buffer
 
 
 def has_queries(model: nn.Module) -> bool:
@@ -50,6 +53,17 @@ class RawDecoder(nn.Module):
         """Return boxes (B, Q, 4) as x, y, w, h in shares of the image, class logits (B, Q, nc) and the maps."""
         _, (boxes, scores, *_) = self.decoder(feats)
         return {"boxes": boxes[-1], "scores": scores[-1], "feats": list(feats)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RawDecoder:
+        """Move to a device or a precision, with the anchors that the decoder keeps of the last size of image."""
+        super()._apply(fn, recurse)
+        for name in GRID:
+            setattr(self.decoder, name, fn(getattr(self.decoder, name)))
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the decoder's anchors as its own: older releases of Ultralytics move those of a model's last layer."""
+        return getattr(self.decoder, name) if name in GRID else super().__getattr__(name)
 
 
 def read_queries(model: Any) -> None:
