@@ -20,6 +20,8 @@ from ultralytics_kd.faults import FirstFault
 from ultralytics_kd.teachers import GridTeacher
 from ultralytics_kd.terms.feature import FeatureTerm
 
+pytestmark = pytest.mark.core  # of .ci/releases
+
 
 def broken(value: float):
     """Return a stand-in for a model's answer that is `value` all over."""

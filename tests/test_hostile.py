@@ -55,6 +55,7 @@ def hostile(folder: Path, place: str) -> tuple[Path, Path]:
 PLACES = ["model", "arguments", "names", "attribute", "no archive"]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("place", PLACES)
 def test_code_in_a_teacher_file_does_not_run(tmp_path, place):
     file, ran = hostile(tmp_path, place)
@@ -152,6 +153,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("way", ["command line", "python"])
 @pytest.mark.parametrize("kind", RECIPES)
 def test_recipe_neither_runs_code_nor_says_that_it_is_trusted(tmp_path, quick, teacher, monkeypatch, capfd, kind, way):

@@ -352,6 +352,7 @@ def test_resume_with_a_teacher_of_other_channels_is_one_sentence(quick, teacher,
             YOLO(last).train(resume=True, teacher=str(tmp_path / f"{name}.pt"))
 
 
+@pytest.mark.core
 def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
     moved = shutil.copy2(teacher, tmp_path / "moved.pt")
     gone = shutil.copy2(teacher, tmp_path / "gone.pt")
@@ -387,6 +388,7 @@ def test_resume_goes_on_with_other_weights_if_they_are_asked_for(quick, teacher,
     assert again.trainer.start_epoch == 1 and again.trainer.args.teacher == str(other)
 
 
+@pytest.mark.core
 def test_random_streams_go_on_where_the_checkpoint_was_written(quick, teacher, tmp_path):
     """The resumed epoch sees the images that it would have seen, in their order and with their augmentation."""
     last, batches = tmp_path / "run" / "weights" / "last.pt", {}
@@ -424,6 +426,7 @@ def test_random_streams_go_on_where_the_checkpoint_was_written(quick, teacher, t
         assert files == files_again and torch.equal(images, images_again)
 
 
+@pytest.mark.core
 def test_run_that_was_interrupted_after_its_last_epoch_is_finished_by_resume_and_then_refused(quick, teacher):
     model = YOLO("yolo26n.yaml")
     model.add_callback("on_model_save", lambda t: t.epoch == 1 and (_ for _ in ()).throw(KeyboardInterrupt))
@@ -441,6 +444,7 @@ def test_run_that_was_interrupted_after_its_last_epoch_is_finished_by_resume_and
             finished.train(resume=True)
 
 
+@pytest.mark.core
 def test_results_are_trimmed_to_whole_rows_of_epochs_in_the_checkpoint(quick, teacher, tmp_path):
     last = tmp_path / "run" / "weights" / "last.pt"
     last.parent.mkdir(parents=True)
