@@ -84,7 +84,10 @@ class ContinuityMixin(_Trainer):
                 for part in sorted(parts.iterdir(), key=lambda p: p.name == self.last.name):
                     put(part, self.wdir / part.name)
         except OSError as e:
-            raise self._disk_error(e) from e
+            said = self._disk_error(e)
+            if said is None:
+                raise
+            raise said from e
         return saved
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
@@ -96,15 +99,16 @@ class ContinuityMixin(_Trainer):
         try:
             super().save_metrics(metrics)
         except OSError as e:
-            if self.teacher is None:
+            said = None if self.teacher is None else self._disk_error(e)
+            if said is None:
                 raise
-            raise self._disk_error(e) from e
+            raise said from e
 
-    def _disk_error(self, error: OSError) -> Exception:
-        """Return what to say of an error while a file of the run was written: the error itself if it is an odd one."""
+    def _disk_error(self, error: OSError) -> KDError | None:
+        """Return what to say of an error while a file of the run was written; None if it is no fault of the disk."""
         there = f"{self.last} is whole: " if self.last.exists() else ""
         advice = f"{there}make room and go on with resume model={self.last}." if there else "make room and start again."
-        return disk_fault(error, self.save_dir, advice) or error
+        return disk_fault(error, self.save_dir, advice)
 
     @contextmanager
     def _stripping_whole(self) -> Iterator[None]:
@@ -122,6 +126,7 @@ class ContinuityMixin(_Trainer):
                 put(part, Path(s or f))
             return stripped
 
+        self.wdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=PARTS, dir=self.wdir) as folder:
             engine.strip_optimizer = strip_optimizer
             try:
@@ -306,7 +311,8 @@ class ContinuityMixin(_Trainer):
             raise KDError(f"{first_line(e)[:-1]}{f': {said}' if first else ''}; {advice}.") from e
         lost = first and not recovers and not all(p.isfinite().all() for p in self.model.parameters())
         if lost:  # Ultralytics would go on, in vain, in the first epoch
-            raise KDError(f"{said}, with it the student's weights are lost, and there is no checkpoint yet: {advice}.")
+            left = f"{self.last} is as it was" if self.last.exists() else "there is no checkpoint yet"
+            raise KDError(f"{said}, with it the student's weights are lost, and {left}: {advice}.")
         base: Any = getattr(unwrap_model(self.model).criterion, "base", None)
         if recovers and hasattr(base, "updates"):  # the gains of its branches moved on with the epoch that is repeated
             base.updates = epoch - 1

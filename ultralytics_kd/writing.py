@@ -31,7 +31,7 @@ def part_of(target: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     part = Path(name)
     try:
-        os.chmod(handle, 0o666 & ~_umask())  # mkstemp keeps others from reading, as no checkpoint of Ultralytics does
+        os.chmod(part, 0o666 & ~_umask())  # mkstemp keeps others from reading, as no checkpoint of Ultralytics does
         os.close(handle)
         yield part
         put(part, target)
