@@ -25,7 +25,7 @@ pytestmark = pytest.mark.core  # of .ci/releases
 
 PACKAGE = Path(ultralytics_kd.__file__).parent
 FREE = {f"ultralytics_kd.{name}" for name in ("_autoload", "activation", "compat", "errors", "importing")}
-ARGUMENTS = {f"ultralytics_kd.{name}" for name in ("cli", "config", "files", "registration")}
+ARGUMENTS = {f"ultralytics_kd.{name}" for name in ("cli", "config", "files", "recipes", "registration")}
 NOT_CHECKED = {  # not every release has the first three, which are asked for where they are used
     *("ultralytics.models.yolo.depth", "ultralytics.models.yolo.semantic"),
     "ultralytics.data.utils.add_polygon_background",

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import ultralytics.cfg as ul_cfg
 from conftest import NAMES, make_model
 from test_training import results
+from ultralytics import YOLO as StockYOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
-from ultralytics_kd import YOLO, KDError, cli
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, cli
+from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cache import make_cache
+from ultralytics_kd.registration import install
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
 
@@ -179,3 +184,78 @@ def test_command_itself_may_name_code_beside_a_recipe(tmp_path, quick, teacher, 
     YAML.save(tmp_path / "recipe.yaml", recipe)
     assert cli.main(["train", "cfg=recipe.yaml", *given]) == 0
     assert (tmp_path / "ran").exists() and results(Path(quick["project"]) / "run")[0]["train/kd_feat"] > 0
+
+
+@pytest.mark.parametrize("kind", ["teacher", "loss", "trust and loss"])
+@pytest.mark.parametrize(
+    "door",
+    [
+        *(
+            "resume",
+            "two recipes",
+            "several data sets",
+            "bench",
+            "bench's arms",
+            "tune",
+            "a trainer's own",
+            "no distiller",
+        ),
+        *("no distiller", "another program", "stock YOLO"),
+    ],
+)
+def test_recipe_runs_no_code_by_any_other_door(tmp_path, quick, data, teacher, monkeypatch, door, kind):
+    (tmp_path / "stranger.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, "epochs": 1, **RECIPES[kind]}
+    if door == "several data sets":
+        recipe["data"] = [data, data]
+    YAML.save(tmp_path / "recipe.yaml", recipe)
+    YAML.save(tmp_path / "mine.yaml", {"model": "yolo26n.yaml"})
+    YAML.save(tmp_path / "arms.yaml", {"theirs": {k: v for k, v in recipe.items() if k in RECIPES[kind]}})
+    lines = {
+        "resume": ["train", "resume", f"model={teacher}", "cfg=recipe.yaml"],
+        "two recipes": ["train", "cfg=recipe.yaml", "cfg=mine.yaml"],
+        "several data sets": ["train", "--cfg=recipe.yaml"],
+        "bench": ["bench", "cfg=recipe.yaml", "seeds=1"],
+        "bench's arms": ["bench", "model=yolo26n.yaml", f"data={data}", f"teacher={teacher}", "arms=arms.yaml"],
+    }
+    if door in lines:
+        assert cli.main(lines[door]) == 1
+    else:
+        with pytest.raises(KDError, match=r"cfg=recipe\.yaml"):
+            knock(door)
+    assert not (tmp_path / "ran").exists() and not Path(quick["project"]).exists()
+
+
+def knock(door: str) -> None:
+    """Train by one of the ways that do not lead through our command line."""
+    if door == "tune":
+        YOLO("yolo26n.yaml").tune(cfg="recipe.yaml", iterations=1)
+    elif door == "a trainer's own":
+        KDDetectionTrainer(cfg="recipe.yaml")
+    elif door == "no distiller":
+        StockYOLO("yolo26n.yaml").train(trainer=DetectionTrainer, cfg="recipe.yaml")
+    elif door == "stock YOLO":
+        StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, cfg="recipe.yaml")
+    else:  # as `ultralytics` is called after `yolo-kd enable`
+        install()
+        before = ul_cfg.ARGV[:]
+        ul_cfg.ARGV[:] = ["/usr/bin/ultralytics", "train", "cfg=recipe.yaml"]
+        try:
+            ul_cfg.entrypoint()
+        finally:
+            ul_cfg.ARGV[:] = before
+
+
+def test_bench_trusts_a_teacher_when_the_command_does_and_no_sooner(tmp_path, teacher, data):
+    given = {"model": "yolo26n.yaml", "data": data, "teacher": teacher, "project": str(tmp_path)}
+    assert make_plan(given).trust is False
+    assert make_plan({**given, "kd_trust_teacher": True}).trust is True
+
+
+def test_torch_without_a_restricted_loader_opens_nothing_that_is_not_trusted(teacher, monkeypatch):
+    monkeypatch.delattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
+    with pytest.raises(KDError, match=r"has no loader for files that are not trusted: use 2\.6 or newer"):
+        open_teacher(teacher)
+    assert open_teacher(teacher, trust=True).names == NAMES

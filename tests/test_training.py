@@ -370,7 +370,7 @@ def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
         YOLO(last).train(resume=True)
     save_model(gone, "yolo26s.yaml", names={0: "cat", 1: "dog", 2: "hen"})
     with pytest.raises(KDError, match="no class in common"):
-        YOLO(last).train(resume=True)
+        YOLO(last).train(resume=True, teacher=str(gone))
     model = YOLO(last)
     model.train(resume=True, teacher=str(moved))
     assert model.trainer.args.teacher == str(moved) and model.trainer.start_epoch == 1

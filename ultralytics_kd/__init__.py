@@ -12,7 +12,7 @@ __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 _HOMES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
 # Modules that lean on nothing of Ultralytics, and on no more than the arguments do; all others lean on more
 _FREE = {"__main__", "_autoload", "activation", "compat", "errors", "importing"}
-_ARGUMENTS = {"cli", "config", "files", "registration"}
+_ARGUMENTS = {"cli", "config", "files", "recipes", "registration"}
 
 TYPE_CHECKING = False  # type checkers take it for True
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ class _Gate:
     Where a part of Ultralytics is missing, the first to say so is then a sentence, and no import in the middle of ours.
     """
 
+    open = False  # whether all has been looked at
+
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Check what the module leans on."""
         package, _, rest = name.partition(".")
         module = rest.partition(".")[0]
-        if package != __name__ or not module or module in _FREE:
+        if self.open or package != __name__ or not module or module in _FREE:
             return
         from .compat import CONFIGURATION, check_parts, check_ultralytics
 
@@ -48,8 +50,7 @@ class _Gate:
             check_parts(CONFIGURATION)
         else:
             check_ultralytics()
-            if self in sys.meta_path:  # another thread may have been quicker
-                sys.meta_path.remove(self)
+            self.open = True  # it stays in its place, as removing it would let Python miss the finder behind it
 
 
 sys.meta_path.insert(0, _Gate())

@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER
 from . import __version__, activation, config
 from .errors import KDError, KDTypeError
 from .files import load_yaml
+from .recipes import check_line
 
 HELP = """
     yolo-kd is yolo with knowledge distillation. Besides everything that yolo does:
@@ -108,6 +109,7 @@ def _check_line(args: list[str]) -> None:
     if given.get("cfg") is not None:
         given = {**load_yaml(given["cfg"]), **given}
     config.check_plain(given)
+    check_line(args)
     for name in ("mode", "model", "task"):
         if not isinstance(given.get(name), (str, type(None))):
             raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")

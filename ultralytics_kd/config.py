@@ -18,7 +18,6 @@ import ultralytics.cfg as ul_cfg
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from .errors import KDError, KDTypeError
-from .files import load_yaml
 from .importing import import_object, names_object
 
 # Names of the terms of each task; those of tasks that the installed Ultralytics lacks are left out
@@ -356,54 +355,12 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
     _check_losses(cfg)
 
 
-def check_recipe(cfg: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Check that no code runs that a recipe names, which may be a stranger's, and not the command itself.
-
-    Args:
-        cfg (Mapping): All arguments of the training.
-        overrides (Mapping): Those that the trainer was given; `cfg` is among them if a Python call has a recipe.
-
-    Raises:
-        KDError: If a recipe wants a teacher or a loss made by code, or to be trusted.
-    """
-    file, said = _recipe(overrides)
-    if not file:
-        return
-    recipe = load_yaml(file)
-    if recipe.get("kd_trust_teacher") and "kd_trust_teacher" not in said:
-        raise KDError(
-            f"cfg={file} sets kd_trust_teacher, which no file can say of itself: drop it there, and if you trust the "
-            "file give kd_trust_teacher=True in the command."
-        )
-    for name in ("teacher", "kd_feat_loss"):
-        values = listed(recipe.get(name))
-        code = [v for v in (values if isinstance(values, list) else [values]) if names_object(v)]
-        if code and name not in said and cfg.get(name) == recipe[name] and not cfg.get("kd_trust_teacher"):
-            raise KDError(
-                f"cfg={file} has {name}={code[0]}, which would run code of that name: give it in the command itself, "
-                "or kd_trust_teacher=True if you trust the file."
-            )
-
-
-def _recipe(overrides: Mapping[str, Any]) -> tuple[str, set[str]]:
-    """Return the file that is given as `cfg`, and the names of the arguments that a command line gives itself."""
-    if overrides.get("cfg"):
-        return str(overrides["cfg"]), set()  # of a Python call nobody knows what it gave and what the file
-    if Path(ul_cfg.ARGV[0]).stem not in {"yolo", "ul"}:  # as `yolo-kd` calls itself before Ultralytics reads them
-        return "", set()
-    pairs = [arg.lstrip("-").partition("=") for arg in ul_cfg.merge_equals_args(ul_cfg.ARGV[1:])]
-    given = {name.strip(): value.strip() for name, equals, value in pairs if equals}
-    return given.pop("cfg", ""), set(given)
-
-
 def _check_losses(cfg: Mapping[str, Any]) -> None:
     """Raise if a loss does not suit the task."""
     task, asked = cfg["task"], cfg.get("kd_cls_loss", "auto")
     suitable = CLASS_LOSSES[task]
     if suitable and asked not in {"auto", *suitable}:
         raise KDError(f"'kd_cls_loss={asked}' does not suit task '{task}': use {' or '.join(suitable)}.")
-    if cfg.get("kd_feat") and names_object(cfg.get("kd_feat_loss")):
-        own_loss(cfg["kd_feat_loss"])
     if cfg.get("kd_feat") and task not in GRID_TASKS and cfg.get("kd_feat_loss") in {"crosskd", "sl2"}:
         raise KDError(
             f"'kd_feat_loss={cfg['kd_feat_loss']}' needs the anchor points of a detector, which task '{task}' has not: "

@@ -59,7 +59,8 @@ class ContinuityMixin(_Trainer):
     _teacher_given: bool = False  # whether `resume` was told where the teacher is
     _all_trained: bool = False  # whether the run that is resumed lacks nothing but its end
     _streams: dict[str, Any] | None = None  # random streams that go on when training does
-    _fingerprints: list[str | None]  # of every teacher's weights
+    _fingerprints: list[str | None] | None = None  # of every teacher's weights
+    _taught_by: list[str | None] | None = None  # those of the run that is resumed
 
     # Writing ----------------------------------------------------------------------------------------------------------
     def save_model(self) -> Any:
@@ -104,7 +105,7 @@ class ContinuityMixin(_Trainer):
                 raise
             raise said from e
 
-    def _disk_error(self, error: OSError) -> KDError | None:
+    def _disk_error(self, error: Exception) -> KDError | None:
         """Return what to say of an error while a file of the run was written; None if it is no fault of the disk."""
         there = f"{self.last} is whole: " if self.last.exists() else ""
         advice = f"{there}make room and go on with resume model={self.last}." if there else "make room and start again."
@@ -120,10 +121,16 @@ class ContinuityMixin(_Trainer):
 
         def strip_optimizer(f: Any = "best.pt", s: str = "", updates: Any = None) -> dict[str, Any]:
             part = Path(folder) / Path(s or f).name
-            with _replaced_in_log(f" saved as {part},", f" saved as {s}," if s else ""):
-                stripped = stock(f, str(part), updates)
-            if part.exists() and Path(s or f) != self.last:  # it does not where Ultralytics found no checkpoint
-                put(part, Path(s or f))
+            try:
+                with _replaced_in_log(f" saved as {part},", f" saved as {s}," if s else ""):
+                    stripped = stock(f, str(part), updates)
+                if part.exists() and Path(s or f) != self.last:  # it does not where Ultralytics found no checkpoint
+                    put(part, Path(s or f))
+            except (OSError, RuntimeError) as e:
+                said = self._disk_error(e)
+                if said is None:
+                    raise
+                raise said from e
             return stripped
 
         self.wdir.mkdir(parents=True, exist_ok=True)
@@ -148,7 +155,7 @@ class ContinuityMixin(_Trainer):
         optimizer = super().build_optimizer(model, *args, **kwargs)
         if self.distiller is None or self.teacher is None:
             return optimizer
-        self._fingerprints = [_fingerprint(member) for member in self.teacher.members]  # with stored answers they go
+        self._note_teachers()  # with stored answers they go before the first checkpoint
         optimizer.register_state_dict_post_hook(self._carry_run)
         parameters = list(self.distiller.adapters.parameters())
         if parameters:
@@ -165,7 +172,11 @@ class ContinuityMixin(_Trainer):
     def _carry_run(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Add whose weights teach, and where the random streams are, to an optimizer's state dict."""
         loaders = {"train": getattr(self, "train_loader", None), "unlabeled": getattr(self.unlabeled, "loader", None)}
-        state[RUN_KEY] = {"teachers": self._fingerprints, "random": random_state(self.device, loaders)}
+        state[RUN_KEY] = {
+            "teachers": self._fingerprints,
+            "random": random_state(self.device, loaders),
+            "over": bool(getattr(self, "stop", False)),  # which patience= or time= can say before the last epoch
+        }
 
     def _save_adapters(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Add the adapters' weights to an optimizer's state dict."""
@@ -189,7 +200,10 @@ class ContinuityMixin(_Trainer):
     def _look_ahead(self) -> None:
         """See whether the last epoch of the run that is resumed is behind it."""
         left = torch_load(Path(self.args.model), map_location="cpu")  # Ultralytics has opened it already
-        self._all_trained = bool(left.get("optimizer")) and left.get("epoch", -1) + 1 >= self.args.epochs
+        optimizer = left.get("optimizer") or {}
+        carried = optimizer.get(RUN_KEY, {})
+        over = carried.get("over") or left.get("epoch", -1) + 1 >= self.args.epochs
+        self._all_trained, self._taught_by = bool(optimizer) and over, carried.get("teachers")
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Go on from a checkpoint: with the teacher, the adapters and the random streams that the run had there.
@@ -200,26 +214,34 @@ class ContinuityMixin(_Trainer):
         if self.distiller is None or ckpt is None or not self.resume:
             super().resume_training(ckpt)
             return
-        carried = (ckpt.get("optimizer") or {}).get(RUN_KEY, {})
-        self._check_teachers(carried.get("teachers"))
         if RANK in {-1, 0}:
             for half in self.wdir.glob(f"{PARTS}*"):  # of a process that was killed while it wrote
                 shutil.rmtree(half, ignore_errors=True)
+            for half in (*self.wdir.glob(".*.tmp"), *self.save_dir.glob(".*.tmp")):
+                half.unlink(missing_ok=True)
         if self._all_trained:
             self._load_checkpoint_state(ckpt)
-            self.start_epoch, self.epoch = self.epochs, self.epochs - 1
+            self.epoch = ckpt["epoch"]
+            self.start_epoch = self.epoch + 1
             return
         try:
             super().resume_training(ckpt)
         except AssertionError as e:  # Ultralytics' sentence that nothing is left to train
             raise KDError(" ".join(str(e).split())) from e
         self._trim_results()
-        self._streams = carried.get("random")
+        self._streams = (ckpt.get("optimizer") or {}).get(RUN_KEY, {}).get("random")
 
-    def _check_teachers(self, before: list[str | None] | None) -> None:
+    def _note_teachers(self) -> None:
+        """Take note of whose weights teach, once."""
+        assert self.teacher is not None
+        if self._fingerprints is None:
+            self._fingerprints = [_fingerprint(member) for member in self.teacher.members]
+
+    def _check_teachers(self) -> None:
         """Raise, or warn if the user named the teacher anew, if the weights are not those that the run began with."""
         assert self.teacher is not None
-        now = self._fingerprints
+        self._note_teachers()
+        before, now = self._taught_by, self._fingerprints or []
         if before is None or (len(before) == len(now) and all(a == b or None in {a, b} for a, b in zip(before, now))):
             return
         if self._teacher_given:
@@ -372,6 +394,9 @@ def _fingerprint(member: Teacher) -> str | None:
     try:
         return member.fingerprint()
     except KDError:  # an object of the user's that does not say
+        return None
+    except Exception as e:  # the user's code may raise whatever it likes, and the run can do without
+        LOGGER.warning(f"teacher={member.source}: its fingerprint() fails, so that resume cannot compare weights: {e}")
         return None
 
 

@@ -9,6 +9,7 @@ from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
 from .errors import KDError
+from .recipes import check_call
 from .registration import check_unfinished
 from .trainer import TRAINERS
 from .tuning import search_arguments
@@ -40,6 +41,7 @@ class YOLO(_YOLO):
         """
         if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
             _check_travels(kwargs.get("teacher"), "train on several data sets")
+        check_call(kwargs)
         check_unfinished(self, kwargs)
         return super().train(trainer=trainer, **kwargs)
 
@@ -81,6 +83,7 @@ def _check_travels(teacher: Any, purpose: str) -> None:
 
 def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
     """Search as Ultralytics does, with arguments that were checked and mean the same to both of its tuners."""
+    check_call(kwargs)
     _check_travels(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()
     if use_ray:  # its arguments by position have names

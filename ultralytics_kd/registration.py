@@ -15,6 +15,7 @@ from ultralytics.utils import LOGGER
 from . import config
 from .compat import check_parts
 from .errors import KDError
+from .recipes import check_call, check_merged
 
 # What is patched here
 PATCHED = {
@@ -35,6 +36,7 @@ def register() -> None:
 
     @functools.wraps(stock)
     def check_resume(self: BaseTrainer, overrides: dict[str, Any]) -> None:
+        check_merged(overrides)
         stock(self, overrides)
         config.check_combination(vars(self.args))
         if config.has_teacher(vars(self.args)):
@@ -81,6 +83,7 @@ def install() -> None:
 
     @functools.wraps(stock_train)
     def train(self: YOLO, trainer: Any = None, **kwargs: Any) -> Any:
+        check_call(kwargs)
         check_unfinished(self, kwargs)
         return stock_train(self, trainer=trainer, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ from .continuity import ContinuityMixin
 from .criterion import LABELED, SOUND, DistillationLoss, Rehearsal
 from .distillers import Distiller, build_distiller
 from .errors import KDError, first_line
+from .importing import names_object
 from .initialization import never_trained, select_weights
+from .recipes import check_recipe
 from .registration import register
 from .report.run import Subject, command_of, report_run
 from .teachers import Teacher, open_teacher
@@ -43,6 +46,7 @@ from .tracks import AnsweredDataset
 from .unlabeled import UnlabeledImages, UnlabeledSamples, UnlabeledStream, find_unlabeled, readable
 from .writing import disk_fault, part_of
 
+KEPT = re.compile(r"teacher(-\d+)?\.pt")  # names of teachers that a run keeps beside its checkpoints
 NO_MEMORY = (  # what errors say after which Ultralytics begins again with a smaller batch
     "out of memory",
     "cublas_status_alloc_failed",
@@ -95,6 +99,8 @@ class DistillationMixin(ContinuityMixin):
         Raises:
             KDError: If the distillation cannot run as asked; no output folder is left behind.
         """
+        if isinstance(cfg, (str, Path)):
+            check_recipe(cfg, overrides or {})
         self.teacher_metrics: dict[str, float] = {}
         self._untrained = False  # whether the student was built with random weights
         self._in_memory: Any = None
@@ -113,15 +119,13 @@ class DistillationMixin(ContinuityMixin):
                     self._keep_teacher_in_memory()
             except OSError as e:  # of the folder of the run, which is not there to be named yet
                 said = disk_fault(e, Path(e.filename or "."), "give another project=FOLDER, or make room.")
-                if self.teacher is None or said is None:
+                if said is None or not self._of_run(e.filename):
                     raise
                 raise said from e
 
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
-        if not self.args.resume:
-            config.check_recipe(vars(self.args), overrides)
         moved = {"teacher", "kd_unlabeled", "kd_trust_teacher"}  # what may be elsewhere now
         super().check_resume({k: v for k, v in overrides.items() if k not in moved})
         if self.resume and "teacher" in overrides:
@@ -132,7 +136,7 @@ class DistillationMixin(ContinuityMixin):
                     f", or start a new run from its weights (model={self.args.model})."
                 )
             self.args.teacher, self._teacher_given = overrides["teacher"], True
-        if self.resume and overrides.get("kd_unlabeled") and self.args.kd_unlabeled:
+        if self.resume and overrides.get("kd_unlabeled") and getattr(self.args, "kd_unlabeled", None):
             self.args.kd_unlabeled = overrides["kd_unlabeled"]
         if not config.has_teacher(vars(self.args)):
             return
@@ -140,11 +144,15 @@ class DistillationMixin(ContinuityMixin):
             self._look_ahead()
             self.args.kd_trust_teacher = overrides.get("kd_trust_teacher", self.args.kd_trust_teacher)
         config.check_combination(vars(self.args))
+        if self.args.kd_feat and names_object(self.args.kd_feat_loss):
+            config.own_loss(self.args.kd_feat_loss)  # before anything is written
         parallel.join(self.args)
         source = config.listed(self.args.teacher)
         source = [_file_of(each) for each in source] if isinstance(source, list) else _file_of(source)
         with parallel.machine_by_machine():
             self.teacher = self._opened(source)
+        if self.resume and not parallel.launched():  # who launched them has seen to it
+            self._check_teachers()
         if all(isinstance(each, (str, Path)) for each in _listed(source)):
             places = [str(Path(p).resolve() if Path(p).exists() else p) for p in _listed(source)]  # resume anywhere
             self.args.teacher = places if isinstance(source, list) else places[0]
@@ -164,8 +172,7 @@ class DistillationMixin(ContinuityMixin):
         """Open the teacher; where a resumed run does not find it, say how it goes on."""
         # A teacher that was kept beside the checkpoint is as trusted as that, which Ultralytics has unpickled
         kept = self.resume and all(
-            isinstance(each, (str, Path)) and Path(each).parent == Path(self.args.model).parent
-            for each in _listed(source)
+            isinstance(each, (str, Path)) and self._beside(Path(each)) for each in _listed(source)
         )
         try:
             trust = self.args.kd_trust_teacher or kept
@@ -174,6 +181,15 @@ class DistillationMixin(ContinuityMixin):
             if not self.resume or self._teacher_given or str(source).endswith(IN_MEMORY):  # it says what to do
                 raise
             raise KDError(f"{first_line(e)[:-1]}; if it is elsewhere now, resume with teacher=ITS PATH.") from e
+
+    def _beside(self, file: Path) -> bool:
+        """Return whether a file is a teacher that a run kept beside the checkpoint that is resumed."""
+        return bool(KEPT.fullmatch(file.name)) and file.resolve().parent == Path(self.args.model).resolve().parent
+
+    def _of_run(self, file: Any) -> bool:
+        """Return whether a file is of this run's folder, or of those that are made for it."""
+        folders = [*self._fresh_dirs, *([Path(self.save_dir)] if hasattr(self, "save_dir") else [])]
+        return self.teacher is not None and bool(file) and any(Path(file).is_relative_to(f) for f in folders)
 
     def _find_unlabeled(self) -> None:
         """Find the images without labels, and note where they are so that `resume` finds them from anywhere."""

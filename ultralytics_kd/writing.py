@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +27,10 @@ def part_of(target: Path) -> Iterator[Path]:
     Yields:
         (Path): Where to write it; it is gone if writing fails.
     """
-    # A name of its own each time: in a folder that others write to, nobody can put a link in its place beforehand
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    part = Path(name)
+    # A new file each time: in a folder that others write to, a link in its place is never followed
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    open(part, "xb").close()
     try:
-        os.chmod(part, 0o666 & ~_umask())  # mkstemp keeps others from reading, as no checkpoint of Ultralytics does
-        os.close(handle)
         yield part
         put(part, target)
     except BaseException:  # it goes on to the caller; a file that is half written is of no use to anybody
@@ -72,23 +70,19 @@ def write_whole(target: Path, content: bytes) -> None:
         raise said from e
 
 
-def disk_fault(error: OSError, folder: Path, advice: str) -> KDError | None:
+def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
     """Return what to say of an error of a disk that is full or closed to us; None for any other.
 
     Args:
-        error (OSError): The error.
+        error (Exception): The error.
         folder (Path): Where something was to be written.
         advice (str): How to go on, as the end of a sentence.
     """
-    if error.errno in NO_ROOM:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_ROOM:
         return KDError(f"no space is left in {folder}: {advice}")
-    if error.errno in NO_ACCESS:
-        return KDError(f"{folder} cannot be written to ({os.strerror(error.errno)}): {advice}")
+    if number in NO_ACCESS:
+        return KDError(f"{folder} cannot be written to ({os.strerror(number)}): {advice}")
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):  # torch.save does not say why
+        return KDError(f"{folder} could not be written to, as it may be full: {advice}")
     return None
-
-
-def _umask() -> int:
-    """Return the process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

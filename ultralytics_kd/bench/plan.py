@@ -15,6 +15,7 @@ from ..config import ARGUMENTS, TASKS, check_combination, check_plain, whole_num
 from ..errors import KDError
 from ..files import load_yaml, output_folder
 from ..model import YOLO
+from ..recipes import check_arguments, check_recipe
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 BUILTIN_ARGUMENTS = ("distill_model", "dis")
@@ -63,6 +64,7 @@ class Plan:
         holdout (float): Share of the training images that takes the place of the val set, 0 for the val set itself.
         jobs (int): Trainings at a time.
         task (str): Task of all models.
+        trust (bool): Whether teachers may run code when they are opened.
     """
 
     save_dir: Path
@@ -75,6 +77,7 @@ class Plan:
     holdout: float
     jobs: int
     task: str = "detect"
+    trust: bool = False
 
 
 def make_plan(overrides: Mapping[str, Any]) -> Plan:
@@ -88,6 +91,8 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         SyntaxError: If an argument is unknown.
     """
     check_plain(overrides)
+    if overrides.get("cfg"):
+        check_recipe(overrides["cfg"], {k: v for k, v in overrides.items() if k != "cfg"})
     given = {**BENCH_ONLY, **_recipe(overrides.get("cfg")), **{k: v for k, v in overrides.items() if k != "cfg"}}
     check_plain(given)
     own = {name: given.pop(name) for name in BENCH_ONLY}
@@ -104,6 +109,10 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
             f"{teacher} has not been trained on that part (with teacher_model= it is not)."
         )
     arms = _arms(own["arms"], special, teacher)
+    if str(own["arms"]).strip().lower().endswith((".yaml", ".yml")):
+        for arm in arms:
+            said = {k: v for k, v in overrides.items() if v == arm.args.get(k)}
+            check_arguments(arm.args, f"arms={own['arms']}", said)
     get_cfg(overrides={**given, **place})
     task = given.get("task") or _task_of(given["model"])
     for arm in arms:
@@ -122,6 +131,7 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         own["holdout"],
         whole_number("jobs", own["jobs"]),
         task,
+        bool(special.get("kd_trust_teacher")),
     )
 
 

@@ -116,8 +116,8 @@ class Bench:
                 continue
             source = str(arm.args[arm.teacher_key] or trained)
             if source not in files:
-                trust = arm.args.get("kd_trust_teacher", self.plan.common.get("kd_trust_teacher", False))
-                path = _resolve(source, self.plan.task, bool(trust))
+                trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
+                path = _resolve(source, self.plan.task, trust)
                 files[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             teacher = found[arm.name] = files[source]
             classes = arm.args.get("kd_classes", self.plan.classes)

@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
@@ -168,6 +169,8 @@ def _load(source: Any, trust: bool) -> nn.Module:
     try:
         with _restricted(not trust):
             return load_checkpoint(path)[0]
+    except KDError:
+        raise
     except FileNotFoundError as e:
         raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
@@ -189,6 +192,8 @@ def _restricted(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it all the same
+        raise KDError(f"torch {torch.__version__} has no loader for files that are not trusted: use 2.6 or newer.")
     with _loading:
         before, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
         try:
