@@ -40,6 +40,17 @@ class Elsewhere(torch.nn.Module):
         }
 
 
+def test_fingerprint_that_fails_costs_no_run(quick, caplog, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.LOGGER.propagate", True)
+
+    class Broken(Elsewhere):
+        def fingerprint(self):
+            raise OSError("no weights here")
+
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=Broken())
+    assert "its fingerprint() fails, so that resume cannot compare weights: no weights here" in caplog.text
+
+
 def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_path):
     last = tmp_path / "last.pt"
     model = YOLO("yolo26n.yaml")

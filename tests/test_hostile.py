@@ -118,7 +118,7 @@ def test_teacher_with_the_users_own_layers_is_opened_when_it_is_trusted_and_resu
     assert again.trainer.start_epoch == 1 and again.trainer.args.kd_trust_teacher is True
 
 
-def test_teacher_with_own_layers_that_was_given_in_memory_is_resumed_from_beside_the_checkpoint(quick):
+def test_teacher_with_own_layers_that_was_given_in_memory_is_resumed_from_beside_the_checkpoint(quick, monkeypatch):
     """It is as trusted as the checkpoint itself, which Ultralytics unpickles."""
     model = make_model("yolo26s.yaml")
     model.names, model.model[0].act = dict(NAMES), torch.nn.Sequential(model.model[0].act, Strange())
@@ -133,7 +133,8 @@ def test_teacher_with_own_layers_that_was_given_in_memory_is_resumed_from_beside
         student.train(**quick, teacher=model)
     last = Path(quick["project"]) / "run" / "weights" / "last.pt"
     assert last.with_name("teacher.pt").exists()
-    YOLO(last).train(resume=True)
+    monkeypatch.chdir(last.parents[1])
+    YOLO("weights/last.pt").train(resume=True)
     assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
 
 

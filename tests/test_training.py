@@ -444,6 +444,18 @@ def test_run_that_was_interrupted_after_its_last_epoch_is_finished_by_resume_and
             finished.train(resume=True)
 
 
+def test_run_that_stopped_early_and_was_interrupted_then_is_finished_and_not_trained_further(quick, teacher):
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", True))  # as patience= and time= do
+    model.add_callback("on_model_save", lambda t: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**quick, teacher=teacher)
+    last = Path(quick["project"]) / "run" / "weights" / "last.pt"
+    YOLO(last).train(resume=True)
+    assert [row["epoch"] for row in results(last.parents[1])] == [1]
+    assert torch_load(last)["optimizer"] is None
+
+
 @pytest.mark.core
 def test_results_are_trimmed_to_whole_rows_of_epochs_in_the_checkpoint(quick, teacher, tmp_path):
     last = tmp_path / "run" / "weights" / "last.pt"
