@@ -358,12 +358,12 @@ def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):
 
     def look(model, **_):
         with torch.no_grad():
-            seen.append(model(torch.rand(2, 3, 64, 64))[1])
+            seen.append(model(torch.rand(2, 3, 64, 64))[-3:])  # the terms
         return 4
 
     monkeypatch.setattr(engine, "check_train_batch_size", look)
     YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1, "batch": -1}, teacher="ema")
-    assert seen and all(v.isfinite() for v in seen[0])
+    assert seen and all(v.ndim == 0 and v.isfinite() for v in seen[0])
 
 
 @pytest.mark.core
