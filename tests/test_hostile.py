@@ -21,6 +21,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, cli
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cache import make_cache
+from ultralytics_kd.recipes import check_call, check_line
 from ultralytics_kd.registration import install
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
@@ -247,6 +248,14 @@ def knock(door: str) -> None:
             ul_cfg.entrypoint()
         finally:
             ul_cfg.ARGV[:] = before
+
+
+def test_argument_of_another_program_that_is_called_cfg_is_no_business_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "its.yaml").write_text("{no yaml: [")
+    monkeypatch.setattr(ul_cfg, "ARGV", ["train.py", f"cfg={tmp_path / 'its.yaml'}", "cfg=nowhere", "--cfg=", "= x"])
+    check_call({"data": "coco8.yaml"})
+    with pytest.raises(KDError, match="could not be read as YAML"):
+        check_line(ul_cfg.ARGV[1:2])
 
 
 def test_bench_trusts_a_teacher_when_the_command_does_and_no_sooner(tmp_path, teacher, data):

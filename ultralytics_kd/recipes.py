@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
@@ -90,10 +89,12 @@ def check_line(line: list[str], ours: bool = True) -> None:
     said = {name: value for name, value in given if name != "cfg"}
     for file in (value for name, value in given if name == "cfg" and value):
         try:
-            check_recipe(file, said)
+            recipe = load_yaml(file)
         except (KDError, FileNotFoundError):
-            if ours or (Path(file).suffix.lower() in {".yaml", ".yml"} and Path(file).is_file()):
+            if ours:
                 raise
+            continue
+        check_arguments(recipe, f"cfg={file}", said)
 
 
 def check_merged(arguments: Mapping[str, Any]) -> None:
