@@ -16,8 +16,8 @@ TRUST = "kd_trust_teacher"
 CODE = ("teacher", "kd_feat_loss")  # arguments that may name code
 
 
-def check_recipe(file: Any, said: Mapping[str, Any]) -> None:
-    """Check a file that is given as `cfg`.
+def check_recipe(file: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments in a file that is given as `cfg`, checked.
 
     Args:
         file (str | Path): The YAML.
@@ -26,7 +26,9 @@ def check_recipe(file: Any, said: Mapping[str, Any]) -> None:
     Raises:
         KDError: If it is none, or has what it must not.
     """
-    check_arguments(load_yaml(file), f"cfg={file}", said)
+    recipe = load_yaml(file)
+    check_arguments(recipe, f"cfg={file}", said)
+    return recipe
 
 
 def check_arguments(recipe: Mapping[str, Any], place: str, said: Mapping[str, Any]) -> None:

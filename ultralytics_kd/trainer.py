@@ -497,8 +497,9 @@ class DistillationMixin(ContinuityMixin):
                 batch["teacher"] = self._stored_answer(batch)
         elif self.teacher is not None and self.teacher.ready:  # quantization calibrates before training
             batch["teacher"] = self._answer(batch["img"])
-            if self.teacher.sound is not None:
-                batch[SOUND] = self.teacher.sound
+            sound = self.teacher.sound  # computed when it is asked for
+            if sound is not None:
+                batch[SOUND] = sound
         return batch
 
     def _answer(self, images: torch.Tensor) -> Any:

@@ -91,9 +91,8 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         SyntaxError: If an argument is unknown.
     """
     check_plain(overrides)
-    if overrides.get("cfg"):
-        check_recipe(overrides["cfg"], {k: v for k, v in overrides.items() if k != "cfg"})
-    given = {**BENCH_ONLY, **_recipe(overrides.get("cfg")), **{k: v for k, v in overrides.items() if k != "cfg"}}
+    said = {k: v for k, v in overrides.items() if k != "cfg"}
+    given = {**BENCH_ONLY, **_recipe(overrides.get("cfg"), said), **said}
     check_plain(given)
     own = {name: given.pop(name) for name in BENCH_ONLY}
     own["holdout"] = _share(own["holdout"])
@@ -110,9 +109,9 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         )
     arms = _arms(own["arms"], special, teacher)
     if str(own["arms"]).strip().lower().endswith((".yaml", ".yml")):
-        for arm in arms:
-            said = {k: v for k, v in overrides.items() if v == arm.args.get(k)}
-            check_arguments(arm.args, f"arms={own['arms']}", said)
+        for arm in arms:  # whose values win over the command's
+            same = {k: v for k, v in said.items() if v == arm.args.get(k)}
+            check_arguments(arm.args, f"arms={own['arms']}", same)
     get_cfg(overrides={**given, **place})
     task = given.get("task") or _task_of(given["model"])
     for arm in arms:
@@ -143,11 +142,11 @@ def _task_of(model: Any) -> str:
         return "detect"
 
 
-def _recipe(cfg: Any) -> dict[str, Any]:
-    """Return the arguments of a `cfg` YAML that a training would read."""
+def _recipe(cfg: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `cfg` YAML that a training would read, checked beside those that the command gives."""
     if not cfg:
         return {}
-    recipe = load_yaml(cfg)
+    recipe = check_recipe(cfg, said)
     drop = {"cfg", "mode", "seed", "save_dir"} | ({"resume"} if not recipe.get("resume") else set())
     return {k: v for k, v in recipe.items() if v is not None and k not in drop}
 
