@@ -99,7 +99,8 @@ def listen() -> None:
     from ultralytics.engine.trainer import BaseTrainer
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from ultralytics_kd import cache, parallel, trainer
+    from ultralytics_kd import cache, trainer
+    from ultralytics_kd.training import distributed
 
     record["known"] = "teacher" in DEFAULT_CFG_DICT and getattr(BaseTrainer.check_resume, "kd", False)
     cache.build.select_device = lambda *args, **kwargs: torch.device("cpu")
@@ -118,7 +119,7 @@ def listen() -> None:
     stock_answer = cache.build.Here.answer
     cache.build.Here.answer = lambda *args: answered(stock_answer, *args)
     if os.environ.get("DDP_BLIND") == str(RANK):  # as on a machine that does not share the run's folder
-        parallel._reads = lambda file, word: False
+        distributed._reads = lambda file, word: False
 
     def opened(stock: Any, *args: Any) -> Any:
         record["opened"] += 1

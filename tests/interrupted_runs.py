@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from conftest import QUICK
 from ultralytics.utils import LOGGER
 
-from ultralytics_kd import YOLO, continuity
+from ultralytics_kd import YOLO
+from ultralytics_kd.training import checkpoints
 
 LOGGER.setLevel("ERROR")
 
@@ -54,13 +55,13 @@ def half_written(count: int) -> None:
 
 def between_moves(count: int) -> None:
     """Die after a checkpoint was moved to its place, before the next is."""
-    stock, tick = continuity.put, countdown(count)
+    stock, tick = checkpoints.put, countdown(count)
 
     def put(part, target):
         stock(part, target)
         tick()
 
-    continuity.put = put
+    checkpoints.put = put
 
 
 def prepare(model: YOLO, moment: str, seed: int) -> None:
@@ -71,8 +72,8 @@ def prepare(model: YOLO, moment: str, seed: int) -> None:
     elif moment == "validation":
         model.add_callback("on_val_batch_end", countdown(rng.randint(1, 3)))
     elif moment == "results":  # the row is written, its checkpoint is not
-        stock, tick = continuity.ContinuityMixin.save_metrics, countdown(rng.randint(1, 2))
-        continuity.ContinuityMixin.save_metrics = lambda self, metrics: (stock(self, metrics), tick())[0]
+        stock, tick = checkpoints.ContinuityMixin.save_metrics, countdown(rng.randint(1, 2))
+        checkpoints.ContinuityMixin.save_metrics = lambda self, metrics: (stock(self, metrics), tick())[0]
     elif moment == "half a checkpoint":
         half_written(rng.randint(1, 3))
     elif moment == "between checkpoints":

@@ -10,7 +10,7 @@ import torch
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 
-from ultralytics_kd.config import GRID_TASKS, TASKS
+from ultralytics_kd.config.arguments import GRID_TASKS, TASKS
 from ultralytics_kd.demo.shapes import CLASS_NAMES
 
 SUFFIX = {

@@ -8,13 +8,14 @@ from conftest import make_model
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from ultralytics_kd import alignment, predictions
-from ultralytics_kd.alignment import Aligner, Instances, align, align_densely, same
-from ultralytics_kd.assignment import CONFIDENT, SetAnswer, assign
-from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import DistillationLoss
-from ultralytics_kd.distillers import GridDistiller
-from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd import outputs
+from ultralytics_kd.distillation import task_aligned
+from ultralytics_kd.distillation.assignment import CONFIDENT, assign
+from ultralytics_kd.distillation.distillers import GridDistiller
+from ultralytics_kd.distillation.loss import DistillationLoss
+from ultralytics_kd.distillation.task_aligned import Aligner, align, align_densely, same
+from ultralytics_kd.teachers import Instances, SetAnswer, open_teacher
+from ultralytics_kd.teachers.class_map import match_classes
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -55,7 +56,7 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
     monkeypatch.setattr(TaskAlignedAssigner, "forward", spy)
     loss.base(preds, batch)
     expected = {id(assigner): found for assigner, found in calls}
-    for name, out in predictions.branches(preds).items():
+    for name, out in outputs.branches(preds).items():
         pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], Aligner())
         _, boxes, scores, foreground, instance = expected[id(loss.bases[name].assigner)]
         shown = foreground | (out.scores.amax(-1) > CONFIDENT)
@@ -75,7 +76,7 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
 def test_uncertain_answers_ask_for_less():
     student, loss, batch = setup("yolo26n.yaml")
     preds = student(batch["img"])
-    branch = predictions.branches(preds)["one2many"]
+    branch = outputs.branches(preds)["one2many"]
     arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
     sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
     half = assign(SetAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
@@ -87,7 +88,7 @@ def test_uncertain_answers_ask_for_less():
 
 def test_background_is_taught_where_the_student_is_confident_of_something():
     student, loss, batch = setup("yolo26n.yaml")
-    branch = predictions.branches(student(batch["img"]))["one2many"]
+    branch = outputs.branches(student(batch["img"]))["one2many"]
     branch.scores[:, :5] = 3.0
     branch.scores[:, 5:] = -10.0
     nothing = SetAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
@@ -136,7 +137,7 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
     among = SetAnswer(alone.bboxes, alone.probs, torch.ones(1), None)
     with torch.no_grad():
         for answer, images, row in ((alone, image, 0), (among, torch.cat((image * 0, image, image * 0)), 1)):
-            out = predictions.branches(student(images))["one2many"]
+            out = outputs.branches(student(images))["one2many"]
             out.scores.fill_(-10)
             pair = assign(answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
             assert len(pair.target) > 1 and pair.assigned.all()
@@ -188,9 +189,9 @@ def test_of_two_answers_to_one_object_the_surer_one_has_the_anchor_points():
 def test_another_rule_of_ultralytics_is_followed_by_asking_it(monkeypatch):
     """An assigner that changes in an update, or is of another kind, keeps the last word."""
     student, loss, batch = setup("yolo26n.yaml")
-    branch = predictions.branches(student(batch["img"]))["one2many"]
+    branch = outputs.branches(student(batch["img"]))["one2many"]
     base, aligner, said = loss.bases["one2many"], Aligner(), []
-    monkeypatch.setattr(alignment.LOGGER, "warning", said.append)
+    monkeypatch.setattr(task_aligned.LOGGER, "warning", said.append)
     monkeypatch.setattr(base.assigner, "get_box_metrics", lambda *a: (torch.rand(2, 2, 189), torch.rand(2, 2, 189)))
     arguments = (batch["teacher"], "one2many", branch, loss.distiller.student_layout, base, aligner)
     assign(*arguments)

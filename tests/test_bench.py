@@ -21,7 +21,7 @@ from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
 from ultralytics_kd.bench.worker import write
 from ultralytics_kd.cli import main
-from ultralytics_kd.config import ARGUMENTS
+from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
 from ultralytics_kd.teachers import open_teacher
 

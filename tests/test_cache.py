@@ -25,10 +25,10 @@ from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.store import Manifest, Row, Store, image_key, values
-from ultralytics_kd.classes import match_classes
 from ultralytics_kd.cli import main
-from ultralytics_kd.detections import Detections, fuse
 from ultralytics_kd.errors import KDTypeError
+from ultralytics_kd.teachers.class_map import match_classes
+from ultralytics_kd.teachers.detections import Detections, fuse
 
 QUIET = {"workers": 0, "device": "cpu", "batch": 4, "imgsz": 64}
 MANIFEST = Manifest(

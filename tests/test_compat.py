@@ -15,17 +15,22 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils import LOGGER
 
 import ultralytics_kd
-from ultralytics_kd import KDError, compat, tracks, unlabeled
+from ultralytics_kd import KDError, compat
+from ultralytics_kd.cache import augmentation
 from ultralytics_kd.compat import INTERNALS, NEWEST, OLDEST, check_parts, check_ultralytics
-from ultralytics_kd.registration import PATCHED
+from ultralytics_kd.install import PATCHED
 from ultralytics_kd.report.seen import _keeping
 from ultralytics_kd.trainer import DistillationMixin
+from ultralytics_kd.training import unlabeled
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
 PACKAGE = Path(ultralytics_kd.__file__).parent
-FREE = {f"ultralytics_kd.{name}" for name in ("_autoload", "activation", "compat", "errors", "importing")}
-ARGUMENTS = {f"ultralytics_kd.{name}" for name in ("cli", "config", "files", "recipes", "registration")}
+FREE = {f"ultralytics_kd.{name}" for name in ("_autoload", "activation", "compat", "errors")}
+ARGUMENTS = {
+    *(f"ultralytics_kd.{name}" for name in ("cli", "config", "files", "install")),
+    *(f"ultralytics_kd.config.{name}" for name in ("arguments", "recipes", "registration", "user_code")),
+}
 NOT_CHECKED = {  # not every release has the first three, which are asked for where they are used
     *("ultralytics.models.yolo.depth", "ultralytics.models.yolo.semantic"),
     "ultralytics.data.utils.add_polygon_background",
@@ -168,8 +173,8 @@ def taken(tree: ast.Module) -> set[str]:
         (DistillationMixin, DetectionTrainer),
         (_keeping(DetectionValidator), DetectionValidator),
         (unlabeled.UnlabeledImages, unlabeled.YOLODataset),
-        (tracks.AnsweredDataset, tracks.YOLODataset),
-        (tracks.SoftTrack, augment.BaseTransform),
+        (augmentation.AnsweredDataset, augmentation.YOLODataset),
+        (augmentation.SoftTrack, augment.BaseTransform),
     ],
 )
 def test_every_method_that_the_package_overrides_is_checked(ours, theirs):

@@ -21,7 +21,7 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.config import TASK_WEIGHTS, TASKS
+from ultralytics_kd.config.arguments import TASK_WEIGHTS, TASKS
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.teachers import GridTeacher
 

@@ -13,7 +13,7 @@ from task_models import task_model
 from ultralytics import YOLO as StockYOLO
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.distillers import GridDistiller
+from ultralytics_kd.distillation.distillers import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 
 CPU = torch.device("cpu")

@@ -26,8 +26,9 @@ from ultralytics.utils import YAML
 from ultralytics.utils.dist import find_free_network_port
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, parallel
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.training import distributed
 
 pytest.importorskip("cloudpickle")  # Ultralytics' launcher packs a trainer with it
 WORKER = str(Path(__file__).parent / "ddp_worker.py")
@@ -215,7 +216,7 @@ def test_sentence_of_a_process_that_failed_is_said_last_and_nothing_is_left(laun
     with pytest.raises(KDError, match=rf"^teacher={re.escape(str(mortal))} was not found") as error:
         YOLO("yolo26n.yaml").train(**ARGS, data=data, teacher=str(mortal), project=project, name="run")
     assert error.value.__suppress_context__ and not (tmp_path / "runs").exists()
-    assert parallel.NOTES not in os.environ
+    assert distributed.NOTES not in os.environ
 
 
 def test_error_of_a_process_that_is_no_sentence_stays_ultralytics_own(launcher, tmp_path, data, teacher, monkeypatch):
@@ -272,7 +273,7 @@ def test_groups_of_processes_have_one_folder_and_touch_no_other(machines):
     [(None, 2, "0,1"), ("", 1, "0"), ("[2, 3]", 2, "2,3"), ([0, 1], 2, "0,1"), ("npu:1,2", 2, "npu:1,2"), (3, 1, "3")],
 )
 def test_devices_of_processes_are_the_given_or_the_first(device, processes, expected):
-    assert parallel.own_devices(device, processes) == expected
+    assert distributed.own_devices(device, processes) == expected
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_devices_of_processes_are_the_given_or_the_first(device, processes, expe
 )
 def test_what_processes_cannot_share_is_one_sentence(given, sentence, quick, teacher, monkeypatch):
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
-        monkeypatch.setattr(parallel, name, value)
+        monkeypatch.setattr(distributed, name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(KDError, match=re.escape(sentence)):
         KDDetectionTrainer(overrides={**quick, "device": "0,1", **given, "model": "yolo26n.yaml", "teacher": teacher})
@@ -293,7 +294,7 @@ def test_what_processes_cannot_share_is_one_sentence(given, sentence, quick, tea
 
 def test_processes_without_a_teacher_are_ultralytics_own(quick, monkeypatch):
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
-        monkeypatch.setattr(parallel, name, value)
+        monkeypatch.setattr(distributed, name, value)
     monkeypatch.setattr(engine.callbacks, "add_integration_callbacks", lambda trainer: None)  # slow to import
     trainer = KDDetectionTrainer(overrides={**quick, "model": "yolo26n.yaml"})
     assert trainer.world_size == 0 and trainer.args.device == quick["device"]

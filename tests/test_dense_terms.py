@@ -10,9 +10,9 @@ from task_models import task_model
 from test_task_terms import CPU, parts, task_batch
 
 from ultralytics_kd import KDError
+from ultralytics_kd.distillation.terms import DensePair
+from ultralytics_kd.distillation.terms.dense import DepthTerm, PixelTerm, shown_part
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.terms import DensePair
-from ultralytics_kd.terms.dense import DepthTerm, PixelTerm, shown_part
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -79,7 +79,7 @@ def test_moving_average_of_a_calibrated_student_has_nothing_to_teach_an_equal_on
     student = calibrated(task_model("depth"), 0.5)
     from ultralytics.cfg import get_cfg
 
-    from ultralytics_kd.distillers import build_distiller
+    from ultralytics_kd.distillation.distillers import build_distiller
 
     student.args = get_cfg(overrides={"teacher": "ema", "task": "depth"})
     teacher = open_teacher("ema", "depth")

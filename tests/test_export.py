@@ -14,7 +14,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import is_qat
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd import trainer as kd_trainer
+from ultralytics_kd.training import mixin
 
 SPEC = importlib.util.spec_from_file_location("export_example", Path(__file__).parents[1] / "examples" / "export.py")
 example = importlib.util.module_from_spec(SPEC)
@@ -170,4 +170,4 @@ def test_quantization_without_its_package_is_a_sentence(quick, teacher, trained,
     weights = shutil.copy(trained / "weights" / "best.pt", trained / "copy.pt")
     with pytest.raises(KDError, match=r"pip install \"nvidia-modelopt>=0.44\""):
         YOLO(weights).train(**quick, teacher=teacher, quantize=8)
-    assert not Path(quick["project"]).exists() and kd_trainer.NO_MODELOPT
+    assert not Path(quick["project"]).exists() and mixin.NO_MODELOPT

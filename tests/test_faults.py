@@ -15,11 +15,11 @@ from test_training import KD, results
 from ultralytics.engine import trainer as engine
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDError, writing
-from ultralytics_kd.criterion import SOUND
-from ultralytics_kd.faults import FirstFault
+from ultralytics_kd import YOLO, KDError, files
+from ultralytics_kd.distillation.loss import SOUND
+from ultralytics_kd.distillation.nonfinite import FirstFault
+from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
-from ultralytics_kd.terms.feature import FeatureTerm
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -260,14 +260,14 @@ def test_folder_that_cannot_be_written_is_one_sentence(quick, teacher):
 
 def test_only_faults_of_the_disk_are_spoken_of_as_such(tmp_path):
     for number, said in ((errno.ENOSPC, "no space is left"), (errno.EROFS, "cannot be written to")):
-        assert said in str(writing.disk_fault(OSError(number, "x"), tmp_path, "make room."))
-    assert writing.disk_fault(OSError(errno.ENOENT, "x"), tmp_path, "make room.") is None
+        assert said in str(files.disk_fault(OSError(number, "x"), tmp_path, "make room."))
+    assert files.disk_fault(OSError(errno.ENOENT, "x"), tmp_path, "make room.") is None
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     target = tmp_path / "file"
-    writing.write_whole(target, b"before")
-    with pytest.raises(ZeroDivisionError), writing.part_of(target) as part:
+    files.write_whole(target, b"before")
+    with pytest.raises(ZeroDivisionError), files.part_of(target) as part:
         part.write_bytes(b"half")
         raise ZeroDivisionError
     assert target.read_bytes() == b"before" and list(tmp_path.iterdir()) == [target]

@@ -40,15 +40,15 @@ from ultralytics_kd.cache import options as cache_options
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.options import CACHE_ONLY, make_cache
 from ultralytics_kd.cache.store import SCHEMA, Manifest, Store, image_key
-from ultralytics_kd.classes import class_names, match_classes
-from ultralytics_kd.config import ARGUMENTS, TASKS, check_combination, idle_arguments
+from ultralytics_kd.config.arguments import ARGUMENTS, TASKS, check_combination, idle_arguments
 from ultralytics_kd.demo import DEMO_ONLY
 from ultralytics_kd.demo import run as demo_run
 from ultralytics_kd.errors import KDError
 from ultralytics_kd.report.options import REPORT_ONLY, check_options
 from ultralytics_kd.report.page import write_page
 from ultralytics_kd.report.plots import read_curves
-from ultralytics_kd.unlabeled import find_unlabeled, readable
+from ultralytics_kd.teachers.class_map import class_names, match_classes
+from ultralytics_kd.training.unlabeled import find_unlabeled, readable
 
 NIGHT = int(os.environ.get("ULTRALYTICS_KD_TEST_FUZZ", 0))
 COUNTS: dict[str, Counter] = {}

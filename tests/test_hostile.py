@@ -21,8 +21,8 @@ from ultralytics.utils import YAML
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, cli
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.recipes import check_call, check_line
-from ultralytics_kd.registration import install
+from ultralytics_kd.config.recipes import check_call, check_line
+from ultralytics_kd.install import install
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
 

@@ -15,7 +15,7 @@ from conftest import NAMES, make_model, save_model
 from test_training import KD, results
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.distillers import Distiller
+from ultralytics_kd.distillation.distillers import Distiller
 from ultralytics_kd.teachers import GridTeacher
 
 EPOCHS = int(os.environ.get("ULTRALYTICS_KD_TEST_EPOCHS", 6))

@@ -14,11 +14,11 @@ from test_training import results
 from torch import nn
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.config import check_values
-from ultralytics_kd.importing import import_object
-from ultralytics_kd.predictions import FeatureLayout
-from ultralytics_kd.terms.base import FeaturePair
-from ultralytics_kd.terms.feature import FeatureTerm
+from ultralytics_kd.config.arguments import check_values
+from ultralytics_kd.config.user_code import import_object
+from ultralytics_kd.distillation.terms.base import FeaturePair
+from ultralytics_kd.distillation.terms.feature import FeatureTerm
+from ultralytics_kd.outputs import FeatureLayout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODULE = """

@@ -26,17 +26,10 @@ from ultralytics.utils.metrics import ap_per_class, box_iou
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cli import main
-from ultralytics_kd.datasets import class_names_of, distinct
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.report import run_report
-from ultralytics_kd.report.dense import (
-    Said,
-    apart,
-    dense_agreement,
-    dense_worst,
-    image_classes,
-    pixel_classes,
-)
+from ultralytics_kd.report.datasets import class_names_of, distinct
+from ultralytics_kd.report.dense import Said, apart, dense_agreement, dense_worst, image_classes, pixel_classes
 from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
 from ultralytics_kd.report.measure import closed, worst
 from ultralytics_kd.report.page import verdict

@@ -11,9 +11,9 @@ from task_models import OTHERS, task_model
 from ultralytics.cfg import get_cfg
 
 from ultralytics_kd import KDError, losses
-from ultralytics_kd.config import TASK_WEIGHTS
-from ultralytics_kd.criterion import DistillationLoss
-from ultralytics_kd.distillers import build_distiller
+from ultralytics_kd.config.arguments import TASK_WEIGHTS
+from ultralytics_kd.distillation.distillers import build_distiller
+from ultralytics_kd.distillation.loss import DistillationLoss
 from ultralytics_kd.teachers import open_teacher
 
 pytestmark = pytest.mark.core  # of .ci/releases
@@ -191,7 +191,7 @@ def test_crosskd_is_refused_for_rotated_boxes():
 
 @pytest.mark.parametrize("importance", [None, 3.0])
 def test_likelihood_of_a_keypoint_counts_both_coordinates_and_what_the_base_loss_makes_of_it(importance, monkeypatch):
-    from ultralytics_kd.terms import keypoint
+    from ultralytics_kd.distillation.terms import keypoint
 
     _, teacher, distiller, loss = parts("pose", task_model("pose", "yolo26s"))
     student, batch = task_model("pose", seed=1).train(), task_batch("pose")
@@ -215,7 +215,7 @@ def test_likelihood_of_a_keypoint_counts_both_coordinates_and_what_the_base_loss
 
 def preds_of(preds) -> dict:
     """Return a student's branches."""
-    from ultralytics_kd.predictions import branches
+    from ultralytics_kd.outputs import branches
 
     return branches(preds)
 
@@ -263,7 +263,7 @@ def test_classes_that_the_teacher_of_a_softmax_lacks_get_no_gradient():
 
 def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
     """A student that segments roads alone learns from a teacher that also knows cars."""
-    from ultralytics_kd.classes import match_classes
+    from ultralytics_kd.teachers.class_map import match_classes
 
     match = match_classes({0: "road"}, {0: "road", 1: "car", 2: "sky"})
     logits = torch.tensor([[5.0, 10.0, 1.0]])

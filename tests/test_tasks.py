@@ -22,7 +22,7 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.bench.scores import score
-from ultralytics_kd.config import GRID_TASKS, TASK_WEIGHTS
+from ultralytics_kd.config.arguments import GRID_TASKS, TASK_WEIGHTS
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.teachers import open_teacher
 

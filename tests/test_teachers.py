@@ -19,10 +19,9 @@ from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.assignment import SetAnswer
-from ultralytics_kd.criterion import DistillationLoss
-from ultralytics_kd.distillers import GridDistiller
-from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd.distillation.distillers import GridDistiller
+from ultralytics_kd.distillation.loss import DistillationLoss
+from ultralytics_kd.teachers import SetAnswer, open_teacher
 from ultralytics_kd.teachers.ensemble import GridEnsemble, SetEnsemble
 
 CPU = torch.device("cpu")
@@ -333,7 +332,7 @@ def test_one_teacher_twice_is_that_teacher():
         teacher.match(NAMES)
         answers.append(teacher.prepare(CPU)(images).branches)
     assert answers[1].keys() == {"one2many"}  # two picks of one2one heads would be two half-sure objects
-    from ultralytics_kd.predictions import distances, layout
+    from ultralytics_kd.outputs import distances, layout
 
     for name, branch in answers[0].items():
         if name not in answers[1]:
@@ -489,10 +488,10 @@ def test_one2one_branch_gets_one_anchor_point_per_object_from_a_teacher_without_
     batch = batch_of()
     answer = teacher(batch["img"])
     preds = student(batch["img"])
-    from ultralytics_kd import predictions
+    from ultralytics_kd import outputs
 
     distiller.gains = loss.gains
-    pairs = {p.name: p for _, p in distiller._pairs(predictions.branches(preds), answer, None, loss.bases)}
+    pairs = {p.name: p for _, p in distiller._pairs(outputs.branches(preds), answer, None, loss.bases)}
     if teacher_cfg == "yolo11n.yaml":
         assert set(pairs) == {"one2many"}
     else:

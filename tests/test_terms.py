@@ -9,11 +9,11 @@ import torch
 from conftest import make_model
 from ultralytics.cfg import get_cfg
 
-from ultralytics_kd import KDError, losses, predictions
-from ultralytics_kd.classes import match_classes
-from ultralytics_kd.criterion import DistillationLoss
-from ultralytics_kd.distillers import GridDistiller
+from ultralytics_kd import KDError, losses, outputs
+from ultralytics_kd.distillation.distillers import GridDistiller
+from ultralytics_kd.distillation.loss import DistillationLoss
 from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd.teachers.class_map import match_classes
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 HEADS = [  # student, teacher: end-to-end or single, DFL or not, 3 or 4 levels
@@ -155,7 +155,7 @@ def test_mgd_is_at_its_minimum_when_the_block_generates_the_teachers_feature():
 
 
 def test_mgd_hides_positions_and_trains_its_generation_block():
-    from ultralytics_kd.terms.feature import MGD
+    from ultralytics_kd.distillation.terms.feature import MGD
 
     torch.manual_seed(0)
     block = MGD(8, 16)
@@ -303,9 +303,9 @@ def test_decoded_boxes_equal_ultralytics_own():
             for tower in model.model[-1].cv2:
                 tower[-1].bias[: tower[-1].out_channels // 4] -= 2.2  # some anchor points lie left of their boxes
             decoded, raw = model(torch.rand(1, 3, 64, 64))
-        layout = predictions.layout(model)
-        branch = predictions.branches((decoded, raw))["one2many"]
-        boxes = predictions.decode(branch.boxes, branch.feats, layout)
+        layout = outputs.layout(model)
+        branch = outputs.branches((decoded, raw))["one2many"]
+        boxes = outputs.decode(branch.boxes, branch.feats, layout)
         stride = torch.cat([torch.full((f.shape[2] * f.shape[3],), s) for f, s in zip(branch.feats, layout.strides)])
         xyxy = boxes[0] * stride[:, None]
         xywh = torch.cat(((xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]), 1)
@@ -318,11 +318,11 @@ def test_decoded_boxes_equal_ultralytics_own():
 
 def test_grid_of_coarse_floats_is_that_of_fine_ones():
     """Of a thousand columns bfloat16 knows every fourth alone."""
-    layout = predictions.layout(make_model("yolo26n.yaml"))
+    layout = outputs.layout(make_model("yolo26n.yaml"))
     feats = [torch.zeros(1, 8, 2, 8192 // s) for s in layout.strides]
     boxes = torch.full((1, sum(f.shape[2] * f.shape[3] for f in feats), 4), 2.0)
     fine, coarse = (
-        predictions.pixels(predictions.Branch(boxes, boxes, [f.to(kind) for f in feats]), layout)
+        outputs.pixels(outputs.Branch(boxes, boxes, [f.to(kind) for f in feats]), layout)
         for kind in (torch.float32, torch.bfloat16)
     )
     assert torch.equal(fine, coarse) and fine[0, 1, 0] - fine[0, 0, 0] == layout.strides[0]
@@ -330,11 +330,11 @@ def test_grid_of_coarse_floats_is_that_of_fine_ones():
 
 def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
     """YOLO26 predicts bare distances: sides that cross must neither make an IoU above 1 nor stay where they are."""
-    layout = predictions.Layout((8,), (16,), 1, 1, ("one2many",))
+    layout = outputs.Layout((8,), (16,), 1, 1, ("one2many",))
     grid = [torch.zeros(1, 16, 1, 1)]
     student = torch.tensor([[[-3.0, 1.0, -2.0, 1.0]]], requires_grad=True)
-    teacher = predictions.decode(torch.tensor([[[1.0, 1.0, 1.0, 1.0]]]), grid, layout)
-    boxes = predictions.decode(student, grid, layout)
+    teacher = outputs.decode(torch.tensor([[[1.0, 1.0, 1.0, 1.0]]]), grid, layout)
+    boxes = outputs.decode(student, grid, layout)
     assert (boxes[..., 2:] >= boxes[..., :2]).all()
     one = torch.ones(1)
     loss = losses.iou_loss(boxes[0], teacher[0], one, 1.0)
@@ -345,11 +345,11 @@ def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
 
 def test_box_of_a_small_object_beside_its_anchor_point_is_learnt():
     """Objects below a cell are trained on anchor points outside their box: one distance is negative."""
-    layout = predictions.Layout((8,), (16,), 1, 1, ("one2many",))
+    layout = outputs.Layout((8,), (16,), 1, 1, ("one2many",))
     grid = [torch.zeros(1, 16, 1, 1)]
-    teacher = predictions.decode(torch.tensor([[[-0.6, 1.0, 1.1, 1.0]]]), grid, layout)
+    teacher = outputs.decode(torch.tensor([[[-0.6, 1.0, 1.1, 1.0]]]), grid, layout)
     torch.testing.assert_close(teacher, torch.tensor([[[1.1, -0.5, 1.6, 1.5]]]))
     student = torch.tensor([[[-0.1, 1.0, 1.1, 1.0]]], requires_grad=True)
-    loss = losses.iou_loss(predictions.decode(student, grid, layout)[0], teacher[0], torch.ones(1), 1.0)
+    loss = losses.iou_loss(outputs.decode(student, grid, layout)[0], teacher[0], torch.ones(1), 1.0)
     loss.backward()
     assert loss > 0.4 and student.grad[0, 0, 0] > 0

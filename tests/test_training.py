@@ -16,7 +16,7 @@ from ultralytics.utils import YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
-from ultralytics_kd.registration import install
+from ultralytics_kd.install import install
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 

@@ -15,8 +15,8 @@ from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
-from ultralytics_kd.registration import install
-from ultralytics_kd.tuning import search_arguments
+from ultralytics_kd.install import install
+from ultralytics_kd.training.tuning import search_arguments
 
 SPACE = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
 

@@ -14,8 +14,8 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.criterion import LABELED
-from ultralytics_kd.unlabeled import UnlabeledImages
+from ultralytics_kd.distillation.loss import LABELED
+from ultralytics_kd.training.unlabeled import UnlabeledImages
 
 
 @pytest.fixture(scope="module")

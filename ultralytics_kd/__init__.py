@@ -11,8 +11,8 @@ __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 
 _HOMES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
 # Modules that lean on nothing of Ultralytics, and on no more than the arguments do; all others lean on more
-_FREE = {"__main__", "_autoload", "activation", "compat", "errors", "importing"}
-_ARGUMENTS = {"cli", "config", "files", "recipes", "registration"}
+_FREE = {"__main__", "_autoload", "activation", "compat", "errors"}
+_ARGUMENTS = {"cli", "config", "files", "install"}
 
 TYPE_CHECKING = False  # type checkers take it for True
 if TYPE_CHECKING:

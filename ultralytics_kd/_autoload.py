@@ -6,8 +6,8 @@ Standard library only, and next to nothing of it: programs that never import Ult
 import sys
 
 _HOOKS = {
-    "ultralytics.cfg": ("ultralytics_kd.config", "register"),
-    "ultralytics.models": ("ultralytics_kd.registration", "install"),
+    "ultralytics.cfg": ("ultralytics_kd.config.registration", "register_arguments"),
+    "ultralytics.models": ("ultralytics_kd.install", "install"),
 }
 
 

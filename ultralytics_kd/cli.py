@@ -11,9 +11,9 @@ import ultralytics.cfg as ul_cfg
 from ultralytics.utils import LOGGER
 
 from . import __version__, activation, config
+from .config.recipes import check_line
 from .errors import KDError, KDTypeError
 from .files import load_yaml
-from .recipes import check_line
 
 HELP = """
     yolo-kd is yolo with knowledge distillation. Besides everything that yolo does:
@@ -76,7 +76,7 @@ def _say(error: Exception) -> int:
 
 def _yolo(args: list[str]) -> None:
     """Run Ultralytics' own command line with the kd arguments known and the distilling trainers in place."""
-    from .registration import install
+    from .install import install
 
     install()
     if not args:

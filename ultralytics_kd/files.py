@@ -1,8 +1,13 @@
-"""Files that anybody may have written: read within limits, and never out of their folder."""
+"""Reading files that anybody may have written, within limits; writing files whole or not at all."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,8 @@ MOST_PARTS = 100_000  # of it with every alias written out
 YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 # Ultralytics reads a YAML that PyYAML refuses once more without these
 UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def why(error: Exception) -> str:
@@ -140,3 +147,76 @@ def lock_file(folder: Path) -> Path:
     if file.is_symlink():
         raise KDError(f"{file} is a link: remove it.")
     return file
+
+
+@contextmanager
+def part_of(target: Path) -> Iterator[Path]:
+    """Lend a new file beside a place, and move it there when it is whole and on the disk.
+
+    Whatever happens in between, the power going off included, what was at the place stays as it was.
+
+    Args:
+        target (Path): Where the file is to be.
+
+    Yields:
+        (Path): Where to write it; it is gone if writing fails.
+    """
+    # A new file each time: in a folder that others write to, a link in its place is never followed
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    open(part, "xb").close()
+    try:
+        yield part
+        put(part, target)
+    except BaseException:  # it goes on to the caller; a file that is half written is of no use to anybody
+        part.unlink(missing_ok=True)
+        raise
+
+
+def put(part: Path, target: Path) -> None:
+    """Move a file to its place once it is on the disk.
+
+    Args:
+        part (Path): The whole file, on the same file system.
+        target (Path): Where it is to be.
+    """
+    with open(part, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(part, target)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file: whole or not at all.
+
+    Args:
+        target (Path): Where it is to be.
+        content (bytes): What it is to hold.
+
+    Raises:
+        KDError: If the disk is full or closed.
+    """
+    try:
+        with part_of(target) as part:
+            part.write_bytes(content)
+    except OSError as e:
+        said = disk_fault(e, target.parent, "what is stored stays; make room and run the same command again to finish.")
+        if said is None:
+            raise
+        raise said from e
+
+
+def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
+    """Return what to say of an error of a disk that is full or closed to us; None for any other.
+
+    Args:
+        error (Exception): The error.
+        folder (Path): Where something was to be written.
+        advice (str): How to go on, as the end of a sentence.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_ROOM:
+        return KDError(f"no space is left in {folder}: {advice}")
+    if number in NO_ACCESS:
+        return KDError(f"{folder} cannot be written to ({os.strerror(number)}): {advice}")
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):  # torch.save does not say why
+        return KDError(f"{folder} could not be written to, as it may be full: {advice}")
+    return None

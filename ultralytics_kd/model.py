@@ -8,11 +8,10 @@ from typing import Any
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
+from .config.recipes import check_call, check_unfinished
 from .errors import KDError
-from .recipes import check_call
-from .registration import check_unfinished
 from .trainer import TRAINERS
-from .tuning import search_arguments
+from .training.tuning import search_arguments
 
 
 class YOLO(_YOLO):

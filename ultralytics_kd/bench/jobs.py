@@ -19,7 +19,7 @@ from ultralytics.utils import LOGGER
 from .. import __version__
 from ..errors import KDError
 from ..files import lock_file, make_folder
-from ..metrics import END2END, NMS, ONE
+from ..report.score_names import END2END, NMS, ONE
 
 VERSIONS = {"ultralytics_kd": __version__, "ultralytics": ultralytics.__version__, "torch": str(torch.__version__)}
 

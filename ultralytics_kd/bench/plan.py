@@ -11,11 +11,11 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
-from ..config import ARGUMENTS, TASKS, check_combination, check_plain, whole_number
+from ..config.arguments import ARGUMENTS, TASKS, check_combination, check_plain, whole_number
+from ..config.recipes import check_arguments, check_recipe
 from ..errors import KDError
 from ..files import load_yaml, output_folder
 from ..model import YOLO
-from ..recipes import check_arguments, check_recipe
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 BUILTIN_ARGUMENTS = ("distill_model", "dis")

@@ -12,11 +12,12 @@ from typing import Any
 from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
-from .. import predictions
-from ..config import GRID_TASKS, register
+from .. import outputs
+from ..config.arguments import GRID_TASKS
+from ..config.registration import register_arguments
 from ..errors import KDError
-from ..metrics import METRICS
 from ..model import YOLO
+from ..report.score_names import METRICS
 from ..teachers import open_teacher
 from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Arm, Plan, make_plan
@@ -43,7 +44,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
         KDError: If the bench cannot run as asked, or a training failed; what was finished is kept.
         SyntaxError: If an argument is unknown.
     """
-    register()
+    register_arguments()
     plan = make_plan(overrides)
     _check_models(plan)
     data = str(convert_ndjson_to_yolo_if_needed(plan.common["data"]))
@@ -73,7 +74,7 @@ def _check_models(plan: Plan) -> None:
             raise KDError(f"{name}={source} is a '{model.task}' model, and the bench is of task '{plan.task}'.")
         if plan.task in GRID_TASKS:
             try:
-                predictions.layout(model.model)
+                outputs.layout(model.model)
             except KDError as e:
                 raise KDError(f"{name}={source}: {e}") from e
 

@@ -9,12 +9,12 @@ from typing import Any
 from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils.torch_utils import get_num_params
 
-from .. import predictions
-from ..config import GRID_TASKS
-from ..datasets import class_names_of
+from .. import outputs
+from ..config.arguments import GRID_TASKS
 from ..errors import KDError
-from ..metrics import END2END, METRICS, NMS, ONE
 from ..model import YOLO
+from ..report.datasets import class_names_of
+from ..report.score_names import END2END, METRICS, NMS, ONE
 from ..teachers import Teacher, open_teacher
 
 # Arguments of a training that its scores depend on
@@ -44,9 +44,9 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     assert teacher.classes is not None
     model = load(weights, teacher)
     if task in GRID_TASKS and teacher.layout is not None:
-        heads = predictions.layout(model.model).branches
+        heads = outputs.layout(model.model).branches
         scores = {NMS: _score(model, args, {"nms": None})}
-        if predictions.ONE2ONE in heads:  # anew, as validation fuses a model and drops the head that it does not use
+        if outputs.ONE2ONE in heads:  # anew, as validation fuses a model and drops the head that it does not use
             scores[END2END] = _score(load(weights, teacher), args, {"nms": False})
     else:
         scores = {ONE: _score(model, args, {})}

@@ -11,7 +11,7 @@ import polars as pl
 from scipy import stats
 
 from ..errors import printable
-from ..metrics import ONE
+from ..report.score_names import ONE
 from .plan import ALONE
 from .plot import metric_names, plot_table
 

@@ -18,8 +18,8 @@ import polars as pl
 import psutil
 
 from ..errors import KDError
+from ..files import write_whole
 from ..model import YOLO
-from ..writing import write_whole
 from .jobs import kill_tree
 from .scores import score
 

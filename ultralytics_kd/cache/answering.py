@@ -10,9 +10,9 @@ from torchvision.ops import box_iou
 from ultralytics.utils.ops import scale_boxes, xyxy2xywhn
 from ultralytics.utils.torch_utils import scale_img
 
-from ..detections import Detections, Sieve, fuse
-from ..predictions import BOXES, ONE2MANY, SCORES
+from ..outputs import BOXES, ONE2MANY, SCORES
 from ..teachers import Reads, Teacher
+from ..teachers.detections import Detections, Sieve, fuse
 from .store import Manifest, Row
 
 SIZE_IOU = 0.45  # the same of different sizes, whose boxes differ more

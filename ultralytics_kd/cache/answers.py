@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from ultralytics.utils import LOGGER
 
-from ..classes import ClassMap
 from ..errors import KDError
-from ..sizes import pack
+from ..teachers.class_map import ClassMap
+from .scales import pack
 from .store import SCALE, Store, values
 
 

@@ -107,7 +107,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
 def _workers(ray: bool | int, teachers: list[Teacher], manifest: Manifest, device: torch.device) -> Iterator[Any]:
     """Yield who does the work: this process, or a Ray cluster."""
     if ray:
-        from .distributed import Cluster
+        from .ray_cluster import Cluster
 
         with Cluster(ray) as cluster:
             yield cluster

@@ -9,7 +9,8 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
-from ..config import check_plain, check_values, listed, register, whole_number
+from ..config.arguments import check_plain, check_values, listed, whole_number
+from ..config.registration import register_arguments
 from ..errors import KDError, KDTypeError
 from .build import build_cache
 from .store import Store
@@ -55,7 +56,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     teachers = listed(given["teacher"])
     sources = teachers if isinstance(teachers, list) else [teachers]
     plain = {k: v for k, v in given.items() if k in USED and k not in {"teacher", "kd_cache"}}
-    register()
+    register_arguments()
     args = get_cfg(overrides={"task": "detect", "mode": "train", **plain})
     args.kd_cache = given.get("kd_cache") or True
     whole_number("batch", args.batch)

@@ -30,8 +30,7 @@ import polars as pl
 from ultralytics.utils import LOCAL_RANK, NUM_THREADS, TQDM
 
 from ..errors import KDError
-from ..files import make_folder, own_file
-from ..writing import write_whole
+from ..files import make_folder, own_file, write_whole
 
 FORMAT = 2
 MAX_SIDE = 2**16  # pixels

@@ -17,7 +17,8 @@ from ultralytics.utils.patches import imread, imwrite
 from ultralytics.utils.plotting import Annotator, colors
 from ultralytics.utils.torch_utils import get_num_params
 
-from ..config import ARGUMENTS, check_combination, check_plain, register, whole_number
+from ..config.arguments import ARGUMENTS, check_combination, check_plain, whole_number
+from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder
 from .shapes import CLASS_NAMES, draw_dataset
@@ -82,7 +83,7 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         (dict): "arms" (a dict per arm, as in `Arm`), "gap_closed" (share of the distance from the student alone to the
             teacher, None if the teacher is no better), "save_dir" and "picture".
     """
-    register()
+    register_arguments()
     check_plain(overrides or {})
     given = {**DEMO_ONLY, **TRAINING, **(overrides or {})}
     own = {name: given.pop(name) for name in DEMO_ONLY}

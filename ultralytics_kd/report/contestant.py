@@ -14,10 +14,10 @@ import torch
 from ultralytics.utils import LOGGER, TQDM
 from ultralytics.utils.nms import non_max_suppression
 
-from .. import predictions
-from ..config import GRID_TASKS
-from ..metrics import END2END, NMS, ONE
+from .. import outputs
+from ..config.arguments import GRID_TASKS
 from ..teachers import Teacher
+from .score_names import END2END, NMS, ONE
 from .seen import Seen, watch
 
 TEACHER, BASELINE, STUDENT = "teacher", "baseline", "student"
@@ -46,7 +46,7 @@ class Contestant:
         if self.opened.task not in GRID_TASKS:
             return [ONE]
         layout = self.opened.layout
-        return [NMS, END2END] if layout is not None and predictions.ONE2ONE in layout.branches else [NMS]
+        return [NMS, END2END] if layout is not None and outputs.ONE2ONE in layout.branches else [NMS]
 
     def head(self, wanted: str) -> str:
         """Return the head that stands for it, its only one if it has not the one that is wanted."""

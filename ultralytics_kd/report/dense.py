@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..datasets import distinct
+from .datasets import distinct
 
 SIDE = 96  # to which maps are reduced before they are kept: a val set must fit into memory
 NEAR = 1.25  # ratio of two depths that agree, as in delta1

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..metrics import METRICS
 from .contestant import BASELINE, STUDENT, TEACHER, Contestant
 from .dense import dense_agreement
 from .matching import agreement, by_size, calibration, disagreement
+from .score_names import METRICS
 from .seen import Objects, Seen
 
 # A gap smaller than this is noise, and a share of it says nothing

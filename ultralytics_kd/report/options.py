@@ -11,7 +11,8 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.checks import check_imgsz
 
-from ..config import check_plain, listed, register, whole_number
+from ..config.arguments import check_plain, listed, whole_number
+from ..config.registration import register_arguments
 from ..errors import KDError, KDTypeError
 from ..files import output_folder
 
@@ -69,7 +70,7 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
         raise KDTypeError(f"'match_conf={conf}' must be a number.")
     if not 0 < conf < 1:
         raise KDError(f"'match_conf={conf}' is an invalid value: it lies between 0 and 1.")
-    register()
+    register_arguments()
     # As `yolo val` does: images of a batch are padded to one shape that suits them, and nothing is drawn
     args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **rest})
     whole_number("imgsz", args.imgsz)

@@ -10,10 +10,10 @@ import cv2
 import jinja2
 from ultralytics.utils.patches import imread
 
-from ..metrics import END2END, NMS
 from .contestant import BASELINE, STUDENT, TEACHER
 from .matching import SIZES
 from .pictures import CROWD
+from .score_names import END2END, NMS
 
 HEADS = {NMS: "NMS", END2END: "NMS-free", "output": ""}
 QUALITY = 85  # of the photos in the page; the PNGs beside it lose nothing

@@ -15,9 +15,9 @@ from ultralytics.utils.ops import xywhr2xyxyxyxy
 from ultralytics.utils.patches import imread
 from ultralytics.utils.plotting import Annotator
 
-from .. import predictions
-from ..config import GRID_TASKS
-from ..teachers.scored import padded_for
+from .. import outputs
+from ..config.arguments import GRID_TASKS
+from ..teachers.validation import padded_for
 from .contestant import STUDENT, TEACHER, Contestant
 from .dense import VOID, Said
 from .matching import pairs
@@ -176,7 +176,7 @@ def level_maps(contestant: Contestant, image: Tensor) -> dict[int, np.ndarray] |
     model = deepcopy(teacher.original).to(image.device).float().eval()
     padded, strides = padded_for(image, max(teacher.layout.strides)), teacher.layout.strides
     with torch.no_grad():
-        branch = next(iter(predictions.branches(model(padded)).values()))
+        branch = next(iter(outputs.branches(model(padded)).values()))
     height, width = image.shape[-2:]
     cut = [f[0, :, : -(-height // s), : -(-width // s)] for f, s in zip(branch.feats, strides)]
     return {s: f.float().square().mean(0).sqrt().cpu().numpy() for f, s in zip(cut, strides)}

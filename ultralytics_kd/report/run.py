@@ -23,18 +23,18 @@ from ultralytics.utils.patches import imwrite
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 from .. import __version__
-from ..config import GRID_TASKS, TASKS
-from ..datasets import class_names_of
+from ..config.arguments import GRID_TASKS, TASKS
 from ..errors import KDError, first_line
-from ..metrics import END2END, METRICS, NMS
 from ..teachers import Teacher, open_teacher
 from . import plots
 from .contestant import STUDENT, TEACHER, Contestant, measure_latency
+from .datasets import class_names_of
 from .dense import dense_worst
 from .measure import figures, worst
 from .options import QUIET, REPORT_ONLY, USED, Options, check_names, check_options
 from .page import verdict, write_page
 from .pictures import dense_side_by_side, responses, side_by_side
+from .score_names import END2END, METRICS, NMS
 from .seen import Seen
 
 LEVELS = 2  # images whose levels are shown

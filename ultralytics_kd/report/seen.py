@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 from ultralytics.utils import callbacks, ops
 
-from ..config import GRID_TASKS
-from ..datasets import distinct
-from ..metrics import METRICS
+from ..config.arguments import GRID_TASKS
+from .datasets import distinct
 from .dense import Said, image_classes, keeping_dense, pixel_classes
+from .score_names import METRICS
 
 PARTS = {"segment": "seg", "pose": "pose"}  # what a task's metrics call the part that it is judged by; else "box"
 

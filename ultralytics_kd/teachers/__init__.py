@@ -1,6 +1,7 @@
 """Teachers: whatever answers a batch of images, and where it comes from."""
 
-from .base import Answer, Reads, Teacher
+from .answers import Answer, DenseAnswer, Instances, Reads, SetAnswer
+from .base import Teacher
 from .custom import CustomTeacher
 from .ensemble import ensemble
 from .grid import GridTeacher
@@ -11,9 +12,12 @@ __all__ = (
     "MOVING_AVERAGE",
     "Answer",
     "CustomTeacher",
+    "DenseAnswer",
     "GridTeacher",
+    "Instances",
     "QueryTeacher",
     "Reads",
+    "SetAnswer",
     "SetTeacher",
     "Teacher",
     "ensemble",

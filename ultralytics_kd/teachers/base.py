@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +16,12 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from ..classes import ClassMap, match_classes
-from ..detections import Detections, Sieve
 from ..errors import KDError
-from ..predictions import Branch, FeatureLayout, Layout
-from .watch import Watch
-
-
-@dataclass
-class Answer:
-    """What a teacher with a YOLO head says about a batch, anchor point by anchor point.
-
-    It travels to the loss as `batch["teacher"]`, as do answers of other kinds.
-
-    Attributes:
-        branches (dict[str, Branch]): Raw outputs per head branch, class logits already those of `classes`.
-        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
-        teacher (Any): The teacher, for terms that let it go on from the student's features.
-        features (list[list[Tensor]]): Feature maps of every teacher behind the answer, one list of levels each.
-    """
-
-    branches: dict[str, Branch]
-    classes: Tensor | None
-    teacher: Any
-    features: list[list[Tensor]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What the terms read of a teacher's answer: it need not compute more.
-
-    Attributes:
-        parts (Mapping[str, Collection[str]] | None): Parts, as `predictions.towers` names them, by head branch; None
-            for scores and boxes of all branches.
-        strides (Sequence[int] | None): Strides of the levels whose parts are read; None for all.
-        features (Sequence[int]): Strides of the feature maps that are read; a teacher gives those of them that it has.
-    """
-
-    parts: Mapping[str, Collection[str]] | None = None
-    strides: Sequence[int] | None = None
-    features: Sequence[int] = ()
+from ..outputs import Branch, FeatureLayout, Layout
+from .answers import Reads
+from .class_map import ClassMap, match_classes
+from .detections import Detections, Sieve
+from .finite import Watch
 
 
 class Teacher:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classes import class_names
-from ..detections import Detections, Sieve, surest
 from ..errors import KDError, first_line
-from ..predictions import FeatureLayout
+from ..outputs import FeatureLayout
+from .class_map import class_names
+from .detections import Detections, Sieve, surest
 from .sets import SetTeacher
 
 DETECTION_KEYS = ("boxes", "probs", "scores", "labels")

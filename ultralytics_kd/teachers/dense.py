@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,28 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import predictions
-from ..classes import ClassMap
+from .. import outputs
 from ..errors import KDError, first_line
-from ..lean import fused_copy, placed
+from .answers import DenseAnswer
 from .base import Teacher
-from .scored import Scored
-
-
-@dataclass
-class DenseAnswer:
-    """What a teacher says about a batch, without anchor points.
-
-    Attributes:
-        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W), which is
-            infinite where the teacher knows none.
-        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
-        features (list[list[Tensor]]): Feature maps of every teacher behind the answer.
-    """
-
-    value: Tensor
-    classes: Tensor | None
-    features: list[list[Tensor]] = field(default_factory=list)
+from .class_map import ClassMap
+from .inference import fused_copy, placed
+from .validation import Scored
 
 
 class DenseTeacher(Teacher):
@@ -57,10 +41,10 @@ class DenseTeacher(Teacher):
         if self.maps:
             return
         self._take_preprocessing()
-        side = self.imgsz or predictions.SIDE
+        side = self.imgsz or outputs.SIDE
         try:
-            said, self.channels = predictions.look(self.original, side=side)
-            value = predictions.dense_output(self.task, said)
+            said, self.channels = outputs.look(self.original, side=side)
+            value = outputs.dense_output(self.task, said)
         except Exception as e:  # a model from elsewhere may raise whatever it likes
             raise KDError(f"teacher={self.source} cannot read an image of {side} px: {first_line(e)}") from e
         needed = "(images, classes)" if self.task == "classify" else "(images, channels, height, width)"
@@ -74,7 +58,7 @@ class DenseTeacher(Teacher):
                 raise KDError(
                     f"teacher={self.source} has a `{name}` of {len(given)} numbers for {self.channels} channels."
                 )
-        self.maps = [predictions.dense_maps(self.original, self.task, self.channels, side)]
+        self.maps = [outputs.dense_maps(self.original, self.task, self.channels, side)]
 
     def _take_preprocessing(self) -> None:
         """Take note of how a classifier from elsewhere wants its images: of timm's description, or its attributes."""
@@ -117,10 +101,10 @@ class DenseTeacher(Teacher):
         model = fused_copy(model) if own else deepcopy(model).float().eval().requires_grad_(False)
         self._seen: list[list[Tensor]] = []
         if self._reads.features:
-            self._ears = predictions.tapped(model, self._seen.append, self.imgsz or predictions.SIDE)
+            self._ears = outputs.tapped(model, self._seen.append, self.imgsz or outputs.SIDE)
             self._ears.__enter__()
         if self.task == "depth":
-            self._calibration = [x.to(self._device) for x in predictions.calibration(self.original)]
+            self._calibration = [x.to(self._device) for x in outputs.calibration(self.original)]
         self.model = placed(model, self._device, dtype, self._compile)
         super()._build(dtype)
 
@@ -130,9 +114,9 @@ class DenseTeacher(Teacher):
         value, features = self._run_checked(images)
         if self.task == "depth":
             calibration = (x.to(value) for x in self._calibration)
-            said = predictions.uncalibrated(value, *calibration)
-            return DenseAnswer(predictions.within_limits(value, said), None, [features])
-        value = predictions.map_channels(self.classes.map_exclusive, value)
+            said = outputs.uncalibrated(value, *calibration)
+            return DenseAnswer(outputs.within_limits(value, said), None, [features])
+        value = outputs.map_channels(self.classes.map_exclusive, value)
         return DenseAnswer(value, self.classes.taught(images.device), [features])
 
     def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -144,7 +128,7 @@ class DenseTeacher(Teacher):
             out = self.model(images.to(self.dtype, copy=not own))  # one from elsewhere may change what it is given
         maps = self._seen[-1] if self._seen else []
         self._seen.clear()
-        return predictions.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
+        return outputs.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Return images as the model was trained with."""
@@ -206,9 +190,9 @@ class ScoredDense(Scored):
 
     def forward(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return what the teacher says in the student's classes."""
-        out = predictions.dense_output(self.task, self.inner(self._normalise(images)))
+        out = outputs.dense_output(self.task, self.inner(self._normalise(images)))
         assert self._classes is not None
-        mapped = predictions.map_channels(partial(self._classes.all_scores, exclusive=True), out)
+        mapped = outputs.map_channels(partial(self._classes.all_scores, exclusive=True), out)
         return mapped.softmax(1) if self.task == "classify" else mapped
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import predictions
-from ..assignment import SetAnswer
-from ..classes import ClassMap, load_map, match_key
-from ..detections import Detections, fuse
+from .. import outputs
 from ..errors import KDError
-from ..predictions import ONE2MANY, Branch, Layout, common_strides, distances
-from .base import Answer, Reads, Teacher
+from ..outputs import ONE2MANY, Branch, Layout, common_strides, distances
+from .answers import Answer, Reads, SetAnswer
+from .base import Teacher
+from .class_map import ClassMap, load_map, match_key
 from .dense import average
-from .scored import ScoredDetector
+from .detections import Detections, fuse
 from .sets import SetTeacher, as_set
+from .validation import ScoredDetector
 
 
 class Ensemble(Teacher):
@@ -289,7 +289,7 @@ def ensemble(members: Sequence[Teacher], weights: Sequence[float] | None = None)
         members (Sequence[Teacher]): The teachers, inspected.
         weights (Sequence[float], optional): Weight of each; equal if None.
     """
-    if members[0].task in predictions.DENSE_TASK_OF.values():
+    if members[0].task in outputs.DENSE_TASK_OF.values():
         return DenseEnsemble(members, weights)
     if members[0].task != "detect":
         return PluralEnsemble(members, weights)

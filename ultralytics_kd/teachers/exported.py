@@ -11,9 +11,9 @@ from torch import Tensor
 from ultralytics.nn.autobackend import AutoBackend, check_class_names
 from ultralytics.utils.ops import xywh2xyxy
 
-from ..detections import Detections, Sieve, suppress_boxes
 from ..errors import KDError, first_line
 from .custom import CustomTeacher
+from .detections import Detections, Sieve, suppress_boxes
 
 
 class ExportedTeacher(CustomTeacher):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import predictions
-from ..detections import Detections, Sieve, suppress
-from ..lean import lean_copy, portions
-from ..predictions import ONE2MANY, Branch
-from .base import Answer, Teacher
-from .scored import ScoredGrid, padded_for
+from .. import outputs
+from ..outputs import ONE2MANY, Branch
+from .answers import Answer
+from .base import Teacher
+from .detections import Detections, Sieve, suppress
+from .inference import lean_copy, portions
+from .validation import ScoredGrid, padded_for
 
 
 class GridTeacher(Teacher):
@@ -34,15 +35,15 @@ class GridTeacher(Teacher):
         Raises:
             KDError: If the head lost a branch, or there is not a name for each class.
         """
-        self.layout = predictions.layout(self.original)
+        self.layout = outputs.layout(self.original)
         self.maps = [self.layout.maps]
-        self.channels = predictions.first_conv(self.original).in_channels
+        self.channels = outputs.first_conv(self.original).in_channels
         self._check_names(self.layout.nc)
 
     def _build(self, dtype: torch.dtype) -> None:
         """Make the model that runs, in a precision."""
         assert self.layout is not None
-        every = dict.fromkeys(self.layout.branches, (predictions.SCORES, predictions.BOXES))
+        every = dict.fromkeys(self.layout.branches, (outputs.SCORES, outputs.BOXES))
         parts = every if self._reads.parts is None else self._reads.parts
         self._strides = tuple(self._reads.strides or self.layout.strides)
         self.model, self.head = lean_copy(
@@ -78,13 +79,13 @@ class GridTeacher(Teacher):
         shape = images.shape[-2], images.shape[-1]
         images = padded_for(images, max(self.layout.strides))  # a head with a coarser level than the student's
         padded = images.shape[-2], images.shape[-1]
-        first = predictions.first_conv(self.original)
+        first = outputs.first_conv(self.original)
         # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it measured no faster
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             parts = [self.model(part.to(self.dtype)) for part in portions(images, first, self.dtype.itemsize)]
-        out = predictions.join([predictions.branches(part) for part in parts])
+        out = outputs.join([outputs.branches(part) for part in parts])
         if padded != shape:
-            out = {name: predictions.crop(b, self._strides, shape, padded) for name, b in out.items()}
+            out = {name: outputs.crop(b, self._strides, shape, padded) for name, b in out.items()}
         return out
 
     @staticmethod
@@ -95,7 +96,7 @@ class GridTeacher(Teacher):
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
         """Return what the frozen head makes of features from inside the student's head, with gradient to them."""
-        return self._map_classes(predictions.finish_towers(self.head, branch, stems, feats, self.levels))
+        return self._map_classes(outputs.finish_towers(self.head, branch, stems, feats, self.levels))
 
     @property
     def levels(self) -> list[int]:
@@ -112,7 +113,7 @@ class GridTeacher(Teacher):
         assert self.classes is not None and self.layout is not None
         model: Any = deepcopy(self.original)
         if not self.classes.identity:
-            predictions.map_head_classes(model, self.classes.all_scores, nc)
+            outputs.map_head_classes(model, self.classes.all_scores, nc)
             model.names = dict(names)
         # The student's val images are padded for its own strides, a multiple of 32 at least
         return ScoredGrid(self, model, nc, names) if max(self.layout.strides) > 32 else model

@@ -19,15 +19,15 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
 from ultralytics.utils.torch_utils import unwrap_model
 
-from .. import predictions
-from ..classes import class_names
+from .. import outputs
+from ..config.user_code import import_object, names_object
 from ..errors import KDError, first_line
-from ..importing import import_object, names_object
-from .average import EMA as MOVING_AVERAGE
-from .average import MovingAverage
 from .base import Teacher
+from .class_map import class_names
 from .custom import CustomTeacher
 from .dense import DenseTeacher
+from .ema import EMA as MOVING_AVERAGE
+from .ema import MovingAverage
 from .ensemble import ensemble
 from .exported import ExportedTeacher
 from .grid import GridTeacher
@@ -107,10 +107,10 @@ def _open(source: Any, trust: bool) -> Teacher:
         return CustomTeacher(source() if isinstance(source, type) else source, said)
     model = _load(source, trust)
     names = class_names(model)
-    if predictions.has_queries(model):
+    if outputs.has_queries(model):
         return QueryTeacher(model, said, "detect", names)
     task = getattr(model, "task", None) or guess_model_task(model)
-    if task in predictions.DENSE_TASK_OF.values():
+    if task in outputs.DENSE_TASK_OF.values():
         return DenseTeacher(model, said, task, names)
     return GridTeacher(model, said, task, names)
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywhn
 
-from .. import predictions
-from ..assignment import SetAnswer
-from ..detections import Detections, Sieve, surest
-from ..lean import fused_copy, placed
+from .. import outputs
+from .answers import SetAnswer
 from .base import Teacher
-from .scored import CONF, TOPK, ScoredDetector
+from .detections import Detections, Sieve, surest
+from .inference import fused_copy, placed
+from .validation import CONF, TOPK, ScoredDetector
 
 QUERIES = Sieve(iou=1.0, topk=300)  # a set needs no suppression
 
@@ -79,14 +79,14 @@ class QueryTeacher(SetTeacher):
         """
         if self.maps:
             return
-        self.channels = predictions.first_conv(self.original).in_channels
-        self._check_names(predictions.find_head(self.original).nc)
-        self.maps = [predictions.query_features(self.original, self.channels)]
+        self.channels = outputs.first_conv(self.original).in_channels
+        self._check_names(outputs.find_head(self.original).nc)
+        self.maps = [outputs.query_features(self.original, self.channels)]
 
     def _build(self, dtype: torch.dtype) -> None:
         """Make the model that runs, in a precision."""
         self.model = fused_copy(self.original)
-        predictions.read_queries(self.model)
+        outputs.read_queries(self.model)
         self.model = placed(self.model, self._device, dtype, self._compile)
         super()._build(dtype)
 

@@ -1,0 +1,259 @@
+"""Stored answers go where the labels go: with the ground truth as the teacher's answers, both come out the same."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.augment import BaseTransform
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import DEFAULT_CFG, YAML
+
+from ultralytics_kd import KDError
+from ultralytics_kd.cache.augmentation import SOFT, AnsweredDataset, follow
+
+pytestmark = pytest.mark.core  # of .ci/releases
+
+SIZE, CLASSES = 96, 3
+OFF = {
+    **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "degrees", "translate", "scale", "shear"), 0.0),
+    **dict.fromkeys(("perspective", "flipud", "fliplr", "hsv_h", "hsv_s", "hsv_v", "multi_scale"), 0.0),
+    "augmentations": [],  # Albumentations' own draw from a stream of their own
+}
+ALONE = {
+    "none": {},
+    "mosaic": {"mosaic": 1.0},
+    "mixup": {"mixup": 1.0},
+    "cutmix": {"cutmix": 1.0},
+    "mixup of mosaics": {"mosaic": 1.0, "mixup": 1.0},
+    "rotation": {"degrees": 90.0},
+    "translation": {"translate": 0.4},
+    "scale": {"scale": 0.9},
+    "shear": {"shear": 30.0},
+    "perspective": {"perspective": 0.001},
+    "flipud": {"flipud": 1.0},
+    "fliplr": {"fliplr": 1.0},
+    "colours": {"hsv_h": 0.5, "hsv_s": 0.7, "hsv_v": 0.4},
+    "all": {
+        "mosaic": 0.7,
+        "mixup": 0.5,
+        "cutmix": 0.5,
+        "degrees": 20.0,
+        "translate": 0.2,
+        "scale": 0.6,
+        "shear": 10.0,
+        "perspective": 0.0005,
+        "flipud": 0.5,
+        "fliplr": 0.5,
+        "hsv_h": 0.1,
+        "hsv_s": 0.5,
+        "hsv_v": 0.4,
+    },
+}
+PASTES = {
+    f"{mode}, {name}": {"copy_paste": 1.0, "copy_paste_mode": mode, **others}
+    for mode in ("flip", "mixup")
+    for name, others in (("alone", {}), ("all", {**ALONE["all"], "cutmix": 0.0}))
+}
+
+
+def draw(folder: Path, polygons: bool, images: int = 12) -> dict:
+    """Write images of several shapes with boxes, or with rectangles as polygons; some have none; return the data."""
+    rng = np.random.default_rng(0)
+    (folder / "images/train").mkdir(parents=True)
+    (folder / "labels/train").mkdir(parents=True)
+    for i in range(images):
+        height, width = ((64, 96), (96, 64), (80, 80), (200, 90))[i % 4]
+        cv2.imwrite(str(folder / f"images/train/{i}.png"), rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        lines = []
+        for _ in range(0 if i == 5 else rng.integers(1, 7)):
+            w, h = rng.uniform(0.05, 0.4, 2)
+            x, y = rng.uniform(w / 2, 1 - w / 2), rng.uniform(h / 2, 1 - h / 2)
+            left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
+            place = (left, top, right, top, right, bottom, left, bottom) if polygons else (x, y, w, h)
+            lines.append(" ".join(str(v) for v in (rng.integers(CLASSES), *place)))
+        (folder / f"labels/train/{i}.txt").write_text("\n".join(lines))
+    names = {i: str(i) for i in range(CLASSES)}
+    YAML.save(
+        folder / "data.yaml", {"path": str(folder), "train": "images/train", "val": "images/train", "names": names}
+    )
+    return check_det_dataset(str(folder / "data.yaml"))
+
+
+def dataset(data: dict, arguments: dict, **kwargs):
+    """Return the training data set of Ultralytics' trainer."""
+    hyp = SimpleNamespace(**{**vars(DEFAULT_CFG), **OFF, "imgsz": SIZE, "task": "detect", **arguments})
+    return build_yolo_dataset(hyp, data["train"], 4, data, mode="train", **kwargs)
+
+
+class Truth:
+    """The ground truth in the place of a teacher's answers: certain of every class."""
+
+    def __init__(self, labels: list[dict]):
+        self.labels = {item["im_file"]: item for item in labels}
+
+    def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
+        item = self.labels[file]
+        return item["bboxes"].copy(), np.eye(CLASSES, dtype=np.float32)[item["cls"].reshape(-1).astype(int)]
+
+
+def batches(data: dict, arguments: dict, answered: bool, rounds: int = 4, **kwargs) -> list[dict]:
+    """Return batches of a data set, always drawn with the same random numbers."""
+    images = dataset(data, arguments, **kwargs)
+    if answered:
+        AnsweredDataset.adopt(images, Truth(images.labels))
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    order = [range(i, min(i + 4, len(images))) for i in range(0, len(images), 4)]  # as rect=True groups them
+    return [images.collate_fn([images[i] for i in indices]) for _ in range(rounds) for indices in order]
+
+
+def as_rows(boxes: torch.Tensor, cls: torch.Tensor, index: torch.Tensor) -> np.ndarray:
+    """Return instances as rows in an order of their own."""
+    rows = torch.cat((index.view(-1, 1), cls.view(-1, 1).float(), boxes), 1).numpy()
+    return rows[np.lexsort(rows.T[::-1].round(4))]
+
+
+def compare(data: dict, arguments: dict, atol: float = 0.0, **kwargs) -> int:
+    """Check that soft instances equal labels and that images and labels are what they are without; return how many."""
+    count = 0
+    for plain, both in zip(batches(data, arguments, False, **kwargs), batches(data, arguments, True, **kwargs)):
+        for key in ("img", "cls", "bboxes", "batch_idx"):
+            assert torch.equal(plain[key], both[key]), key
+        soft = as_rows(both["kd_bboxes"], both["kd_rows"].argmax(1), both["kd_batch_idx"])
+        labels = as_rows(both["bboxes"], both["cls"], both["batch_idx"])
+        assert soft.shape == labels.shape
+        np.testing.assert_allclose(soft, labels, rtol=0, atol=atol)
+        assert (both["kd_rows"].sum(1) == 1).all()
+        count += len(labels)
+    return count
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory) -> dict:
+    """Return a data set with boxes."""
+    return draw(tmp_path_factory.mktemp("boxes"), polygons=False)
+
+
+@pytest.fixture(scope="module")
+def polygons(tmp_path_factory) -> dict:
+    """Return a data set with polygons."""
+    return draw(tmp_path_factory.mktemp("polygons"), polygons=True)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_truth_as_answers_equals_the_labels(boxes, name):
+    assert compare(boxes, ALONE[name]) > 50
+
+
+@pytest.mark.parametrize("name", [*PASTES, "all"])
+def test_the_truth_as_answers_equals_labels_with_polygons(polygons, name):
+    """Objects are pasted with their answers. Ultralytics samples a polygon's outline at 1000 points, and cuts that."""
+    arguments = PASTES.get(name) or ALONE[name]
+    assert compare(polygons, arguments, atol=1e-6 if "alone" in name else 4 / 1000) > 50
+
+
+def test_copy_paste_does_paste(polygons):
+    plain, pasted = (batches(polygons, {"copy_paste": p}, True) for p in (0.0, 1.0))
+    assert sum(len(b["kd_bboxes"]) for b in pasted) > sum(len(b["kd_bboxes"]) for b in plain)
+
+
+def test_rectangular_batches_and_their_letterbox(boxes):
+    assert compare(boxes, {"rect": True}, rect=True) > 50
+
+
+def test_nine_images_in_a_mosaic(boxes):
+    """Ultralytics has it, and no argument for it: a user's own trainer may ask."""
+    images = dataset(boxes, {"mosaic": 1.0})
+    mosaic = images.transforms.transforms[0].transforms[0]
+    mosaic.n = 9
+    mosaic.buffer_enabled = False
+    AnsweredDataset.adopt(images, Truth(images.labels))
+    random.seed(0)
+    batch = images.collate_fn([images[i] for i in range(len(images))])
+    soft = as_rows(batch["kd_bboxes"], batch["kd_rows"].argmax(1), batch["kd_batch_idx"])
+    assert np.array_equal(soft, as_rows(batch["bboxes"], batch["cls"], batch["batch_idx"])) and len(soft) > 50
+
+
+def test_after_the_mosaic_closes(boxes):
+    """Ultralytics builds the transforms anew for the last epochs."""
+    hyp = SimpleNamespace(**{**vars(DEFAULT_CFG), **OFF, "mosaic": 1.0, "fliplr": 1.0})
+    images = dataset(boxes, {"mosaic": 1.0})
+    AnsweredDataset.adopt(images, Truth(images.labels))
+    images.close_mosaic(hyp)
+    batch = images.collate_fn([images[i] for i in range(4)])
+    assert torch.equal(batch["kd_bboxes"], batch["bboxes"]) and len(batch["bboxes"])
+
+
+@pytest.mark.parametrize("part", [None, "HorizontalFlip", "Affine", "Crop", "CoarseDropout"])
+def test_albumentations_take_both_along(boxes, part):
+    albumentations = pytest.importorskip("albumentations")
+    makers = {
+        "HorizontalFlip": lambda: albumentations.HorizontalFlip(p=1.0),
+        "Affine": lambda: albumentations.Affine(rotate=(-30, 30), scale=(0.7, 1.3), p=1.0),
+        "Crop": lambda: albumentations.RandomSizedBBoxSafeCrop(SIZE, SIZE, p=0.7),
+        "CoarseDropout": lambda: albumentations.CoarseDropout(p=1.0),
+    }
+    chosen = [make() for name, make in makers.items() if part in (None, name)]
+    assert compare(boxes, {"augmentations": chosen, "mosaic": 1.0, "fliplr": 0.5}, atol=1e-6) > 50
+
+
+def test_soft_instances_move_alike_when_they_are_not_the_labels(boxes):
+    """What the teacher saw beside the labels moves with the image: a second truth, shifted, stays at its distance."""
+    images = dataset(boxes, {"fliplr": 1.0, "degrees": 180.0, "scale": 0.3})
+    truth = Truth(images.labels)
+
+    class Shrunk(Truth):
+        def __getitem__(self, file):
+            found, probs = truth[file]
+            found[:, 2:] /= 2
+            return found, probs
+
+    AnsweredDataset.adopt(images, Shrunk(images.labels))
+    random.seed(0)
+    for i in range(len(images)):
+        sample = images[i]
+        for centre in sample["kd_bboxes"][:, :2]:  # a centre may have left the image with its own box cut
+            distance = (sample["bboxes"][:, :2] - centre).abs().amax(1)
+            inside = ((centre > 0.25) & (centre < 0.75)).all()
+            assert not inside or distance.min() < 0.1
+
+
+def test_answers_are_read_anew_for_every_epoch(boxes):
+    """Transforms work in place: what one epoch did to a box must not be there in the next."""
+    images = dataset(boxes, {})
+    AnsweredDataset.adopt(images, Truth(images.labels))
+    first, second = (images.collate_fn([images[i] for i in range(4)])["kd_bboxes"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_an_augmentation_that_nobody_knows_is_refused(boxes):
+    class Turn(BaseTransform):
+        """A user's own."""
+
+    images = dataset(boxes, {})
+    images.transforms.append(Turn())
+    with pytest.raises(KDError, match="cannot follow the augmentation 'Turn'"):
+        AnsweredDataset.adopt(images, Truth(images.labels))
+
+
+def test_another_kind_of_data_set_is_refused(boxes):
+    class Other(type(dataset(boxes, {}))):
+        """A user's own."""
+
+    images = dataset(boxes, {})
+    images.__class__ = Other
+    with pytest.raises(KDError, match="cannot follow images of a 'Other'"):
+        AnsweredDataset.adopt(images, Truth(images.labels))
+
+
+def test_following_twice_changes_nothing(boxes):
+    images = dataset(boxes, {"mosaic": 1.0})
+    AnsweredDataset.adopt(images, Truth(images.labels))
+    follow(images.transforms)
+    assert SOFT in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0

@@ -1,0 +1,89 @@
+"""Teacher classes are matched to student classes by name or by a map."""
+
+import string
+
+import pytest
+import torch
+
+from ultralytics_kd import KDError
+from ultralytics_kd.teachers.class_map import UNKNOWN, match_classes
+
+pytestmark = pytest.mark.core  # of .ci/releases
+
+DATA = {0: "person", 1: "hard hat", 2: "vest"}
+
+
+def test_same_classes_are_passed_through():
+    classes = match_classes(DATA, DATA)
+    scores = torch.rand(2, 5, 3)
+    assert classes.identity and classes.map_scores(scores) is scores and classes.unmatched == []
+
+
+def test_names_match_without_regard_to_case_spaces_and_order():
+    classes = match_classes(DATA, {0: " Hard  Hat ", 1: "dog", 2: "PERSON"})
+    scores = torch.arange(3.0).view(1, 3)
+    assert classes.student == [0, 1] and classes.unmatched == ["vest"] and not classes.identity
+    assert classes.map_scores(scores).tolist() == [[2.0, 0.0]]
+    assert classes.all_scores(scores).tolist() == [[2.0, 0.0, UNKNOWN]]
+
+
+def test_a_map_may_send_several_teacher_classes_to_one():
+    classes = match_classes(DATA, {0: "man", 1: "woman", 2: "helmet"}, {"man": "person", "woman": "person"})
+    assert classes.map_scores(torch.tensor([[0.1, 0.7, 0.9]])).tolist() == [[pytest.approx(0.7)]]
+
+
+def test_names_that_differ_only_in_case_are_classes_of_their_own():
+    letters = dict(enumerate([*string.ascii_uppercase, *string.ascii_lowercase]))
+    assert match_classes(letters, letters).identity
+    turned = {i: letters[51 - i] for i in letters}
+    classes = match_classes(letters, turned)
+    assert classes.unmatched == [] and all(classes.sources[i] == (51 - i,) for i in letters)
+    assert match_classes(letters, turned, {"a": "A", "A": "a"}).sources == {0: (25,), 26: (51,)}
+
+
+def test_teacher_classes_that_share_a_name_teach_together():
+    assert match_classes({0: "car"}, {0: "car", 1: "bus", 2: "car"}).sources == {0: (0, 2)}
+
+
+def test_only_classes_that_are_kept_are_taught():
+    assert match_classes(DATA, DATA, keep=[1]).sources == {1: (1,)}
+
+
+def test_a_map_may_stand_in_a_yaml(tmp_path):
+    file = tmp_path / "classes.yaml"
+    file.write_text("helmet: hard hat\n")
+    assert match_classes(DATA, {0: "helmet"}, str(file)).student == [1]
+
+
+@pytest.mark.parametrize(
+    "teacher, spec, message",
+    [
+        ({0: "cat"}, "auto", "no class in common"),
+        ({0: "cat"}, {"dog": "person"}, "'dog', which is no class of the teacher"),
+        ({0: "cat"}, {"cat": "persn"}, "'persn', which is no class of the data"),
+        ({0: "cat"}, "nowhere.yaml", "neither 'auto', nor a map, nor a readable YAML"),
+        ({0: "Cat", 1: "cAt"}, {"cat": "person"}, "'cat', which stands for 2 classes of the teacher"),
+    ],
+)
+def test_maps_that_match_nothing_are_refused(teacher, spec, message):
+    with pytest.raises(KDError, match=message):
+        match_classes(DATA, teacher, spec)
+
+
+def test_names_that_the_data_gives_twice_are_refused():
+    with pytest.raises(KDError, match="2 classes named 'car'"):
+        match_classes({0: "car", 1: "car"}, {0: "car"})
+
+
+@pytest.mark.parametrize("text", ["{a: [", "- a\n- b\n", "", "7"])
+def test_yaml_that_holds_no_map_is_one_sentence(tmp_path, text):
+    file = tmp_path / "classes.yaml"
+    file.write_text(text)
+    with pytest.raises(KDError, match="kd_classes=") as error:
+        match_classes(DATA, DATA, str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_keep_that_leaves_nothing_says_so():
+    with pytest.raises(KDError, match=r"of which classes=\[2\] are used"):
+        match_classes(DATA, {0: "person"}, keep=[2])

@@ -1,0 +1,208 @@
+"""Weight selection: what a student takes of its teacher's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import NAMES, save_model
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.patches import torch_load
+
+from ultralytics_kd import YOLO
+from ultralytics_kd.errors import KDError
+from ultralytics_kd.outputs.weight_selection import Picks, evenly, select_weights
+
+
+def build(cfg: str, seed: int, nc: int = 3) -> DetectionModel:
+    """Build a model whose BatchNorms have statistics worth taking."""
+    torch.manual_seed(seed)
+    model = DetectionModel(cfg, nc=nc, verbose=False)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.1)
+    return model.eval()
+
+
+def layer_outputs(model: DetectionModel, images: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Return what each layer but the head puts out."""
+    outputs: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, i=i: outputs.__setitem__(i, out))
+        for i, layer in enumerate(model.model[:-1])
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def silence_what_is_not_shared(student: DetectionModel, teacher: DetectionModel, picks: Picks) -> None:
+    """Let both models' convolutions ignore what only one of them has, so that the rest can be compared.
+
+    The teacher ignores channels that the student does not take, and blocks that the student does not have; both ignore
+    blocks of another type.
+    """
+    for name, module in student.named_modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and picks.alike(name):
+            ignored = torch.ones(picks.teacher[name].in_channels, dtype=torch.bool)
+            ignored[picks.of(name)[1]] = False
+            picks.teacher[name].weight.data[:, ignored] = 0
+    for ours, theirs in zip(student.model, teacher.model):
+        if isinstance(getattr(ours, "m", None), nn.ModuleList) and type(ours.m[0]) is not type(theirs.m[0]):
+            for block in (ours, theirs):
+                block.cv2.conv.weight.data[:, 2 * block.c :] = 0
+        elif isinstance(getattr(ours, "m", None), nn.Sequential):  # attention blocks, each x + f(x)
+            for extra in theirs.m[len(ours.m) :]:
+                for norm in (extra.attn.proj.bn, extra.ffn[-1].bn):
+                    nn.init.zeros_(norm.weight)
+                    nn.init.zeros_(norm.bias)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("student", "teacher", "share"),
+    [
+        ("yolo26n.yaml", "yolo26s.yaml", 1.0),
+        ("yolo26n.yaml", "yolo26m.yaml", 0.99),
+        ("yolo26n.yaml", "yolo26x.yaml", 0.99),
+        ("yolo26s.yaml", "yolo26l.yaml", 0.99),
+        ("yolo11n.yaml", "yolo11m.yaml", 0.96),
+        ("yolo12n.yaml", "yolo12s.yaml", 1.0),
+        ("yolov8n.yaml", "yolov8x.yaml", 1.0),
+    ],
+)
+def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(student, teacher, share):
+    ours, theirs = build(student, 0), build(teacher, 1)
+    taken, total = select_weights(ours, theirs), sum(p.numel() for p in ours.parameters())
+    assert share * total <= taken <= total
+    picks = Picks(ours, theirs)
+    silence_what_is_not_shared(ours, theirs, picks)
+    images = torch.rand(1, 3, 128, 128)
+    own, its = layer_outputs(ours, images), layer_outputs(theirs, images)
+    compared = 0
+    for layer, output in own.items():
+        pick = picks.output(f"model.{layer}")
+        if pick is not None:
+            torch.testing.assert_close(output, its[layer][:, pick], rtol=1e-3, atol=1e-4 * float(output.abs().max()))
+            compared += 1
+    assert compared >= 15
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("yolo26s.yaml", "yolo26n.yaml"), ("yolo26n.yaml", "yolo26n.yaml")])
+def test_a_teacher_that_is_no_bigger_gives_nothing(student, teacher):
+    assert select_weights(build(student, 0), build(teacher, 1)) == 0
+
+
+def test_a_fused_teacher_gives_what_has_no_norm():
+    ours, theirs = build("yolo11n.yaml", 0), build("yolo11s.yaml", 1).fuse(verbose=False)
+    before = ours.model[0].conv.weight.clone()
+    assert select_weights(ours, theirs) < 0.1 * sum(p.numel() for p in ours.parameters())
+    assert torch.equal(ours.model[0].conv.weight, before)
+
+
+def test_concatenated_channels_of_unequal_shares_are_followed_to_their_sources():
+    # m has 512 channels where n has 256, and 512 where n has 128: evenly spaced ones of the 1024 would mix them up
+    ours, theirs = build("yolo26n.yaml", 0), build("yolo26m.yaml", 1)
+    expected = torch.cat([evenly(256, 512), 512 + evenly(128, 512)])
+    assert torch.equal(Picks(ours, theirs).of("model.13.cv1.conv")[1], expected)
+
+
+def test_attention_takes_whole_heads():
+    ours, theirs = build("yolo26n.yaml", 0), build("yolo26s.yaml", 1)  # 2 heads of 4, each 32 + 32 + 64 channels
+    rows, _ = Picks(ours, theirs).of("model.10.m.0.attn.qkv.conv")
+    assert torch.equal(rows, torch.cat([torch.arange(128), 256 + torch.arange(128)]))
+
+
+def test_the_teacher_is_not_changed_and_another_architecture_gives_nothing():
+    teacher = build("yolo11s.yaml", 1)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    student = build("yolo26n.yaml", 0)
+    untouched = {k: v.clone() for k, v in student.state_dict().items()}
+    assert select_weights(student, teacher) == 0
+    assert all(torch.equal(v, untouched[k]) for k, v in student.state_dict().items())
+    select_weights(build("yolo11n.yaml", 0), teacher)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_class_scores_are_taken_from_the_matching_classes():
+    teacher, other = build("yolo26s.yaml", 1), build("yolo26s.yaml", 1, nc=4)
+    for ours, theirs in zip(teacher.model[-1].cv3, other.model[-1].cv3):  # 2, 0, 1 and one more
+        theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("2.")}, strict=False)
+        theirs[-1].weight.data[:3], theirs[-1].bias.data[:3] = ours[-1].weight[[2, 0, 1]], ours[-1].bias[[2, 0, 1]]
+    straight, mapped, part = (build("yolo26n.yaml", seed) for seed in (0, 0, 0))
+    before = part.model[-1].cv3[0][-1].weight.clone()
+    select_weights(straight, teacher)
+    select_weights(mapped, other, {0: 1, 1: 2, 2: 0})
+    select_weights(part, other, {1: 2})
+    expected, got, some = (m.model[-1].cv3[0][-1] for m in (straight, mapped, part))
+    assert torch.equal(got.weight, expected.weight) and torch.equal(got.bias, expected.bias)
+    assert torch.equal(some.weight[1], expected.weight[1]) and torch.equal(some.weight[[0, 2]], before[[0, 2]])
+
+
+def first_weights(quick, teacher, model="yolo26n.yaml", **kd) -> tuple[dict[str, torch.Tensor], str]:
+    """Return a student's weights as its training begins."""
+    seen: dict[str, torch.Tensor] = {}
+    student = YOLO(model)
+    student.add_callback(
+        "on_train_start", lambda t: seen.update({k: v.clone() for k, v in t.model.state_dict().items()})
+    )
+    student.train(**{**quick, "epochs": 1}, teacher=teacher, val=False, **kd)
+    return seen, student.trainer
+
+
+@pytest.mark.core
+@pytest.mark.slow
+def test_an_untrained_student_begins_with_the_teachers_weights_and_says_so(quick, teacher, caplog):
+    seen, _ = first_weights(quick, teacher)
+    stem = torch_load(teacher)["model"].state_dict()["model.0.conv.weight"].float()
+    assert torch.equal(seen["model.0.conv.weight"], stem[::2])
+    assert "2,504,970 of 2,504,970 parameters from the teacher (kd_init)" in caplog.text
+
+
+@pytest.mark.slow
+def test_kd_init_false_leaves_the_students_random_weights(quick, teacher, caplog):
+    seen, _ = first_weights(quick, teacher, kd_init=False)
+    stem = torch_load(teacher)["model"].state_dict()["model.0.conv.weight"].float()
+    assert not torch.equal(seen["model.0.conv.weight"], stem[::2])
+    assert "random (kd_init=False)" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_trained_student_keeps_its_weights(quick, teacher, tmp_path, caplog):
+    own = save_model(tmp_path / "own.pt")
+    seen, _ = first_weights(quick, teacher, model=str(own))
+    assert torch.equal(seen["model.0.conv.weight"], torch_load(own)["model"].state_dict()["model.0.conv.weight"])
+    assert "the student's own, trained" in caplog.text
+    scratch, _ = first_weights({**quick, "name": "scratch"}, teacher, model=str(own), pretrained=False)
+    assert not torch.equal(scratch["model.0.conv.weight"], seen["model.0.conv.weight"])
+
+
+@pytest.mark.slow
+def test_a_resumed_student_goes_on_with_its_own_weights(quick, teacher, caplog):
+    student = YOLO("yolo26n.yaml")
+
+    def stop(trainer):
+        trainer.stop = True
+
+    student.add_callback("on_fit_epoch_end", stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ultralytics.engine.trainer.strip_optimizer", lambda *_, **__: {})
+        student.train(**{**quick, "epochs": 3}, teacher=teacher, val=False)
+    caplog.clear()
+    YOLO(student.trainer.last).train(resume=True)
+    assert "the student's own, trained" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_teacher_of_another_family_begins_nothing(quick, tmp_path, caplog):
+    first_weights(quick, str(save_model(tmp_path / "t.pt", "yolo11s.yaml", NAMES)))
+    assert "random (kd_init: the teacher is no bigger model of the same kind)" in caplog.text
+
+
+def test_kd_init_is_true_or_false(quick, teacher):
+    with pytest.raises(KDError, match="kd_init=maybe"):
+        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_init="maybe")

@@ -1,0 +1,1 @@
+"""From two models' raw outputs to the distillation loss."""

@@ -1,0 +1,1 @@
+"""The touch points to Ultralytics' training loop, and what belongs to a run with a teacher."""
