@@ -49,6 +49,7 @@ class Teacher:
     portable: bool = True  # whether it can be saved beside a run, or named there
     follows_student: bool = False  # whether it is made of the student itself
     own_precision: bool = False  # whether it runs as it likes, whatever precision and compilation are asked for
+    answers_separately: bool = False  # whether several teachers answer with a list, one answer each
     waits: bool = False  # whether each answer is looked at before it is used, though the host must wait for it
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
@@ -69,6 +70,7 @@ class Teacher:
         self._watch = Watch()
         self._parameters = 0
         self._sound: Tensor | None = None
+        self.shares: list[float] = [1.0]  # weight of every member; they sum to 1
 
     def inspect(self) -> None:
         """Look at the model and its names, before anything is downloaded or written for its sake.

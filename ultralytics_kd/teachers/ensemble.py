@@ -22,14 +22,7 @@ from .validation import ScoredDetector
 
 
 class Ensemble(Teacher):
-    """Several teachers, each in its own family and classes, that are matched with the student one by one.
-
-    Attributes:
-        shares (list[float]): Weight of every teacher; they sum to 1.
-        plural (bool): Whether it answers with a list, an answer of each.
-    """
-
-    plural = False
+    """Several teachers, each in its own family and classes, that are matched with the student one by one."""
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None):
         """Put teachers together.
@@ -51,9 +44,9 @@ class Ensemble(Teacher):
             raise KDError(
                 f"kd_teacher_weights has {len(weights)} numbers for {len(self._members)} teachers: give one for each."
             )
-        self.shares = [w / sum(weights) for w in weights]
         names = dict(enumerate(dict.fromkeys(name for m in members for name in m.names.values())))
         super().__init__(None, ", ".join(m.source for m in members), tasks.pop(), names)
+        self.shares = [w / sum(weights) for w in weights]
         self.portable = all(m.portable for m in members)
 
     @property
@@ -210,7 +203,7 @@ class PluralEnsemble(Ensemble):
     Their terms are weighted and summed.
     """
 
-    plural = True
+    answers_separately = True
 
     def inspect(self) -> None:
         """Look at all teachers."""

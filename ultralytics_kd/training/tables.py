@@ -28,7 +28,7 @@ def start_table(
         unlabeled (int): Number of images without labels.
     """
     assert teacher.classes is not None
-    shares = getattr(teacher, "shares", [1.0])
+    shares = teacher.shares
     rows = [
         *(("teacher", _teacher(m, args.imgsz, share, len(shares))) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),

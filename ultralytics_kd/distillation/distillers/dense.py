@@ -49,7 +49,7 @@ class DenseDistiller(Distiller):
         own = self._maps or FeatureLayout((), ())
         maps = [common_maps(each, own) for each in self._teacher.maps] if args.kd_feat else []
         self.reads = Reads(None, None, tuple(sorted({s for each in maps for s in each.strides})))
-        self._shares = getattr(self._teacher, "shares", [1.0])
+        self._shares = self._teacher.shares
         return dict(dense_terms(args, self.task, own, maps, self._shares))
 
     @property

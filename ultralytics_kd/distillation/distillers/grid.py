@@ -73,9 +73,9 @@ class GridDistiller(Distiller):
         teacher = self._teacher
         if stored or teacher.layout is None:
             return []
-        if getattr(teacher, "plural", False):
+        if teacher.answers_separately:
             layouts = [m.layout for m in teacher.members if m.layout is not None]
-            return list(zip(layouts, teacher.shares))  # type: ignore[attr-defined]
+            return list(zip(layouts, teacher.shares))
         return [(teacher.layout, 1.0)]
 
     def _build(self, args: Any) -> dict[str, Term]:
@@ -87,7 +87,7 @@ class GridDistiller(Distiller):
             heads = outputs.detect_head(student), outputs.detect_head(teacher.original)
             both = self.student_layout, teacher.layout
             levels = [tuple(layout.strides.index(s) for layout in both if layout) for s in self.strides]
-        shares = getattr(teacher, "shares", [1.0])
+        shares = teacher.shares
         question = Question(
             args,
             self.student_layout.only(self.strides),
