@@ -95,9 +95,14 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_tau": Argument(
         None,
         "float, optional",
-        "temperature of kl, dkd, dist, ld and cwd; unset = each loss's own (1, ld 10; classify 4, dist 1)",
+        "temperature of all terms; unset = each loss's own (kl, dist and cwd 1, ld 10; classify: kl and dkd 4)",
         weight=True,
     ),
+    "kd_cls_tau": Argument(
+        None, "float, optional", "temperature of kd_cls (kl, dkd, dist, cwd); unset = kd_tau", weight=True
+    ),
+    "kd_box_tau": Argument(None, "float, optional", "temperature of kd_box (ld); unset = kd_tau", weight=True),
+    "kd_feat_tau": Argument(None, "float, optional", "temperature of kd_feat (cwd); unset = kd_tau", weight=True),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
         True, "bool", "whether a student without trained weights begins with a part of the teacher's, if they are alike"
@@ -379,6 +384,17 @@ def idle_arguments(cfg: Mapping[str, Any], own_precision: bool = False) -> list[
     if cfg["kd_tau"] is not None and not losses & set(TEMPERED):
         said.append(f"'kd_tau={cfg['kd_tau']}' has no effect: of the losses only {', '.join(TEMPERED)} are softened.")
     return said
+
+
+def temperature(args: Any, term: str) -> float | None:
+    """Return the temperature that the arguments give a term; None for the loss's own.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        term (str): "kd_cls", "kd_box" or "kd_feat".
+    """
+    own: float | None = getattr(args, f"{term}_tau", None)
+    return getattr(args, "kd_tau", None) if own is None else own
 
 
 def has_teacher(cfg: Mapping[str, Any]) -> bool:
