@@ -241,6 +241,11 @@ def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
         )
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a value that may be a list as one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def listed(value: Any) -> Any:
     """Return an argument that may be a list, with one in a text, as a command line has it, made a list.
 
