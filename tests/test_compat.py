@@ -19,7 +19,7 @@ from ultralytics_kd import KDError, compat
 from ultralytics_kd.cache import augmentation
 from ultralytics_kd.compat import INTERNALS, NEWEST, OLDEST, check_parts, check_ultralytics
 from ultralytics_kd.install import PATCHED
-from ultralytics_kd.report.seen import _keeping
+from ultralytics_kd.report.validation import _keeping
 from ultralytics_kd.trainer import DistillationMixin
 from ultralytics_kd.training import unlabeled
 

@@ -31,10 +31,10 @@ from ultralytics_kd.report import run_report
 from ultralytics_kd.report.datasets import class_names_of, distinct
 from ultralytics_kd.report.dense import Said, apart, dense_agreement, dense_worst, image_classes, pixel_classes
 from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
-from ultralytics_kd.report.measure import closed, worst
+from ultralytics_kd.report.metrics import closed, worst
 from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.run import command_of
-from ultralytics_kd.report.seen import Objects, watch
+from ultralytics_kd.report.validation import Objects, watch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from ultralytics.utils.metrics import ap_per_class, batch_probiou, box_iou
 
-from .seen import Objects
+from .validation import Objects
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # COCO's: https://cocodataset.org/#detection-eval; areas in square pixels of the image file

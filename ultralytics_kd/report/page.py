@@ -10,7 +10,7 @@ import cv2
 import jinja2
 from ultralytics.utils.patches import imread
 
-from .contestant import BASELINE, STUDENT, TEACHER
+from .compared_model import BASELINE, STUDENT, TEACHER
 from .matching import SIZES
 from .pictures import CROWD
 from .score_names import END2END, NMS

@@ -18,10 +18,10 @@ from ultralytics.utils.plotting import Annotator
 from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..teachers.validation import padded_for
-from .contestant import STUDENT, TEACHER, Contestant
+from .compared_model import STUDENT, TEACHER, Contestant
 from .dense import VOID, Said
 from .matching import pairs
-from .seen import Objects
+from .validation import Objects
 
 CROWD = 10  # more boxes in an image than these: text only on those that are not shared
 WIDTH, HEIGHT, STRIP, MARGIN = 420, 1260, 34, 6  # pixels: a panel at most, the strip with its title, the space between

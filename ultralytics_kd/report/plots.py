@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 from ultralytics.utils import plt_settings
 
-from .contestant import BASELINE, STUDENT, TEACHER
+from .compared_model import BASELINE, STUDENT, TEACHER
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; shapes tell it once more
 COLORS = {TEACHER: "#000000", BASELINE: "#E69F00", STUDENT: "#0072B2"}

@@ -27,15 +27,15 @@ from ..config.arguments import GRID_TASKS, TASKS
 from ..errors import KDError, first_line
 from ..teachers import Teacher, open_teacher
 from . import plots
-from .contestant import STUDENT, TEACHER, Contestant, measure_latency
+from .compared_model import STUDENT, TEACHER, Contestant, measure_latency
 from .datasets import class_names_of
 from .dense import dense_worst
-from .measure import figures, worst
+from .metrics import figures, worst
 from .options import QUIET, REPORT_ONLY, USED, Options, check_names, check_options
 from .page import verdict, write_page
 from .pictures import dense_side_by_side, responses, side_by_side
 from .score_names import END2END, METRICS, NMS
-from .seen import Seen
+from .validation import Seen
 
 LEVELS = 2  # images whose levels are shown
 CHARTS = ("latency", "classes", "calibration", "curves")

@@ -18,7 +18,7 @@ from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..teachers import Teacher
 from .score_names import END2END, NMS, ONE
-from .seen import Seen, watch
+from .validation import Seen, watch
 
 TEACHER, BASELINE, STUDENT = "teacher", "baseline", "student"
 ROUNDS, WARM_UP, PATIENCE = 30, 3, 5.0  # of the latency; the last one in seconds for each model

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contestant import BASELINE, STUDENT, TEACHER, Contestant
+from .compared_model import BASELINE, STUDENT, TEACHER, Contestant
 from .dense import dense_agreement
 from .matching import agreement, by_size, calibration, disagreement
 from .score_names import METRICS
-from .seen import Objects, Seen
+from .validation import Objects, Seen
 
 # A gap smaller than this is noise, and a share of it says nothing
 LEAST_GAP = 0.001
