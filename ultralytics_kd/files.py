@@ -184,12 +184,16 @@ def put(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def write_whole(target: Path, content: bytes) -> None:
+STORED = "what is stored stays; make room and run the same command again to finish."
+
+
+def write_whole(target: Path, content: bytes, advice: str = STORED) -> None:
     """Write a file: whole or not at all.
 
     Args:
         target (Path): Where it is to be.
         content (bytes): What it is to hold.
+        advice (str): How to continue when the disk is full, as the end of a sentence.
 
     Raises:
         KDError: If the disk is full or closed.
@@ -198,7 +202,7 @@ def write_whole(target: Path, content: bytes) -> None:
         with part_of(target) as part:
             part.write_bytes(content)
     except OSError as e:
-        said = disk_fault(e, target.parent, "what is stored stays; make room and run the same command again to finish.")
+        said = disk_fault(e, target.parent, advice)
         if said is None:
             raise
         raise said from e
