@@ -50,9 +50,10 @@ def test_unknown_loss_name_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("value", [0, -1, 1e30])
-def test_temperature_must_be_greater_than_zero_and_leave_something_to_tell_apart(value):
-    with pytest.raises(KDError, match=r"0 or more|greater than 0 and at most 1000"):
-        get_cfg(overrides={"kd_tau": value})
+@pytest.mark.parametrize("name", ["kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau"])
+def test_temperatures_are_greater_than_zero_and_small_enough_to_tell_probabilities_apart(name, value):
+    with pytest.raises(KDError, match=rf"'{name}=.*(0 or more|greater than 0 and at most 1000)"):
+        get_cfg(overrides={name: value})
 
 
 @pytest.mark.parametrize("name", ["kd_cls", "kd_cls_loss", "kd_schedule", "kd_classes"])
@@ -102,12 +103,34 @@ def test_combinations_that_cannot_be_meant_are_refused(given, message):
         ({"kd_box": 0, "kd_box_loss": "l1"}, ["kd_box_loss=l1"]),
         ({"kd_tau": 4}, ["kd_tau=4.0"]),
         ({"kd_tau": 4, "kd_cls_loss": "kl"}, []),
+        ({"kd_tau": 4, "kd_cls": 0, "kd_cls_loss": "kl"}, ["kd_cls_loss=kl", "kd_tau=4.0"]),
+        ({"kd_tau": 4, "task": "classify"}, []),
+        ({"kd_tau": 4, "task": "classify", "kd_cls": 0, "kd_feat": 1}, ["kd_tau=4.0"]),
         ({"kd_tau": 4, "kd_feat_loss": "cwd"}, ["kd_feat_loss=cwd", "kd_tau=4.0"]),
+        ({"kd_cls_tau": 4}, ["kd_cls_tau=4.0"]),
+        ({"kd_cls_tau": 4, "kd_cls_loss": "kl"}, []),
+        ({"kd_cls_tau": 4, "task": "depth"}, ["kd_cls_tau=4.0"]),
+        ({"kd_box_tau": 4, "kd_cls_loss": "kl"}, ["kd_box_tau=4.0"]),
+        ({"kd_box_tau": 4, "kd_box_loss": "ld"}, []),
+        ({"kd_feat_tau": 4, "kd_feat_loss": "cwd"}, ["kd_feat_loss=cwd", "kd_feat_tau=4.0"]),
+        ({"kd_feat_tau": 4, "kd_feat_loss": "cwd", "kd_feat": 1}, []),
+        ({"kd_tau": 4, "kd_cls_tau": 2, "kd_cls_loss": "kl"}, ["kd_tau=4.0"]),
+        ({"kd_tau": 4, "kd_cls_tau": 2, "kd_cls_loss": "kl", "kd_box_loss": "ld"}, []),
+        ({"kd_unlabeled_ratio": 2}, ["kd_unlabeled_ratio=2"]),
+        ({"kd_cache": "c", "kd_precision": "fp16"}, ["kd_precision=fp16"]),
     ],
 )
 def test_arguments_that_change_nothing_are_named(given, idle):
-    said = config.idle_arguments(vars(get_cfg(overrides={"teacher": "t.pt", **given})))
-    assert len(said) == len(idle) and all(f"'{i}' has no effect" in s for i, s in zip(idle, said))
+    given = {"teacher": "t.pt", "task": "detect", **given}
+    without_effect = config.idle_arguments(vars(get_cfg(overrides=given)))
+    assert [f"{each.argument}={each.value}" for each in without_effect] == idle
+    assert all(f"'{i}' has no effect: " in each.sentence for i, each in zip(idle, without_effect))
+
+
+def test_a_list_is_given_as_a_list_a_text_or_its_only_element():
+    for value in (["a.pt", "b.pt"], ("a.pt", "b.pt"), "[a.pt,b.pt]", "['a.pt', \"b.pt\",]"):
+        assert config.as_list(value) == ["a.pt", "b.pt"]
+    assert config.as_list("a.pt") == ["a.pt"] and config.as_list("[]") == [] and config.as_list(None) == [None]
 
 
 @pytest.mark.parametrize("teacher", [None, False, "", " "])

@@ -36,11 +36,17 @@ from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import BENCH_ONLY, make_plan
 from ultralytics_kd.bench.table import Run, markdown, summarize, to_markdown
 from ultralytics_kd.bench.worker import read_note
-from ultralytics_kd.cache import options as cache_options
+from ultralytics_kd.cache import build as cache_build
 from ultralytics_kd.cache.answers import StoredAnswers
-from ultralytics_kd.cache.options import CACHE_ONLY, make_cache
-from ultralytics_kd.cache.store import SCHEMA, Manifest, Store, image_key
-from ultralytics_kd.config.arguments import ARGUMENTS, TASKS, check_combination, idle_arguments
+from ultralytics_kd.cache.build import make_cache
+from ultralytics_kd.cache.keys import image_key
+from ultralytics_kd.cache.manifest import Manifest
+from ultralytics_kd.cache.options import CACHE_ONLY
+from ultralytics_kd.cache.shards import SCHEMA
+from ultralytics_kd.cache.store import Store
+from ultralytics_kd.config.arguments import ARGUMENTS, TASKS
+from ultralytics_kd.config.checks import check_combination
+from ultralytics_kd.config.idle import idle_arguments
 from ultralytics_kd.demo import DEMO_ONLY
 from ultralytics_kd.demo import run as demo_run
 from ultralytics_kd.errors import KDError
@@ -56,7 +62,6 @@ COUNTS: dict[str, Counter] = {}
 # Values ---------------------------------------------------------------------------------------------------------------
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)  # lone surrogates and control characters too
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 2**63, 10**400, 1e-320, 0.5, 2.0])
-HUGE = st.sampled_from([1, -1]).map(lambda sign: sign * 10**5000)  # Python refuses to write it down
 HOSTILE = st.sampled_from(
     [
         "__import__('os').system('touch hacked')",
@@ -68,7 +73,6 @@ HOSTILE = st.sampled_from(
         "\x1b[31mred",
         "$(touch hacked)",
         "%s%n{0}",
-        "0x" + "f" * 5000,
         "[" * 300,
         "{" * 300,
         "-" * 5000 + "1",
@@ -85,7 +89,7 @@ HOSTILE = st.sampled_from(
         "auto",
     ]
 )
-SCALARS = st.none() | st.booleans() | NUMBERS | HUGE | TEXTS | HOSTILE | st.binary(max_size=8)
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS | HOSTILE | st.binary(max_size=8)
 
 
 def parts(inner: st.SearchStrategy) -> st.SearchStrategy:
@@ -270,15 +274,7 @@ def no_models(monkeypatch):
 
 
 # A line of text as an argument of a process may hold it
-LINES = (TEXTS | HOSTILE | VALUES.map(lambda v: _text(v))).map(lambda text: text.replace("\x00", ""))
-
-
-def _text(value: Any) -> str:
-    """Return a value as somebody would type it."""
-    try:
-        return str(value)
-    except ValueError:  # an integer that Python does not write
-        return hex(value) if isinstance(value, int) else "{"
+LINES = (TEXTS | HOSTILE | VALUES.map(str)).map(lambda text: text.replace("\x00", ""))
 
 
 def test_command_lines_of_trainings(no_models):
@@ -302,7 +298,7 @@ def fitting_text(name: str) -> st.SearchStrategy:
 
 def own_commands(monkeypatch) -> dict[str, tuple[list[str], dict[str, Any], Callable[[dict], Any]]]:
     """Return what each of our commands needs, its own arguments, and what checks them."""
-    monkeypatch.setattr(cache_options, "build_cache", lambda *_: SimpleNamespace(folder="c"))
+    monkeypatch.setattr(cache_build, "build_cache", lambda *_: SimpleNamespace(folder="c"))
     monkeypatch.setattr(demo_run, "StockYOLO", Model)
     monkeypatch.setattr(demo_run, "draw_dataset", _enough)
 
@@ -385,7 +381,7 @@ def test_class_maps_in_texts_and_files(tmp_path):
 
     right = st.dictionaries(st.sampled_from("ab"), st.sampled_from("ab"), min_size=1)
     braces = DOCUMENTS.map(lambda text: f"{{{text}}}")
-    for_all(BYTES | right.map(lambda m: json.dumps(m).encode()) | right.map(str) | braces | VALUES.map(_text), case)
+    for_all(BYTES | right.map(lambda m: json.dumps(m).encode()) | right.map(str) | braces | VALUES.map(str), case)
 
 
 def test_class_maps_and_names_of_any_values():

@@ -14,7 +14,7 @@ from test_training import results
 from torch import nn
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.config.arguments import check_values
+from ultralytics_kd.config.checks import check_values
 from ultralytics_kd.config.user_code import import_object
 from ultralytics_kd.distillation.terms.base import FeaturePair
 from ultralytics_kd.distillation.terms.feature import FeatureTerm

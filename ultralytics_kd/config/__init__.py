@@ -1,4 +1,4 @@
-"""The kd arguments, recipes and objects of the user's own code."""
+"""The kd arguments, their checks, recipes and objects of the user's own code."""
 
 from .arguments import (
     ARGUMENTS,
@@ -7,22 +7,21 @@ from .arguments import (
     TASKS,
     as_list,
     cfg_text,
-    check_combination,
-    check_plain,
-    check_values,
     has_teacher,
     help_text,
-    idle_arguments,
     listed,
-    own_loss,
 )
+from .checks import check_combination, check_plain, check_values
+from .idle import Idle, idle_arguments
 from .registration import register, register_arguments
+from .user_code import own_loss
 
 __all__ = (
     "ARGUMENTS",
     "GRID_TASKS",
     "TASKS",
     "TASK_WEIGHTS",
+    "Idle",
     "as_list",
     "cfg_text",
     "check_combination",

@@ -13,7 +13,8 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
 
 from ..compat import check_parts, check_ultralytics
 from ..errors import KDError, KDTypeError
-from .arguments import ARGUMENTS, check_combination, check_values, has_teacher, help_text
+from .arguments import ARGUMENTS, has_teacher, help_text
+from .checks import check_combination, check_values
 from .recipes import check_merged
 
 # What is patched here, beside the configuration
@@ -32,7 +33,7 @@ def register_arguments() -> None:
     for name, argument in ARGUMENTS.items():
         DEFAULT_CFG_DICT[name] = argument.default
         setattr(DEFAULT_CFG, name, argument.default)
-    ul_cfg.CFG_FLOAT_KEYS = ul_cfg.CFG_FLOAT_KEYS | {k for k, a in ARGUMENTS.items() if a.weight}
+    ul_cfg.CFG_FLOAT_KEYS = ul_cfg.CFG_FLOAT_KEYS | {k for k, a in ARGUMENTS.items() if a.number}
     ul_cfg.CFG_BOOL_KEYS = ul_cfg.CFG_BOOL_KEYS | {k for k, a in ARGUMENTS.items() if a.type == "bool"}
     ul_cfg.CFG_STR_KEYS = ul_cfg.CFG_STR_KEYS | {k for k, a in ARGUMENTS.items() if a.choices}
     ul_cfg.CLI_HELP_MSG += help_text()
@@ -76,7 +77,7 @@ def _simplify(cfg: dict) -> None:
         cfg["kd_classes"] = str(classes)
     if isinstance(cfg.get("kd_cache"), Path):
         cfg["kd_cache"] = str(cfg["kd_cache"])
-    cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.weight and cfg.get(k) is not None})
+    cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.number and cfg.get(k) is not None})
 
 
 def register() -> None:

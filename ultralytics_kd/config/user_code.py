@@ -40,6 +40,21 @@ def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda 
         return made(argument, text, lambda: make(found))
 
 
+def own_loss(text: str) -> Any:
+    """Return the feature loss of the user's own code that `kd_feat_loss` names.
+
+    Args:
+        text (str): `module:name` of a function, or of a class that makes an nn.Module.
+
+    Raises:
+        KDError: If it cannot be imported or called.
+    """
+    loss = import_object("kd_feat_loss", text)
+    if not callable(loss):
+        raise KDError(f"kd_feat_loss={text} is neither a function nor a class, but a {type(loss).__name__}.")
+    return loss
+
+
 def made(argument: str, text: str, make: Callable[[], Any], *passed: type[Exception]) -> Any:
     """Return what the user's code makes.
 

@@ -17,7 +17,8 @@ from ultralytics.utils.patches import imread, imwrite
 from ultralytics.utils.plotting import Annotator, colors
 from ultralytics.utils.torch_utils import get_num_params
 
-from ..config.arguments import ARGUMENTS, check_combination, check_plain, whole_number
+from ..config.arguments import ARGUMENTS
+from ..config.checks import check_combination, check_plain, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder

@@ -11,7 +11,8 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.checks import check_imgsz
 
-from ..config.arguments import check_plain, listed, whole_number
+from ..config.arguments import listed
+from ..config.checks import check_plain, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError, KDTypeError
 from ..files import output_folder

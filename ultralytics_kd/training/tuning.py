@@ -73,7 +73,7 @@ def _ends(name: str, value: Any, use_ray: bool) -> list[Any]:
     if domain and not use_ray:
         raise KDError(f"'{name}' in space= is {value!r}: give bounds (low, high), or use_ray=True for Ray's own kinds.")
     argument = config.ARGUMENTS.get(name)
-    if not domain and argument is not None and not argument.weight:
+    if not domain and argument is not None and not argument.number:
         values = ", ".join(argument.choices) or argument.type
         raise KDError(
             f"'{name}' in space= has no bounds, as it is no number ({values}): search it with use_ray=True and "
@@ -120,10 +120,10 @@ def _check_effect(given: Mapping[str, Any], task: str, ours: Mapping[str, list[A
         cfg = {**DEFAULT_CFG_DICT, **given, **values, "task": task}
         config.check_values(cfg)
         config.check_combination(cfg)
-        said = config.idle_arguments(cfg)
+        without_effect = {each.argument for each in config.idle_arguments(cfg)}
         for name, value in values.items():
             if value != config.ARGUMENTS[name].default:
-                idle[name].append(any(sentence.startswith(f"'{name}=") for sentence in said))
+                idle[name].append(name in without_effect)
     for name, found in idle.items():
         if found and all(found):
             raise KDError(

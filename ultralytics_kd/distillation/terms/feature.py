@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config.arguments import own_loss
+from ...config.user_code import own_loss
 from ...config.user_code import made, names_object
 from ...errors import KDError
 from ...losses import cwd, mgd_distance, pkd, pkd_adapted, sl2

@@ -1,0 +1,260 @@
+"""Checks of kd arguments: each on its own, and all of them together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import KDError, KDTypeError
+from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
+from .user_code import names_object
+
+TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
+MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
+MAX_RATIO = 100  # images without labels for each labelled one
+MAX_DEPTH, MAX_PARTS = 20, 100_000  # of the lists and maps in an argument
+
+
+# One argument at a time -----------------------------------------------------------------------------------------------
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Check kd arguments one by one, as far as that needs no other argument.
+
+    Args:
+        cfg (Mapping): Arguments; names that are not kd arguments are skipped.
+
+    Raises:
+        KDError: If a weight is negative or not finite, or a name is not among the choices.
+        KDTypeError: If a value has the wrong type.
+    """
+    check_plain(cfg)
+    for name, argument in ARGUMENTS.items():
+        if cfg.get(name) is not None:
+            _check_value(name, cfg[name], argument)
+        elif name in cfg and argument.default is not None:
+            raise KDTypeError(f"'{name}' is empty: drop it for its default, {argument.default}, or give a value.")
+    for name in TEMPERATURES:
+        if cfg.get(name) is not None and not 0 < cfg[name] <= MAX_TEMPERATURE:
+            raise KDError(
+                f"'{name}={cfg[name]}' is an invalid value: a temperature is greater than 0 and at most "
+                f"{MAX_TEMPERATURE}."
+            )
+    _check_compile(cfg.get("kd_compile", False))
+    cache = cfg.get("kd_cache", False)
+    if not isinstance(cache, (bool, str, Path)) or cache == "":
+        raise KDTypeError(f"'kd_cache={cache}' is invalid: it must be True, False or a folder of stored answers.")
+    _check_teacher_weights(cfg.get("kd_teacher_weights"))
+    _check_unlabeled(cfg)
+    classes = cfg.get("kd_classes", "auto")
+    if not isinstance(classes, (str, Path, Mapping)) or not classes:
+        raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
+
+
+def _check_value(name: str, value: Any, argument: Argument) -> None:
+    """Check a value against the type and the choices of its argument."""
+    if argument.number and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be a number.")
+    if argument.number and not 0 <= value <= sys.float_info.max:
+        raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
+    if argument.type == "bool" and not isinstance(value, bool):
+        raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be True or False.")
+    if argument.choices and value not in argument.choices and not (argument.user_code and names_object(value)):
+        near = get_close_matches(str(value), argument.choices, n=1)
+        raise KDError(
+            f"'{name}={value}' is an invalid value: valid ones are {', '.join(argument.choices)}"
+            f"{', and module:name of your own' if argument.user_code else ''}"
+            f"{f' (did you mean {near[0]}?)' if near else ''}."
+        )
+
+
+def _check_compile(mode: Any) -> None:
+    """Check `kd_compile`: a bool, or a mode of torch.compile."""
+    if not isinstance(mode, (bool, str)):
+        raise KDTypeError(
+            f"'kd_compile={mode}' is of invalid type {type(mode).__name__}: it must be True, False or a mode of "
+            "torch.compile."
+        )
+    if isinstance(mode, str) and mode not in COMPILE_MODES:
+        raise KDError(f"'kd_compile={mode}' is an invalid value: valid ones are {', '.join(COMPILE_MODES)}.")
+
+
+def _check_teacher_weights(weights: Any) -> None:
+    """Check `kd_teacher_weights`: None, or positive numbers."""
+    if weights is None:
+        return
+    numbers = isinstance(weights, (list, tuple)) and all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w <= sys.float_info.max for w in weights
+    )
+    if not numbers or not weights:
+        raise KDError(
+            f"'kd_teacher_weights={weights}' is invalid: give a positive number for each teacher, e.g. [2,1]."
+        )
+
+
+def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
+    """Check the places of the images without labels, and their ratio to the labelled ones."""
+    given = cfg.get("kd_unlabeled")
+    places = as_list(given)
+    if given is not None and not (places and all(isinstance(p, (str, Path)) and str(p).strip() for p in places)):
+        raise KDTypeError(f"'kd_unlabeled={given}' is invalid: give a folder of images, a list of files, or several.")
+    ratio = cfg.get("kd_unlabeled_ratio", 1.0)
+    if ratio is not None and not 0 < ratio <= MAX_RATIO:
+        raise KDError(
+            f"'kd_unlabeled_ratio={ratio}' is an invalid value: it must be greater than 0 and at most {MAX_RATIO}."
+        )
+
+
+# All arguments of a training ------------------------------------------------------------------------------------------
+def check_combination(cfg: Mapping[str, Any]) -> None:
+    """Check the arguments of a training against each other.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+
+    Raises:
+        KDError: If kd arguments are given without a teacher, a teacher together with `distill_model` or for a task that
+            cannot be distilled, or all weights are 0.
+    """
+    if not has_teacher(cfg):
+        changed = [k for k, a in ARGUMENTS.items() if k != "teacher" and cfg.get(k, a.default) != a.default]
+        if changed:
+            raise without_teacher(changed[0], cfg[changed[0]])
+        return
+    if cfg.get("distill_model") is not None:
+        raise KDError(
+            "'teacher' and 'distill_model' exclude each other: 'teacher' is ultralytics_kd's distillation, "
+            "'distill_model' is Ultralytics' own; keep one of them."
+        )
+    if cfg.get("task") not in TASKS:
+        raise KDError(f"task '{cfg.get('task')}' cannot be distilled: a teacher is supported for {', '.join(TASKS)}.")
+    if cfg.get("kd_cache"):
+        _check_cache(cfg)
+    weights = TASK_WEIGHTS[cfg["task"]]
+    if not any(cfg.get(k) for k in weights):
+        raise KDError(f"all distillation weights are 0: set at least one of {', '.join(weights)}, or drop the teacher.")
+    _check_losses(cfg)
+
+
+def check_teacher_given(given: Collection[str], arguments: Mapping[str, Any]) -> None:
+    """Raise if a command or call gives a kd argument, whatever its value, and no teacher.
+
+    A call that gives `teacher=None` itself is left to `check_combination`: Ultralytics' tuner passes every argument on.
+
+    Args:
+        given (Collection[str]): Names that the command or call itself gives, without those of a `cfg` file.
+        arguments (Mapping): All arguments of the training. A run that is resumed has its teacher in its checkpoint.
+
+    Raises:
+        KDError: If there is no teacher.
+    """
+    if "teacher" in given or arguments.get("resume") or has_teacher(arguments):
+        return
+    for name in ARGUMENTS:
+        if name in given:
+            raise without_teacher(name, arguments[name])
+
+
+def without_teacher(name: str, value: Any) -> KDError:
+    """Return the error for a kd argument that is given without a teacher.
+
+    Args:
+        name (str): The argument.
+        value (Any): Its value.
+    """
+    return KDError(f"'{name}={value}' has no effect without a teacher: add teacher=PATH or drop it.")
+
+
+def _check_losses(cfg: Mapping[str, Any]) -> None:
+    """Check that each loss suits the task."""
+    task, asked = cfg["task"], cfg.get("kd_cls_loss", "auto")
+    suitable = CLASS_LOSSES[task]
+    if suitable and asked not in {"auto", *suitable}:
+        raise KDError(f"'kd_cls_loss={asked}' does not suit task '{task}': use {' or '.join(suitable)}.")
+    if cfg.get("kd_feat") and task not in GRID_TASKS and cfg.get("kd_feat_loss") in {"crosskd", "sl2"}:
+        raise KDError(
+            f"'kd_feat_loss={cfg['kd_feat_loss']}' needs the anchor points of a detector, which task '{task}' lacks: "
+            "use pkd, cwd or mgd."
+        )
+
+
+def _check_cache(cfg: Mapping[str, Any]) -> None:
+    """Check that stored detections are all that the terms need."""
+    if cfg.get("task") != "detect":
+        raise KDError(f"'kd_cache' stores detections, and task '{cfg.get('task')}' learns more than these: drop it.")
+    if cfg.get("teacher") == "ema":
+        raise KDError("'kd_cache' stores answers once, and teacher=ema changes with the student: drop one.")
+    if cfg.get("kd_unlabeled"):
+        raise KDError(
+            "'kd_cache' has answers for the images of data= only: drop it, so that kd_unlabeled's get answers too."
+        )
+    reason = "and kd_cache stores detections: drop kd_cache so that the teacher runs on every step, or"
+    if cfg.get("kd_feat"):
+        raise KDError(f"'kd_feat={cfg['kd_feat']}' compares whole feature maps, {reason} set kd_feat=0.")
+    if cfg.get("kd_box") and cfg.get("kd_box_loss") == "ld":
+        raise KDError(f"'kd_box_loss=ld' compares distributions over box bins, {reason} use kd_box_loss=iou or l1.")
+
+
+# Arguments of any command ---------------------------------------------------------------------------------------------
+def check_plain(given: Mapping[str, Any]) -> None:
+    """Raise if an argument has no text for a name, or is nested too deeply or too large to print and to save.
+
+    Args:
+        given (Mapping): Arguments.
+
+    Raises:
+        KDTypeError: If one is. Lists may hold themselves, and YAML aliases make large ones of a few lines.
+    """
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise KDTypeError(f"the name of an argument must be a text, not {name!r} ({type(name).__name__}).")
+        level: list[Any] = [value]
+        for depth in range(MAX_DEPTH + 2):
+            if depth > MAX_DEPTH or len(level) > MAX_PARTS:
+                raise KDTypeError(f"'{name}' holds a list or map that is nested too deeply or has too many parts.")
+            level = list(islice(chain.from_iterable(map(_parts, level)), MAX_PARTS + 1))
+            if not level:
+                break
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return the keys and values of a map, or the items of a list."""
+    if isinstance(value, Mapping):
+        return chain(value.keys(), value.values())
+    return value if isinstance(value, (list, tuple, set, frozenset)) else ()
+
+
+def check_names(command: str, given: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise if a command does not know an argument.
+
+    Args:
+        command (str): The command, e.g. "yolo-kd cache".
+        given (Iterable[str]): Names of the arguments.
+        allowed (Collection[str]): Names that it knows.
+
+    Raises:
+        KDError: If a name is not among them.
+    """
+    for name in given:
+        if name not in allowed:
+            raise KDError(f"'{name}' is not an argument of '{command}': valid ones are {', '.join(allowed)}.")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return a value that is a whole number of 1 or more.
+
+    Args:
+        name (str): Name of the argument, for errors.
+        value (Any): Its value.
+
+    Raises:
+        KDError: If it is another value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= sys.maxsize:
+        raise KDError(
+            f"'{name}={value}' is an invalid value: it must be a whole number of 1 or more, and of 64 bits at most."
+        )
+    return value
