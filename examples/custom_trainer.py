@@ -1,4 +1,4 @@
-"""Use the distilling trainer with Ultralytics' own YOLO class, and watch the kd losses from a callback, offline.
+"""Use a distilling trainer with Ultralytics' own YOLO class, and print the kd losses from a callback, offline.
 
 Usage:
     $ python examples/custom_trainer.py [folder]
@@ -17,7 +17,7 @@ from ultralytics_kd.demo.shapes import draw_dataset
 
 
 def main(folder: Path) -> None:
-    """Train a teacher with Ultralytics, then a student with features and logits distilled."""
+    """Train a teacher with plain Ultralytics, then a student that learns from its logits, boxes and features."""
     data = draw_dataset(folder / "data", train_images=16, val_images=4, size=64)
     args = {"data": str(data), "imgsz": 64, "epochs": 2, "batch": 8, "plots": False, "project": str(folder)}
     YOLO("yolo26s.yaml").train(**args, name="teacher")
