@@ -1,7 +1,7 @@
-"""What belongs to several processes: who takes part, what they agree on, and what they say when one of them fails.
+"""Runs of several processes: which take part, what they agree on, and which error the user sees when one fails.
 
-Ultralytics starts its own processes (`device=0,1`), which find everything settled; or the user does (`torchrun`), on
-one machine or several, and Ultralytics then counts the devices of its own machine alone.
+Ultralytics launches processes itself (`device=0,1`): they find everything decided. Or the user launches them
+(`torchrun`), on one machine or several: Ultralytics then counts the devices of its own machine alone.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from ultralytics.cfg import get_save_dir
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 
 from ..errors import KDError
 
 T = TypeVar("T")
 
-NOTES = "ULTRALYTICS_KD_NOTES"  # environment variable: the folder where processes leave word for who launched them
-UNBEGUN = "unbegun"
+NOTES = "ULTRALYTICS_KD_NOTES"  # environment variable: folder where processes leave messages for their launcher
+NOT_STARTED = "not-started"
 PATIENCE = timedelta(hours=3)  # as long as Ultralytics' processes wait for each other
-SIGHT = 10.0  # seconds that a shared folder may take to show a new file on another machine
-_numbers = itertools.count()  # of what is agreed on before there is a group: the same in every process
+VISIBLE_AFTER = 10.0  # seconds that a shared folder may take to show a new file on another machine
+_numbers = itertools.count()  # of the agreements before there is a process group: the same in every process
 
 
 # Taking part ----------------------------------------------------------------------------------------------------------
-def join(args: Any) -> None:
-    """Settle device, batch and folder of a run whose processes the user started; nothing without others.
+def join(args: Any, make_folder: Callable[[], str]) -> None:
+    """Decide device, batch and folder of a run whose processes the user launched; nothing for other runs.
 
     Args:
         args (Namespace): Arguments of the training; `device`, `rect` and `save_dir` may be changed.
+        make_folder (Callable): Creates the run's folder and returns its path; called in rank 0.
 
     Raises:
-        KDError: If this process has no device of its own, or the batch cannot be shared out.
+        KDError: If this process has no device of its own, or the batch cannot be split.
     """
     if RANK == -1 or launched():
         return
@@ -58,19 +58,19 @@ def join(args: Any) -> None:
     if args.rect:
         LOGGER.warning("'rect=True' does not go with several processes: setting 'rect=False'")
         args.rect = False
-    if not getattr(args, "save_dir", None):  # Ultralytics would count on in the first process alone
-        args.save_dir = _agree(lambda: str(get_save_dir(args)))
+    if not getattr(args, "save_dir", None):  # Ultralytics would choose a new name in rank 0 alone
+        args.save_dir = _agree(make_folder)
 
 
 def own_devices(device: Any, processes: int) -> str:
-    """Return the devices of the processes on this machine, the first of them for the first process and so on.
+    """Return the devices of the processes on this machine, in the order of their ranks.
 
     Args:
-        device (Any): What the user gave, or nothing for the first ones.
+        device (Any): The `device` argument; empty for the first GPUs.
         processes (int): Processes on this machine.
 
     Raises:
-        KDError: If there is none for each of them.
+        KDError: If there are fewer devices than processes.
     """
     text = "" if device is None else "".join(c for c in str(device).lower() if c not in "[]()' ").strip(",")
     if text in {"", "none"}:
@@ -96,30 +96,43 @@ def world_size(local: int) -> int:
 
 
 def launched() -> bool:
-    """Return whether Ultralytics started this process for a run with a teacher."""
+    """Return whether Ultralytics launched this process for a run with a teacher."""
     return NOTES in os.environ
 
 
 def several_machines() -> bool:
-    """Return whether some of the processes run on another machine."""
-    return RANK != -1 and _processes_here() < WORLD_SIZE
+    """Return whether some of the processes run on another machine; the same answer in all of them."""
+    if RANK == -1:
+        return False
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"]) < WORLD_SIZE
+    return len(set(_hosts())) > 1
 
 
 def _processes_here() -> int:
-    """Return the number of processes on this machine; a starter other than torchrun may not say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", LOCAL_RANK + 1))
+    """Return the number of processes on this machine."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return _hosts().count(socket.gethostname())
 
 
 # Agreeing -------------------------------------------------------------------------------------------------------------
 @cache
 def _store() -> Any:
-    """Return what the processes can leave values in before they are a group."""
+    """Return the key-value store in which the processes exchange values before they form a group."""
     store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
     return store
 
 
+@cache
+def _hosts() -> list[str]:
+    """Return the host name of every rank. torchrun tells how many share a machine; other launchers may not."""
+    _store().set(f"ultralytics_kd/host/{RANK}", socket.gethostname())
+    return [_store().get(f"ultralytics_kd/host/{rank}").decode() for rank in range(WORLD_SIZE)]
+
+
 def _agree(make: Callable[[], str]) -> str:
-    """Return a text that the first process makes, in all of them; they need be no group yet."""
+    """Return a text that rank 0 makes, in all processes; they need no process group."""
     key = f"ultralytics_kd/{next(_numbers)}"
     if RANK == 0:
         _store().set(key, make())
@@ -128,7 +141,7 @@ def _agree(make: Callable[[], str]) -> str:
 
 @contextmanager
 def machine_by_machine() -> Iterator[None]:
-    """Let the first process of each machine do something, such as a download, before the others do it again."""
+    """Let the first process of each machine run the block, such as a download, before the others do."""
     if RANK == -1 or launched():
         yield
         return
@@ -137,13 +150,13 @@ def machine_by_machine() -> Iterator[None]:
         _store().get(key)
     try:
         yield
-    finally:  # an error is the others' as well, and they find it themselves
+    finally:  # the other processes meet the same error themselves
         if LOCAL_RANK == 0:
             _store().set(key, "done")
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return what the first process makes, in all of them; without a group it is made here."""
+    """Return what rank 0 makes, in all processes; without a process group it is made here."""
     if not dist.is_initialized():
         return make()
     box = [make() if dist.get_rank() == 0 else None]
@@ -151,27 +164,36 @@ def from_first(make: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]
 
 
+def any_rank(flag: bool) -> bool:
+    """Return whether a flag is set in any process; without a process group, in this one."""
+    if not dist.is_initialized():
+        return flag
+    flags: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
+
+
 def check_shared(folder: Path) -> None:
     """Raise in every process if some of them do not see the run's folder: they read the best student there at the end.
 
     Args:
-        folder (Path): The run's folder, which the first process has made.
+        folder (Path): The run's folder, which rank 0 has created.
 
     Raises:
         KDError: If machines do not share it.
     """
-    if not several_machines() or not dist.is_initialized():
+    if not dist.is_initialized() or not several_machines():
         return
-    file, word = folder / ".shared", from_first(lambda: secrets.token_hex(8))
+    file, token = folder / ".shared", from_first(lambda: secrets.token_hex(8))
     if RANK == 0:
-        file.write_text(word)
+        file.write_text(token)
     dist.barrier()
-    here = [None if _reads(file, word) else socket.gethostname()]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, here)
+    blind_here = None if _reads(file, token) else socket.gethostname()
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, blind_here)
     if RANK == 0:
         file.unlink(missing_ok=True)
-    blind = sorted({host for [host] in found if host})
+    blind = sorted({host for host in hosts if host})
     if blind:
         raise KDError(
             f"{folder}, which the first process writes, is not there on {', '.join(blind)}: machines that train "
@@ -179,26 +201,26 @@ def check_shared(folder: Path) -> None:
         )
 
 
-def _reads(file: Path, word: str) -> bool:
-    """Return whether a file is there and holds a word, soon."""
-    end = time.monotonic() + SIGHT
+def _reads(file: Path, token: str) -> bool:
+    """Return whether a file with a text appears within a few seconds."""
+    end = time.monotonic() + VISIBLE_AFTER
     while True:
-        if file.exists() and file.read_text() == word:
+        if file.exists() and file.read_text() == token:
             return True
         if time.monotonic() > end:
             return False
         time.sleep(0.2)
 
 
-# Adapters: DDP looks after the student alone --------------------------------------------------------------------------
+# Adapters: DDP synchronizes the student alone -------------------------------------------------------------------------
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values.
+    """Give all processes the values of rank 0.
 
     Args:
         tensors (Iterable[Tensor]): Parameters or buffers, the same ones in the same order everywhere.
     """
     with torch.no_grad():
-        for tensor in tensors:  # gloo knows no booleans, and NCCL wants memory without gaps
+        for tensor in tensors:  # gloo has no booleans, and NCCL needs contiguous memory
             sent = tensor.to(torch.uint8 if tensor.dtype is torch.bool else tensor.dtype).contiguous()
             dist.broadcast(sent, src=0)
             if sent is not tensor:
@@ -208,67 +230,66 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Average gradients over all processes, in one reduction.
 
-    A process whose batch gave a parameter no gradient counts with 0; one that had none anywhere still has none, so that
-    the optimizer passes over it as it does without other processes.
+    A parameter without gradient counts as 0. One that has no gradient in any process stays without, so that the
+    optimizer skips it as it does in a single process.
 
     Args:
         parameters (list[nn.Parameter]): The same ones in the same order everywhere.
     """
     with torch.no_grad():
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
-        had = torch.tensor([float(p.grad is not None) for p in parameters], device=parts[0].device)
-        flat = torch.cat([*parts, had])
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=parts[0].device)
+        flat = torch.cat([*parts, present])
         dist.all_reduce(flat)
-        *grads, had = (flat / dist.get_world_size()).split([*(p.numel() for p in parameters), len(parameters)])
-        for p, grad, share in zip(parameters, grads, had.tolist()):
+        *grads, present = (flat / dist.get_world_size()).split([*(p.numel() for p in parameters), len(parameters)])
+        for p, grad, share in zip(parameters, grads, present.tolist()):
             p.grad = grad.view_as(p).to(p.dtype) if share else None
 
 
 # Failing --------------------------------------------------------------------------------------------------------------
 @contextmanager
-def launching(leave_nothing: Callable[[], None]) -> Iterator[None]:
-    """Say last, in one sentence, why a process failed that Ultralytics launched in the block.
+def launching(undo: Callable[[], None]) -> Iterator[None]:
+    """Raise in one sentence, as the last message, why a process failed that Ultralytics launched in the block.
 
     Args:
-        leave_nothing (Callable): Called if one failed before the run began, when all of them are gone.
+        undo (Callable): Called if a process failed before the run started, when all of them have ended.
 
     Raises:
-        KDError: What the first one that failed raised, if it was one.
+        KDError: What the first process that failed raised, if it was one.
     """
     with tempfile.TemporaryDirectory(prefix="ultralytics_kd_") as folder:
         os.environ[NOTES] = folder
         try:
             yield
         except subprocess.CalledProcessError:
-            if (Path(folder) / UNBEGUN).exists():
-                leave_nothing()
-            said = sorted(Path(folder).glob("said-*"), key=lambda file: file.stat().st_mtime_ns)
-            if said:  # the traceback of each process stands above
-                raise KDError(said[0].read_text(encoding="utf-8")) from None
+            if (Path(folder) / NOT_STARTED).exists():
+                undo()
+            messages = sorted(Path(folder).glob("message-*"), key=lambda file: file.stat().st_mtime_ns)
+            if messages:  # the traceback of each process stands above
+                raise KDError(messages[0].read_text(encoding="utf-8")) from None
             raise
         finally:
             os.environ.pop(NOTES, None)
 
 
 @contextmanager
-def heard() -> Iterator[None]:
-    """Leave the sentence of an error for the process that launched this one."""
+def reporting_errors() -> Iterator[None]:
+    """Leave the message of a KDError for the process that launched this one."""
     try:
         yield
     except KDError as e:
         if launched():
-            (Path(os.environ[NOTES]) / f"said-{RANK}").write_text(str(e), encoding="utf-8")
+            (Path(os.environ[NOTES]) / f"message-{RANK}").write_text(str(e), encoding="utf-8")
         raise
 
 
-def failed_unbegun(leave_nothing: Callable[[], None]) -> None:
-    """See to it that a run which failed before it began leaves nothing behind.
+def failed_before_start(undo: Callable[[], None]) -> None:
+    """Undo what a run has written that failed before it started.
 
     Args:
-        leave_nothing (Callable): Removes what it wrote. Of several processes one calls it: who launched them, when they
-            are gone, or else the first.
+        undo (Callable): Removes it. One process calls it: the launcher when all others have ended, or else rank 0.
     """
     if launched():
-        (Path(os.environ[NOTES]) / UNBEGUN).touch()
+        (Path(os.environ[NOTES]) / NOT_STARTED).touch()
     elif RANK in {-1, 0}:
-        leave_nothing()
+        undo()

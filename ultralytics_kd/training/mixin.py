@@ -76,7 +76,7 @@ class DistillationMixin(_Trainer):
             check_recipe(cfg, overrides or {})
         self._fingerprints: list[str | None] = []  # of the teachers' weights; checkpoints hold them
         self._teacher_unscored = False  # whether the run is at its end and the teacher is to be validated
-        with distributed.reporting_errors(), self._undone_on_error():
+        with distributed.reporting_errors(), self._undone_on_error(constructing=True):
             super().__init__(cfg, overrides, _callbacks)
             if self.distillation is not None and self.run_folder is not None:
                 self.world_size = distributed.world_size(self.world_size)
@@ -143,7 +143,7 @@ class DistillationMixin(_Trainer):
         with distributed.machine_by_machine():
             teacher = source.open(self.args)
         if self.resumed and not distributed.launched():  # the launcher has checked it
-            self.resumed.check_teacher(teacher)
+            self._fingerprints = self.resumed.check_teacher(teacher)
         return Distillation(self.args, source, teacher)
 
     def _claim_folder(self) -> str:
@@ -219,7 +219,8 @@ class DistillationMixin(_Trainer):
         optimizer = super().build_optimizer(model, *args, **kwargs)
         if self.distillation is not None and self.distillation.distiller is not None:
             # Now, as with stored answers the teacher is released before the first checkpoint
-            self._fingerprints = [checkpoints.fingerprint(member) for member in self.distillation.teacher.members]
+            if not self._fingerprints:
+                self._fingerprints = [checkpoints.fingerprint(member) for member in self.distillation.teacher.members]
             checkpoints.add_to_optimizer(
                 optimizer, self.distillation.distiller, lambda: checkpoints.run_state(self, self._fingerprints)
             )
@@ -284,16 +285,20 @@ class DistillationMixin(_Trainer):
             self.distillation.release()
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """Remove what a run with a teacher has written if it fails before it starts, and close trackers that follow it."""
+    def _undone_on_error(self, constructing: bool = False) -> Iterator[None]:
+        """Remove what a run with a teacher has written if it fails before it starts.
+
+        Args:
+            constructing (bool): Whether the block is the constructor, which closes no trackers when it fails.
+        """
         try:
             yield
         except Exception as e:  # it is raised again
             distillation = self.distillation
             if self.run_folder is None or (distillation is not None and distillation.started):
                 raise
-            if hasattr(self, "callbacks") and not hasattr(self, "plot_idx"):  # the constructor did not reach its end,
-                self.run_callbacks("teardown")  # else `train` calls it; without it Platform keeps the console
+            if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
+                self.run_callbacks("teardown")
             error = self.run_folder.disk_error(e)
             distributed.failed_before_start(self.run_folder.undo)
             if error is None:

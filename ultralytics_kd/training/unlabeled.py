@@ -1,4 +1,4 @@
-"""Extra images without labels: found, checked, augmented as those of the training are, and put into its batches."""
+"""Extra images without labels: find and check them, augment them as the training images are, add them to batches."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from ultralytics.data.base import BaseDataset
 from ultralytics.data.build import build_dataloader
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, verify_image
-from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
+from ultralytics.utils import LOCAL_RANK, LOGGER, NUM_THREADS, RANK, TQDM, colorstr
 from ultralytics.utils.patches import imread
+from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
+from ..config import as_list, listed
 from ..errors import KDError
 from ..files import why
+from . import distributed
 
 PREFIX = colorstr("unlabeled: ")
 
 
 class _Files(BaseDataset):
-    """Ultralytics' own reading of what `train:` may be: folders, lists, or several of them."""
+    """Gives access to how Ultralytics reads `train:`: folders, lists of files, or several of them."""
 
     def __init__(self) -> None:
         self.fraction, self.prefix = 1.0, ""
 
 
 def image_files(source: Any) -> list[str]:
-    """Return the images that Ultralytics reads from what `train:` may be: folders, lists of files, or several of them.
+    """Return the images that Ultralytics reads from an entry such as `train:`: folders, lists of files, or several.
 
     Args:
-        source (str | Path | list): What a data.yaml holds, as absolute paths.
+        source (str | Path | list): The entry of a data.yaml, with absolute paths.
     """
     return list(dict.fromkeys(str(Path(f).absolute()) for f in _Files().get_img_files(source)))
 
 
 def find_unlabeled(source: Any) -> list[str]:
-    """Return the images that `kd_unlabeled` means.
+    """Return the images that `kd_unlabeled` names.
 
     Args:
         source (str | Path | list): Folder with images, file with a list of them, or several.
@@ -65,7 +68,7 @@ def find_unlabeled(source: Any) -> list[str]:
 
 
 def _check_folder(folder: str) -> None:
-    """Raise if a folder cannot be looked at, or holds a link to one that it lies in: it would be searched for ever."""
+    """Raise if a folder cannot be read, or contains a link to one of its parents, which would be searched for ever."""
     try:
         os.stat(folder)
     except FileNotFoundError:
@@ -76,35 +79,35 @@ def _check_folder(folder: str) -> None:
         for name in inner:
             path = Path(parent, name)
             if path.is_symlink() and path.resolve() in {p.resolve() for p in path.parents}:
-                raise KDError(f"kd_unlabeled={folder} holds {path}, a link to a folder that it lies in: remove it.")
+                raise KDError(f"kd_unlabeled={folder} contains {path}, a link to one of its parents: remove it.")
 
 
 def readable(files: list[str]) -> list[str]:
-    """Return those of the images that can be read, and say which cannot.
+    """Return the images that can be read, and log those that cannot.
 
     Args:
         files (list[str]): Image files.
 
     Raises:
-        KDError: If none can.
+        KDError: If none can be read.
     """
     with ThreadPool(NUM_THREADS) as pool:
         results = pool.imap(verify_image, zip(((f, 0) for f in files), [PREFIX] * len(files)))
         checked = list(TQDM(results, total=len(files), desc=f"{PREFIX}Checking images"))
-    for _, _, _, said in checked:
-        if said:
-            LOGGER.info(said)
-    good = [file for (file, _), found, _, _ in checked if found]
+    for _, _, _, message in checked:
+        if message:
+            LOGGER.info(message)
+    good = [file for (file, _), readable_files, _, _ in checked if readable_files]
     if not good:
         raise KDError(f"kd_unlabeled: none of its {len(files)} images can be read.")
     return good
 
 
 class UnlabeledImages(YOLODataset):
-    """Images without labels, augmented as those of the training are; labels beside them are not looked for.
+    """Images without labels, augmented as the training images are; label files beside them are ignored.
 
     Attributes:
-        student_task (str): The task whose augmentation it is; all but depth and semantic segmentation share one.
+        student_task (str): Task whose augmentation is used; all but depth and semantic segmentation share one.
     """
 
     def __init__(self, files: list[str], args: Any, data: dict[str, Any], stride: int):
@@ -131,7 +134,7 @@ class UnlabeledImages(YOLODataset):
         )
 
     def get_img_files(self, img_path: Any) -> list[str]:
-        """Return the files as they are."""
+        """Return the given files."""
         return list(self._files)
 
     def load_image(self, i: int, rect_mode: bool = True) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
@@ -139,13 +142,13 @@ class UnlabeledImages(YOLODataset):
         return super().load_image(i, rect_mode=rect_mode, resize_short=self.student_task == "semantic")
 
     def build_transforms(self, hyp: Any = None) -> Any:
-        """Build the augmentation; depth has none that puts images together, as scale is what it is read from."""
+        """Build the augmentation; that of depth never combines images, as their scale carries the depth."""
         if self.student_task == "depth":
             hyp.mosaic = hyp.mixup = hyp.cutmix = hyp.copy_paste = 0.0
         return super().build_transforms(hyp)
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """Return labels with nothing in them."""
+        """Return empty labels."""
         return [
             {
                 "im_file": file,
@@ -162,7 +165,7 @@ class UnlabeledImages(YOLODataset):
 
 
 class UnlabeledSamples(Dataset):
-    """Images without labels, augmented as a classifier's training images are."""
+    """Images without labels for a classifier, augmented as its training images are."""
 
     def __init__(self, files: list[str], labeled: Any):
         """Take the files, and the transforms of the labelled images.
@@ -186,11 +189,12 @@ class UnlabeledSamples(Dataset):
 
 
 class UnlabeledStream:
-    """Batches of images without labels, for ever.
+    """Endless batches of images without labels.
 
     Attributes:
         dataset (Dataset): The images.
         ratio (float): Images for each labelled one.
+        loader (DataLoader): Reads them.
     """
 
     def __init__(self, dataset: Any, ratio: float, batch: int, workers: int, rank: int, device: torch.device):
@@ -220,22 +224,98 @@ class UnlabeledStream:
                 yield batch["img"]
 
     def take(self, labeled: int) -> Tensor:
-        """Return the images that go with so many labelled ones, shape (n, C, H, W), as they come from the loader."""
+        """Return the images that go with a number of labelled ones, shape (n, C, H, W), as the loader returns them."""
         count = max(round(self.ratio * labeled), 1)
-        parts, have = [], 0
-        while have < count:
-            parts.append(next(self._batches)[: count - have])
-            have += len(parts[-1])
+        parts, taken = [], 0
+        while taken < count:
+            parts.append(next(self._batches)[: count - taken])
+            taken += len(parts[-1])
         return torch.cat(parts)
 
     def close_mosaic(self, args: Any) -> None:
-        """Go on without mosaics, as the labelled images do towards the end of a training."""
+        """Continue without mosaics, as the labelled images do in the last epochs."""
         if hasattr(self.dataset, "close_mosaic"):
             self.dataset.close_mosaic(hyp=copy(args))
             self.loader.reset()
             self._batches = self._endless()
 
     def close(self) -> None:
-        """End the processes that read images."""
+        """Stop the processes that read images."""
         if hasattr(self.loader, "close"):
             self.loader.close()
+
+
+class UnlabeledPart:
+    """The images of `kd_unlabeled` in a run: their files, and the stream that adds them to batches.
+
+    Attributes:
+        args (Namespace): Arguments of the training.
+        files (list[str]): Image files.
+        stream (UnlabeledStream | None): The stream, as soon as data loaders are built.
+    """
+
+    def __init__(self, args: Any):
+        """Find the images, and make their places in the arguments absolute, so that `resume` finds them from anywhere.
+
+        Args:
+            args (Namespace): Arguments of the training.
+
+        Raises:
+            KDError: If there are no images, or batches have shapes of their own.
+        """
+        if args.rect:
+            raise KDError("'kd_unlabeled' and 'rect' exclude each other: with rect, batches differ in shape.")
+        source = listed(args.kd_unlabeled)
+        self.args, self.files = args, find_unlabeled(source)
+        self.stream: UnlabeledStream | None = None
+        places = [str(Path(each).resolve()) for each in as_list(source)]
+        args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]
+
+    def __len__(self) -> int:
+        """Return the number of images that can be read; 0 before the stream is open."""
+        return len(self.stream.dataset) if self.stream else 0
+
+    def open(self, trainer: Any) -> None:
+        """Open the stream beside the trainer's loaders; anew when memory ran out and the batch was halved.
+
+        Args:
+            trainer (BaseTrainer): The trainer, its data loaders built.
+        """
+        dataset = self.stream.dataset if self.stream else self._dataset(trainer)
+        self.close()
+        batch = max(trainer.batch_size // max(trainer.world_size, 1), 1)
+        ratio, workers = self.args.kd_unlabeled_ratio, self.args.workers
+        self.stream = UnlabeledStream(dataset, ratio, batch, workers, LOCAL_RANK, trainer.device)
+
+    def _dataset(self, trainer: Any) -> Any:
+        """Return the images that can be read, with the augmentation of the training."""
+        files = distributed.from_first(lambda: readable(self.files))
+        self._warn_of_val_images(files, trainer.test_loader.dataset)
+        if self.args.task == "classify":
+            return UnlabeledSamples(files, trainer.train_loader.dataset)
+        stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
+        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
+            return UnlabeledImages(files, self.args, trainer.data, stride)
+
+    def _warn_of_val_images(self, files: list[str], validation: Any) -> None:
+        """Warn if some of the images are val images."""
+        listed_files = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
+        validated = {str(Path(file).resolve()) for file in listed_files}
+        shared = sum(str(Path(file).resolve()) in validated for file in files)
+        if shared and RANK in {-1, 0}:
+            LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the scores will flatter the student.")
+
+    def take(self, labeled: int) -> Tensor:
+        """Return the images that go with a number of labelled ones, shape (n, C, H, W)."""
+        assert self.stream is not None
+        return self.stream.take(labeled)
+
+    def close_mosaic(self) -> None:
+        """Continue without mosaics."""
+        if self.stream:
+            self.stream.close_mosaic(self.args)
+
+    def close(self) -> None:
+        """Close the stream, if it is open."""
+        if self.stream:
+            self.stream.close()

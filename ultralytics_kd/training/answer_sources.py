@@ -1,0 +1,181 @@
+"""Where the answer to a batch comes from: a teacher that runs beside the student, or a cache of stored answers.
+
+Both put the answer under "teacher" into the batch, where the distillation loss finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ..cache import augmentation, scales
+from ..cache.answers import StoredAnswers
+from ..cache.dataset import AnsweredDataset
+from ..cache.manifest import Manifest
+from ..cache.store import Store
+from ..distillation.loss import SOUND
+from ..teachers import SetAnswer, Teacher
+from ..teachers.class_map import ClassMap
+
+VAL_BYTES = 2**30  # memory for the answers to val images; batches beyond it are answered in every epoch
+
+
+class LiveTeacher:
+    """A teacher that answers the very images that the student sees.
+
+    Attributes:
+        teacher (Teacher): The teacher.
+    """
+
+    def __init__(self, teacher: Teacher):
+        """Take a teacher; it answers once it is prepared."""
+        self.teacher = teacher
+        self._val_answers = ValAnswers()
+
+    def add_answer(self, batch: dict[str, Any]) -> None:
+        """Add the teacher's answer to a training batch.
+
+        Args:
+            batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU, a 0/1 factor for the
+                terms goes to "kd_sound" while nobody knows yet whether the answer is finite.
+        """
+        if self.teacher.ready:  # quantization calibrates the student before the teacher runs
+            batch |= self._answer(batch["img"])
+
+    def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
+        """Add the teacher's answer to a val batch. It is computed in the first epoch and kept for the others.
+
+        Args:
+            batch (dict): Prepared images under "img", their files under "im_file" if the task's data set gives them.
+            keep_features (bool): Whether the terms compare feature maps, so that they must be kept too.
+        """
+        if self.teacher.ready and not self.teacher.follows_student:  # the student's average is what is validated
+            batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
+
+    def _answer(self, images: Tensor) -> dict[str, Any]:
+        """Return what the teacher adds to a batch."""
+        answer = {"teacher": self.teacher(images)}
+        factor = self.teacher.finite_factor
+        return answer if factor is None else {**answer, SOUND: factor}
+
+
+class ValAnswers:
+    """Answers to val batches, kept in CPU memory. Neither the images nor the teacher change between epochs.
+
+    Attributes:
+        limit (int): Bytes that may be kept.
+        used (int): Bytes that are kept.
+    """
+
+    def __init__(self, limit: int = VAL_BYTES):
+        """Start without answers."""
+        self.limit, self.used = limit, 0
+        self._kept: dict[Any, dict[str, Any]] = {}
+
+    def get(self, batch: dict[str, Any], compute: Callable[[], dict[str, Any]], keep_features: bool) -> dict[str, Any]:
+        """Return the answer to a batch, kept or computed.
+
+        Args:
+            batch (dict): The batch. Without "im_file" its answer is computed every time.
+            compute (Callable): Returns the answer.
+            keep_features (bool): Whether feature maps are kept too; without them the answer has empty ones.
+        """
+        images = batch["img"]
+        key = (*batch.get("im_file", ()), tuple(images.shape), images.dtype)
+        if key in self._kept:
+            return map_tensors(self._kept[key], lambda x: x.to(images.device))
+        answer = compute()
+        if "im_file" in batch:
+            kept = answer if keep_features else _without_features(answer)
+            size = sum(x.numel() * x.element_size() for x in _tensors(kept))
+            if self.used + size <= self.limit:
+                self._kept[key] = map_tensors(kept, lambda x: x.to("cpu", copy=True))
+                self.used += size
+        return answer
+
+
+class CachedTeacher:
+    """Stored answers in the place of a teacher, brought along by the training images.
+
+    Attributes:
+        store (Store): The cache.
+        manifest (Manifest): Whose answers it holds, and how they were computed.
+        classes (ClassMap): Match of the stored classes to the student's.
+    """
+
+    def __init__(self, store: Store, classes: ClassMap):
+        """Take a cache whose classes are matched."""
+        self.store, self.classes = store, classes
+        self.manifest: Manifest = store.manifest()
+
+    def adopt(self, dataset: Any, imgsz: int) -> None:
+        """Let a training data set bring the stored answers along, through all its augmentation.
+
+        Args:
+            dataset (YOLODataset): The data set; it is changed.
+            imgsz (int): Image size of the training in pixels.
+        """
+        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
+
+    def add_answer(self, batch: dict[str, Any]) -> None:
+        """Add the stored answers to a training batch, with the confidence at the size that the student sees.
+
+        Args:
+            batch (dict): Prepared images, and what `AnsweredDataset` collated. The answer goes to "teacher".
+        """
+        if augmentation.BOXES not in batch:
+            return
+        boxes, rows, images = (batch[name] for name in (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES))
+        shape = tuple(batch["img"].shape[2:])
+        probs, visible = scales.decode_rows(boxes, rows, self.manifest.scales, shape, self.manifest.conf)
+        taught = self.classes.taught(boxes.device)
+        batch["teacher"] = SetAnswer(boxes[visible], probs[visible], images[visible], taught)
+
+    def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
+        """Add nothing: a cache holds no answers to val images."""
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor], done: dict[int, Any] | None = None) -> Any:
+    """Return a copy of an answer with a function applied to every tensor, once for each.
+
+    Args:
+        value (Any): Tensors in dicts, lists, tuples and dataclasses of any depth; other objects stay as they are.
+        function (Callable): Returns the new tensor.
+        done (dict, optional): Results by the id of the tensor, so that shared tensors stay shared.
+    """
+    done = {} if done is None else done
+    if isinstance(value, Tensor):
+        if id(value) not in done:
+            done[id(value)] = function(value)
+        return done[id(value)]
+    if isinstance(value, dict):
+        return {key: map_tensors(each, function, done) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(each, function, done) for each in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        # Fields with a leading underscore hold what was derived, which is derived again when it is asked for
+        values = {f.name: getattr(value, f.name) for f in fields(value) if f.init and not f.name.startswith("_")}
+        return type(value)(**{name: map_tensors(each, function, done) for name, each in values.items()})
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the distinct tensors in an answer."""
+    tensors: dict[int, Tensor] = {}
+    map_tensors(value, lambda x: tensors.setdefault(id(x), x))
+    return list(tensors.values())
+
+
+def _without_features(value: Any) -> Any:
+    """Return what a teacher adds to a batch without feature maps, which take most of the memory."""
+    if isinstance(value, dict) and "teacher" in value:
+        return {**value, "teacher": _without_features(value["teacher"])}
+    if isinstance(value, list):
+        return [_without_features(each) for each in value]
+    changes: dict[str, Any] = {"features": [[] for _ in value.features]}
+    if hasattr(value, "branches"):
+        changes["branches"] = {name: replace(branch, feats=[]) for name, branch in value.branches.items()}
+    return replace(value, **changes)

@@ -1,0 +1,289 @@
+"""What a run with a teacher has, and a plain run has not.
+
+The trainer's mixin holds one `Distillation`, or None, and calls it at the touch points of Ultralytics' training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
+from ultralytics.utils.torch_utils import torch_distributed_zero_first
+
+from .. import outputs
+from ..cache.build import build_cache
+from ..cache.options import CACHE_ONLY, check_options
+from ..cache.store import Store
+from ..config import as_list, idle_arguments
+from ..distillation.distillers import Distiller, build_distiller
+from ..distillation.loss import LABELED, DistillationLoss, Rehearsal
+from ..errors import KDError
+from ..outputs.weight_selection import never_trained, select_weights
+from ..report.datasets import class_names_of
+from ..teachers import Teacher
+from ..teachers.class_map import load_map, match_classes
+from . import tables
+from .answer_sources import CachedTeacher, LiveTeacher
+from .teacher_source import TeacherSource
+from .unlabeled import UnlabeledPart
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RANDOM_RANGES = (
+    "quantize=8 fixes the ranges of activations before training, and random weights have no useful ranges: start with "
+    "trained weights (model=student.pt), or with a teacher whose weights the student can start from (kd_init)."
+)
+
+
+class Distillation:
+    """A teacher, the terms between it and the student, and all else that belongs to a distillation.
+
+    Attributes:
+        args (Namespace): Arguments of the training.
+        source (TeacherSource): Where the teacher comes from.
+        teacher (Teacher): The frozen teacher. With stored answers it is released when training starts.
+        answers (LiveTeacher | CachedTeacher): Adds the answer to every batch.
+        distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
+        unlabeled (UnlabeledPart | None): Images without labels that join the batches.
+        untrained (bool): Whether the student came without trained weights.
+        initialized (int): Number of the student's parameters that the teacher's weights initialized.
+        started (bool): Whether a batch was answered; a run that fails before leaves nothing on disk.
+        teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
+    """
+
+    def __init__(self, args: Any, source: TeacherSource, teacher: Teacher):
+        """Take an opened teacher.
+
+        Args:
+            args (Namespace): Arguments of the training; places in them become absolute.
+            source (TeacherSource): Where the teacher came from.
+            teacher (Teacher): The teacher.
+
+        Raises:
+            KDError: If `kd_unlabeled` or `kd_classes` cannot be read.
+        """
+        self.args, self.source, self.teacher = args, source, teacher
+        self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
+        self.distiller: Distiller | None = None
+        self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
+        self.untrained, self.initialized, self.started = False, 0, False
+        self.teacher_metrics: dict[str, float] = {}
+        self._listeners = (
+            ExitStack()
+        )  # hooks that capture the student's feature maps, where a head does not return them
+        args.teacher = source.argument(teacher)
+        if isinstance(args.kd_classes, str) and args.kd_classes.lower() != "auto":
+            args.kd_classes = dict(load_map(args.kd_classes))  # the run must not need the file again
+
+    # Setup ------------------------------------------------------------------------------------------------------------
+    @property
+    def cached(self) -> CachedTeacher | None:
+        """The stored answers, None if the teacher runs."""
+        return self.answers if isinstance(self.answers, CachedTeacher) else None
+
+    def match_classes(self, data: dict[str, Any]) -> None:
+        """Match the teacher's classes with the data set's, and open the cache if answers are stored.
+
+        Args:
+            data (dict): Ultralytics' description of the data set.
+        """
+        names = self._class_names(data)
+        single = bool(self.args.single_cls)
+        self.teacher.match(names, self.args.kd_classes, self._kept_classes(data), single)
+        if self.args.kd_cache:
+            store = self._open_store()
+            stored = store.manifest().names
+            classes = match_classes(names, stored, self.args.kd_classes, self._kept_classes(data), single)
+            self.answers = CachedTeacher(store, classes)
+
+    def _class_names(self, data: dict[str, Any]) -> dict[int, str]:
+        """Return the data set's class names; with `single_cls` those of before Ultralytics made them one."""
+        if self.args.single_cls:
+            return class_names_of(self.args.data, self.args.task)
+        return dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
+
+    def _kept_classes(self, data: dict[str, Any]) -> list[int] | None:
+        """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
+        if self.args.classes is None:
+            return None
+        background = data.get("bg_class_idx")
+        return [*as_list(self.args.classes), *([background] if background else [])]
+
+    def _open_store(self) -> Store:
+        """Return the cache; `kd_cache=True` makes it first."""
+        if self.args.kd_cache is True:
+            sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
+            with torch_distributed_zero_first(LOCAL_RANK):
+                self.args.kd_cache = str(build_cache(self.args, sources, check_options(CACHE_ONLY)).folder)
+        store = Store(self.args.kd_cache)
+        stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}
+        if not all(member.fingerprint() in stored for member in self.teacher.members):
+            raise KDError(
+                f"kd_cache={self.args.kd_cache} holds answers of other weights ({', '.join(stored.values())}), not of "
+                f"teacher={self.teacher.source}: name the teacher that it was made with."
+            )
+        self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
+        return store
+
+    def match_student(self, student: Any, device: torch.device, average: Callable[[], nn.Module]) -> None:
+        """Match the student with the teacher, and build terms and adapters, before the optimizer is made.
+
+        Args:
+            student (nn.Module): The student.
+            device (torch.device): Where it trains.
+            average (Callable): Returns its moving average, or the student as long as there is none.
+
+        Raises:
+            KDError: If the two cannot be matched.
+        """
+        self.teacher.follow(student, average)
+        channels = outputs.first_conv(student).in_channels
+        if self.teacher.channels != channels:
+            raise KDError(
+                f"the teacher reads images of {self.teacher.channels} channel(s) and the student of {channels}: "
+                "both must read the same images."
+            )
+        self.untrained = student.__dict__.pop("kd_untrained", False)
+        if self.args.kd_init and self.untrained:
+            self._initialize(student)
+        if self.quantizes and self.untrained and not self.initialized:
+            raise KDError(RANDOM_RANGES)
+        self.distiller = build_distiller(self.args, student, self.teacher, self.cached is not None)
+        self.distiller.adapters.to(device)
+
+    @staticmethod
+    def mark_untrained(student: Any, weights: Any) -> None:
+        """Note on a student whether it has trained weights: another process may be the one to train it."""
+        student.kd_untrained = weights is None or never_trained(weights)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether training is quantization-aware; not every release of Ultralytics knows it."""
+        return getattr(self.args, "quantize", None) == 8
+
+    def _initialize(self, student: Any) -> None:
+        """Start the student from weights of the first teacher that is a bigger model of the same architecture."""
+        for member in self.teacher.members:
+            if not isinstance(member.original, nn.Module) or member.classes is None:
+                continue
+            classes = {student: teacher[0] for student, teacher in member.classes.sources.items()}
+            self.initialized = select_weights(student, member.original, None if member.classes.identity else classes)
+            if self.initialized:
+                return
+
+    def prepare_teacher(self, device: torch.device, amp: bool) -> None:
+        """Make the teacher that runs, once it is known in which precision the student trains; repeatable.
+
+        Args:
+            device (torch.device): Where it runs.
+            amp (bool): Whether the student trains in mixed precision.
+        """
+        if self.cached or self.teacher.ready or self.distiller is None:
+            return
+        half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        auto = half if amp and device.type == "cuda" else torch.float32
+        given = PRECISIONS.get(self.args.kd_precision)
+        self.teacher.prepare(
+            device, self.distiller.reads, given or auto, fall_back=given is None, compile=self.args.kd_compile
+        )
+
+    def with_teacher(self, student: nn.Module) -> nn.Module:
+        """Return a model whose step takes the memory of a training step, for AutoBatch to profile."""
+        if self.cached or self.distiller is None:
+            return student
+        ratio = self.args.kd_unlabeled_ratio if self.unlabeled else 0.0
+        return Rehearsal(student, self.teacher, self.distiller, ratio)
+
+    def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
+        """Wrap the base losses of the student and of its moving average.
+
+        Args:
+            student (nn.Module): The student.
+            average (nn.Module | None): Its moving average.
+        """
+        assert self.distiller is not None
+        models: tuple[Any, ...] = (student,) if average is None else (student, average)
+        for model in models:
+            if not isinstance(getattr(model, "criterion", None), DistillationLoss):
+                base = getattr(model, "criterion", None) or model.init_criterion()
+                head = outputs.find_head(model)
+                model.criterion = DistillationLoss(base, self.distiller, head, trains=model is student)
+
+    def start(self, student: nn.Module) -> None:
+        """Print what will happen, and capture the student's feature maps from now on.
+
+        Args:
+            student (nn.Module): The student.
+        """
+        assert self.distiller is not None
+        self._listeners.enter_context(self.distiller.listening(student))
+        if RANK in {-1, 0}:
+            weights = tables.beginning(student, self.args.kd_init, self.untrained, self.initialized)
+            extra = len(self.unlabeled) if self.unlabeled else 0
+            LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra))
+            own_precision = all(member.own_precision for member in self.teacher.members)
+            for idle in idle_arguments(vars(self.args), own_precision):
+                LOGGER.warning(idle.sentence)
+        if self.cached:
+            self.teacher.release()
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+    def add_unlabeled(self, batch: dict[str, Any]) -> None:
+        """Add images without labels to a batch as it comes from the loader."""
+        if self.unlabeled is not None:
+            batch[LABELED] = len(batch["img"])
+            batch["img"] = torch.cat((batch["img"], self.unlabeled.take(len(batch["img"]))))
+
+    def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the answer to a prepared training batch, under "teacher"."""
+        self.answers.add_answer(batch)
+        self.started = self.started or "teacher" in batch
+        return batch
+
+    def add_val_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the answer to a prepared val batch, for the val losses."""
+        assert self.distiller is not None
+        self.answers.add_val_answer(batch, keep_features="kd_feat" in self.distiller.terms)
+        return batch
+
+    def validating(self, average: nn.Module) -> Any:
+        """Return a context in which the moving average is validated: adapters in eval mode, its maps captured.
+
+        Args:
+            average (nn.Module): The student's moving average.
+        """
+        assert self.distiller is not None
+        context = ExitStack()
+        adapters = self.distiller.adapters.eval()  # a loss of the user's may have norms or dropout
+        context.callback(adapters.train)
+        context.enter_context(self.distiller.listening(average))
+        return context
+
+    # End --------------------------------------------------------------------------------------------------------------
+    def open_again(self, data: dict[str, Any]) -> None:
+        """Open the teacher to be scored, if stored answers took its place while the student trained.
+
+        Args:
+            data (dict): Ultralytics' description of the data set.
+        """
+        if self.cached:
+            self.teacher = self.source.open(self.args)
+            names, kept = self._class_names(data), self._kept_classes(data)
+            self.teacher.match(names, self.args.kd_classes, kept, bool(self.args.single_cls))
+
+    def stop(self) -> None:
+        """Stop what runs beside the steps."""
+        self._listeners.close()
+        if self.unlabeled is not None:
+            self.unlabeled.close()
+
+    def release(self) -> None:
+        """Release the teacher: what stays with the model must not hold its weights."""
+        self._listeners.close()
+        if self.source.in_memory:
+            self.source.value = None
+        self.teacher.release()

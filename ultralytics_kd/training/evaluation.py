@@ -1,0 +1,124 @@
+"""The end of a run: the teacher's scores beside the student's, the report, and the plots of the log."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import LOGGER, RANK, callbacks
+from ultralytics.utils.plotting import plot_results
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ..report.run import Subject, command_of, report_run
+from . import distributed, tables
+from .distillation import Distillation
+
+
+def score_teacher(distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]) -> None:
+    """Validate the teacher, and put its scores beside the student's, as `teacher/...`.
+
+    An error costs the comparison and not the student. With several ranks, validation is collective: ranks agree first
+    that all of them can validate, and an error during validation ends the run, as other ranks would wait for ever.
+
+    Args:
+        distillation (Distillation): The distillation; its `teacher_metrics` are set.
+        trainer (BaseTrainer): The trainer; its `metrics` get the scores.
+        make_validator (Callable): Returns a validator of the task.
+    """
+    error: Exception | None = None
+    validate: Callable[[], dict[str, float]] | None = None
+    try:
+        distillation.open_again(trainer.data)
+        validate = _prepared(distillation, trainer, make_validator)
+    except Exception as e:  # the student is finished and must not be lost for a comparison
+        error = e
+    if not distributed.any_rank(error is not None) and validate is not None:
+        try:
+            distillation.teacher_metrics = validate()
+        except Exception as e:
+            if trainer.world_size > 1:
+                raise
+            error = e
+    if error is not None:
+        LOGGER.warning(f"the teacher could not be validated: {type(error).__name__}: {error}")
+    scores = {k.removeprefix("metrics/"): v for k, v in distillation.teacher_metrics.items() if "metrics/" in k}
+    trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
+
+
+def _prepared(
+    distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]
+) -> Callable[[], dict[str, float]] | None:
+    """Return a function that validates the teacher in the student's classes and precision, None if it has no model.
+
+    The validator is a new one, so that files, plots and callbacks of the student's validation stay the student's.
+    """
+    names = trainer.data["names"]
+    model = distillation.teacher.validator_model(len(names), names)
+    if model is None:
+        return None
+    validator = make_validator()
+    validator.callbacks = callbacks.get_default_callbacks()
+    validator.args.plots = validator.args.save_txt = validator.args.compile = False
+    validator.args.quantize = getattr(trainer.validator.args, "quantize", None)
+
+    def validate() -> dict[str, float]:
+        """Return the teacher's metrics on the val set."""
+        LOGGER.info(f"\nValidating teacher {distillation.teacher.source}...")
+        with tempfile.TemporaryDirectory() as folder:
+            validator.save_dir = Path(folder)
+            return validator(model=model) or {}
+
+    return validate
+
+
+def log_results(distillation: Distillation, trainer: Any) -> None:
+    """Log student and teacher side by side, and write the report if plots are on.
+
+    Args:
+        distillation (Distillation): The distillation, its teacher scored.
+        trainer (BaseTrainer): The trainer, its student scored.
+    """
+    if RANK not in {-1, 0}:
+        return
+    student = unwrap_model(trainer.model)
+    LOGGER.info(tables.end_table(trainer.metrics, distillation.teacher_metrics, student, distillation.teacher))
+    if trainer.args.plots:
+        write_report(distillation, trainer)
+
+
+def write_report(distillation: Distillation, trainer: Any) -> None:
+    """Write the report of a finished run into its folder; of several processes log the command that writes it."""
+    student = trainer.best if trainer.best.exists() else trainer.last
+    if trainer.world_size > 1:  # validation would need all of them
+        LOGGER.info(f"For a report: {command_of(trainer.args, str(student))}")
+        return
+    try:
+        quantize = getattr(trainer.validator.args, "quantize", None)
+        args = {**vars(trainer.args), "quantize": quantize}
+        subject = Subject(dict(trainer.data["names"]), type(trainer.validator), trainer.device, "")
+        report_run(distillation.teacher, student, subject, args, trainer.save_dir / "report")
+    except Exception as e:  # the student is finished and must not be lost for pictures
+        LOGGER.warning(f"the report could not be written: {type(e).__name__}: {e}")
+
+
+def plot_log(distillation: Distillation, trainer: Any) -> None:
+    """Plot results.csv with the terms: Ultralytics plots columns named "loss", so those of active terms are renamed.
+
+    Args:
+        distillation (Distillation): The distillation.
+        trainer (BaseTrainer): The trainer.
+    """
+    assert distillation.distiller is not None
+    terms = distillation.distiller.terms
+    header, *rows = trainer.csv.read_text(encoding="utf-8").splitlines()
+    names = [f"{n} (loss)" if n.rpartition("/")[2] in terms else n for n in header.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "results.csv"
+        file.write_text("\n".join((",".join(names), *rows)) + "\n", encoding="utf-8")
+        plot_results(file=file)
+        plot = Path(folder) / "results.png"
+        if plot.exists():
+            trainer.on_plot(shutil.copy2(plot, trainer.save_dir / "results.png"))

@@ -1,0 +1,114 @@
+"""The `teacher` argument of a run: opened, named by absolute paths, and kept beside the run if it is an object."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from copy import copy, deepcopy
+from pathlib import Path
+from typing import Any
+
+from ultralytics.engine.model import Model
+from ultralytics.utils import LOGGER, RANK, YAML
+from ultralytics.utils.patches import torch_save
+
+from ..config import as_list
+from ..errors import KDError, first_line
+from ..files import part_of
+from ..teachers import Teacher, open_teacher
+from ..teachers.opening import IN_MEMORY
+
+KEPT = re.compile(r"teacher(-\d+)?\.pt")  # names of teachers that a run keeps beside its checkpoints
+
+
+class TeacherSource:
+    """Where the teacher of a run comes from.
+
+    Attributes:
+        value (Any): The `teacher` argument: a path, an object, or a list of such.
+        in_memory (bool): Whether some of it are objects, which only this process has.
+    """
+
+    def __init__(self, value: Any, resumed_in: Path | None = None, named_anew: bool = False):
+        """Take the argument; a `YOLO` that holds an exported file stands for that file.
+
+        Args:
+            value (Any): The `teacher` argument.
+            resumed_in (Path, optional): Folder of the checkpoint that is resumed.
+            named_anew (bool): Whether `resume` was told where the teacher is now.
+        """
+        self.value = [_exported_file(each) for each in value] if isinstance(value, list) else _exported_file(value)
+        self.in_memory = not all(isinstance(each, (str, Path)) for each in as_list(self.value))
+        self._resumed_in, self._named_anew = resumed_in, named_anew
+
+    def open(self, args: Any) -> Teacher:
+        """Open the teacher.
+
+        Args:
+            args (Namespace): Arguments of the training.
+
+        Raises:
+            KDError: If there is none, or it cannot teach.
+        """
+        folder = self._resumed_in
+        # A teacher that was kept beside the checkpoint is as trusted as the checkpoint, which Ultralytics has unpickled
+        kept = folder is not None and all(
+            isinstance(each, (str, Path))
+            and KEPT.fullmatch(Path(each).name)
+            and Path(each).resolve().parent == folder.resolve()
+            for each in as_list(self.value)
+        )
+        try:
+            return open_teacher(self.value, args.task, args.kd_teacher_weights, args.kd_trust_teacher or kept)
+        except KDError as e:
+            if folder is None or self._named_anew or str(self.value).endswith(IN_MEMORY):  # the message says what to do
+                raise
+            raise KDError(f"{first_line(e)[:-1]}; if it is elsewhere now, resume with teacher=ITS PATH.") from e
+
+    def argument(self, teacher: Teacher) -> Any:
+        """Return the argument as args.yaml holds it: absolute paths, so that `resume` works from any folder."""
+        if self.in_memory:
+            return teacher.source
+        places = [str(Path(each).resolve() if Path(each).exists() else each) for each in as_list(self.value)]
+        return places if isinstance(self.value, list) else places[0]
+
+    def save_beside(self, run: Any, teacher: Teacher) -> None:
+        """Save objects beside the run, so that `resume` finds them, and note their files in its arguments.
+
+        Args:
+            run (BaseTrainer): The trainer, whose folder exists.
+            teacher (Teacher): The opened teacher.
+        """
+        if run.ddp:
+            run.args.teacher = self.value  # travels to the workers, which save it
+            return
+        sources = as_list(self.value)
+        kept = [
+            str(source) if isinstance(source, (str, Path)) else _save(member, run.wdir, i if len(sources) > 1 else None)
+            for i, (source, member) in enumerate(zip(sources, teacher.members))
+        ]
+        run.args.teacher = kept if isinstance(self.value, (list, tuple)) else kept[0]
+        if RANK in {-1, 0}:
+            YAML.save(run.save_dir / "args.yaml", vars(copy(run.args)))
+
+
+def _exported_file(source: Any) -> Any:
+    """Return the file of a `YOLO` that holds an exported model; anything else as it is."""
+    return source.model if isinstance(source, Model) and isinstance(source.model, (str, Path)) else source
+
+
+def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
+    """Save one teacher in the run's weights folder and return its path; one that is no model is only named."""
+    if not teacher.portable:
+        return teacher.source
+    path = folder / ("teacher.pt" if number is None else f"teacher-{number}.pt")
+    if RANK in {-1, 0}:
+        try:
+            model: Any = deepcopy(teacher.original)
+            model.criterion = None
+            with part_of(path) as part:
+                torch_save({"model": model, "train_args": {"task": teacher.task}}, part)
+        except (pickle.PicklingError, AttributeError, TypeError) as e:
+            LOGGER.warning(f"teacher={teacher.source} cannot be saved; give it again to resume the run: {e}")
+            return teacher.source
+    return str(path)
