@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd import config
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md"))]
 SHORTER = {"export.py": ["formats=torchscript"]}  # test_export.py has the others
 
 
@@ -39,3 +41,27 @@ def test_readme_shows_every_argument_with_its_default():
     for name, argument in config.ARGUMENTS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` "))
         assert f"`{argument.default}`" in row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_module_that_the_architecture_names_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Architecture")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", text))
+    assert len(names) > 20
+    assert not [
+        name for name in names if not any((folder / name).exists() for folder in (ROOT, ROOT / "ultralytics_kd"))
+    ]
