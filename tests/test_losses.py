@@ -1,5 +1,6 @@
-"""The functional losses agree with the official implementations, and behave at the edges."""
+"""The losses agree with the official implementations, handle edge cases, and their examples run."""
 
+import doctest
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from ultralytics_kd import losses
+from ultralytics_kd.config.arguments import ARGUMENTS, CLASS_LOSSES
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -49,14 +51,14 @@ def test_value_and_gradient_equal_the_official_implementation(name):
     torch.testing.assert_close(student.grad, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
 
 
-def test_a_single_sample_has_no_relation_to_others_in_dist():
+def test_dist_of_a_single_sample_has_no_relation_among_samples():
     logits = torch.randn(1, 5)
     assert losses.dist(logits, logits).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_pkd_of_one_value_per_channel_is_nothing(adapted):
-    """The last batch of an epoch may have one image, and a vector has one place."""
+def test_pkd_of_one_value_per_channel_is_zero(adapted):
+    """The last batch of an epoch may have one image, and a vector has one position."""
     student, teacher = torch.randn(2, 1, 4, 1, 1)
     weight = torch.randn(4, 4, 1, 1, requires_grad=True)
     student.requires_grad_()
@@ -66,5 +68,30 @@ def test_pkd_of_one_value_per_channel_is_nothing(adapted):
 
 
 def test_dkd_of_one_class_is_refused():
-    with pytest.raises(ValueError, match="one class"):
+    with pytest.raises(ValueError, match="at least two classes"):
         losses.dkd(torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))
+
+
+MODULES = (losses.box, losses.feature, losses.logit, losses.task)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_every_public_loss_has_examples_that_run(module):
+    tests = {test.name.rpartition(".")[2]: test for test in doctest.DocTestFinder().find(module)}
+    assert all(tests[name].examples for name in module.__all__)
+    assert doctest.testmod(module).failed == 0
+
+
+def test_choices_of_the_arguments_are_the_names_in_the_tables_of_losses():
+    """A loss is added in two files, its own and `config/arguments.py`; none is forgotten in either."""
+    boxes = [*losses.box.BOX_LOSSES, *losses.box.BIN_LOSSES]
+    assert sorted(ARGUMENTS["kd_box_loss"].choices) == sorted(boxes)
+    assert set(losses.box.ROTATED_BOX_LOSSES) <= set(losses.box.BOX_LOSSES)
+    assert set(ARGUMENTS["kd_feat_loss"].choices) == {*losses.feature.FEATURE_LOSSES, "crosskd"}
+    tables = {
+        "detect": losses.logit.ANCHOR_LOSSES,
+        "classify": losses.logit.IMAGE_LOSSES,
+        "semantic": losses.logit.PIXEL_LOSSES,
+    }
+    assert all(set(CLASS_LOSSES[task]) == set(table) for task, table in tables.items() if task in CLASS_LOSSES)
+    assert set(ARGUMENTS["kd_cls_loss"].choices) == {"auto", *(name for table in tables.values() for name in table)}

@@ -1,37 +1,17 @@
-"""Distillation losses as pure functions of tensors; a stable API, independent of Ultralytics.
+"""Distillation losses as pure functions of tensors: a stable API that does not depend on YOLO models.
 
-Every function takes the student first and the teacher second and lets no gradient reach the teacher. Most return a
-scalar; [align][ultralytics_kd.losses.feature.align] returns the aligned student feature, and losses on masks and
-keypoints a value for each.
+Every function takes the student first and the teacher second. No gradient reaches the teacher. Most functions return a
+scalar. `mask_loss`, `keypoint_loss` and `laplace_kl` return one value per mask, object or keypoint, and `align` returns
+features.
+
+The tables at the end of `logit`, `box` and `feature` list the losses that `kd_cls_loss`, `kd_box_loss` and
+`kd_feat_loss` choose by name. `examples/EXTENDING.md` shows how to add one.
 """
 
-from .box import angle_loss, iou_loss, l1_loss, ld, probiou_loss, rotated_l1_loss
-from .feature import align, at, cwd, mgd_distance, pkd, pkd_adapted, sl2
-from .logit import bckd, binary_kl, dist, dkd, kl, qfl
-from .task import depth_loss, keypoint_loss, laplace_kl, mask_loss
+from . import box, feature, logit, task
+from .box import *  # noqa: F403 (each module lists its public functions once, in its `__all__`)
+from .feature import *  # noqa: F403
+from .logit import *  # noqa: F403
+from .task import *  # noqa: F403
 
-__all__ = (
-    "align",
-    "angle_loss",
-    "at",
-    "bckd",
-    "binary_kl",
-    "cwd",
-    "depth_loss",
-    "dist",
-    "dkd",
-    "iou_loss",
-    "keypoint_loss",
-    "kl",
-    "l1_loss",
-    "laplace_kl",
-    "ld",
-    "mask_loss",
-    "mgd_distance",
-    "pkd",
-    "pkd_adapted",
-    "probiou_loss",
-    "qfl",
-    "rotated_l1_loss",
-    "sl2",
-)
+__all__ = (*box.__all__, *feature.__all__, *logit.__all__, *task.__all__)

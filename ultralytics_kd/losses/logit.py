@@ -1,24 +1,44 @@
-"""Losses on class logits: for softmax classifiers, and for detectors that score each class with its own sigmoid."""
+"""Losses on class logits: of softmax classifiers, and of detectors that score each class with its own sigmoid.
+
+A new loss is a function here and an entry in one of the tables at the end; its name goes into the choices of
+`kd_cls_loss` in `config/arguments.py`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .feature import cwd
+
+__all__ = ("bckd", "binary_kl", "dist", "dkd", "kl", "qfl")
+
 
 def kl(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     """Return the KL divergence between softened softmax outputs (Hinton et al., https://arxiv.org/abs/1503.02531).
 
+    `loss = tau² * mean(sum(q * log(q / p)))`, with p and q the softmax of the student's and the teacher's logits over
+    tau, the sum over classes and the mean over N. The factor tau² keeps the scale of the gradient.
+
     Args:
         student (Tensor): Logits of shape (N, nc).
         teacher (Tensor): Logits of shape (N, nc).
-        tau (float): Temperature; the result is multiplied by tau² so that gradients keep their scale.
+        tau (float): Temperature.
 
     Returns:
-        (Tensor): Scalar, averaged over N.
+        (Tensor): Scalar; 0 when student and teacher probabilities are equal.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+        >>> kl(logits, logits, tau=4.0).item()
+        0.0
+        >>> kl(logits, logits.flip(1)).item() > kl(logits, 0.5 * logits).item() > 0
+        True
     """
     log_p = F.log_softmax(student / tau, dim=1)
     log_q = F.log_softmax(teacher.detach() / tau, dim=1)
@@ -30,7 +50,8 @@ def dkd(
 ) -> Tensor:
     """Return the decoupled distillation loss of Zhao et al. (https://arxiv.org/abs/2203.08679).
 
-    The KL divergence is split in a binary part (labelled class against all others) and a part among the others.
+    The KL divergence is split into TCKD, the labelled class against all others together, and NCKD, the others among
+    themselves: `loss = tau² * (alpha * TCKD + beta * NCKD)`.
 
     Args:
         student (Tensor): Logits of shape (N, nc).
@@ -44,20 +65,26 @@ def dkd(
         (Tensor): Scalar, averaged over N.
 
     Raises:
-        ValueError: If there is one class alone: it has no others.
+        ValueError: If there is only one class.
+
+    Examples:
+        >>> import torch
+        >>> logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> abs(dkd(logits, logits, labels).item()) < 1e-6
+        True
     """
     if student.shape[1] < 2:
-        raise ValueError("dkd sets a class apart from the others: logits of one class have none.")
+        raise ValueError("dkd compares one class with the others: it needs logits of at least two classes.")
     teacher = teacher.detach()
     is_label = F.one_hot(labels, student.shape[1]).bool()
     log_p, log_q = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
 
     def binary(log_prob: Tensor) -> Tensor:
-        """Return log-probabilities (N, 2) of the labelled class and of all others together."""
+        """Return the log-probabilities (N, 2) of the labelled class and of all others together."""
         others = torch.logsumexp(log_prob.masked_fill(is_label, -torch.inf), dim=1)
         return torch.stack((log_prob[is_label], others), dim=1)
 
-    # A large negative number in place of -inf keeps 0 * inf out of the divergence
+    # A large negative number instead of -inf avoids 0 * inf in the divergence
     p_others = F.log_softmax((student / tau).masked_fill(is_label, -1e4), dim=1)
     q_others = F.log_softmax((teacher / tau).masked_fill(is_label, -1e4), dim=1)
     tckd = F.kl_div(binary(log_p), binary(log_q), reduction="batchmean", log_target=True)
@@ -68,19 +95,27 @@ def dkd(
 def dist(
     student: Tensor, teacher: Tensor, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0, eps: float = 1e-8
 ) -> Tensor:
-    """Return the DIST loss of Huang et al. (https://arxiv.org/abs/2205.10536): match correlations, not values.
+    """Return the DIST loss of Huang et al. (https://arxiv.org/abs/2205.10536), which matches correlations, not values.
+
+    `loss = tau² * (beta * (1 - mean(rho_rows)) + gamma * (1 - mean(rho_columns)))`, with rho the Pearson correlation of
+    student and teacher probabilities along each row (among classes) or column (among samples).
 
     Args:
         student (Tensor): Logits of shape (N, nc).
         teacher (Tensor): Logits of shape (N, nc).
         tau (float): Temperature.
-        beta (float): Weight of the relation among classes (Pearson correlation along each row).
-        gamma (float): Weight of the relation among samples (Pearson correlation along each column); a single sample
-            has none.
+        beta (float): Weight of the relation among classes.
+        gamma (float): Weight of the relation among samples; a batch of one sample has no such relation.
         eps (float): Guard against constant rows or columns.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher probabilities are equal.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+        >>> abs(dist(logits, logits).item()) < 1e-5
+        True
     """
     p, q = (student / tau).softmax(dim=1), (teacher.detach() / tau).softmax(dim=1)
 
@@ -96,52 +131,84 @@ def dist(
 def bckd(student: Tensor, teacher: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:
     """Return the binary classification loss of BCKD (Yang et al., ICCV 2023, https://arxiv.org/abs/2308.14286).
 
-    Each class is a binary problem, weighted by how far student and teacher are apart. As in the authors' code, the
-    weight takes part in the gradient.
+    `loss = sum(|q - p|^beta * BCE(p, q)) / avg_factor`, with p and q the sigmoids of the student's and the teacher's
+    logits and the sum over all anchor points and classes. Each class is a binary problem. As in the authors' code, the
+    gradient also flows through the weight |q - p|^beta.
 
     Args:
         student (Tensor): Logits of shape (..., nc).
         teacher (Tensor): Logits of shape (..., nc).
-        avg_factor (Tensor | float): Normaliser, e.g. the number of positive anchors.
-        beta (float): Exponent of the weight |p_teacher - p_student|.
+        avg_factor (Tensor | float): Divisor of the sum, e.g. the number of positive anchor points.
+        beta (float): Exponent of the weight.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, -3.0], [-4.0, -5.0]])
+        >>> bckd(logits, logits, avg_factor=1.0).item()
+        0.0
+        >>> bckd(logits, -logits, avg_factor=1.0).item() > 0
+        True
     """
     return _focused_bce(student, teacher, beta).sum() / avg_factor
 
 
-def qfl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, beta: float = 1.0) -> Tensor:
+def qfl(
+    student: Tensor, teacher: Tensor, weight: Tensor | float, avg_factor: Tensor | float, beta: float = 1.0
+) -> Tensor:
     """Return the quality focal loss towards the teacher, as in CrossKD (https://arxiv.org/abs/2306.11369).
+
+    `loss = sum(weight * sum(|q - p|^beta * BCE(p, q))) / avg_factor`, with p and q the sigmoids of the student's and
+    the teacher's logits and the inner sum over classes.
 
     Args:
         student (Tensor): Logits of shape (..., nc).
         teacher (Tensor): Logits of shape (..., nc).
-        weight (Tensor): Weight per anchor, shape (...).
-        avg_factor (Tensor | float): Normaliser.
-        beta (float): Exponent of the focal weight |p_teacher - p_student|.
+        weight (Tensor | float): Weight of each anchor point, shape (...), or one weight for all.
+        avg_factor (Tensor | float): Divisor of the sum.
+        beta (float): Exponent of the focal weight |q - p|.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, -3.0], [-4.0, -5.0]])
+        >>> qfl(logits, logits, weight=torch.ones(2), avg_factor=1.0).item()
+        0.0
+        >>> qfl(logits, -logits, weight=torch.zeros(2), avg_factor=1.0).item()
+        0.0
     """
     return (_focused_bce(student, teacher, beta).sum(-1) * weight).sum() / avg_factor
 
 
-def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float, tau: float = 1.0) -> Tensor:
-    """Return the KL divergence per class between softened sigmoid outputs.
+def binary_kl(
+    student: Tensor, teacher: Tensor, weight: Tensor | float, avg_factor: Tensor | float, tau: float = 1.0
+) -> Tensor:
+    """Return the KL divergence between softened sigmoid outputs, summed over classes.
 
-    The detector's counterpart of [kl][ultralytics_kd.losses.logit.kl]: YOLO scores every class with a sigmoid of its
-    own, so that each class is a Bernoulli variable and a softmax over classes would compare what was never trained.
+    `loss = tau² * sum(weight * sum(q * log(q / p) + (1 - q) * log((1 - q) / (1 - p)))) / avg_factor`, with p and q the
+    sigmoids of the student's and the teacher's logits over tau. It is [kl][ultralytics_kd.losses.logit.kl] for
+    detectors: YOLO scores every class with its own sigmoid, so each class is a Bernoulli variable, and a softmax over
+    classes has no meaning there.
 
     Args:
         student (Tensor): Logits of shape (..., nc).
         teacher (Tensor): Logits of shape (..., nc).
-        weight (Tensor): Weight per anchor, shape (...).
-        avg_factor (Tensor | float): Normaliser.
-        tau (float): Temperature; the result is multiplied by tau².
+        weight (Tensor | float): Weight of each anchor point, shape (...), or one weight for all.
+        avg_factor (Tensor | float): Divisor of the sum.
+        tau (float): Temperature.
 
     Returns:
         (Tensor): Scalar; 0 when student and teacher are equal.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, -3.0], [-4.0, -5.0]])
+        >>> binary_kl(logits, logits, weight=torch.ones(2), avg_factor=1.0).item()
+        0.0
     """
     s, t = student / tau, teacher.detach() / tau
     q = t.sigmoid()
@@ -150,35 +217,58 @@ def binary_kl(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tens
 
 
 def _focused_bce(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
-    """Return the binary cross-entropy towards the teacher, weighted by |p_teacher - p_student|**beta."""
+    """Return the binary cross-entropy of each logit towards the teacher, weighted by |q - p|**beta."""
     if beta == 1:
         return _FocusedBCE.apply(student, teacher.detach())
     target = teacher.detach().sigmoid()
-    apart = (target - student.sigmoid()).abs()
-    return F.binary_cross_entropy_with_logits(student, target, reduction="none") * apart.pow(beta)
+    difference = (target - student.sigmoid()).abs()
+    return F.binary_cross_entropy_with_logits(student, target, reduction="none") * difference.pow(beta)
 
 
 class _FocusedBCE(torch.autograd.Function):
     """The focused binary cross-entropy for beta = 1, with its gradient in closed form.
 
-    A detector scores tens of thousands of anchor points in every class, and this is where most of the time of
-    distilling its logits goes: half as many passes over memory as automatic differentiation makes.
+    A detector scores tens of thousands of anchor points in every class, and most of the time of the class term is spent
+    here. The closed form passes over memory half as often as automatic differentiation.
 
         bce = softplus(x) - x q,  d = p - q,  loss = bce |d|,  dloss/dx = d |d| + bce sign(d) p (1 - p)
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of every logit."""
+        """Return the loss of each logit."""
         p, q = student.sigmoid(), teacher.sigmoid()
         bce = F.softplus(student).addcmul_(student, q, value=-1)
         d = q.sub_(p).neg_()
         gradient = p.addcmul_(p, p, value=-1).mul_(bce).mul_(d.sign())
-        apart = d.abs()
-        ctx.save_for_backward(gradient.addcmul_(d, apart))
-        return bce.mul_(apart)
+        difference = d.abs()
+        ctx.save_for_backward(gradient.addcmul_(d, difference))
+        return bce.mul_(difference)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Return the gradient to the student's logits."""
         return grad * ctx.saved_tensors[0], None
+
+
+def _qfl_everywhere(student: Tensor, teacher: Tensor, avg_factor: Tensor | float) -> Tensor:
+    """Return `qfl` with a weight of 1 at every anchor point."""
+    return qfl(student, teacher, 1.0, avg_factor)
+
+
+def _binary_kl_everywhere(student: Tensor, teacher: Tensor, avg_factor: Tensor | float, tau: float = 1.0) -> Tensor:
+    """Return `binary_kl` with a weight of 1 at every anchor point."""
+    return binary_kl(student, teacher, 1.0, avg_factor, tau)
+
+
+# Choices of `kd_cls_loss`; a loss with a parameter `tau` is also given the temperature, if the user sets one.
+# Of detectors: called as loss(student, teacher, avg_factor), logits of shape (..., nc) at all anchor points
+ANCHOR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "bckd": bckd,
+    "qfl": _qfl_everywhere,
+    "kl": _binary_kl_everywhere,
+}
+# Of classifiers: called as loss(student, teacher), logits of shape (B, nc); "dkd" is also given the labels
+IMAGE_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": kl, "dkd": dkd, "dist": dist}
+# Of semantic segmentation: called as loss(student, teacher), logits of shape (B, nc, H, W); "kl" is given rows (N, nc)
+PIXEL_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": kl, "cwd": cwd}
