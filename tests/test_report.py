@@ -30,8 +30,9 @@ from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.report import run_report
 from ultralytics_kd.report.datasets import class_names_of, distinct
 from ultralytics_kd.report.dense import Said, apart, dense_agreement, dense_worst, image_classes, pixel_classes
-from ultralytics_kd.report.matching import agreement, by_size, calibration, claims, disagreement, size_score
+from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement
 from ultralytics_kd.report.metrics import closed, worst
+from ultralytics_kd.report.object_sizes import ap_by_size
 from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.run import command_of
 from ultralytics_kd.report.validation import Objects, watch
@@ -60,45 +61,74 @@ def drawn(seed: int, images: int = 6) -> tuple[dict[str, Objects], dict[str, Obj
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
-@pytest.mark.core
 @pytest.mark.parametrize("seed", range(3))
-def test_mean_average_precision_of_all_sizes_is_ultralytics_own(seed):
-    labels, found = drawn(seed)
+@pytest.mark.core
+def test_average_precision_of_all_sizes_is_near_ultralytics(seed):
+    """They differ by how precision is interpolated between recalls."""
+    labels, detections = drawn(seed)
     validator = DetectionValidator(args={"task": "detect"})
     alike = torch.zeros(2)
     if not validator.match_predictions(alike, alike, torch.tensor([[0.9, 0.8], [0.0, 0.6]]))[1, 0]:
         pytest.skip("a detection whose nearest label is taken gets no other in this Ultralytics, as it would in COCO's")
     hits, conf, cls, target = [], [], [], []
     for name, truth in labels.items():
-        mine = found[name]
-        iou = box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(mine.boxes))
-        classes = [torch.from_numpy(x.cls) for x in (mine, truth)]
+        predicted = detections[name]
+        iou = box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(predicted.boxes))
+        classes = [torch.from_numpy(x.cls) for x in (predicted, truth)]
         hits.append(validator.match_predictions(*classes, iou).numpy())
-        for kept, values in ((conf, mine.conf), (cls, mine.cls), (target, truth.cls)):
+        for kept, values in ((conf, predicted.conf), (cls, predicted.cls), (target, truth.cls)):
             kept.append(values)
-    theirs = ap_per_class(*(np.concatenate(x) for x in (hits, conf, cls, target)))[5].mean()
-    ours = size_score(found, labels, 0, float("inf"))
-    assert 0.05 < theirs < 0.95
-    assert ours == {"score": pytest.approx(theirs, abs=1e-9), "labels": 48}
+    expected = ap_per_class(*(np.concatenate(x) for x in (hits, conf, cls, target)))[5].mean()
+    result = ap_by_size(detections, labels, {"all": (0, 1e10)})
+    assert 0.05 < expected < 0.95
+    assert result == {"all": {"score": pytest.approx(expected, abs=5e-3), "labels": 48}}
+
+
+def test_average_precision_is_cocos():
+    """Precision at 101 recalls; a range includes its limits; 100 detections of an image and class at most."""
+    labels = {"a": objects((0, 1, 0, 0, 32, 32), (0, 1, 100, 100, 120, 120))}
+    hit, miss, late = (0, 0.9, 0, 0, 32, 32), (0, 0.8, 300, 300, 320, 320), (0, 0.7, 100, 100, 120, 120)
+    result = ap_by_size({"a": objects(hit, miss, late)}, labels)
+    assert result["small"] == {"score": pytest.approx((51 + 50 * 2 / 3) / 101), "labels": 2}
+    assert result["medium"] == {"score": pytest.approx(1), "labels": 1}  # the label of 32 x 32 pixels
+    crowd = [(0, 0.8, 300 + i, 300, 320 + i, 320) for i in range(99)]
+    assert ap_by_size({"a": objects(*crowd, late)}, labels)["small"]["score"] > 0
+    assert ap_by_size({"a": objects(*crowd, miss, late)}, labels)["small"]["score"] == 0
+
+
+def test_average_precision_of_rotated_boxes_is_by_their_overlap():
+    """Boxes of one place and size, turned: the right angle matches, a quarter turn does not."""
+
+    def rotated(*rows):
+        table = np.array(rows, dtype=np.float32).reshape(len(rows), 7)
+        return Objects(table[:, 2:], table[:, 0].astype(int), table[:, 1])
+
+    labels = {"a": rotated((1, 1, 50, 50, 80, 8, 0.2))}
+    right, turned, other = (1, 0.9, 50, 50, 80, 8, 0.2), (1, 0.8, 50, 50, 80, 8, 1.77), (0, 0.95, 50, 50, 80, 8, 0.2)
+    assert ap_by_size({"a": rotated(other, right)}, labels)["small"] == {"score": pytest.approx(1), "labels": 1}
+    assert ap_by_size({"a": rotated(turned)}, labels)["small"] == {"score": 0.0, "labels": 1}
 
 
 def test_sizes_count_their_own_objects_alone():
-    """A small object found, a large one missed; what claims or invents objects of another size is left out."""
+    """A small object found, a large one missed; what matches or invents objects of another size is left out."""
     small, large = (0, 1.0, 10, 10, 20, 20), (0, 1.0, 100, 100, 300, 300)
     invented = (0, 0.99, 400, 400, 600, 600)
-    sizes = by_size({"a": objects(invented, small)}, {"a": objects(small, large)})
-    assert sizes["small"] == {"score": pytest.approx(0.995), "labels": 1}
+    sizes = ap_by_size({"a": objects(invented, small)}, {"a": objects(small, large)})
+    assert sizes["small"] == {"score": pytest.approx(1), "labels": 1}
     assert sizes["large"] == {"score": 0.0, "labels": 1}
     assert sizes["medium"] == {"score": None, "labels": 0}
-    found = by_size({"a": objects((0, 0.9, 100, 100, 300, 300), small)}, {"a": objects(small, large)})
-    assert found["small"]["score"] == found["large"]["score"] == pytest.approx(0.995)
+    both = ap_by_size({"a": objects((0, 0.9, 100, 100, 300, 300), small)}, {"a": objects(small, large)})
+    assert both["small"]["score"] == both["large"]["score"] == pytest.approx(1)
+    empty = ap_by_size({"a": objects(small)}, {"a": objects()})
+    assert set(empty) == {"small", "medium", "large"} and all(s == {"score": None, "labels": 0} for s in empty.values())
 
 
-def test_a_label_is_claimed_once_by_the_surest_of_its_class():
+def test_a_label_is_matched_once_by_the_most_confident_of_its_class():
     labels = objects((1, 1, 0, 0, 10, 10), (2, 1, 20, 20, 30, 30))
-    found = objects((1, 0.9, 0, 0, 10, 9), (1, 0.8, 0, 0, 10, 10), (1, 0.7, 20, 20, 30, 30))
-    claimed = claims(found, labels, np.ones(2, bool), np.array([0.5, 0.95]))
-    assert claimed.tolist() == [[0, -1], [-1, 0], [-1, -1]]
+    detections = objects((1, 0.9, 0, 0, 10, 9), (1, 0.8, 0, 0, 10, 10), (1, 0.7, 20, 20, 30, 30))
+    assert correct(detections, labels, 0.5).tolist() == [True, False, False]
+    assert correct(detections, labels, 0.95).tolist() == [False, True, False]
+    assert correct(detections, objects()).tolist() == [False] * 3
 
 
 def test_agreement_counts_pairs_classes_and_confidence():

@@ -8,7 +8,8 @@ from typing import Any
 
 from .compared_model import BASELINE, STUDENT, TEACHER, Contestant
 from .dense import dense_agreement
-from .matching import agreement, by_size, calibration, disagreement
+from .matching import agreement, calibration, disagreement
+from .object_sizes import ap_by_size
 from .score_names import METRICS
 from .validation import Objects, Seen
 
@@ -75,7 +76,10 @@ def _model(contestant: Contestant, wanted: str, imgsz: int) -> dict[str, Any]:
         "classes": seen.classes,
     }
     if seen.labels:
-        figures |= {"sizes": by_size(seen.objects, seen.labels), "calibration": calibration(seen.objects, seen.labels)}
+        figures |= {
+            "sizes": ap_by_size(seen.objects, seen.labels),
+            "calibration": calibration(seen.objects, seen.labels),
+        }
     return figures
 
 

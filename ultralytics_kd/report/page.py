@@ -11,7 +11,7 @@ import jinja2
 from ultralytics.utils.patches import imread
 
 from .compared_model import BASELINE, STUDENT, TEACHER
-from .matching import SIZES
+from .object_sizes import SIZES
 from .pictures import CROWD
 from .score_names import END2END, NMS
 

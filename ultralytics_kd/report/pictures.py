@@ -45,7 +45,7 @@ def side_by_side(
         conf (float): Least confidence of detections that are drawn.
     """
     image = colour_image(file)
-    sure = {role: objects.sure(conf) for role, objects in seen.items()}
+    sure = {role: objects.confident(conf) for role, objects in seen.items()}
     panels = []
     for role, objects in sure.items():
         other = sure[STUDENT if role == TEACHER else TEACHER]

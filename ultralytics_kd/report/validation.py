@@ -35,9 +35,12 @@ class Objects:
     cls: np.ndarray
     conf: np.ndarray
 
-    def sure(self, conf: float) -> Objects:
-        """Return those of a least confidence and of a pixel at least: a box without area overlaps not even itself."""
-        kept = (self.conf >= conf) & (self.areas >= 1)
+    def confident(self, min_conf: float) -> Objects:
+        """Return those of a least confidence whose area is a square pixel or more.
+
+        A box without area has an IoU of 0 with every box, itself among them.
+        """
+        kept = (self.conf >= min_conf) & (self.areas >= 1)
         return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
 
     def of(self, classes: int | Sequence[int]) -> Objects:
