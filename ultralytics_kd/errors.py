@@ -1,5 +1,9 @@
 """The error types that this package raises for what a user can put right."""
 
+from __future__ import annotations
+
+from typing import Any
+
 MOST = 2000  # characters of a message
 
 
@@ -13,6 +17,32 @@ class KDError(ValueError):
 
 class KDTypeError(KDError, TypeError):
     """An argument has the wrong type."""
+
+
+class ModelError(KDError):
+    """A model that an argument names cannot be used.
+
+    Attributes:
+        source (Any): The model, as it was given.
+        reason (str): Why it cannot be used, and what to do: the message without "ARGUMENT=SOURCE".
+        argument (str): The argument that names it.
+    """
+
+    def __init__(self, source: Any, reason: str, argument: str = "teacher"):
+        super().__init__(source, reason, argument)  # what copies and other processes make it again from
+        self.source, self.reason, self.argument = source, reason, argument
+
+    def __str__(self) -> str:
+        """Return the message as one sentence."""
+        return printable(f"{self.argument}={self.source} {self.reason}")
+
+    def for_argument(self, argument: str) -> ModelError:
+        """Return the same error about a model that another argument names."""
+        return ModelError(self.source, self.reason, argument)
+
+
+class NoSharedClassError(KDError):
+    """A model and the data have no class in common."""
 
 
 def printable(text: str) -> str:

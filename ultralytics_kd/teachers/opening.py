@@ -21,7 +21,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import outputs
 from ..config.user_code import import_object, names_object
-from ..errors import KDError, first_line
+from ..errors import KDError, ModelError, first_line
 from .base import Teacher
 from .class_map import class_names
 from .custom import CustomTeacher
@@ -81,14 +81,14 @@ def open_teacher(
         return MovingAverage(task)
     teacher = _open(source, trust)
     if teacher.task != task:
-        raise KDError(
-            f"teacher={teacher.source} is a '{teacher.task}' model and the student's task is '{task}': both must have "
-            "the same task."
+        raise ModelError(
+            teacher.source,
+            f"is a '{teacher.task}' model and the student's task is '{task}': both must have the same task.",
         )
     if isinstance(teacher, SetTeacher) and task != "detect":
-        raise KDError(
-            f"teacher={teacher.source} answers with detections, which teach a detector alone: for task '{task}' give "
-            "trained weights (.pt)."
+        raise ModelError(
+            teacher.source,
+            f"answers with detections, which teach a detector alone: for task '{task}' give trained weights (.pt).",
         )
     teacher.inspect()
     return teacher
@@ -138,9 +138,9 @@ def _exported_file(source: str | Path, trust: bool) -> str:
     """
     path = Path(str(source).strip())
     if not path.exists():
-        raise KDError(f"teacher={source} was not found.")
+        raise ModelError(source, "was not found.")
     if not trust and not path.name.lower().endswith(DATA_ALONE):
-        raise KDError(f"teacher={source} is of a format that can hold programs, which would run here: {UNTRUSTED}.")
+        raise ModelError(source, f"is of a format that can hold programs, which would run here: {UNTRUSTED}.")
     return str(path)
 
 
@@ -163,24 +163,24 @@ def _load(source: Any, trust: bool) -> nn.Module:
         )
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
-        raise KDError(f"teacher={source} is an untrained architecture: give trained weights (.pt).")
+        raise ModelError(source, "is an untrained architecture: give trained weights (.pt).")
     if Path(path).suffix.lower() != ".pt":
-        raise KDError(f"teacher={source} is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
+        raise ModelError(source, "is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
     try:
         with _restricted(not trust):
             return load_checkpoint(path)[0]
     except KDError:
         raise
     except FileNotFoundError as e:
-        raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
+        raise ModelError(source, f"was not found: {first_line(e)}") from e
     except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
         refused = None if trust else _refused(e)
         if refused:
-            raise KDError(
-                f"teacher={source} is no plain YOLO checkpoint: opening it would run code that the file names "
-                f"({refused}); {UNTRUSTED}."
+            raise ModelError(
+                source,
+                f"is no plain YOLO checkpoint: opening it would run code that the file names ({refused}); {UNTRUSTED}.",
             ) from e
-        raise KDError(f"teacher={source} could not be read as a YOLO checkpoint: {first_line(e)}") from e
+        raise ModelError(source, f"could not be read as a YOLO checkpoint: {first_line(e)}") from e
 
 
 @contextmanager
@@ -225,6 +225,6 @@ def _fetch(source: str) -> str:
     try:
         return str(check_file(source, download_dir=SETTINGS["weights_dir"]))
     except FileNotFoundError as e:
-        raise KDError(f"teacher={source} was not found: {first_line(e)}") from e
+        raise ModelError(source, f"was not found: {first_line(e)}") from e
     except Exception as e:  # no key, a wrong one, no access, no network: each has a class of its own
-        raise KDError(f"teacher={source} could not be downloaded: {first_line(e)}") from e
+        raise ModelError(source, f"could not be downloaded: {first_line(e)}") from e
