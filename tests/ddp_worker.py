@@ -100,7 +100,7 @@ def listen() -> None:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     from ultralytics_kd import cache, trainer
-    from ultralytics_kd.training import distributed
+    from ultralytics_kd.training import distributed, teacher_source
 
     record["known"] = "teacher" in DEFAULT_CFG_DICT and getattr(BaseTrainer.check_resume, "kd", False)
     cache.build.select_device = lambda *args, **kwargs: torch.device("cpu")
@@ -116,8 +116,8 @@ def listen() -> None:
         record["answered"] += sum(len(portion.files) for portion in portions)
         stock(self, work, portions, done)
 
-    stock_answer = cache.build.Here.answer
-    cache.build.Here.answer = lambda *args: answered(stock_answer, *args)
+    stock_answer = cache.work.LocalExecutor.answer
+    cache.work.LocalExecutor.answer = lambda *args: answered(stock_answer, *args)
     if os.environ.get("DDP_BLIND") == str(RANK):  # as on a machine that does not share the run's folder
         distributed._reads = lambda file, word: False
 
@@ -126,7 +126,7 @@ def listen() -> None:
         record["taught"].append(type(args[0]).__name__)
         return stock(*args)
 
-    wrap(trainer, "open_teacher", opened)
+    wrap(teacher_source, "open_teacher", opened)
     for name in ("all_reduce", "broadcast", "reduce"):
         wrap(torch.distributed, name, lambda stock, tensor, *a, _n=name, **k: sent(_n, stock, tensor, *a, **k))
 

@@ -14,7 +14,8 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG, YAML
 
 from ultralytics_kd import KDError
-from ultralytics_kd.cache.augmentation import SOFT, AnsweredDataset, follow
+from ultralytics_kd.cache.augmentation import ANSWERS, carry_answers
+from ultralytics_kd.cache.dataset import AnsweredDataset
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -238,7 +239,7 @@ def test_an_augmentation_that_nobody_knows_is_refused(boxes):
 
     images = dataset(boxes, {})
     images.transforms.append(Turn())
-    with pytest.raises(KDError, match="cannot follow the augmentation 'Turn'"):
+    with pytest.raises(KDError, match="kd_cache does not support the augmentation 'Turn'"):
         AnsweredDataset.adopt(images, Truth(images.labels))
 
 
@@ -248,12 +249,12 @@ def test_another_kind_of_data_set_is_refused(boxes):
 
     images = dataset(boxes, {})
     images.__class__ = Other
-    with pytest.raises(KDError, match="cannot follow images of a 'Other'"):
+    with pytest.raises(KDError, match="does not support the data set class 'Other'"):
         AnsweredDataset.adopt(images, Truth(images.labels))
 
 
 def test_following_twice_changes_nothing(boxes):
     images = dataset(boxes, {"mosaic": 1.0})
     AnsweredDataset.adopt(images, Truth(images.labels))
-    follow(images.transforms)
-    assert SOFT in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0
+    carry_answers(images.transforms)
+    assert ANSWERS in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0

@@ -24,7 +24,10 @@ from ultralytics.utils.ops import xywh2xyxy
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
 from ultralytics_kd.cache.answers import StoredAnswers
-from ultralytics_kd.cache.store import Manifest, Row, Store, image_key, values
+from ultralytics_kd.cache.keys import image_key
+from ultralytics_kd.cache.manifest import Manifest
+from ultralytics_kd.cache.shards import Row, stored_rows
+from ultralytics_kd.cache.store import Store
 from ultralytics_kd.cli import main
 from ultralytics_kd.errors import KDTypeError
 from ultralytics_kd.teachers.class_map import match_classes
@@ -57,7 +60,7 @@ def rows(store: Store) -> pl.DataFrame:
 
 def stored(store: Store, file: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes and probabilities of an image."""
-    found = {row.key: row for t in store.read() for row in values(t, store.manifest())}
+    found = {row.key: row for t in store.read() for row in stored_rows(t, store.manifest())}
     row = found[image_key(file)]
     return row.boxes, row.probs / 65535
 
@@ -74,10 +77,10 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     store.write([Row("k1", 32, 24, boxes, probs, seen), Row("k0", 10, 20, boxes[:0], probs[:0], seen[:0])])
     assert store.keys() == {"k0", "k1"} and store.manifest() == manifest
     (table,) = store.read()
-    row, none = values(table, manifest)
+    row, none = stored_rows(table, manifest)
     assert row.key == "k1" and np.array_equal(row.boxes, boxes) and np.abs(row.probs / 65535 - probs).max() <= 1e-5
-    assert np.abs(row.seen / 65535 - seen).max() <= 1e-5
-    assert none.boxes.shape == (0, 4) and none.seen.shape == (0, 2) and table["width"].to_list() == [32, 10]
+    assert np.abs(row.scale_confidence / 65535 - seen).max() <= 1e-5
+    assert none.boxes.shape == (0, 4) and none.scale_confidence.shape == (0, 2) and table["width"].to_list() == [32, 10]
     np.testing.assert_allclose(row.sides, boxes[:, 2:] * (1, 0.75), rtol=1e-6)  # of an image of 32 x 24
 
 
@@ -103,7 +106,7 @@ def test_half_written_files_are_cleared_away_and_other_folders_left_alone(tmp_pa
     other = tmp_path / "photos"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"jpg")
-    with pytest.raises(KDError, match="photos is a folder of something else"):
+    with pytest.raises(KDError, match="photos holds files, but is not a cache: give an empty"):
         make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(other)})
     assert [p.name for p in other.iterdir() if p.name != ".lock"] == ["holiday.jpg"]
 
@@ -113,14 +116,19 @@ def test_half_written_files_are_cleared_away_and_other_folders_left_alone(tmp_pa
 )
 def test_a_foreign_manifest_is_named(cache, content):
     (cache.folder / "manifest.json").write_text(content)
-    said = "has format 99, this release reads 2: delete" if "99" in content else "is damaged or another program's"
-    with pytest.raises(KDError, match=said):
+    message = (
+        "has format 99, this release reads format 2: delete" if "99" in content else "is damaged or belongs to another"
+    )
+    with pytest.raises(KDError, match=message):
         cache.manifest()
 
 
 @pytest.mark.parametrize(
     "change, said",
-    [({"kd_cache_imgsz": 96}, "imgsz=64 there, 96 here"), ({"kd_cache_flip": True}, "flip=False there, True here")],
+    [
+        ({"kd_cache_imgsz": 96}, "imgsz=64 is stored, 96 requested"),
+        ({"kd_cache_flip": True}, "flip=False is stored, True requested"),
+    ],
 )
 def test_answers_to_another_question_are_refused(cache, data, teacher, change, said):
     with pytest.raises(KDError, match=said):
@@ -262,7 +270,7 @@ def test_fused_views_average_boxes_and_probabilities_over_those_who_know():
 def test_mirrored_and_scaled_views_find_objects_where_they_are(tmp_path, data, teacher):
     """A view alone, brought back to the image, finds about what the plain view finds."""
     from ultralytics_kd.cache.answering import Answerer
-    from ultralytics_kd.cache.build import LetterboxedImages
+    from ultralytics_kd.cache.work import LetterboxedImages
     from ultralytics_kd.teachers import open_teacher
 
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))[:2]
@@ -271,8 +279,8 @@ def test_mirrored_and_scaled_views_find_objects_where_they_are(tmp_path, data, t
     answerer = Answerer([model], replace(MANIFEST, names=NAMES), torch.device("cpu"))
     images = torch.stack([LetterboxedImages(files, 64, 3)[i][0] for i in range(2)]).float() / 255
     symmetric = (images + images.flip(3)) / 2
-    plain = answerer._view(model, answerer.places[0], symmetric, 1.0, False)
-    mirrored = answerer._view(model, answerer.places[0], symmetric, 1.0, True)
+    plain = answerer._view(model, answerer.class_indices[0], symmetric, 1.0, False)
+    mirrored = answerer._view(model, answerer.class_indices[0], symmetric, 1.0, True)
     for a, b in zip(plain, mirrored):
         boxes = torch.stack((64 - b.boxes[:, 2], b.boxes[:, 1], 64 - b.boxes[:, 0], b.boxes[:, 3]), 1)
         torch.testing.assert_close(boxes, a.boxes, rtol=0, atol=0.05)
@@ -280,7 +288,7 @@ def test_mirrored_and_scaled_views_find_objects_where_they_are(tmp_path, data, t
     known = {"imgsz": 128, "conf": 0.05, "iou": 0.7, "max_det": 100, "agnostic_nms": True, "end2end": False}
     larger = torch.nn.functional.interpolate(images, scale_factor=2.0, mode="bilinear")
     results = StockYOLO(teacher).predict(larger, **known, verbose=False, save=False)
-    for result, scaled in zip(results, answerer._view(model, answerer.places[0], images, 2.0, False)):
+    for result, scaled in zip(results, answerer._view(model, answerer.class_indices[0], images, 2.0, False)):
         assert len(scaled.boxes) == len(result.boxes) > 0
         close = (scaled.boxes.clamp(0, 64) - result.boxes.xyxy / 2).abs().amax(1) < 1e-2
         assert close.float().mean() > 0.95  # of two with equal scores either may be first
@@ -297,11 +305,11 @@ def test_several_teachers_scales_and_mirror_images_make_one_set(tmp_path, data, 
     assert manifest.names == {0: "disc", 1: "box", 2: "bar", 3: "star"}
     assert [t["name"] for t in manifest.teachers] == ["teacher.pt", "other.pt"]
     for table in store.read():
-        for row in values(table, manifest):
-            surest = row.seen.max(1) / 65535
-            assert len(row.boxes) and row.probs.shape[1] == 4 and row.seen.shape[1] == 2
+        for row in stored_rows(table, manifest):
+            surest = row.scale_confidence.max(1) / 65535
+            assert len(row.boxes) and row.probs.shape[1] == 4 and row.scale_confidence.shape[1] == 2
             assert (surest > 0.01).all() and (np.diff(surest) <= 1e-4).all()
-            assert (row.probs.max(1) <= row.seen.max(1)).all()
+            assert (row.probs.max(1) <= row.scale_confidence.max(1)).all()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +317,7 @@ def test_several_teachers_scales_and_mirror_images_make_one_set(tmp_path, data, 
     [
         ({"teacher": None}, KDError, "needs teacher=PATH"),
         ({"data": None}, KDError, "needs data=PATH"),
-        ({"epochs": 3}, KDError, "'epochs' is no argument of 'yolo-kd cache'"),
+        ({"epochs": 3}, KDError, "'epochs' is not an argument of 'yolo-kd cache'"),
         ({"kd_cache_topk": 0}, KDError, "whole number of 1 or more"),
         ({"kd_cache_conf": 1.5}, KDError, "0 or more and less than 1"),
         ({"kd_cache_conf": "high"}, KDTypeError, "must be a number"),
@@ -436,7 +444,7 @@ def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
         ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' compares distributions over box bins"),
         (
             {"kd_cache": "nowhere"},
-            r"kd_cache=nowhere holds no answers \(manifest.json is missing\): make it with yolo-kd cache",
+            r"kd_cache=nowhere holds no answers \(manifest.json is missing\): make them with yolo-kd cache",
         ),
         ({"kd_cache": 3}, "it must be True, False or a folder"),
         ({"teacher": None}, "'kd_cache=.*' has no effect without a teacher"),
@@ -454,7 +462,7 @@ def test_answers_of_another_teacher_or_to_other_images_are_refused(quick, tmp_pa
     with pytest.raises(KDError, match=r"holds answers of other weights \(teacher.pt\)"):
         YOLO("yolo26n.yaml").train(**{**quick, "teacher": str(other), "kd_cache": str(cache.folder)})
     data = draw_dataset(tmp_path / "more", images=10, seed=7)
-    with pytest.raises(KDError, match="has no answer to 10 of 10 training images"):
+    with pytest.raises(KDError, match="has no answer to 10 of 10 training images \\(for example"):
         YOLO("yolo26n.yaml").train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(cache.folder)})
 
 
@@ -480,10 +488,10 @@ def test_classes_of_stored_answers_are_matched(cache, data):
 def test_unread_images_are_told_from_noted_ones(cache, data, monkeypatch):
     """A start reads only images whose size or time has changed."""
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
-    from ultralytics_kd.cache import store
+    from ultralytics_kd.cache import keys
 
     read = []
-    monkeypatch.setattr(store, "image_key", lambda f: (read.append(f), image_key(f))[1])
+    monkeypatch.setattr(keys, "image_key", lambda f: (read.append(f), image_key(f))[1])
     assert len(cache.image_keys(files)) == 8 and not read
     os.utime(files[0], (time.time() + 5, time.time() + 5))
     assert cache.image_keys(files)[files[0]] == image_key(files[0]) and read == [files[0]]

@@ -16,7 +16,7 @@ from ultralytics.utils import LOGGER
 
 import ultralytics_kd
 from ultralytics_kd import KDError, compat
-from ultralytics_kd.cache import augmentation
+from ultralytics_kd.cache import augmentation, dataset
 from ultralytics_kd.compat import INTERNALS, NEWEST, OLDEST, check_parts, check_ultralytics
 from ultralytics_kd.install import PATCHED
 from ultralytics_kd.report.validation import _keeping
@@ -173,8 +173,8 @@ def taken(tree: ast.Module) -> set[str]:
         (DistillationMixin, DetectionTrainer),
         (_keeping(DetectionValidator), DetectionValidator),
         (unlabeled.UnlabeledImages, unlabeled.YOLODataset),
-        (augmentation.AnsweredDataset, augmentation.YOLODataset),
-        (augmentation.SoftTrack, augment.BaseTransform),
+        (dataset.AnsweredDataset, dataset.YOLODataset),
+        (augmentation.CarriesAnswers, augment.BaseTransform),
     ],
 )
 def test_every_method_that_the_package_overrides_is_checked(ours, theirs):

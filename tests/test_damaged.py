@@ -25,9 +25,11 @@ from ultralytics_kd.bench.jobs import Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.build import _alone
+from ultralytics_kd.cache.build import _locked
+from ultralytics_kd.cache.keys import KeyIndex
 from ultralytics_kd.cache.options import CACHE_ONLY, check_options
-from ultralytics_kd.cache.store import SCHEMA, Row, Store
+from ultralytics_kd.cache.shards import SCHEMA, Row
+from ultralytics_kd.cache.store import Store
 from ultralytics_kd.demo import run_demo
 from ultralytics_kd.report import options, page, plots
 from ultralytics_kd.teachers.class_map import class_names, match_classes
@@ -56,7 +58,6 @@ def test_bytes_that_are_no_text_can_be_printed(capfd, caplog):
     [
         (["train", "mode=drain"], "Invalid 'mode=drain'"),
         (["train", "task=detct"], "Invalid 'task=detct'"),
-        (["train", f"mode={hex(HUGE)}"], "'mode' holds a number of more than 1000 digits"),
         (["train", "model=5"], "'model=5' is of invalid type int: give a text"),
         (["train", "mode=[1]"], "'mode=[1]' is of invalid type list"),
         (["train", "cfg=5"], "'5' is no YAML file"),
@@ -84,13 +85,6 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("name", ["kd_cls", "kd_classes", "kd_teacher_weights", "kd_unlabeled", "kd_cache", "epochs"])
-def test_numbers_that_cannot_be_written_down(name):
-    for value in (HUGE, -HUGE, [[HUGE]], {HUGE: 1}):
-        with pytest.raises(KDError, match=f"'{name}' holds a number of more than 1000 digits"):
-            get_cfg(overrides={name: value})
-
-
 def test_lists_without_end():
     deep: list = []
     for _ in range(3000):
@@ -111,15 +105,13 @@ def test_lists_without_end():
         ({"seeds": "²"}, "'seeds=.*' is invalid"),
         ({"seeds": 10**9}, "at most 10000"),
         ({"seeds": [[1]]}, "'seeds=.*' is invalid"),
-        ({"seeds": -HUGE}, "more than 1000 digits"),
         ({"task": ["detect"]}, "cannot be compared yet"),
         ({"holdout": "half"}, "'holdout=half' is invalid"),
         ({"holdout": "0.5", "split": "test"}, "'holdout=0.5' is invalid"),
         ({"jobs": 2**70}, "of 64 bits at most"),
-        ({"teacher": None, "teacher_model": 5, "teacher_epochs": 1}, "'teacher_model=5' is no model"),
-        ({"arms": '{"kd": ' + "[" * 100_000}, "is no JSON"),
+        ({"teacher": None, "teacher_model": 5, "teacher_epochs": 1}, "'teacher_model=5' is not a model"),
+        ({"arms": '{"kd": ' + "[" * 100_000}, "is not valid JSON"),
         ({"arms": {"x" * 300: {"kd_cls": 1.0}}}, "no longer than 100 bytes"),
-        ({"arms": {"x": {"kd_classes": {"a": HUGE}}}}, "more than 1000 digits"),
         ({"cfg": 5}, "'5' is no YAML file"),
         ({"cfg": "notes.txt"}, "'notes.txt' could not be read as YAML"),
         ({"name": "x" * 5000}, "make no folder"),
@@ -137,7 +129,6 @@ def test_benches_of_nonsense(given, said):
         ({"kd_cache": 5}, "'kd_cache=5' is invalid"),
         ({"kd_cache_scales": [10**400]}, "must be a number"),
         ({"kd_cache_topk": 2**70}, "of 64 bits at most"),
-        ({"kd_cache_topk": -HUGE}, "more than 1000 digits"),
     ],
 )
 def test_caches_of_nonsense(given, said):
@@ -149,9 +140,6 @@ def test_caches_of_nonsense(given, said):
 
 
 def test_demos_of_nonsense():
-    for given in ({"name": HUGE}, {"imgsz": [HUGE]}):
-        with pytest.raises(KDError, match="more than 1000 digits"):
-            run_demo(given)
     with pytest.raises(KDError, match="make no folder"):
         run_demo({"name": "x" * 5000})
 
@@ -202,7 +190,9 @@ def test_harmful_text_of_a_class_map_is_one_sentence(tmp_path, monkeypatch):
 def test_recipes_with_names_that_are_no_texts(tmp_path, caplog):
     file = tmp_path / "recipe.yaml"
     file.write_text("1: 2\n")
-    assert cli.main(["train", f"cfg={file}"]) == 1 and "one is called by a int" in caplog.text
+    assert (
+        cli.main(["train", f"cfg={file}"]) == 1 and "the name of an argument must be a text, not 1 (int)" in caplog.text
+    )
     file.write_text("model: [a]\n")
     assert cli.main(["train", f"cfg={file}"]) == 1 and "'model=['a']' is of invalid type list" in caplog.text
     file.unlink()
@@ -270,7 +260,7 @@ def store(tmp_path) -> Store:
 )
 def test_every_field_of_a_manifest_is_checked(store, change):
     (store.folder / "manifest.json").write_text(json.dumps({**asdict(MANIFEST), **change}))
-    with pytest.raises(KDError, match=r"manifest.json is damaged or another program's|has format \[2\]"):
+    with pytest.raises(KDError, match=r"manifest.json is damaged or belongs to another program|has format \[2\]"):
         store.manifest()
 
 
@@ -282,7 +272,7 @@ def test_a_cache_that_was_cut_before_its_manifest_has_no_answers(tmp_path):
 
 def test_manifest_without_end(store):
     (store.folder / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(KDError, match="damaged or another program's"):
+    with pytest.raises(KDError, match="damaged or belongs to another program"):
         store.manifest()
 
 
@@ -350,22 +340,22 @@ def test_noted_image_files_that_are_damaged_are_hashed_anew(store, tmp_path):
     content = bytearray(noted.read_bytes())
     for place in range(0, len(content), 31):  # some would make Polars ask for more memory than there is, and end it all
         noted.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        assert store._noted() == {}
+        assert KeyIndex(store.folder).read() == {}
     assert store.image_keys([str(image)], write=True) == {str(image): key}
-    assert len(list(store.folder.glob("files*"))) == 1 and list(store._noted()) == [str(image)]
+    assert len(list(store.folder.glob("files*"))) == 1 and list(KeyIndex(store.folder).read()) == [str(image)]
     frame = pl.DataFrame({"file": [["x"]], "size": [1], "mtime_ns": [1], "key": [None]})  # whole, but of other columns
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     name = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()[:8]
     (store.folder / f"files-{name}.parquet").write_bytes(buffer.getvalue())
-    assert list(store._noted()) == [str(image)]
+    assert list(KeyIndex(store.folder).read()) == [str(image)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
 def test_image_files_whose_names_are_no_text_get_keys(store, tmp_path):
     image = tmp_path / os.fsdecode(b"\xff.png")
     image.write_bytes(b"image")
-    assert len(store.image_keys([str(image)], write=True)) == 1 and store._noted() == {}
+    assert len(store.image_keys([str(image)], write=True)) == 1 and KeyIndex(store.folder).read() == {}
 
 
 # Shared folders -------------------------------------------------------------------------------------------------------
@@ -374,17 +364,17 @@ def test_links_out_of_a_cache_are_not_followed(store, tmp_path):
     link = store.folder / "answers-00000000-11111111.parquet"
     link.symlink_to(outside)
     for look in (store.damaged, store.keys, store.shards):
-        with pytest.raises(KDError, match=r"11111111.parquet is no file of this cache, or a link that leads out"):
+        with pytest.raises(KDError, match=r"11111111.parquet is not a file, or is a link that leads out of the cache"):
             look()
     link.unlink()
     link.mkdir()
-    with pytest.raises(KDError, match="is no file of this cache"):
+    with pytest.raises(KDError, match="is not a file, or is a link"):
         store.damaged()
     link.rmdir()
     (store.folder / "manifest.json").rename(tmp_path / "manifest.json")
     (store.folder / "manifest.json").symlink_to(tmp_path / "manifest.json")
     for look in (store.manifest, lambda: store.begin(MANIFEST)):
-        with pytest.raises(KDError, match=r"manifest.json is no file of this cache, or a link"):
+        with pytest.raises(KDError, match=r"manifest.json is not a file, or is a link"):
             look()
 
 
@@ -411,7 +401,7 @@ def test_a_link_in_place_of_what_is_written_is_not_followed(store, tmp_path, mon
     with pytest.raises(FileExistsError):
         store.write([row])
     (store.folder / ".lock").symlink_to(precious)
-    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), _alone(store.folder):
+    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), _locked(store.folder):
         pass
     with pytest.raises(KDError, match=r"\.lock is a link: remove it"), JobFolder(store.folder):
         pass
@@ -439,7 +429,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file" / "c", Path("x" * 5000), Path("x\x00")):
         with pytest.raises(KDError, match="cannot be made"):
             Store(folder).begin(MANIFEST)
-        for taken in (_alone, JobFolder):
+        for taken in (_locked, JobFolder):
             with pytest.raises(KDError, match="cannot be made"), taken(folder):
                 pass
         with pytest.raises(KDError, match="holds no answers"):
@@ -472,7 +462,7 @@ def test_every_field_of_a_benchs_record_is_checked(tmp_path, change):
     file.write_text(json.dumps(RECORD))
     assert JobFolder(tmp_path).record(job) == RECORD
     file.write_text(json.dumps({**RECORD, **change}))
-    with pytest.raises(KDError, match=r"kd-0.json is damaged or another program's: delete it"):
+    with pytest.raises(KDError, match=r"kd-0.json is damaged or belongs to another program: delete it"):
         JobFolder(tmp_path).record(job)
 
 
@@ -481,10 +471,10 @@ def test_records_and_notes_that_are_none(tmp_path, content):
     file = tmp_path / "records" / "kd-0.json"
     file.parent.mkdir()
     file.write_bytes(content)
-    with pytest.raises(KDError, match="damaged or another program's"):
+    with pytest.raises(KDError, match="damaged or belongs to another program"):
         JobFolder(tmp_path).record(Job("kd-0", {}, {}, arm="kd", seed=0))
-    with pytest.raises(KDError, match="damaged or another program's: delete it to train again"):
-        worker.work({"trained": str(file), "identity": {}, "args": {}})
+    with pytest.raises(KDError, match="damaged or belongs to another program: delete it to train again"):
+        worker.run_job({"trained": str(file), "identity": {}, "args": {}})
 
 
 def test_scores_that_are_no_number_are_no_damage(tmp_path):
@@ -524,7 +514,7 @@ def test_folders_of_images_that_lead_back_to_themselves(tmp_path):
     assert len(find_unlabeled(str(tmp_path / "b"))) == 1  # a link to a folder elsewhere is none that leads back
     for link, leads in (("a/deep/up", "../../a"), ("a/deep/over", "../../b")):
         (tmp_path / link).symlink_to(leads)
-        with pytest.raises(KDError, match="a link to a folder that it lies in: remove it"):
+        with pytest.raises(KDError, match="a link to one of its parents: remove it"):
             find_unlabeled(str(tmp_path / "a"))
         (tmp_path / link).unlink()
 

@@ -8,9 +8,9 @@ import torch
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.answering import across_sizes
+from ultralytics_kd.cache.answering import match_across_scales
 from ultralytics_kd.cache.answers import StoredAnswers
-from ultralytics_kd.cache.scales import interpolate, pack, unpack
+from ultralytics_kd.cache.scales import decode_rows, encode_rows, interpolate
 from ultralytics_kd.teachers.detections import Detections
 
 
@@ -26,11 +26,11 @@ def test_instances_are_taught_as_the_teacher_would_see_them():
     probs = np.array([[0.6, 0.3], [0.2, 0.8], [0.1, 0.0]], dtype=np.float32)
     seen = np.array([[0.2, 0.6], [0.0, 0.8], [0.02, 0.1]], dtype=np.float32)
     sides = np.array([[10, 20]] * 3, np.float32)
-    rows = torch.from_numpy(pack(probs, np.array([0.6, 0.8, 0.4], np.float32), seen, sides))
+    rows = torch.from_numpy(encode_rows(probs, np.array([0.6, 0.8, 0.4], np.float32), seen, sides))
 
     def shown(width: float, height: float) -> tuple[torch.Tensor, list[int]]:
         boxes = torch.tensor([[0.5, 0.5, width / 100, height / 50]]).repeat(3, 1)
-        said, taught = unpack(boxes, rows, [0.5, 1.0], (50, 100), conf=0.05)
+        said, taught = decode_rows(boxes, rows, [0.5, 1.0], (50, 100), conf=0.05)
         return said, taught.tolist()
 
     said, taught = shown(10, 20)
@@ -44,9 +44,9 @@ def test_instances_are_taught_as_the_teacher_would_see_them():
 
 def test_with_one_size_an_answer_is_the_same_at_all_sizes():
     probs = np.array([[0.6, 0.3]], dtype=np.float32)
-    rows = pack(probs, probs.max(1), probs.max(1, keepdims=True), np.ones((1, 2), np.float32))
+    rows = encode_rows(probs, probs.max(1), probs.max(1, keepdims=True), np.ones((1, 2), np.float32))
     assert rows is probs
-    said, taught = unpack(torch.full((1, 4), 0.01), torch.from_numpy(rows), [1.5], (64, 64), conf=0.9)
+    said, taught = decode_rows(torch.full((1, 4), 0.01), torch.from_numpy(rows), [1.5], (64, 64), conf=0.9)
     assert torch.equal(said, torch.from_numpy(probs)) and taught.tolist() == [0]
 
 
@@ -56,24 +56,30 @@ def test_detections_of_one_object_at_several_sizes_are_one():
     small = Detections(torch.cat((box + 1, third)), torch.tensor([[0.5, 0.2], [0.0, 0.3]]))
     plain = Detections(torch.cat((far, box)), torch.tensor([[0.7, 0.0], [0.0, 0.6]]))
     large = Detections(torch.cat((box, third + 1)), torch.tensor([[0.1, 0.9], [0.4, 0.0]]))
-    found, seen = across_sizes([small, plain, large], plain=1)
+    found, seen = match_across_scales([small, plain, large], base=1)
     torch.testing.assert_close(seen, torch.tensor([[0.0, 0.7, 0.0], [0.5, 0.6, 0.9], [0.3, 0.0, 0.4]]))
     assert torch.equal(found.boxes, torch.cat((far, box, third)))  # of the plain size, where that shows the object
     assert torch.equal(found.probs, torch.tensor([[0.7, 0.0], [0.0, 0.6], [0.0, 0.3]]))
     nothing = Detections(box[:0], torch.zeros(0, 2))
-    found, seen = across_sizes([nothing, nothing], plain=0)
+    found, seen = match_across_scales([nothing, nothing], base=0)
     assert found.boxes.shape == (0, 4) and seen.shape == (0, 2)
-    found, seen = across_sizes([nothing, plain], plain=0)
+    found, seen = match_across_scales([nothing, plain], base=0)
     assert len(found.boxes) == 2 and seen.tolist() == [[0, pytest.approx(0.7)], [0, pytest.approx(0.6)]]
 
 
 def test_a_weak_second_answer_takes_nothing_from_the_first():
     plain = Detections(torch.tensor([[0.0, 0, 100, 100], [20, 0, 120, 100]]), torch.tensor([[0.9], [0.06]]))
     other = Detections(torch.tensor([[12.0, 0, 112, 100]]), torch.tensor([[0.8]]))
-    assert across_sizes([plain, other], plain=0)[1].tolist() == [pytest.approx([0.9, 0.8]), pytest.approx([0.06, 0])]
+    assert match_across_scales([plain, other], base=0)[1].tolist() == [
+        pytest.approx([0.9, 0.8]),
+        pytest.approx([0.06, 0]),
+    ]
     neighbour = Detections(torch.tensor([[22.0, 0, 122, 100]]), torch.tensor([[0.5]]))  # of the second by far
     plain.probs[1] = 0.7
-    assert across_sizes([plain, neighbour], plain=0)[1].tolist() == [pytest.approx([0.9, 0]), pytest.approx([0.7, 0.5])]
+    assert match_across_scales([plain, neighbour], base=0)[1].tolist() == [
+        pytest.approx([0.9, 0]),
+        pytest.approx([0.7, 0.5]),
+    ]
 
 
 def test_a_batch_of_half_the_size_is_taught_what_the_teacher_saw_there(quick, tmp_path, data, teacher):
@@ -102,7 +108,7 @@ def test_a_batch_of_half_the_size_is_taught_what_the_teacher_saw_there(quick, tm
         for batch in found:
             for i, file in enumerate(batch["im_file"]):
                 mine = slice(*answers._spans[file])
-                seen = answers.seen[mine, scale] / 65535
+                seen = answers.scale_confidence[mine, scale] / 65535
                 large = answers.boxes[mine, 2:].min(1) * 64 > 2.1  # Ultralytics drops what is smaller
                 heard = batch["teacher"].probs[batch["teacher"].batch_idx == i].amax(1).numpy()
                 for expected in seen[large & (seen > 0.051)]:

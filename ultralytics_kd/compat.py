@@ -148,7 +148,7 @@ def check_ultralytics(version: str | None = None) -> None:
         KDError: If an internal has moved or takes other parameters; the message names it.
     """
     global _warned
-    version = version or _installed()
+    version = version or installed_release()
     check_parts(INTERNALS, version)
     from ultralytics.utils import LOGGER
 
@@ -173,15 +173,22 @@ def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None
     if "ultralytics.utils.loss" in parts and not gone and not _names_its_parts():
         gone = ["'ultralytics.utils.loss.v8DetectionLoss' that names its parts"]
     if gone:
-        version = version or _installed()
+        version = version or installed_release()
         others = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
         raise KDError(
             f"ultralytics {version} has no {gone[0]}{others}, which ultralytics_kd {__version__} leans on: "
-            f"{_advice(version)}."
+            f"{advice(version)}."
         )
 
 
-def _advice(version: str) -> str:
+def versions() -> dict[str, str]:
+    """Return the releases of ultralytics_kd, Ultralytics and PyTorch, for records and reports."""
+    import torch
+
+    return {"ultralytics_kd": __version__, "ultralytics": installed_release(), "torch": str(torch.__version__)}
+
+
+def advice(version: str) -> str:
     """Return what to do where a part is not there."""
     advice = f"install ultralytics{TESTED}"
     if _numbers(version) > _numbers(NEWEST):
@@ -191,7 +198,7 @@ def _advice(version: str) -> str:
     return advice
 
 
-def _installed() -> str:
+def installed_release() -> str:
     """Return the installed Ultralytics release."""
     import ultralytics
 

@@ -39,8 +39,11 @@ from ultralytics.utils.torch_utils import autocast, get_cpu_info, select_device
 import ultralytics_kd
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.bench.table import markdown
+from ultralytics_kd.cache.keys import image_key
+from ultralytics_kd.cache.manifest import Manifest
 from ultralytics_kd.cache.options import CACHE_ONLY
-from ultralytics_kd.cache.store import Manifest, Row, Store, image_key
+from ultralytics_kd.cache.shards import Row
+from ultralytics_kd.cache.store import Store
 from ultralytics_kd.demo.shapes import draw_dataset
 from ultralytics_kd.teachers import open_teacher
 

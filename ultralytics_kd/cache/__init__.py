@@ -1,5 +1,6 @@
 """Teacher answers that are computed once per image and stored."""
 
-from .options import CACHE_ONLY, USED, make_cache
+from .build import make_cache
+from .options import CACHE_ONLY, USED
 
 __all__ = ("CACHE_ONLY", "USED", "make_cache")

@@ -1,4 +1,4 @@
-"""Asking teachers once: detections with whole class-probability vectors, and how sure teachers are at several sizes."""
+"""Answering images with frozen teachers: detections, their class probabilities and their confidence at each scale."""
 
 from __future__ import annotations
 
@@ -12,117 +12,137 @@ from ultralytics.utils.torch_utils import scale_img
 
 from ..outputs import BOXES, ONE2MANY, SCORES
 from ..teachers import Reads, Teacher
-from ..teachers.detections import Detections, Sieve, fuse
-from .store import Manifest, Row
+from ..teachers.detections import Detections, Thresholds, fuse
+from .manifest import Manifest
+from .shards import Row
 
-SIZE_IOU = 0.45  # the same of different sizes, whose boxes differ more
+SCALE_IOU = 0.45  # lower than for NMS, because boxes of one object differ more between scales
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Answerer:
-    """One or several teachers that answer batches of images, each image once and for all."""
+    """One or several teachers that answer batches of images.
+
+    Attributes:
+        manifest (Manifest): Settings of the answers.
+        teachers (list[Teacher]): Prepared teachers.
+        class_indices (list[Tensor]): For each teacher, the index of each of its classes among `manifest.names`.
+    """
 
     def __init__(self, teachers: list[Teacher], manifest: Manifest, device: torch.device):
         """Prepare the teachers.
 
         Args:
-            teachers (list[Teacher]): Teachers, loaded.
-            manifest (Manifest): The question, and the classes that all teachers' classes are found in.
-            device (torch.device): Where they run.
+            teachers (list[Teacher]): Opened teachers.
+            manifest (Manifest): Settings of the answers, and the classes of all teachers together.
+            device (torch.device): Device on which the teachers run.
         """
         self.manifest, self.device, self.teachers = manifest, device, teachers
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.precision]
-        place = {name: i for i, name in manifest.names.items()}
-        self.places = [torch.tensor([place[name] for name in t.names.values()], device=device) for t in teachers]
-        self.mirror = (False, True) if manifest.flip else (False,)
-        self.known = torch.zeros(len(manifest.names))  # views at one scale whose teacher knows the class
-        for mine in self.places:
-            self.known[mine.cpu()] += len(self.mirror)
-        self.plain = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
-        self.sieve = Sieve(manifest.conf, manifest.iou, manifest.topk)
+        index = {name: i for i, name in manifest.names.items()}
+        self.class_indices = [torch.tensor([index[n] for n in t.names.values()], device=device) for t in teachers]
+        self.flips = (False, True) if manifest.flip else (False,)
+        self.known = torch.zeros(len(manifest.names))  # number of views at one scale whose teacher has the class
+        for indices in self.class_indices:
+            self.known[indices.cpu()] += len(self.flips)
+        # The scale nearest to 1, whose boxes and classes are stored
+        self.base = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
+        self.thresholds = Thresholds(manifest.conf, manifest.iou, manifest.topk)
         for teacher in teachers:
-            teacher.waits = True  # for every answer, which is stored as it is
-            teacher.prepare(device, Reads({ONE2MANY: (SCORES, BOXES)}), dtype)
+            teacher.checks_at_once = True  # every answer must be checked before it is stored
+            teacher.prepare(device, Reads({ONE2MANY: (SCORES, BOXES)}), DTYPES[manifest.precision])
 
     def __call__(self, images: Tensor, shapes: list[tuple[int, int]], keys: list[str]) -> list[Row]:
-        """Return a row per image.
+        """Return one row per image.
 
         Args:
             images (Tensor): Letterboxed images of shape (B, C, imgsz, imgsz), uint8.
-            shapes (list[tuple[int, int]]): Height and width of each image as read.
+            shapes (list[tuple[int, int]]): Height and width of each image file in pixels.
             keys (list[str]): Key of each image.
         """
         images = images.to(self.device).float() / 255
-        sizes = [self._at(images, scale) for scale in self.manifest.scales]
+        by_scale = [self._detect(images, scale) for scale in self.manifest.scales]
         rows = []
         for i, (key, (height, width)) in enumerate(zip(keys, shapes)):
-            found, seen = across_sizes([size[i] for size in sizes], self.plain)
-            order = seen.amax(1).argsort(descending=True, stable=True)
-            boxes = scale_boxes(images.shape[2:], found.boxes[order], (height, width))
-            shares = xyxy2xywhn(boxes, w=width, h=height)
-            numbers = (shares, found.probs[order], seen[order])
-            rows.append(Row(key, width, height, *(x.float().numpy() for x in numbers)))
+            detections, confidence = match_across_scales([batch[i] for batch in by_scale], self.base)
+            order = confidence.amax(1).argsort(descending=True, stable=True)
+            boxes = scale_boxes(images.shape[2:], detections.boxes[order], (height, width))
+            arrays = xyxy2xywhn(boxes, w=width, h=height), detections.probs[order], confidence[order]
+            rows.append(Row(key, width, height, *(x.float().numpy() for x in arrays)))
         return rows
 
-    def _at(self, images: Tensor, scale: float) -> list[Detections]:
-        """Return what all teachers see in every image at one scale, mirrored too if that was asked for."""
-        asked = zip(self.teachers, self.places)
-        views = [self._view(t, place, images, scale, flip) for t, place in asked for flip in self.mirror]
+    def _detect(self, images: Tensor, scale: float) -> list[Detections]:
+        """Return the detections in every image at one scale, fused over teachers and mirrored views."""
+        members = zip(self.teachers, self.class_indices)
+        views = [self._view(t, indices, images, scale, flip) for t, indices in members for flip in self.flips]
         if len(views) == 1:
             return views[0]
         fused = [fuse([view[i] for view in views], self.known, self.manifest.conf) for i in range(len(images))]
         return [Detections(f.boxes[: self.manifest.topk], f.probs[: self.manifest.topk]) for f in fused]
 
-    def _view(self, teacher: Teacher, place: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:
-        """Return one teacher's detections in one view of every image, in pixels of the images themselves."""
+    def _view(self, teacher: Teacher, indices: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:
+        """Return one teacher's detections in a scaled, perhaps mirrored, view of every image.
+
+        Args:
+            teacher (Teacher): The teacher.
+            indices (Tensor): Index of each of its classes among `manifest.names`.
+            images (Tensor): Images of shape (B, C, H, W), from 0 to 1.
+            scale (float): Factor of the image size.
+            flip (bool): Whether to mirror the images.
+
+        Returns:
+            (list[Detections]): Per image, on the CPU, with boxes in pixels of the unscaled, unmirrored image.
+        """
         height, width = images.shape[2:]
         view = scale_img(images.flip(3) if flip else images, scale, gs=coarsest_stride([teacher]))
-        found = []
-        for seen in teacher.answer(view, self.sieve)[0]:
-            boxes, scores = seen.boxes, seen.probs
+        detections = []
+        for detected in teacher.detect(view, self.thresholds)[0]:
+            boxes, scores = detected.boxes, detected.probs
             if scale != 1:
                 boxes = boxes * boxes.new_tensor((width / int(width * scale), height / int(height * scale)) * 2)
             if flip:
                 boxes = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1)
             probs = scores.new_zeros((len(scores), len(self.manifest.names)))
-            probs[:, place] = scores
-            found.append(Detections(boxes.cpu(), probs.cpu()))
-        return found
+            probs[:, indices] = scores
+            detections.append(Detections(boxes.cpu(), probs.cpu()))
+        return detections
 
 
 def coarsest_stride(teachers: list[Teacher]) -> int:
-    """Return the stride of which the sides of images must be multiples.
+    """Return the stride in pixels that image sides must be a multiple of.
 
     Args:
-        teachers (list[Teacher]): Teachers, inspected.
+        teachers (list[Teacher]): Inspected teachers.
     """
     return max((s for t in teachers for s in (t.layout.strides if t.layout else (32,))), default=32)
 
 
-def across_sizes(sizes: list[Detections], plain: int) -> tuple[Detections, Tensor]:
-    """Match what was seen at several sizes: boxes and classes are those of the plain size, if it shows the object.
+def match_across_scales(scales: list[Detections], base: int) -> tuple[Detections, Tensor]:
+    """Match detections of one image across scales; boxes and classes come from the base scale where it has the object.
 
-    Of several that a detection overlaps it belongs to the one of the largest overlap times confidence: a weak second
-    answer to the object must not take it from the first.
+    A detection that overlaps several objects belongs to the one with the largest IoU times confidence. So a weak
+    duplicate of an object does not take detections from it.
 
     Args:
-        sizes (list[Detections]): Detections at every size, S of them.
-        plain (int): Index of the plain size.
+        scales (list[Detections]): Detections at each of S scales.
+        base (int): Index of the base scale.
 
     Returns:
-        found (Detections): One detection per object.
-        seen (Tensor): How sure the teachers were at each size, 0 where they did not see the object, shape (n, S).
+        objects (Detections): One detection per object, n of them.
+        confidence (Tensor): Confidence at each scale, 0 where the object was not detected, shape (n, S).
     """
-    order = [plain, *(i for i in range(len(sizes)) if i != plain)]
-    found, seen = Detections(sizes[plain].boxes[:0], sizes[plain].probs[:0]), torch.zeros(0, len(sizes))
+    order = [base, *(i for i in range(len(scales)) if i != base)]
+    objects, confidence = Detections(scales[base].boxes[:0], scales[base].probs[:0]), torch.zeros(0, len(scales))
     for i in order:
-        confidence = sizes[i].probs.amax(1) if len(sizes[i].probs) else torch.zeros(0)
-        overlap = box_iou(found.boxes, sizes[i].boxes)
-        right = torch.where(overlap > SIZE_IOU, overlap * seen.amax(1, keepdim=True), 0.0)
-        owner = torch.cat((torch.full((1, len(confidence)), 1e-9), right)).argmax(0) - 1  # -1 if it is of none of them
-        old, new = owner >= 0, owner < 0
-        seen[:, i].scatter_reduce_(0, owner[old], confidence[old], "amax")
-        first = torch.zeros(int(new.sum()), len(sizes))
-        first[:, i] = confidence[new]
-        seen = torch.cat((seen, first))
-        found = Detections(torch.cat((found.boxes, sizes[i].boxes[new])), torch.cat((found.probs, sizes[i].probs[new])))
-    return found, seen
+        boxes, probs = scales[i].boxes, scales[i].probs
+        scores = probs.amax(1) if len(probs) else torch.zeros(0)
+        overlap = box_iou(objects.boxes, boxes)
+        weight = torch.where(overlap > SCALE_IOU, overlap * confidence.amax(1, keepdim=True), 0.0)
+        threshold = torch.full((1, len(scores)), 1e-9)  # the first row wins where no object overlaps enough
+        owner = torch.cat((threshold, weight)).argmax(0) - 1  # -1 for a new object
+        known, new = owner >= 0, owner < 0
+        confidence[:, i].scatter_reduce_(0, owner[known], scores[known], "amax")
+        added = torch.zeros(int(new.sum()), len(scales))
+        added[:, i] = scores[new]
+        confidence = torch.cat((confidence, added))
+        objects = Detections(torch.cat((objects.boxes, boxes[new])), torch.cat((objects.probs, probs[new])))
+    return objects, confidence

@@ -1,4 +1,4 @@
-"""Reading a cache for training: the answers to a data set's images, in the student's classes."""
+"""Reading a cache for training: the answers to the images of a data set, for the student's classes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from ultralytics.utils import LOGGER
 
 from ..errors import KDError
 from ..teachers.class_map import ClassMap
-from .scales import pack
-from .store import SCALE, Store, values
+from .scales import encode_rows
+from .shards import SCALE, stored_rows
+from .store import Store
 
 
 class StoredAnswers:
-    """What teachers said about every image of a data set, in a few arrays that processes can share.
+    """Stored answers to all images of a data set, in a few arrays that data loader workers can share.
+
+    N is the number of stored instances, k the number of the student's taught classes, S the number of scales.
 
     Attributes:
-        boxes (np.ndarray): Boxes of shape (N, 4): x, y, w, h as shares of the image, float32.
-        probs (np.ndarray): Probabilities times 65535 of shape (N, k) for the student's k taught classes, uint16.
-        confidence (np.ndarray): The largest probability of any class, times 65535, shape (N,), uint16.
-        seen (np.ndarray): How sure the teachers were at each of S scales, times 65535, shape (N, S), uint16.
-        sides (np.ndarray): Width and height in pixels as the student sees them unscaled, shape (N, 2), float32.
+        boxes (np.ndarray): Boxes of shape (N, 4): x, y, w, h as fractions of the image, float32.
+        probs (np.ndarray): Probabilities of the taught classes times 65535, shape (N, k), uint16.
+        confidence (np.ndarray): Largest probability of any teacher class times 65535, shape (N,), uint16.
+        scale_confidence (np.ndarray): Confidence at each scale times 65535, shape (N, S), uint16.
+        sides (np.ndarray): Width and height in pixels of the training image at scale 1, shape (N, 2), float32.
     """
 
     def __init__(self, store: Store, files: list[str], classes: ClassMap, imgsz: int):
@@ -29,7 +32,7 @@ class StoredAnswers:
 
         Args:
             store (Store): The cache.
-            files (list[str]): The images of the data set.
+            files (list[str]): Images of the data set.
             classes (ClassMap): Match of the cache's classes to the student's.
             imgsz (int): Image size of the training in pixels.
 
@@ -37,38 +40,57 @@ class StoredAnswers:
             KDError: If the cache is damaged, or an image has no answer.
         """
         manifest, keys = store.manifest(), store.image_keys(files)
-        wanted = dict.fromkeys(keys.values())  # in the order of the images
-        found: dict[str, tuple[np.ndarray, ...]] = {}
+        arrays: dict[str, tuple[np.ndarray, ...]] = {}  # by key
+        wanted = set(keys.values())
         for table in store.read():
-            for row in values(table, manifest):
+            for row in stored_rows(table, manifest):
                 if row.key in wanted:
-                    taught = map_probabilities(row.probs, classes)
+                    probs = map_probabilities(row.probs, classes)
                     confidence = row.probs.max(1, initial=0)
-                    surest = taught.max(1, initial=0) / confidence.clip(1) * row.seen.max(1, initial=0)
-                    keep = surest > manifest.conf * SCALE  # others are of classes that are not taught
-                    parts = row.boxes, taught, confidence, row.seen, row.sides * np.float32(imgsz)
-                    found[row.key] = tuple(part[keep] for part in parts)
-        missing = [f for f in files if keys[f] not in found]
+                    # Instances of classes that are not taught are dropped: at no scale is a taught class likely enough
+                    best = probs.max(1, initial=0) / confidence.clip(1) * row.scale_confidence.max(1, initial=0)
+                    keep = best > manifest.conf * SCALE
+                    parts = row.boxes, probs, confidence, row.scale_confidence, row.sides * np.float32(imgsz)
+                    arrays[row.key] = tuple(part[keep] for part in parts)
+        missing = [f for f in files if keys[f] not in arrays]
         if missing:
             raise KDError(
-                f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images, as "
-                f"{Path(missing[0]).name}: run yolo-kd cache again with this data."
+                f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images (for example "
+                f"{Path(missing[0]).name}): run yolo-kd cache again with this data."
             )
-        self.boxes, self.probs, self.confidence, self.seen, self.sides = map(np.concatenate, zip(*found.values()))
-        ends = np.cumsum([len(parts[0]) for parts in found.values()])
-        spans = dict(zip(found, zip((0, *ends[:-1].tolist()), ends.tolist())))
+        columns = map(np.concatenate, zip(*arrays.values()))
+        self.boxes, self.probs, self.confidence, self.scale_confidence, self.sides = columns
+        ends = np.cumsum([len(parts[0]) for parts in arrays.values()])
+        spans = dict(zip(arrays, zip((0, *ends[:-1].tolist()), ends.tolist())))
         self._spans = {f: spans[key] for f, key in keys.items()}
         LOGGER.info(f"{len(self.boxes)} stored instances in {len(files)} images, from {store.folder}")
 
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image's boxes (n, 4) and rows, as `sizes.pack` makes them, both float32 and free to be changed."""
-        mine = slice(*self._spans[file])
-        probs, confidence, seen = (x[mine].astype(np.float32) / SCALE for x in (self.probs, self.confidence, self.seen))
-        return self.boxes[mine].copy(), pack(probs, confidence, seen, self.sides[mine])
+        """Return the answer to an image, as copies that augmentation may change.
+
+        Args:
+            file (str): Image file.
+
+        Returns:
+            boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as fractions of the image, float32.
+            rows (np.ndarray): One row per box from `encode_rows`, float32.
+        """
+        span = slice(*self._spans[file])
+        integers = self.probs, self.confidence, self.scale_confidence
+        probs, confidence, scale_confidence = (x[span].astype(np.float32) / SCALE for x in integers)
+        return self.boxes[span].copy(), encode_rows(probs, confidence, scale_confidence, self.sides[span])
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:
-    """Return probabilities (n, k) of the student's taught classes from those of the teacher's classes (n, nc)."""
+    """Return the probabilities of the student's taught classes.
+
+    Args:
+        probs (np.ndarray): Probabilities of the teacher's classes, shape (n, nc).
+        classes (ClassMap): Match of the teacher's classes to the student's.
+
+    Returns:
+        (np.ndarray): Shape (n, k). Of several teacher classes that teach one class, the largest probability counts.
+    """
     if classes.identity:
         return probs
     return np.stack([probs[:, list(classes.sources[i])].max(1) for i in classes.student], axis=1)

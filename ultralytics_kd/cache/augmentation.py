@@ -1,9 +1,9 @@
-"""Stored answers on the way through augmentation: the very transforms of the labels, with the very same random numbers.
+"""Carry stored boxes through Ultralytics' augmentation with the same random parameters as the labels.
 
-Ultralytics' transforms draw their parameters once and apply them to image, instances and masks in turn. Each class here
-lets one of them apply its parameters to a second set of instances, the teacher's: `labels["soft"]`, with boxes as
-`instances` and, in the place of classes as `cls`, a row of numbers each: class probabilities and what `sizes` adds.
-Labels and images come out as they would without it, bit for bit.
+Ultralytics' transforms draw their parameters once and apply them to image, boxes and masks in turn. Each class here
+extends a transform to apply its parameters a second time, to the stored answer in `labels[ANSWERS]`. That is a dict
+with the boxes as "instances" and, as "cls", the rows of `scales.encode_rows` in place of class indices. Images and
+labels stay bit for bit as they would be without stored answers.
 """
 
 from __future__ import annotations
@@ -13,173 +13,191 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from ultralytics.data import augment
-from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.metrics import bbox_ioa
 from ultralytics.utils.ops import resample_segments
 
 from ..errors import KDError
 
-SOFT = "soft"
-BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # what arrives in the batch
+ANSWERS = "kd_answers"  # of a sample on its way through the transforms
+BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # of a batch
 
 
-def shadow(labels: dict[str, Any]) -> dict[str, Any]:
-    """Return labels with the soft instances in the place of the labelled ones, for a transform to work on."""
-    soft = {**labels, "cls": labels[SOFT]["cls"], "instances": labels[SOFT]["instances"]}
+def answers_as_labels(labels: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of labels in which stored instances replace the labelled ones, as input of a transform.
+
+    Args:
+        labels (dict): Labels with `ANSWERS`, and `mix_labels` of other images.
+    """
+    replaced = {**labels, "cls": labels[ANSWERS]["cls"], "instances": labels[ANSWERS]["instances"]}
     if "mix_labels" in labels:
-        soft["mix_labels"] = [shadow(mixed) for mixed in labels["mix_labels"]]
-    return soft
+        replaced["mix_labels"] = [answers_as_labels(mixed) for mixed in labels["mix_labels"]]
+    return replaced
 
 
-class SoftTrack:
-    """Lets a transform carry soft instances beside the labels; stands before its class."""
+class CarriesAnswers:
+    """Base class of transforms that carry stored answers; it stands before Ultralytics' class in the bases."""
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Apply the transform to the labels, then, with the same parameters, to the soft instances."""
-        soft = shadow(labels)
+        """Apply the transform to the labels, then, with the same parameters, to the stored instances.
+
+        Args:
+            labels (dict): Labels with `ANSWERS`.
+            params (dict): Parameters that the transform has drawn.
+        """
+        answers = answers_as_labels(labels)
         labels = super().apply_instances(labels, params)  # type: ignore[misc]
-        soft = super().apply_instances(soft, self.soft_params(soft, params))  # type: ignore[misc]
-        labels[SOFT] = {"cls": soft["cls"], "instances": soft["instances"]}
+        answers = super().apply_instances(answers, self.answer_params(answers, params))  # type: ignore[misc]
+        labels[ANSWERS] = {"cls": answers["cls"], "instances": answers["instances"]}
         return labels
 
-    def soft_params(self, soft: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters as the soft instances need them."""
+    def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters, with what they hold of labels replaced by stored instances.
+
+        Args:
+            answers (dict): Result of `answers_as_labels`.
+            params (dict): Parameters that the transform has drawn.
+        """
         return params
 
 
-class Mosaic(SoftTrack, augment.Mosaic):
-    """Mosaic: the soft instances of all its images."""
+class Mosaic(CarriesAnswers, augment.Mosaic):
+    """Mosaic with the stored instances of all its images."""
 
-    def soft_params(self, soft: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Return the layout with the soft instances of each image."""
-        parts = [soft, *soft["mix_labels"]]
-        return {**params, "layout": [{**item, "labels_patch": part} for item, part in zip(params["layout"], parts)]}
-
-
-class MixUp(SoftTrack, augment.MixUp):
-    """MixUp: the soft instances of both images."""
+    def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        """Return the layout with the stored instances of each image."""
+        images = [answers, *answers["mix_labels"]]
+        return {**params, "layout": [{**item, "labels_patch": part} for item, part in zip(params["layout"], images)]}
 
 
-class CutMix(SoftTrack, augment.CutMix):
-    """CutMix: those of the other image that the area shows, as it does labels."""
+class MixUp(CarriesAnswers, augment.MixUp):
+    """MixUp with the stored instances of both images."""
+
+
+class CutMix(CarriesAnswers, augment.CutMix):
+    """CutMix with the stored instances that lie inside the pasted area, chosen by the rule for labels."""
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Apply the transform, then drop soft instances that the area covers; labels that it covers it never cuts."""
+        """Apply the transform, and drop stored instances that the pasted area covers.
+
+        Ultralytics chooses areas that cover no labels, so it has no rule to drop any.
+        """
         if params.get("skip"):
             return labels
-        first = labels[SOFT]["instances"]
-        first.convert_bbox("xyxy")
-        first.denormalize(params["w"], params["h"])
-        visible = bbox_ioa(params["area"][None], first.bboxes).reshape(-1) < 0.9
-        labels[SOFT] = {"cls": labels[SOFT]["cls"][visible], "instances": first[visible]}
+        instances = labels[ANSWERS]["instances"]
+        instances.convert_bbox("xyxy")
+        instances.denormalize(params["w"], params["h"])
+        visible = bbox_ioa(params["area"][None], instances.bboxes).reshape(-1) < 0.9
+        labels[ANSWERS] = {"cls": labels[ANSWERS]["cls"][visible], "instances": instances[visible]}
         return super().apply_instances(labels, params)
 
-    def soft_params(self, soft: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters with the soft instances that the area shows, by the rule for labels."""
-        other = soft["mix_labels"][0]["instances"]
-        other.convert_bbox("xyxy")
-        other.denormalize(params["w"], params["h"])
-        overlap = bbox_ioa(params["area"][None], other.bboxes).reshape(-1)
+    def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters with the indices of stored instances that the pasted area shows."""
+        pasted = answers["mix_labels"][0]["instances"]
+        pasted.convert_bbox("xyxy")
+        pasted.denormalize(params["w"], params["h"])
+        overlap = bbox_ioa(params["area"][None], pasted.bboxes).reshape(-1)
         return {**params, "indexes2": np.nonzero(overlap >= 0.1)[0]}
 
 
-class RandomPerspective(SoftTrack, augment.RandomPerspective):
+class RandomPerspective(CarriesAnswers, augment.RandomPerspective):
     """Affine or perspective warp.
 
-    Beside labels with polygons soft instances are polygons too, of four corners: a turned box that the image's border
-    cuts is then measured by what is left of it, and dropped by the rule for polygons.
+    Where labels have polygons, stored boxes become polygons for the warp. Ultralytics then measures a rotated box that
+    the image border cuts by its visible part, and drops it by the same rule as the labels.
     """
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Apply the transform to the labels, then to the soft instances."""
+        """Apply the transform to the labels, then to the stored instances."""
         points = labels["instances"].segments.shape[1] if len(labels["instances"].segments) else 0
         if points:
-            labels[SOFT]["instances"] = _outlined(labels[SOFT]["instances"], points)
+            labels[ANSWERS]["instances"] = _with_polygons(labels[ANSWERS]["instances"], points)
         labels = super().apply_instances(labels, params)
         if points:
-            labels[SOFT]["instances"] = _bare(labels[SOFT]["instances"])
+            labels[ANSWERS]["instances"] = _without_polygons(labels[ANSWERS]["instances"])
         return labels
 
 
-class RandomFlip(SoftTrack, augment.RandomFlip):
-    """Mirror image."""
+class RandomFlip(CarriesAnswers, augment.RandomFlip):
+    """Mirrored image."""
 
 
-class LetterBox(SoftTrack, augment.LetterBox):
+class LetterBox(CarriesAnswers, augment.LetterBox):
     """Resizing and padding."""
 
 
-class CopyPaste(SoftTrack, augment.CopyPaste):
-    """Copy-paste of objects with polygons: a soft instance goes with the object that it is the answer to."""
+class CopyPaste(CarriesAnswers, augment.CopyPaste):
+    """Copy-paste of objects with polygons: a pasted object takes the stored instance that matches it along."""
 
-    def soft_params(self, soft: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters with the soft instances of the selected objects."""
+    def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters with the stored instances of the pasted objects (IoU of at least 0.5)."""
         objects = params["instances2"].bboxes
-        source = soft["mix_labels"][0] if self.mode == "mixup" else soft
-        height, width = soft["img"].shape[:2]
-        own, other = (_pixels(part["instances"], width, height) for part in (soft, source))
+        source = answers["mix_labels"][0] if self.mode == "mixup" else answers
+        height, width = answers["img"].shape[:2]
+        target, candidates = (_in_pixels(part["instances"], width, height) for part in (answers, source))
         if self.mode != "mixup":
-            other.fliplr(width)
-        selected = np.zeros(len(objects), dtype=bool)
-        selected[params["selected"]] = True
-        chosen = np.array([], dtype=int)
-        if len(objects) and len(other):
-            overlap = bbox_ioa(other.bboxes, objects, iou=True)
-            best = overlap.argmax(1)
-            chosen = np.nonzero(selected[best] & (overlap.max(1) >= 0.5))[0]
+            candidates.fliplr(width)
+        pasted = np.zeros(len(objects), dtype=bool)
+        pasted[params["selected"]] = True
+        selected = np.array([], dtype=int)
+        if len(objects) and len(candidates):
+            overlap = bbox_ioa(candidates.bboxes, objects, iou=True)
+            selected = np.nonzero(pasted[overlap.argmax(1)] & (overlap.max(1) >= 0.5))[0]
         return {
             **params,
-            "instances": own,
-            "instances2": other,
-            "selected": chosen,
+            "instances": target,
+            "instances2": candidates,
+            "selected": selected,
             "labels2_cls": source["cls"] if self.mode == "mixup" else None,
         }
 
 
 class Albumentations(augment.Albumentations):
-    """Albumentations: where it moves boxes, labels and soft instances go through it together."""
+    """Albumentations: a spatial transform is applied to labels and stored instances in one call."""
 
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
-        """Apply the transforms."""
+        """Apply the transforms.
+
+        Args:
+            labels (dict): Labels with `ANSWERS`.
+        """
         if self.transform is None or not self.contains_spatial:
             return super().__call__(labels)
         image, cls, instances = labels["img"], labels["cls"], labels["instances"]
-        soft, n = labels[SOFT], len(labels["cls"])
+        answers, n = labels[ANSWERS], len(labels["cls"])
         height, width = image.shape[:2]
-        parts = [instances, soft["instances"]]
+        parts = [instances, answers["instances"]]
         if len(instances.segments):
-            parts[1] = _outlined(parts[1], instances.segments.shape[1])
+            parts[1] = _with_polygons(parts[1], instances.segments.shape[1])
         for part in parts:
             part.convert_bbox("xywh")
             part.normalize(width, height)
-        # Numbers in the place of classes say afterwards which instances are left
-        labels["cls"] = np.arange(n + len(soft["cls"]), dtype=np.float32).reshape(-1, 1)
+        # Indices in place of classes tell afterwards which instances remain
+        labels["cls"] = np.arange(n + len(answers["cls"]), dtype=np.float32).reshape(-1, 1)
         labels["instances"] = Instances.concatenate(parts)
         labels = super().__call__(labels)
-        left = labels["cls"].reshape(-1).astype(int)
-        if n and not (left < n).any():  # Ultralytics leaves an image alone that would lose all of its labels
-            left, labels["img"], labels["instances"] = (
-                np.arange(n + len(soft["cls"])),
-                image,
-                Instances.concatenate(parts),
-            )
-        mine = left < n
-        labels[SOFT] = {"cls": soft["cls"][left[~mine] - n], "instances": _bare(labels["instances"][~mine])}
-        labels["cls"], labels["instances"] = cls[left[mine]], labels["instances"][mine]
+        remaining = labels["cls"].reshape(-1).astype(int)
+        if n and not (remaining < n).any():  # Ultralytics leaves an image unchanged that would lose all of its labels
+            remaining, labels["img"] = np.arange(n + len(answers["cls"])), image
+            labels["instances"] = Instances.concatenate(parts)
+        is_label = remaining < n
+        labels[ANSWERS] = {
+            "cls": answers["cls"][remaining[~is_label] - n],
+            "instances": _without_polygons(labels["instances"][~is_label]),
+        }
+        labels["cls"], labels["instances"] = cls[remaining[is_label]], labels["instances"][is_label]
         return labels
 
 
 class Format(augment.Format):
-    """Tensors for the batch."""
+    """Conversion to the tensors of a batch."""
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Format the labels, then the soft instances."""
-        soft = labels.pop(SOFT)
+        """Format the labels, then the stored instances as `BOXES` of shape (n, 4) and `ROWS` of shape (n, ...)."""
+        answers = labels.pop(ANSWERS)
         labels = super().apply_instances(labels, params)
-        instances = soft["instances"]
+        instances = answers["instances"]
         instances.convert_bbox(self.bbox_format)
         instances.denormalize(params["w"], params["h"])
         boxes = torch.from_numpy(np.ascontiguousarray(instances.bboxes, dtype=np.float32)).reshape(-1, 4)
@@ -187,11 +205,11 @@ class Format(augment.Format):
             boxes[:, [0, 2]] /= params["w"]
             boxes[:, [1, 3]] /= params["h"]
         labels[BOXES] = boxes
-        labels[ROWS] = torch.from_numpy(np.ascontiguousarray(soft["cls"], dtype=np.float32))
+        labels[ROWS] = torch.from_numpy(np.ascontiguousarray(answers["cls"], dtype=np.float32))
         return labels
 
 
-TRACKS: dict[type, type] = {
+WITH_ANSWERS: dict[type, type] = {
     augment.Mosaic: Mosaic,
     augment.MixUp: MixUp,
     augment.CutMix: CutMix,
@@ -202,98 +220,48 @@ TRACKS: dict[type, type] = {
     augment.Albumentations: Albumentations,
     augment.Format: Format,
 }
-IMAGE_ONLY = (augment.RandomHSV,)  # these move nothing
+COLOUR_ONLY = (augment.RandomHSV,)  # leaves all boxes where they are
 
 
-def follow(transform: Any) -> None:
-    """Let a transform, and all that it consists of, carry soft instances too, in place.
+def carry_answers(transform: Any) -> None:
+    """Let a transform and all of its parts carry stored answers, in place.
+
+    Args:
+        transform (Any): One of Ultralytics' transforms, or a `Compose` of several.
 
     Raises:
-        KDError: If it is one that nobody here knows: it might move boxes.
+        KDError: If its class is unknown, because it might move boxes.
     """
     kind = type(transform)
     if kind is augment.Compose:
         for part in transform.transforms:
-            follow(part)
-    elif kind in TRACKS:
-        transform.__class__ = TRACKS[kind]
+            carry_answers(part)
+    elif kind in WITH_ANSWERS:
+        transform.__class__ = WITH_ANSWERS[kind]
         if getattr(transform, "pre_transform", None) is not None:
-            follow(transform.pre_transform)
-    elif kind not in IMAGE_ONLY and kind not in TRACKS.values():
+            carry_answers(transform.pre_transform)
+    elif kind not in COLOUR_ONLY and kind not in WITH_ANSWERS.values():
         raise KDError(
-            f"stored answers cannot follow the augmentation '{kind.__name__}': drop it, or train without kd_cache."
+            f"kd_cache does not support the augmentation '{kind.__name__}': remove it, or train without kd_cache."
         )
 
 
-class AnsweredDataset(YOLODataset):
-    """A YOLO data set whose images bring a teacher's stored answers along.
-
-    Attributes:
-        answers (StoredAnswers): Boxes and rows of every image.
-    """
-
-    answers: Any
-
-    @classmethod
-    def adopt(cls, dataset: YOLODataset, answers: Any) -> None:
-        """Turn a data set into one with answers, in place, as its transforms hold on to it.
-
-        Args:
-            dataset (YOLODataset): Data set of a detection training.
-            answers (StoredAnswers): Answers to its images.
-
-        Raises:
-            KDError: If it is of another kind, or has an augmentation that answers cannot follow.
-        """
-        if type(dataset) is not YOLODataset:
-            raise KDError(
-                f"stored answers cannot follow images of a '{type(dataset).__name__}': train without kd_cache."
-            )
-        dataset.__class__ = cls
-        dataset.answers = answers
-        follow(dataset.transforms)
-
-    def build_transforms(self, hyp: Any) -> Any:
-        """Build the transforms, with tracks for the soft instances."""
-        transforms = super().build_transforms(hyp)
-        follow(transforms)
-        return transforms
-
-    def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """Return image and labels, and what the teacher says about the image."""
-        labels = super().get_image_and_label(index)
-        boxes, rows = self.answers[labels["im_file"]]
-        labels[SOFT] = {"cls": rows, "instances": Instances(boxes, bbox_format="xywh", normalized=True)}
-        return labels
-
-    @staticmethod
-    def collate_fn(batch: list[dict]) -> dict:
-        """Collate samples; soft instances of all images become one list, with the index of their image."""
-        soft: list[tuple[Tensor, Tensor]] = [(sample.pop(BOXES), sample.pop(ROWS)) for sample in batch]
-        collated = YOLODataset.collate_fn(batch)
-        counts = torch.tensor([len(boxes) for boxes, _ in soft])
-        collated[BOXES] = torch.cat([boxes for boxes, _ in soft])
-        collated[ROWS] = torch.cat([rows for _, rows in soft])
-        collated[IMAGES] = torch.arange(len(soft), dtype=torch.float32).repeat_interleave(counts)
-        return collated
-
-
 def _corners(instances: Instances) -> Instances:
-    """Return a copy of instances with boxes as corners."""
+    """Return a copy of instances with boxes as x1, y1, x2, y2."""
     copy = instances[np.arange(len(instances))]
     copy.convert_bbox("xyxy")
     return copy
 
 
-def _pixels(instances: Instances, width: int, height: int) -> Instances:
-    """Return a copy of instances as corners in pixels."""
+def _in_pixels(instances: Instances, width: int, height: int) -> Instances:
+    """Return a copy of instances with boxes as x1, y1, x2, y2 in pixels."""
     copy = _corners(instances)
     copy.denormalize(width, height)
     return copy
 
 
-def _outlined(instances: Instances, points: int) -> Instances:
-    """Return instances with their boxes' outlines as polygons of so many points."""
+def _with_polygons(instances: Instances, points: int) -> Instances:
+    """Return instances with the outlines of their boxes as polygons, segments of shape (n, points, 2)."""
     bboxes = _corners(instances).bboxes[:, None]
     low, high = bboxes[..., :2], bboxes[..., 2:]
     outline = _unit_square(points)
@@ -301,7 +269,7 @@ def _outlined(instances: Instances, points: int) -> Instances:
     return Instances(instances.bboxes, segments, None, instances._bboxes.format, instances.normalized)
 
 
-def _bare(instances: Instances) -> Instances:
+def _without_polygons(instances: Instances) -> Instances:
     """Return instances without their polygons."""
     return Instances(instances.bboxes, None, None, instances._bboxes.format, instances.normalized)
 

@@ -1,196 +1,136 @@
-"""Making a cache: which images lack an answer, who answers them, and in which portions they are written."""
+"""Making a cache: which images lack an answer, which settings the answers have, and who computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader, Dataset
-from ultralytics import __version__ as ultralytics_version
-from ultralytics.data.augment import LetterBox
+from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset, get_split_fraction
 from ultralytics.utils import DEFAULT_CFG, LOGGER, TQDM, colorstr
 from ultralytics.utils.checks import check_imgsz
-from ultralytics.utils.patches import imread, override_configs
+from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import select_device
 
-from .. import __version__
+from ..compat import versions
+from ..config.arguments import as_list
+from ..config.checks import check_names, check_plain, check_values, whole_number
+from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import lock_file, make_folder, output_folder
 from ..teachers import Teacher, open_teacher
-from .answering import Answerer, coarsest_stride
-from .store import Manifest, Row, Store, hash_images
+from .answering import coarsest_stride
+from .manifest import Manifest
+from .options import CACHE_ONLY, USED, check_options
+from .store import Store
+from .work import Executor, LocalExecutor, Portion, Work
 
 
-@dataclass(frozen=True)
-class Portion:
-    """The images of one shard.
+def make_cache(given: Mapping[str, Any]) -> Store:
+    """Compute and store the answers of one or several teachers to the training images, as `yolo-kd cache` does.
 
-    Attributes:
-        files (list[str]): Image files.
-        keys (list[str]): Their keys.
+    Args:
+        given (Mapping): `teacher`, `data`, options of `CACHE_ONLY`, and those of Ultralytics' arguments that `USED`
+            names.
+
+    Returns:
+        (Store): The cache.
+
+    Raises:
+        KDError: If an argument is missing, unknown or invalid, or an image cannot be answered.
+
+    Examples:
+        >>> store = make_cache({"teacher": "yolo26x.pt", "data": "coco8.yaml", "kd_cache": "answers"})
+        >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt", kd_cache=str(store.folder))
     """
-
-    files: list[str]
-    keys: list[str]
-
-
-@dataclass(frozen=True)
-class Work:
-    """How portions are answered; it travels to other machines.
-
-    Attributes:
-        folder (str): Cache folder.
-        sources (list[Any]): Teachers, as paths or models.
-        manifest (Manifest): The question.
-        batch (int): Images per batch.
-        workers (int): Processes that read images.
-        trust (bool): Whether files of teachers may run code when they are opened.
-    """
-
-    folder: str
-    sources: list[Any]
-    manifest: Manifest
-    batch: int
-    workers: int
-    trust: bool = False
+    check_plain(given)
+    check_values({"kd_cache": given.get("kd_cache") or True})
+    for name in ("teacher", "data"):
+        if not given.get(name):
+            raise KDError(f"'yolo-kd cache' needs {name}=PATH.")
+    check_names("yolo-kd cache", given, (*USED, *CACHE_ONLY))
+    options = check_options({**CACHE_ONLY, **{k: v for k, v in given.items() if k in CACHE_ONLY}})
+    overrides = {k: v for k, v in given.items() if k in USED and k not in {"teacher", "kd_cache"}}
+    register_arguments()
+    args = get_cfg(overrides={"task": "detect", "mode": "train", **overrides})
+    args.kd_cache = given.get("kd_cache") or True
+    whole_number("batch", args.batch)
+    store = build_cache(args, as_list(given["teacher"]), options)
+    LOGGER.info(f"Train with these answers: yolo-kd train data={given['data']} teacher=... kd_cache={store.folder}")
+    return store
 
 
 def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store:
-    """Answer all training images of a data set that have no answer yet.
+    """Answer all training images of a data set that have no stored answer yet.
 
     Args:
         args (Namespace): Ultralytics' arguments: data, imgsz, batch, workers, device, fraction, kd_cache, kd_precision.
         sources (list): Teachers: paths, names that Ultralytics downloads, or models.
-        options (dict): Options of the cache, as `options.CACHE_ONLY` has them.
+        options (dict): Options of the cache, from `check_options`.
 
     Returns:
         (Store): The cache, with an answer to every image.
 
     Raises:
-        KDError: If the folder holds something else, a teacher cannot answer, or an image cannot be read.
+        KDError: If the folder holds something else, a teacher's answers cannot be stored, or an image cannot be read.
+
+    Examples:
+        >>> args = get_cfg(overrides={"data": "coco8.yaml", "kd_cache": "answers"})
+        >>> store = build_cache(args, ["yolo26x.pt"], check_options(CACHE_ONLY))
     """
     teachers = [open_teacher(source, trust=args.kd_trust_teacher) for source in sources]
     for teacher in teachers:
         if teacher.follows_student:
-            raise KDError(f"teacher={teacher.source} changes with the student: it has no answers that could be stored.")
+            raise KDError(
+                f"teacher={teacher.source} changes during training, so its answers cannot be stored: drop kd_cache."
+            )
     data = check_det_dataset(args.data)
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
     store = Store(_folder(args, data, manifest))
-    with _alone(store.folder), _workers(options["ray"], teachers, manifest, device) as workers:
+    with _locked(store.folder), _executor(options["ray"], teachers, manifest, device) as executor:
         store.begin(manifest)
         for path in store.damaged():
             LOGGER.warning(f"{path} is damaged: its images are answered again.")
             path.unlink()
-        keys = store.image_keys(_image_files(args, data), write=True, hash_all=workers.hash)
-        portions, known = _portions(store, keys, options["kd_cache_shard"])
+        keys = store.image_keys(_image_files(args, data), write=True, hash_all=executor.hash)
+        portions, answered = _portions(store, keys, options["kd_cache_shard"])
         count = sum(len(p.files) for p in portions)
-        LOGGER.info(f"{colorstr('cache:')} {known} images have answers in {store.folder}, {count} have none")
+        LOGGER.info(f"{colorstr('cache:')} {answered} images have answers in {store.folder}, {count} have none")
         if portions:
-            movable = [_movable(s) for s in sources]
-            work = Work(str(store.folder), movable, manifest, _batch(args), args.workers, args.kd_trust_teacher)
-            bar = TQDM(total=known + count, initial=known, desc="Answering images")
-            workers.answer(work, portions, bar.update)
+            portable = [_portable(s) for s in sources]
+            work = Work(str(store.folder), portable, manifest, _batch(args), args.workers, args.kd_trust_teacher)
+            bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
+            executor.answer(work, portions, bar.update)
             bar.close()
     return store
 
 
 @contextmanager
-def _workers(ray: bool | int, teachers: list[Teacher], manifest: Manifest, device: torch.device) -> Iterator[Any]:
-    """Yield who does the work: this process, or a Ray cluster."""
-    if ray:
-        from .ray_cluster import Cluster
+def _executor(ray: bool | int, teachers: list[Teacher], manifest: Manifest, device: torch.device) -> Iterator[Executor]:
+    """Yield what hashes and answers images: this process, or a Ray cluster."""
+    if not ray:
+        yield LocalExecutor(teachers, manifest, device)
+        return
+    from .ray_cluster import RayExecutor  # Ray is optional
 
-        with Cluster(ray) as cluster:
-            yield cluster
-    else:
-        yield Here(teachers, manifest, device)
-
-
-class Here:
-    """This process and its device."""
-
-    def __init__(self, teachers: list[Teacher], manifest: Manifest, device: torch.device):
-        """Take note of the teachers; they are prepared when there is something to answer."""
-        self.question = teachers, manifest, device
-
-    def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield path and key of each image."""
-        return hash_images(files)
-
-    def answer(self, work: Work, portions: list[Portion], done: Callable[[int], Any]) -> None:
-        """Answer portions and write their shards.
-
-        Args:
-            work (Work): The question, the folder and how images are read.
-            portions (list[Portion]): What is to be answered.
-            done (Callable): Called with the number of images of each batch.
-        """
-        answerer, store = Answerer(*self.question), Store(work.folder)
-        for portion in portions:
-            store.write(list(answer(answerer, portion, work, done)))
-
-
-def answer(answerer: Answerer, portion: Portion, work: Work, done: Callable[[int], Any]) -> Iterator[Row]:
-    """Yield the rows of a portion, in order.
-
-    Args:
-        answerer (Answerer): The teachers.
-        portion (Portion): The images.
-        work (Work): Batch size and number of processes that read images.
-        done (Callable): Called with the number of images of each batch.
-    """
-    images = LetterboxedImages(portion.files, work.manifest.imgsz, work.manifest.channels)
-    loader = DataLoader(images, batch_size=work.batch, num_workers=min(work.workers, len(images) // work.batch))
-    first = 0
-    for batch, heights, widths in loader:
-        keys = portion.keys[first : first + len(batch)]
-        yield from answerer(batch, list(zip(heights.tolist(), widths.tolist())), keys)
-        first += len(batch)
-        done(len(batch))
-
-
-class LetterboxedImages(Dataset):
-    """Images of one size, as a model sees them when it predicts."""
-
-    def __init__(self, files: list[str], imgsz: int, channels: int):
-        """Take note of files.
-
-        Args:
-            files (list[str]): Image files.
-            imgsz (int): Side of the square in pixels.
-            channels (int): Channels of the images.
-        """
-        self.files, self.letterbox = files, LetterBox(imgsz, auto=False)
-        self.flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
-        """Return an image of shape (C, imgsz, imgsz), RGB, uint8, and its height and width as read."""
-        image = imread(self.files[i], flags=self.flag)
-        if image is None:
-            raise KDError(f"image {self.files[i]} cannot be read.")
-        height, width = image.shape[:2]
-        square = self.letterbox(image=image if image.ndim == 3 else image[..., None])
-        square = square[..., ::-1] if square.shape[-1] == 3 else square  # BGR to RGB
-        return torch.from_numpy(square.transpose(2, 0, 1).copy()), height, width
+    with RayExecutor(ray) as executor:
+        yield executor
 
 
 def _manifest(
     args: Any, teachers: list[Teacher], options: dict[str, Any], data: dict, device: torch.device
 ) -> Manifest:
-    """Return the question that arguments and options put."""
+    """Return the manifest of the answers that arguments and options ask for.
+
+    Raises:
+        KDError: If a teacher does not fit the data, or has two classes with the same name.
+    """
     names = list(dict.fromkeys(name for t in teachers for name in t.names.values()))
     for teacher in teachers:
         if teacher.channels != data["channels"]:
@@ -200,7 +140,8 @@ def _manifest(
             )
         if len(set(teacher.names.values())) != len(teacher.names):
             raise KDError(
-                f"teacher={teacher.source} has several classes of one name: a cache tells them apart by name."
+                f"teacher={teacher.source} has several classes with the same name: rename them, as a cache matches "
+                "classes by name."
             )
     auto = "fp16" if device.type == "cuda" else "fp32"
     stride = coarsest_stride(teachers)
@@ -215,65 +156,70 @@ def _manifest(
         flip=options["kd_cache_flip"],
         precision=auto if args.kd_precision == "auto" else args.kd_precision,
         channels=data["channels"],
-        versions={"ultralytics_kd": __version__, "ultralytics": ultralytics_version, "torch": torch.__version__},
+        versions=versions(),
     )
 
 
 def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
-    """Return the folder that was asked for, or the one among the runs that these answers always have."""
+    """Return the given folder, or one among the runs whose name depends only on data, teachers and size."""
     if isinstance(args.kd_cache, (str, Path)):
         return Path(args.kd_cache).resolve()
-    with override_configs(args, {"name": "kd_cache", "exist_ok": True, "save_dir": None, "resume": False}) as place:
-        home = output_folder(place)
+    with override_configs(
+        args, {"name": "kd_cache", "exist_ok": True, "save_dir": None, "resume": False}
+    ) as folder_args:
+        parent = output_folder(folder_args)
     teachers = "-".join(f"{Path(t['name']).stem}-{t['sha256'][:8]}" for t in manifest.teachers)
-    return home.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
+    return parent.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
 
 
 def _image_files(args: Any, data: dict) -> list[str]:
-    """Return the images that a training on the data reads."""
+    """Return the images that a training on the data would read."""
     fraction = get_split_fraction(args.fraction, "train")
-    with override_configs(args, {"cache": False, "rect": False}) as plain:
-        return build_yolo_dataset(plain, data["train"], 1, data, mode="val", fraction=fraction).im_files
+    with override_configs(args, {"cache": False, "rect": False}) as scan_args:
+        return build_yolo_dataset(scan_args, data["train"], 1, data, mode="val", fraction=fraction).im_files
 
 
 def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Portion], int]:
-    """Return the images without an answer, one file per content, in shards, and how many have one.
+    """Return the images without an answer, divided into portions, and the number of images with one.
 
-    `keys` has the key of every file.
+    Files with the same content are answered once. Portions are cut from the list of all images, so an interrupted cache
+    ends up with the same shards, made from the same batches, as one that was not interrupted.
 
-    Images are counted off over the whole data set, so that a cache that was cut is finished with the shards, and the
-    batches in them, that it would have had.
+    Args:
+        store (Store): The cache.
+        keys (dict[str, str]): Key of every image file.
+        size (int): Images per portion.
     """
-    first = {key: file for file, key in reversed(keys.items())}  # a second copy of an image has the same answer
+    file_of = {key: file for file, key in reversed(keys.items())}  # the first of several copies
     ordered = list(dict.fromkeys(keys[f] for f in sorted(keys)))
-    known = store.keys()
+    answered = store.keys()
     portions = []
     for i in range(0, len(ordered), size):
-        missing = [k for k in ordered[i : i + size] if k not in known]
+        missing = [k for k in ordered[i : i + size] if k not in answered]
         if missing:
-            portions.append(Portion([first[k] for k in missing], missing))
-    return portions, len(known & set(ordered))
+            portions.append(Portion([file_of[k] for k in missing], missing))
+    return portions, len(answered & set(ordered))
 
 
 def _batch(args: Any) -> int:
-    """Return the images per batch; where training is to find out what fits, answering takes Ultralytics' default."""
+    """Return the images per batch: Ultralytics' default if `batch` leaves the choice to AutoBatch."""
     return args.batch if isinstance(args.batch, int) and args.batch > 0 else DEFAULT_CFG.batch
 
 
-def _movable(source: Any) -> Any:
-    """Return a teacher as other machines can load it."""
+def _portable(source: Any) -> Any:
+    """Return a teacher in a form that other machines can load."""
     return str(Path(source).resolve()) if isinstance(source, (str, Path)) and Path(source).is_file() else source
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process fills the same cache, and keep others from it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a cache folder; wait while another process fills it."""
     make_folder(folder)
     lock = FileLock(lock_file(folder))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}: waiting for it")
+        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}, waiting until it ends")
         lock.acquire()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Making a cache on many devices and machines, with Ray Data."""
+"""Filling a cache on many devices and machines, with Ray Data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from ultralytics.utils.checks import check_requirements
 
 from ..teachers import open_teacher
 from .answering import Answerer
-from .build import Portion, Work, answer
-from .store import Store, image_key
+from .keys import image_key
+from .store import Store
+from .work import Portion, Work, answer_portion
 
-CHUNK = 256  # images that one task hashes
+HASH_CHUNK = 256  # images that one task hashes
 
 
 def hash_files(batch: dict[str, Any]) -> dict[str, list[str]]:
-    """Return paths and keys of the images in a batch of Ray's."""
+    """Return paths and keys of the images in one of Ray's batches.
+
+    Args:
+        batch (dict): Lists of image files, under "files".
+    """
     files = [str(file) for chunk in batch["files"] for file in chunk]
     return {"file": files, "key": [image_key(file) for file in files]}
 
@@ -30,72 +35,73 @@ class PortionAnswerer:
         """Load the teachers.
 
         Args:
-            work (Work): The question, the folder and how images are read.
-            cuda (bool): Whether the actor was given a GPU.
+            work (Work): Teachers, folder, settings and how images are read.
+            cuda (bool): Whether the actor has a GPU.
         """
         teachers = [open_teacher(source, trust=work.trust) for source in work.sources]
         self.work, self.store = work, Store(work.folder)
         self.answerer = Answerer(teachers, work.manifest, torch.device("cuda" if cuda else "cpu"))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Answer the portions in a batch of Ray's and return how many images each has."""
+        """Answer the portions in one of Ray's batches, and return the number of images of each."""
         counts = []
         for files, keys in zip(batch["files"], batch["keys"]):
             portion = Portion(list(files), list(keys))
-            self.store.write(list(answer(self.answerer, portion, self.work, lambda n: None)))
+            self.store.write(list(answer_portion(self.answerer, portion, self.work)))
             counts.append(len(portion.files))
         return {"images": counts}
 
 
-class Cluster:
-    """A Ray cluster: the one that is connected or that `RAY_ADDRESS` names, else one started on this machine.
+class RayExecutor:
+    """Hashes and answers images on a Ray cluster.
 
-    The folder, the images and the teachers must be reachable by the same paths on every machine.
+    It uses the cluster that is connected or that `RAY_ADDRESS` names, else it starts one on this machine. The cache
+    folder, the images and the teachers must have the same paths on every machine.
     """
 
     def __init__(self, workers: bool | int):
-        """Take note of how many are wanted.
+        """Set the number of actors.
 
         Args:
             workers (bool | int): Number of actors; True for one per GPU, or per CPU where there are no GPUs.
         """
         self.workers = workers
 
-    def __enter__(self) -> Cluster:
-        """Connect."""
+    def __enter__(self) -> RayExecutor:
+        """Connect to the cluster."""
         check_requirements("ray[data]>=2.40")
         import ray
 
-        self._ours = not ray.is_initialized()
-        if self._ours:
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Disconnect, if the connection is ours."""
+        """Disconnect, unless the process was connected before."""
         import ray
 
-        if self._ours:
+        if self._connected_here:
             ray.shutdown()
 
     def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield path and key of each image, read by whoever is free."""
+        """Yield path and key of each image."""
         import ray
 
-        chunks = [{"files": files[i : i + CHUNK]} for i in range(0, len(files), CHUNK)]
+        chunks = [{"files": files[i : i + HASH_CHUNK]} for i in range(0, len(files), HASH_CHUNK)]
         hashed = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(hash_files, batch_size=1)
         for row in hashed.iter_rows():
             yield row["file"], row["key"]
 
-    def answer(self, work: Work, portions: list[Portion], done: Callable[[int], Any]) -> None:
-        """Answer portions with one actor per device, each of which writes its shards.
+    def answer(self, work: Work, portions: list[Portion], progress: Callable[[int], Any]) -> None:
+        """Answer portions with one actor per device; the actors write the shards.
 
         Args:
-            work (Work): The question, the folder and how images are read.
-            portions (list[Portion]): What is to be answered.
-            done (Callable): Called with the number of images of each shard.
+            work (Work): Teachers, folder, settings and how images are read.
+            portions (list[Portion]): Images to answer.
+            progress (Callable): Called with the number of images of each shard.
         """
         import ray
 
@@ -111,4 +117,4 @@ class Cluster:
             num_gpus=1 if cuda else 0,
         )
         for row in written.iter_rows():
-            done(int(row["images"]))
+            progress(int(row["images"]))

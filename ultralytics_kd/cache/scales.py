@@ -1,9 +1,9 @@
-"""How sure a teacher is of an object depends on how large it sees it, and augmentation changes that.
+"""Confidence per scale: class probabilities that fit the size at which augmentation shows an object.
 
-A stored answer is given to the whole image; in a mosaic or a zoom the same object may have half the side, and a teacher
-that was asked there would often see nothing. So it is asked at several sizes, and every instance brings along how sure
-the teacher was at each; the student is taught what was said at the size at which it sees the object, or lies between
-what was said. With one size, what was said there is taught at all sizes.
+A teacher's confidence depends on the size of an object, and mosaic or zoom change that size. A cache therefore stores
+the confidence at several scales. Each instance carries it through augmentation, and the student learns the confidence
+at the scale at which it sees the object, interpolated between the stored scales. With one stored scale there is nothing
+to interpolate, and its confidence is taught at every size.
 """
 
 from __future__ import annotations
@@ -15,68 +15,75 @@ import torch
 from torch import Tensor
 
 
-def pack(probs: np.ndarray, confidence: np.ndarray, seen: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Return what an instance brings along through augmentation, in one row each.
+def encode_rows(
+    probs: np.ndarray, confidence: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray
+) -> np.ndarray:
+    """Return one row of numbers per instance, for its way through augmentation.
 
     Args:
         probs (np.ndarray): Probabilities of the taught classes, shape (n, k).
-        confidence (np.ndarray): The largest probability of any class, shape (n,).
-        seen (np.ndarray): How sure the teacher was at each size, shape (n, S).
-        sides (np.ndarray): Width and height in pixels as the student sees them at scale 1, shape (n, 2).
+        confidence (np.ndarray): Largest probability of any teacher class, shape (n,).
+        scale_confidence (np.ndarray): Confidence at each scale, shape (n, S).
+        sides (np.ndarray): Width and height in pixels of the training image at scale 1, shape (n, 2).
 
     Returns:
-        (np.ndarray): With one size the probabilities; else of shape (n, k + S + 2), float32: probabilities as shares of
-            the largest, `seen` and `sides`.
+        (np.ndarray): With one scale `probs`; else, of shape (n, k + S + 2), float32: `probs` divided by `confidence`,
+            `scale_confidence` and `sides`.
     """
-    if seen.shape[1] == 1:
+    if scale_confidence.shape[1] == 1:
         return probs
-    shares = probs / np.maximum(confidence, 1e-6)[:, None]
-    return np.concatenate((shares, seen, sides), 1, dtype=np.float32)
+    relative = probs / np.maximum(confidence, 1e-6)[:, None]
+    return np.concatenate((relative, scale_confidence, sides), 1, dtype=np.float32)
 
 
-def unpack(boxes: Tensor, rows: Tensor, scales: list[float], shape: tuple[int, int], conf: float) -> tuple[Tensor, ...]:
-    """Return the probabilities that suit the sizes at which instances are seen, and which instances are seen at all.
+def decode_rows(
+    boxes: Tensor, rows: Tensor, scales: list[float], shape: tuple[int, int], conf: float
+) -> tuple[Tensor, Tensor]:
+    """Return class probabilities at the sizes that instances have after augmentation.
 
     Args:
-        boxes (Tensor): Boxes after augmentation: x, y, w, h as shares of the image, shape (M, 4).
-        rows (Tensor): What `pack` returned for each, shape (M, k) or (M, k + S + 2).
-        scales (list[float]): Scales at which the teacher was asked, rising, S of them.
+        boxes (Tensor): Boxes after augmentation: x, y, w, h as fractions of the image, shape (M, 4).
+        rows (Tensor): Rows from `encode_rows`, shape (M, k) or (M, k + S + 2).
+        scales (list[float]): The S scales of the cache, ascending.
         shape (tuple[int, int]): Height and width of the images in pixels.
-        conf (float): Least confidence of an instance that is taught.
+        conf (float): Lowest confidence of an instance that is taught.
 
     Returns:
         probs (Tensor): Probabilities of the taught classes, shape (M, k).
-        taught (Tensor): Indices of the instances that the teacher would see.
+        taught (Tensor): Indices of the instances that the teacher would detect at this size.
     """
     count = len(scales)
     if count == 1:
         return rows, torch.arange(len(rows), device=rows.device)
-    shares, seen, sides = rows[:, : -count - 2], rows[:, -count - 2 : -2], rows[:, -2:]
+    relative, scale_confidence, sides = rows[:, : -count - 2], rows[:, -count - 2 : -2], rows[:, -2:]
     height, width = shape
-    now = torch.stack((boxes[:, 2] * width, boxes[:, 3] * height), 1).clamp(min=1e-3)
-    # A border may have cut one side, which does not make what is left of the object smaller
-    scale = (now / sides.clamp(min=1e-3)).amax(1)
-    probs = shares * interpolate(scale, scales, seen)[:, None]
+    pixels = torch.stack((boxes[:, 2] * width, boxes[:, 3] * height), 1).clamp(min=1e-3)
+    # The larger ratio of the two sides: an image border may cut one side, but it does not shrink the object
+    scale = (pixels / sides.clamp(min=1e-3)).amax(1)
+    probs = relative * interpolate(scale, scales, scale_confidence)[:, None]
     return probs, (probs.amax(1) > conf).nonzero().flatten()
 
 
 @lru_cache(maxsize=8)
 def _logarithms(scales: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the logarithms of scales on a device; once, as copying to it makes the host wait."""
+    """Return the logarithms of scales; cached, because each copy to a device synchronises with it."""
     return torch.tensor(scales, device=device).log()
 
 
 def interpolate(scale: Tensor, scales: list[float], values: Tensor) -> Tensor:
-    """Return values in between, linear in the logarithm of the scale; beyond the ends it is the end's.
+    """Interpolate values linearly in the logarithm of the scale; outside the range the nearest end's value holds.
 
     Args:
-        scale (Tensor): Where they are asked for, shape (M,), positive.
-        scales (list[float]): Where they are known, rising, S of them.
-        values (Tensor): What is known, shape (M, S).
+        scale (Tensor): Positive scales at which values are wanted, shape (M,).
+        scales (list[float]): The S scales at which values are given, ascending.
+        values (Tensor): Given values, shape (M, S).
+
+    Returns:
+        (Tensor): Values at `scale`, shape (M,).
     """
-    known = _logarithms(tuple(scales), values.device)
-    x = scale.log().clamp(known[0], known[-1])
-    right = torch.searchsorted(known, x.contiguous()).clamp(1, len(scales) - 1)
-    part = (x - known[right - 1]) / (known[right] - known[right - 1])
+    nodes = _logarithms(tuple(scales), values.device)
+    x = scale.log().clamp(nodes[0], nodes[-1])
+    right = torch.searchsorted(nodes, x.contiguous()).clamp(1, len(scales) - 1)
+    fraction = (x - nodes[right - 1]) / (nodes[right] - nodes[right - 1])
     low, high = (values.gather(1, i[:, None])[:, 0] for i in (right - 1, right))
-    return low + part * (high - low)
+    return low + fraction * (high - low)

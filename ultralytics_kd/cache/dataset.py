@@ -1,0 +1,83 @@
+"""A data set that adds the stored answers to its images and labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils.instance import Instances
+
+from ..errors import KDError
+from .answers import StoredAnswers
+from .augmentation import ANSWERS, BOXES, IMAGES, ROWS, carry_answers
+
+
+class AnsweredDataset(YOLODataset):
+    """A YOLO data set that adds a teacher's stored answer to every sample.
+
+    Attributes:
+        answers (StoredAnswers): Boxes and rows of every image.
+    """
+
+    answers: StoredAnswers
+
+    @classmethod
+    def adopt(cls, dataset: YOLODataset, answers: StoredAnswers) -> None:
+        """Turn a data set into one with answers, in place, because its transforms hold a reference to it.
+
+        Args:
+            dataset (YOLODataset): Data set of a detection training.
+            answers (StoredAnswers): Answers to its images.
+
+        Raises:
+            KDError: If its class or one of its augmentations is not supported.
+        """
+        if type(dataset) is not YOLODataset:
+            raise KDError(
+                f"kd_cache does not support the data set class '{type(dataset).__name__}': train without kd_cache."
+            )
+        dataset.__class__ = cls
+        dataset.answers = answers
+        carry_answers(dataset.transforms)
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """Build transforms that carry the stored answers.
+
+        Args:
+            hyp (Namespace): Augmentation arguments.
+        """
+        transforms = super().build_transforms(hyp)
+        carry_answers(transforms)
+        return transforms
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return image, labels and stored answer.
+
+        Args:
+            index (int): Index of the image.
+        """
+        labels = super().get_image_and_label(index)
+        boxes, rows = self.answers[labels["im_file"]]
+        labels[ANSWERS] = {"cls": rows, "instances": Instances(boxes, bbox_format="xywh", normalized=True)}
+        return labels
+
+    @staticmethod
+    def collate_fn(batch: list[dict]) -> dict:
+        """Collate samples; the stored instances of all images become one list with the index of their image.
+
+        Args:
+            batch (list[dict]): Samples.
+
+        Returns:
+            (dict): Ultralytics' batch, with `BOXES` of shape (M, 4), `ROWS` of shape (M, ...) and `IMAGES` of shape
+                (M,).
+        """
+        answers: list[tuple[Tensor, Tensor]] = [(sample.pop(BOXES), sample.pop(ROWS)) for sample in batch]
+        collated = YOLODataset.collate_fn(batch)
+        counts = torch.tensor([len(boxes) for boxes, _ in answers])
+        collated[BOXES] = torch.cat([boxes for boxes, _ in answers])
+        collated[ROWS] = torch.cat([rows for _, rows in answers])
+        collated[IMAGES] = torch.arange(len(answers), dtype=torch.float32).repeat_interleave(counts)
+        return collated
