@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import ultralytics
 from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.models.yolo.model import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 from ultralytics.utils.patches import imwrite
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
-from .. import __version__
+from ..compat import versions
 from ..config.arguments import GRID_TASKS, TASKS
 from ..errors import KDError, first_line
 from ..teachers import Teacher, open_teacher
@@ -229,11 +228,7 @@ def _about(contestants: Sequence[Contestant], subject: Subject, options: Options
         "device": str(on),
         "threads": torch.get_num_threads(),
         "rounds": min(len(each.times) for each in contestants),
-        "versions": {
-            "ultralytics_kd": __version__,
-            "ultralytics": ultralytics.__version__,
-            "torch": str(torch.__version__),
-        },
+        "versions": versions(),
         "heads": sorted({head for each in contestants for head in each.heads}, reverse=True),
         "save_dir": str(options.folder),
     }
