@@ -1,4 +1,4 @@
-"""The demo's drawings, and a small run of the whole of it."""
+"""The demo: its drawn images, its threads, and a small complete run."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_labels_are_valid_and_every_class_is_drawn(tmp_path):
     assert len(list((tmp_path / "images" / "train").glob("*.png"))) == 40
 
 
-def test_where_a_pixel_lies_does_not_tell_its_depth(tmp_path):
+def test_the_place_of_a_pixel_does_not_predict_its_depth(tmp_path):
     draw_task_dataset(tmp_path, "depth", train_images=120, val_images=40, size=64)
     train, val = (
         np.stack([cv2.imread(str(f), cv2.IMREAD_UNCHANGED) / 1000 for f in (tmp_path / "depth" / split).glob("*.png")])
         for split in ("train", "val")
     )
     assert val.min() >= 0.5 and val.max() <= 12
-    mean = np.exp(np.log(train).mean(0))  # says the same of every image
+    mean = np.exp(np.log(train).mean(0))  # predicts the same depth for every image
     guess = mean * np.median(val, axis=(1, 2), keepdims=True) / np.median(mean)
     assert (np.maximum(guess / val, val / guess) < 1.25).mean() < 0.6
 
@@ -64,7 +64,7 @@ def test_box_is_tight_around_the_drawn_shape(name):
 
 
 @pytest.mark.slow
-def test_demo_leaves_weights_picture_and_the_figures_that_it_prints(tmp_path, caplog):
+def test_demo_saves_weights_picture_and_the_figures_that_it_prints(tmp_path, caplog):
     from ultralytics.utils import LOGGER
 
     LOGGER.propagate = True
@@ -94,56 +94,71 @@ def test_demo_leaves_weights_picture_and_the_figures_that_it_prints(tmp_path, ca
         ({"val_images": 1.5}, "val_images=1.5"),
         ({"teacher_epochs": "x"}, "teacher_epochs=x"),
         ({"epochs": 0}, "epochs=0"),
-        ({"teacher": "x.pt"}, "'teacher' is no argument of the demo"),
-        ({"data": "x.yaml"}, "'data' is no argument of the demo"),
-        ({"model": "yolo26n-seg.yaml"}, "no architecture"),
-        ({"teacher_model": "yolo26s.pt"}, "no architecture"),
+        ({"teacher": "x.pt"}, "the demo takes no 'teacher'"),
+        ({"data": "x.yaml"}, "the demo takes no 'data'"),
+        ({"model": "yolo26n-seg.yaml"}, "is not the architecture"),
+        ({"teacher_model": "yolo26s.pt"}, "is not the architecture"),
         ({"kd_cls": 0, "kd_box": 0}, "all distillation weights are 0"),
         ({"lr0": "fast"}, "lr0=fast"),
     ],
 )
-def test_bad_argument_is_answered_before_anything_is_drawn(tmp_path, given, message):
+def test_bad_argument_is_an_error_before_anything_is_drawn(tmp_path, given, message):
     with pytest.raises((KDError, SyntaxError), match=message):
         run_demo({"project": str(tmp_path / "new"), **given})
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "others, expected",
+    [(0.0, 4), (0.4, 4), (1.1, 3), (2.6, 1), (4.0, 1)],  # cores that other processes use, and threads for the demo
+)
+def test_demo_trains_on_the_cores_that_other_processes_leave_idle(monkeypatch, others, expected):
+    clock = Clock(monkeypatch, cores=4)
+    callback = threads.IdleCores()
+    for _ in range(4):
+        clock.run(seconds=0.4, own=1.0, others=others)
+        callback(clock)
+    assert clock.threads == [expected]  # measured once a second
+
+
+def test_demo_takes_all_cores_again_when_other_processes_end(monkeypatch):
+    clock = Clock(monkeypatch, cores=2)
+    callback = threads.IdleCores()
+    for others in (0.0, 1.2, 0.0):
+        clock.run(seconds=1.0, own=2.0 - others, others=others)
+        callback(clock)
+    assert clock.threads == [2, 1, 2]
+
+
+def test_demo_leaves_the_threads_alone_on_a_gpu(monkeypatch):
+    clock = Clock(monkeypatch, cores=4)
+    callback = threads.IdleCores()
+    clock.device = torch.device("cuda")
+    clock.run(seconds=9.0, own=1.0, others=0.0)
+    callback(clock)
+    assert clock.threads == []
+
+
 class Clock:
-    """A trainer on the CPU, and the seconds that its steps are to take on one thread and on all."""
+    """A trainer on the CPU, with a clock and a load that the test sets."""
 
     device = torch.device("cpu")
 
-    def __init__(self, monkeypatch, one: float, all_: float):
-        self.now, self.seconds, self.threads = 0.0, (one, all_), []
-        monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    def __init__(self, monkeypatch, cores: int):
+        self.cores, self.now, self.own, self.busy, self.threads = cores, 100.0, 50.0, 0.0, []
+        self.asked = (self.now, self.busy)
+        monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
         monkeypatch.setattr(threads.torch, "set_num_threads", self.threads.append)
         monkeypatch.setattr(threads.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(threads.time, "process_time", lambda: self.own)
+        monkeypatch.setattr(threads.psutil, "cpu_percent", self.percent)
 
-    def train(self, steps: int, cores: threads.AllCores | None = None, start: bool = True) -> list[int]:
-        """Run some steps and return the numbers of threads that were chosen so far."""
-        cores = cores or threads.AllCores()
-        if start:
-            cores.on_train_start(self)
-        for _ in range(steps):
-            cores.on_train_batch_start(self)
-            self.now += self.seconds[self.threads[-1] > 1]
-            cores.on_train_batch_end(self)
-        return self.threads
+    def run(self, seconds: float, own: float, others: float) -> None:
+        """Let time pass, in which this and other processes use so many cores."""
+        self.now, self.own = self.now + seconds, self.own + own * seconds
+        self.busy += min(self.cores, own + others) * seconds
 
-
-def test_demo_uses_all_cores_while_that_is_quicker(monkeypatch):
-    assert Clock(monkeypatch, one=1.0, all_=0.6).train(50) == [1, 4]
-
-
-def test_demo_gives_up_the_other_cores_on_a_busy_machine(monkeypatch):
-    """And tries them again after 100 steps, 200 more, and so on."""
-    assert Clock(monkeypatch, one=1.0, all_=8.0).train(50) == [1, 4, 1]
-    assert Clock(monkeypatch, one=1.0, all_=8.0).train(400) == [1, 4, 1, 4, 1, 4, 1]
-
-
-def test_demo_takes_all_cores_again_when_the_machine_is_quiet_again(monkeypatch):
-    clock = Clock(monkeypatch, one=1.0, all_=8.0)
-    cores = threads.AllCores()
-    clock.train(50, cores)
-    clock.seconds = (1.0, 0.6)
-    assert clock.train(150, cores, start=False) == [1, 4, 1, 4]
+    def percent(self) -> float:
+        """Return the load of all cores since the last call, as psutil does."""
+        (then, busy), self.asked = self.asked, (self.now, self.busy)
+        return 100 * (self.busy - busy) / (self.now - then) / self.cores if self.now > then else 0.0

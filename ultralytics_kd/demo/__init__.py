@@ -1,4 +1,4 @@
-"""`yolo-kd demo`: the whole of distillation on a drawn data set, without a download."""
+"""`yolo-kd demo`: a complete distillation on a drawn data set, without a download."""
 
 from .run import DEMO_ONLY, run_demo
 
