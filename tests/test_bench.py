@@ -1,4 +1,4 @@
-"""Benches: what is compared with what, what is kept, and what the table says."""
+"""Benches: their arms, the records that they keep, and the table."""
 
 import json
 import signal
@@ -15,11 +15,11 @@ from conftest import NAMES, QUICK, draw_dataset, save_model
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
+from ultralytics_kd.bench.records import write
 from ultralytics_kd.bench.run import Bench
 from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
-from ultralytics_kd.bench.worker import write
 from ultralytics_kd.cli import main
 from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
@@ -43,7 +43,7 @@ def record(nms: float, end2end: float | None = None, seconds: float = 10.0) -> d
 
 
 # Plan -----------------------------------------------------------------------------------------------------------------
-def test_arms_without_arguments_are_the_student_alone_the_built_in_method_and_ours():
+def test_default_arms_are_the_student_alone_the_built_in_method_and_kd():
     arms = {arm.name: arm for arm in plan().arms}
     assert list(arms) == ["alone", "builtin", "kd"]
     assert arms["alone"].args == {}
@@ -67,9 +67,9 @@ def test_arms_come_as_names_json_a_dict_or_a_yaml(tmp_path):
 
 
 def test_kd_arguments_of_the_bench_reach_the_arms_with_a_teacher_and_an_arm_may_have_another():
-    arms = {a.name: a for a in plan(kd_cls=3.0, arms={"kd": {}, "own": {"kd_cls": 1.5, "teacher": "x.pt"}}).arms}
-    assert (arms["kd"].args["kd_cls"], arms["own"].args["kd_cls"]) == (3.0, 1.5)
-    assert (arms["kd"].args["teacher"], arms["own"].args["teacher"]) == ("t.pt", "x.pt")
+    arms = {a.name: a for a in plan(kd_cls=3.0, arms={"kd": {}, "other": {"kd_cls": 1.5, "teacher": "x.pt"}}).arms}
+    assert (arms["kd"].args["kd_cls"], arms["other"].args["kd_cls"]) == (3.0, 1.5)
+    assert (arms["kd"].args["teacher"], arms["other"].args["teacher"]) == ("t.pt", "x.pt")
     assert "kd_cls" not in arms["alone"].args
 
 
@@ -94,7 +94,7 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"teacher_epochs": 3}, "go together"),
         ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 0}, "whole number"),
         ({"teacher": torch.nn.Identity()}, "save the teacher"),
-        ({"arms": "alone"}, "no arm has a use for the teacher"),
+        ({"arms": "alone"}, "no arm uses the teacher"),
         ({"arms": "alone,mine"}, "arm 'mine' is unknown"),
         ({"arms": {"alone": {"kd_cls": 1.0}}}, "takes no arguments"),
         ({"arms": {"kd": {"epochs": 3}}}, "arm 'kd' sets 'epochs'"),
@@ -102,16 +102,16 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"arms": {"kd": {"kd_cls": -1}}}, "arm 'kd': 'kd_cls=-1' is an invalid value"),
         ({"arms": {"kd": {"kd_cls": 0, "kd_box": 0, "kd_feat": 0}}}, "all distillation weights are 0"),
         ({"arms": {"a/b": {"kd_cls": 1}}}, "needs a name"),
-        ({"arms": '{"kd": {'}, "no JSON"),
+        ({"arms": '{"kd": {'}, "not valid JSON"),
         ({"arms": 3}, "is invalid"),
         ({"arms": "alone,builtin", "kd_cls": 2.0}, "no arm in arms reads it"),
         ({"arms": "alone,kd", "dis": 2.0}, "no arm in arms reads it"),
         ({"task": "caption"}, "task 'caption' cannot be compared"),
         ({"model": "yolo26n-seg.yaml", "arms": {"kd": {"kd_cls_loss": "dkd"}}}, "does not suit task 'segment'"),
-        ({"model": "yolo26n-cls.yaml", "holdout": 0.2}, "folders of a classification"),
-        ({"batch": -1}, "AutoBatch"),
+        ({"model": "yolo26n-cls.yaml", "holdout": 0.2}, "a classification has folders of classes"),
+        ({"batch": -1}, "give a batch size, as AutoBatch"),
         ({"batch": 0.7}, "AutoBatch"),
-        ({"data": ["a.yaml", "b.yaml"]}, "one of it"),
+        ({"data": ["a.yaml", "b.yaml"]}, "data=... with a single value"),
         ({"holdout": 0.2, "split": "test"}, "exclude each other"),
         ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 2, "time": 1}, "exclude each other"),
         ({"seeds": 0}, "seeds=0"),
@@ -120,17 +120,17 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"holdout": 1.0}, "holdout=1.0"),
         ({"jobs": 0}, "whole number"),
         ({"seed": 1}, "seeds=3"),
-        ({"resume": True}, "goes on by itself"),
+        ({"resume": True}, "run the same command again"),
         ({"data": None}, "needs data="),
         ({"kd_cls_loss": "bckdd"}, "did you mean bckd"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_anything_is_trained(given, sentence):
+def test_what_cannot_be_compared_is_an_error_before_anything_is_trained(given, sentence):
     with pytest.raises(KDError, match=sentence):
         plan(**given)
 
 
-def test_recipes_that_are_a_whole_configuration_work_and_broken_ones_get_a_sentence(tmp_path):
+def test_whole_configurations_are_recipes_and_broken_ones_are_errors(tmp_path):
     (tmp_path / "args.yaml").write_text("mode: train\nresume: false\nseed: 0\nsave_dir: elsewhere\nepochs: 5\n")
     made = plan(cfg=str(tmp_path / "args.yaml"))
     assert made.common["epochs"] == 5 and "elsewhere" not in str(made.save_dir)
@@ -168,14 +168,14 @@ def test_holdout_of_too_few_images_is_refused(tmp_path):
 
 
 # Table ----------------------------------------------------------------------------------------------------------------
-def test_interval_is_students():
+def test_interval_is_by_students_t():
     low, high = interval([0.01, 0.02, 0.03])  # t of 0.975 with 2 degrees of freedom is 4.3027, s / sqrt(3) is 0.0057735
     assert low == pytest.approx(0.02 - 4.302653 * 0.00577350, abs=1e-7)
     assert high == pytest.approx(0.02 + 4.302653 * 0.00577350, abs=1e-7)
     assert interval([0.1]) == (None, None)
 
 
-def test_gains_are_paired_by_seed_and_heads_are_kept_apart():
+def test_gains_are_paired_by_seed_and_heads_are_separate():
     runs = [
         Run("kd", 1, record(0.45, 0.40, 15.0)),
         Run("alone", 0, record(0.30, 0.20)),
@@ -187,20 +187,20 @@ def test_gains_are_paired_by_seed_and_heads_are_kept_apart():
         ("nms", "alone"), ("nms", "kd"), ("end2end", "alone"), ("end2end", "kd")
     ]  # fmt: skip
     kd = table[1]
-    assert kd["gain"] == pytest.approx((0.05 + 0.01) / 2)  # seed 2 has no counterpart
+    assert kd["gain"] == pytest.approx((0.05 + 0.01) / 2)  # seed 2 has no run of kd
     assert kd["gap_closed"] == pytest.approx(0.03 / (0.57 - 0.37))
     assert kd["seeds"] == {0: 0.35, 1: 0.45} and kd["seconds"] == 12.5
     assert table[0]["gain"] is None and table[0]["score"] == pytest.approx((0.30 + 0.44 + 0.90) / 3)
     assert table[3]["gain"] == pytest.approx(0.15)
 
 
-def test_a_teacher_that_is_no_better_leaves_no_gap_to_close():
+def test_a_teacher_that_is_no_better_leaves_no_gap():
     runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
     row = summarize(["alone", "kd"], runs, {"kd": record(0.25)})["table"][1]
     assert row["gap_closed"] is None and row["ci_low"] is None
 
 
-def test_the_score_of_a_teacher_that_does_not_know_all_classes_makes_no_gap():
+def test_the_score_of_a_teacher_that_lacks_classes_makes_no_gap():
     runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
     row = summarize(["alone", "kd"], runs, {"kd": {**record(0.40), "unmatched": ["box"]}})["table"][1]
     assert row["gap_closed"] is None and row["gain"] == pytest.approx(0.05)
@@ -253,13 +253,13 @@ def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
     first = folder / "records/alone-0.json"
     assert first.exists() and not (folder / "records/kd-0.json").exists()
     before = first.stat().st_mtime_ns
-    time.sleep(3)  # the worker finds that its bench has gone
+    time.sleep(3)  # the worker notices that its bench has ended
     resumed = run_bench({**bench, "seeds": 1})
     assert first.stat().st_mtime_ns == before
     assert scores_of(resumed) == scores_of(whole)
     for run in ("alone-0", "kd-0"):
-        ours, theirs = weights_of(folder, run), weights_of(tmp_path / "out/whole", run)
-        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+        continued, expected = weights_of(folder, run), weights_of(tmp_path / "out/whole", run)
+        assert all(torch.equal(continued[k], expected[k]) for k in expected)
 
 
 @pytest.mark.slow
@@ -281,20 +281,20 @@ def test_a_bench_trains_its_teacher_holds_images_out_and_runs_several_at_a_time(
     assert "kd_cls" not in alone + builtin and "distill_model: /" in builtin
 
 
-def test_a_training_with_another_batch_than_asked_for_is_named(bench, tmp_path, caplog):
+def test_a_training_with_a_halved_batch_brings_a_warning(bench, tmp_path, caplog):
     made, folder = make_plan({**bench, "batch": 8}), JobFolder(tmp_path)
     comparison = Bench(made, made.common["data"], folder)
     job = comparison._student(made.arms[0], 0, {})
-    for batch, said in ((8, False), (4, True)):  # what Ultralytics makes of 8 when memory runs out
+    for batch, warned in ((8, False), (4, True)):  # Ultralytics halves 8 when memory runs out
         write(
             tmp_path / "records/alone-0.json",
             {"job": job.identity, "versions": VERSIONS, **record(0.3), "batch": batch},
         )
-        assert comparison._take(job)
-        assert ("'alone-0' was trained with batch=4 and not 8" in caplog.text) == said
+        assert comparison._add_run(job)
+        assert ("'alone-0' was trained with batch=4 instead of 8" in caplog.text) == warned
 
 
-def test_records_of_other_versions_are_named_once(tmp_path, caplog):
+def test_records_of_other_versions_bring_one_warning(tmp_path, caplog):
     folder, job = JobFolder(tmp_path), Job("kd-0", {"epochs": 2}, {})
     versions = {**VERSIONS, "torch": "1.0"}
     write(tmp_path / "records/kd-0.json", {**record(0.3), "job": job.identity, "versions": versions})
@@ -303,11 +303,11 @@ def test_records_of_other_versions_are_named_once(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_finished_runs_are_kept_as_long_as_they_are_what_is_asked_for(bench, tmp_path, capsys):
+def test_finished_runs_are_kept_while_their_arguments_are_the_same(bench, tmp_path, capsys):
     run_bench({**bench, "seeds": 1})
     record = tmp_path / "out/bench/records/kd-0.json"
     made = record.stat().st_mtime_ns
-    with pytest.raises(KDError, match="was made with epochs=2, and epochs=3 is asked for"):
+    with pytest.raises(KDError, match="was made with epochs=2, not with epochs=3"):
         run_bench({**bench, "seeds": 1, "epochs": 3})
     with pytest.raises(KDError, match=r"'kd-0'.*was made with kd_cls=.*rename the arm"):
         run_bench({**bench, "seeds": 1, "kd_cls": 9.0})
@@ -325,14 +325,14 @@ def test_a_failed_training_is_named_with_its_log_and_the_others_are_finished(ben
 
 
 @pytest.mark.slow
-def test_a_teacher_that_knows_none_of_the_classes_ends_a_bench_before_it_trains(bench, tmp_path):
+def test_a_teacher_without_any_of_the_classes_is_an_error_before_training(bench, tmp_path):
     other = save_model(tmp_path / "other.pt", names={0: "cat"})
     with pytest.raises(KDError, match="teacher-"):
         run_bench({**bench, "teacher": str(other)})
     assert not (tmp_path / "out/bench/runs").exists()
 
 
-def test_a_teacher_with_classes_in_another_order_answers_in_those_of_the_data(tmp_path):
+def test_a_teacher_with_classes_in_another_order_predicts_those_of_the_data(tmp_path):
     torch.manual_seed(0)
     straight = save_model(tmp_path / "straight.pt")
     saved = torch.load(straight, weights_only=False)
@@ -341,15 +341,15 @@ def test_a_teacher_with_classes_in_another_order_answers_in_those_of_the_data(tm
         tower[-1].bias.data = tower[-1].bias.data.flip(0)
     saved["model"].names = dict(enumerate(reversed(list(saved["model"].names.values()))))
     torch.save(saved, tmp_path / "flipped.pt")
-    images, answers = torch.rand(1, 3, 64, 64), []
+    images, predictions = torch.rand(1, 3, 64, 64), []
     for name in ("straight", "flipped"):
         teacher = open_teacher(tmp_path / f"{name}.pt")
         teacher.match(NAMES)
         model = load(str(tmp_path / f"{name}.pt"), teacher)
         assert model.names == NAMES
         with torch.no_grad():
-            answers.append(model.model(images)[0])
-    assert torch.equal(*answers) and answers[0][..., 4].max() > 0.1
+            predictions.append(model.model(images)[0])
+    assert torch.equal(*predictions) and predictions[0][..., 4].max() > 0.1
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_single_class_and_mapped_classes_are_scored(tmp_path, data):
 
 
 @pytest.mark.nightly
-def test_what_is_trained_is_not_trained_again_when_its_scores_fail(bench, tmp_path):
+def test_a_finished_training_is_not_repeated_when_its_scores_fail(bench, tmp_path):
     arms = {"kd": {}}
     run_bench({**bench, "seeds": 1, "arms": arms})
     folder = tmp_path / "out/bench"
@@ -373,8 +373,8 @@ def test_what_is_trained_is_not_trained_again_when_its_scores_fail(bench, tmp_pa
     assert (folder / "runs/kd-0/weights/best.pt").stat().st_mtime_ns == weights
 
 
-def test_one_bench_at_a_time_has_a_folder(tmp_path):
-    with JobFolder(tmp_path), pytest.raises(KDError, match="another bench is at work"), JobFolder(tmp_path):
+def test_one_bench_at_a_time_uses_a_folder(tmp_path):
+    with JobFolder(tmp_path), pytest.raises(KDError, match="another bench is running"), JobFolder(tmp_path):
         pass
     with JobFolder(tmp_path):
         pass
@@ -412,14 +412,14 @@ def test_another_task_is_compared_by_its_own_metric(tmp_path):
     assert all(row["score"] is not None for row in report["table"]) and report["teachers"]
 
 
-def test_command_line_says_what_a_bench_takes_and_what_is_wrong(caplog, tmp_path, monkeypatch):
+def test_command_line_shows_the_arguments_of_a_bench_and_errors(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for line, status, said in (
+    for line, status, message in (
         (["bench", "help"], 0, "holdout=0.0"),
         (["bench", "data=x.yaml"], 1, "a bench needs model="),
         (["bench", "seeds"], 1, "'seeds' is no 'key=value' argument of 'yolo-kd bench'"),
     ):
         caplog.clear()
         assert main(line) == status
-        assert said in caplog.text
+        assert message in caplog.text
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`yolo-kd bench`: the same student alone, with `distill_model` and distilled, over several seeds, in one table."""
+"""`yolo-kd bench`: compares the same student alone, with `distill_model` and distilled, over several seeds."""
 
 from .plan import BENCH_ONLY
 from .run import run_bench

@@ -1,4 +1,4 @@
-"""The picture of a bench."""
+"""The plot of a bench."""
 
 from __future__ import annotations
 
@@ -7,31 +7,25 @@ from typing import Any
 
 from ultralytics.utils import plt_settings
 
-
-def metric_names(report: dict[str, Any]) -> tuple[str, str]:
-    """Return what the two scores of a report are called; benches of detectors once did not say."""
-    main, second = report.get("metrics") or ("mAP50-95", "mAP50")
-    return main, second
-
-
 TITLES = {"nms": "one2many head, NMS", "end2end": "end-to-end head", "output": ""}
 
 
 @plt_settings()
-def plot_table(report: dict[str, Any], file: Path) -> None:
-    """Draw every run as a point, the mean of each arm as a line, and its teacher as a dashed one; a panel per head.
+def plot_table(table: list[dict[str, Any]], metric: str, file: Path) -> None:
+    """Draw each run as a point, the mean of each arm as a line and its teacher as a dashed line; a panel per head.
 
     Args:
-        report (dict): What `run_bench` returns.
-        file (Path): Picture to write.
+        table (list[dict]): Rows of the table, as `summarize` returns them.
+        metric (str): Name of the score.
+        file (Path): Image to write.
     """
     import matplotlib.pyplot as plt
 
-    heads = list(dict.fromkeys(row["head"] for row in report["table"]))
-    height = 1.4 + 0.45 * max(sum(r["head"] == h for r in report["table"]) for h in heads)
+    heads = list(dict.fromkeys(row["head"] for row in table))
+    height = 1.4 + 0.45 * max(sum(row["head"] == head for row in table) for head in heads)
     fig, axes = plt.subplots(1, len(heads), figsize=(6 * len(heads), height), squeeze=False, layout="constrained")
     for ax, head in zip(axes[0], heads):
-        rows = [row for row in report["table"] if row["head"] == head]
+        rows = [row for row in table if row["head"] == head]
         for y, row in enumerate(rows):
             values = list(row["seeds"].values())
             ax.plot(values, [y] * len(values), "o", alpha=0.6, color=f"C{y % 10}")
@@ -40,7 +34,7 @@ def plot_table(report: dict[str, Any], file: Path) -> None:
                 ax.plot([row["teacher"]] * 2, [y - 0.4, y + 0.4], "--", color="black", linewidth=1)
         ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_xlabel(f"{metric_names(report)[0]}, dashed: teacher")
+        ax.set_xlabel(f"{metric}, dashed: teacher")
         ax.set_title(TITLES[head])
         ax.grid(axis="x", alpha=0.3)
     fig.savefig(file, dpi=150)

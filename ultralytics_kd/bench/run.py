@@ -1,4 +1,4 @@
-"""Runs a bench: trains what is not yet recorded, a process each, and keeps the table up to date."""
+"""Runs a bench: trains every arm that has no record yet, each in a process, and keeps the table up to date."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from ..errors import KDError
 from ..model import YOLO
 from ..report.score_names import METRICS
 from ..teachers import open_teacher
+from .arms import Arm
 from .jobs import VERSIONS, Job, JobFolder
-from .plan import QUIET, Arm, Plan, make_plan
+from .plan import QUIET, Plan, make_plan
 from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
@@ -29,20 +30,26 @@ from .table import Run, save_tables, summarize, to_text
 def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Train every arm with every seed, and compare them.
 
-    Finished runs are kept in `records/`, one small JSON each: the same command goes on where it was interrupted, and
-    one with more arms or seeds adds to it. A run that was cut short starts over, so that the table is the one that an
-    uninterrupted bench would have written.
+    Finished runs are kept in `records/`, one small JSON each: the same command continues where it was interrupted, and
+    a command with more arms or seeds adds to the table. An interrupted training starts again, so that the table is the
+    same as without the interruption.
 
     Args:
         overrides (Mapping): Arguments: `arms`, `seeds`, `teacher` or `teacher_model` with `teacher_epochs`, `holdout`,
-            `jobs`, and Ultralytics' and kd arguments. kd arguments reach the arms with a teacher alone.
+            `jobs`, and Ultralytics' and kd arguments. Only arms with a teacher get the kd arguments.
 
     Returns:
-        (dict): What `bench.json` holds: "settings", "versions", "runs", "teachers" and "table".
+        (dict): The content of `bench.json`: "settings", "versions", "metrics", "runs", "teachers" and "table".
 
     Raises:
-        KDError: If the bench cannot run as asked, or a training failed; what was finished is kept.
+        KDError: If an argument is invalid or a training failed; finished runs are kept.
         SyntaxError: If an argument is unknown.
+
+    Examples:
+        >>> from ultralytics_kd.bench import run_bench
+        >>> shared = {"data": "coco8.yaml", "model": "yolo26n.yaml", "teacher": "yolo26x.pt", "epochs": 100}
+        >>> report = run_bench({**shared, "seeds": 3, "arms": {"kd": {}, "features": {"kd_feat": 1.0}}})
+        >>> [(row["arm"], row["score"], row["gain"]) for row in report["table"] if row["head"] == "end2end"]
     """
     register_arguments()
     plan = make_plan(overrides)
@@ -65,7 +72,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_models(plan: Plan) -> None:
-    """Raise if the student, or the teacher that is to be trained, is no model of the task that can be compared."""
+    """Raise if the student, or the teacher to train, is a model of another task or with an unsupported head."""
     for name, source in (("model", plan.common["model"]), ("teacher_model", plan.teacher_model)):
         if source is None:
             continue
@@ -80,15 +87,15 @@ def _check_models(plan: Plan) -> None:
 
 
 class Bench:
-    """A bench under way.
+    """A bench that is running.
 
     Attributes:
-        plan (Plan): What to do.
-        data (str): The data set, or the held-out split of it.
-        folder (JobFolder): Where it is done.
+        plan (Plan): What to train and to score.
+        data (str): The data set, or the one whose val set are its held-out images.
+        folder (JobFolder): Folder of jobs and records.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
-        failed (list[str]): What failed, and where its log is.
+        failed (list[str]): A message for each failed training, with the path of its log.
     """
 
     def __init__(self, plan: Plan, data: str, folder: JobFolder):
@@ -98,63 +105,57 @@ class Bench:
         self.failed: list[str] = []
 
     def train_teacher(self) -> str | None:
-        """Train the teacher if the plan says so, and return its weights."""
+        """Train the teacher if the plan has one to train, and return the path of its weights."""
         plan = self.plan
         if plan.teacher_model is None:
             return None
         args = {**plan.common, "model": plan.teacher_model, "epochs": plan.teacher_epochs, "seed": plan.seeds[0]}
-        record = self._one(self._training("teacher", args))
-        if not Path(record["weights"]).exists():
-            raise KDError(f"the teacher's weights are gone: {record['weights']}; restore them, or choose another name.")
-        return str(record["weights"])
+        weights = str(self._completed(self._training("teacher", args))["weights"])
+        if not Path(weights).exists():
+            raise KDError(f"the teacher's weights {weights} no longer exist: restore them, or give another name=.")
+        return weights
 
     def score_teachers(self, trained: str | None) -> dict[str, dict[str, Any]]:
-        """Score the teacher of every arm, each once, and return their paths and hashes by arm."""
-        found: dict[str, dict[str, Any]] = {}
-        files: dict[str, dict[str, Any]] = {}  # a teacher of several arms is loaded and hashed once
+        """Score the teacher of every arm, each teacher once, and return their paths and hashes by arm."""
+        by_arm: dict[str, dict[str, Any]] = {}
+        by_source: dict[str, dict[str, Any]] = {}  # to load and hash a teacher of several arms once
         for arm in self.plan.arms:
             if not arm.teacher_key:
                 continue
             source = str(arm.args[arm.teacher_key] or trained)
-            if source not in files:
+            if source not in by_source:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
                 path = _resolve(source, self.plan.task, trust)
-                files[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            teacher = found[arm.name] = files[source]
-            classes = arm.args.get("kd_classes", self.plan.classes)
-            seen = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
-            identity = self._identity({**seen, "teacher": teacher["sha256"], "kd_classes": classes})
-            matched = hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()
-            name = f"teacher-{teacher['sha256'][:12]}" + ("" if classes == "auto" else f"-{matched[:6]}")
-            work = {"args": {**self.plan.common, "data": self.data}, "weights": teacher["path"], "classes": classes}
-            self.teachers[arm.name] = self._one(Job(name, identity, work))
-        return found
+                by_source[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            by_arm[arm.name] = by_source[source]
+            self.teachers[arm.name] = self._completed(self._scoring(by_source[source], arm))
+        return by_arm
 
     def train_students(self, teachers: dict[str, dict[str, Any]]) -> None:
-        """Train every arm with every seed: all arms of one seed, then the next, so that a part can be compared."""
+        """Train every arm with one seed, then with the next, so that the first seeds can be compared early."""
         jobs = [self._student(arm, seed, teachers) for seed in self.plan.seeds for arm in self.plan.arms]
-        open_jobs = [job for job in jobs if not self._take(job)]
+        unfinished = [job for job in jobs if not self._add_run(job)]
         if self.runs:
             LOGGER.info(f"{colorstr('Bench:')} {len(self.runs)} of {len(jobs)} trainings are finished already")
         self.report()
         with ThreadPoolExecutor(self.plan.jobs) as pool:
-            pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in open_jobs}
+            pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in unfinished}
             try:
                 while pending:
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
-            finally:  # after an interruption what has begun must end, and nothing more begin
+            finally:  # after an interruption running trainings must end, and no others start
                 self.folder.stop()
 
     def _finish(self, job: Job, future: Future) -> None:
-        """Take the record of a training that has ended."""
+        """Add the record of a training that has ended to the runs and tables, or note why it failed."""
         try:
             future.result()
         except KDError as e:
             self.failed.append(str(e))
             LOGGER.error(str(e))
             return
-        self._take(job)
+        self._add_run(job)
         run = self.runs[-1]
         scores = ", ".join(f"{head} {s['score']:.4f}" for head, s in run.record["scores"].items())
         LOGGER.info(
@@ -163,7 +164,7 @@ class Bench:
         self.report()
 
     def report(self) -> dict[str, Any]:
-        """Write the tables of what is finished, and return them."""
+        """Write the tables of all finished runs, and return them."""
         plan = self.plan
         settings: dict[str, Any] = {"arms": {arm.name: arm.args for arm in plan.arms}, "seeds": plan.seeds}
         if plan.teacher_model:
@@ -184,20 +185,31 @@ class Bench:
         job = self._training(f"{arm.name}-{seed}", args)
         if arm.teacher_key:
             job.identity[arm.teacher_key] = teachers[arm.name]["sha256"]
-        return Job(job.name, job.identity, job.work, arm.name, seed)
+        return Job(job.name, job.identity, job.inputs, arm.name, seed)
 
     def _training(self, name: str, args: dict[str, Any]) -> Job:
         """Return a training."""
         place = {"data": self.data, "project": str(self.plan.save_dir / "runs"), "name": name, "exist_ok": True}
         return Job(name, self._identity(args), {"args": {**args, **place}})
 
+    def _scoring(self, teacher: dict[str, Any], arm: Arm) -> Job:
+        """Return the scoring of an arm's teacher."""
+        classes = arm.args.get("kd_classes", self.plan.classes)
+        val_args = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
+        identity = self._identity({**val_args, "teacher": teacher["sha256"], "kd_classes": classes})
+        name = f"teacher-{teacher['sha256'][:12]}"
+        if classes != "auto":
+            name += f"-{hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
+        args = {**self.plan.common, "data": self.data}
+        return Job(name, identity, {"args": args, "weights": teacher["path"], "classes": classes})
+
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Return what a result depends on: the arguments, and the data set as the user named it."""
+        """Return everything that a result depends on: the arguments, and the data set as the user named it."""
         shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout}
         return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))
 
-    def _one(self, job: Job) -> dict[str, Any]:
-        """Return the record of a job, after doing it if need be."""
+    def _completed(self, job: Job) -> dict[str, Any]:
+        """Return the record of a job; run the job if there is none."""
         if self.folder.record(job) is None:
             LOGGER.info(f"{colorstr('Bench:')} {job.name}...")
             self.folder.run(job)
@@ -205,25 +217,26 @@ class Bench:
         assert record is not None
         return record
 
-    def _take(self, job: Job) -> bool:
-        """Add a student's record to the runs, and return whether there was one."""
+    def _add_run(self, job: Job) -> bool:
+        """Add a student's record to the runs, and return whether there is one."""
         record = self.folder.record(job)
-        if record is not None:
-            assert job.arm is not None and job.seed is not None
-            self.runs.append(Run(job.arm, job.seed, record))
-            asked = self.plan.common.get("batch", DEFAULT_CFG.batch)
-            if record["batch"] != asked:  # Ultralytics halves it when a GPU's memory runs out
-                LOGGER.warning(
-                    f"'{job.name}' was trained with batch={record['batch']} and not {asked}, as memory ran out: it "
-                    "does not compare with the others. Give all arms a batch that every one has memory for."
-                )
-        return record is not None
+        if record is None:
+            return False
+        assert job.arm is not None and job.seed is not None
+        self.runs.append(Run(job.arm, job.seed, record))
+        batch = self.plan.common.get("batch", DEFAULT_CFG.batch)
+        if record["batch"] != batch:  # Ultralytics halves it when a GPU's memory runs out
+            LOGGER.warning(
+                f"'{job.name}' was trained with batch={record['batch']} instead of {batch}, as memory ran out. Its "
+                "scores are not comparable: give all arms a smaller batch=."
+            )
+        return True
 
 
 def _resolve(teacher: Any, task: str, trust: bool) -> Path:
-    """Return the local file of a teacher, downloaded if need be.
+    """Return the local file of a teacher, after a download if needed.
 
     Raises:
-        KDError: If nothing that can teach is found there.
+        KDError: If it cannot be opened as a teacher.
     """
     return Path(str(open_teacher(teacher, task, trust=trust).original.pt_path)).resolve()

@@ -1,4 +1,4 @@
-"""A part of the training images that settings are chosen by, so that the val set is left for the end."""
+"""Holds out a part of the training images to choose settings on, so that the val set stays unseen until the end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ultralytics.utils import YAML
 from ..errors import KDError
 from ..training.unlabeled import image_files
 
-PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that say where
+PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 
 
 def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
     """Split the training images of a data set, and return a data.yaml whose val set is the held-out part.
 
-    The data set's own val images are in neither part.
+    The val images of the data set are in neither part.
 
     Args:
         data (str): Data set as `data=` takes it.
         share (float): Share of the training images to hold out, greater than 0 and less than 1.
-        folder (Path): Where the lists of files and the data.yaml go.
-        seed (int): Seed of the draw.
+        folder (Path): Folder for the lists of files and the data.yaml.
+        seed (int): Seed of the random split.
 
     Raises:
         KDError: If a part would be empty.
@@ -32,7 +32,7 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
     files = image_files(dataset["train"])
     count = round(share * len(files))
     if not 0 < count < len(files):
-        raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty.")
+        raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty: give another share.")
     random.Random(seed).shuffle(files)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("val", files[:count]), ("train", files[count:])):

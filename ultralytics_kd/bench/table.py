@@ -1,4 +1,4 @@
-"""From records to the table of a bench, and its files."""
+"""The table of a bench: computed from records, as text and as files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scipy import stats
 
 from ..errors import printable
 from ..report.score_names import ONE
-from .plan import ALONE
-from .plot import metric_names, plot_table
+from .arms import ALONE
+from .plot import plot_table
+from .records import TRAINING
 
 CONFIDENCE = 0.95
-MARKUP = "\\|<[`$"  # what begins something in Markdown
-TRAINED = ("seconds", "epochs", "batch")  # what a record says of its training
+MARKUP = "\\|<[`$"  # characters that have a meaning in Markdown
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Run:
     """One finished student.
 
     Attributes:
-        arm (str): Its arm.
-        seed (int): Its seed.
-        record (dict[str, Any]): What the worker left.
+        arm (str): Name of the arm.
+        seed (int): Seed of the training.
+        record (dict[str, Any]): Record of the training.
     """
 
     arm: str
@@ -36,74 +36,74 @@ class Run:
 
 
 def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return runs, teachers and one row per arm and head.
+    """Return the table with one row per arm and head, and the rows of runs and teachers.
 
     Args:
-        arms (list[str]): Arms in the table's order.
+        arms (list[str]): Names of arms, in the order of the table.
         runs (list[Run]): Finished students, in any order.
-        teachers (dict[str, dict]): Teacher's record by arm.
+        teachers (dict[str, dict]): Record of the teacher by arm.
 
     Returns:
         (dict): "runs" and "teachers" as flat rows, and "table". In a row of the table, `gain` is the mean difference to
-            `alone` over the seeds that both have, `ci_low` and `ci_high` its 95% interval by Student's t (none with
-            fewer than two), and `gap_closed` that gain over what the same runs of `alone` lack of the teacher's score.
+            `alone` over the seeds that both have. `ci_low` and `ci_high` are its 95% interval by Student's t, None with
+            fewer than two seeds. `gap_closed` is the gain divided by the teacher's lead over the same runs of `alone`.
     """
     order = {name: i for i, name in enumerate(arms)}
     runs = sorted(runs, key=lambda r: (order[r.arm], r.seed))
     flat = [
-        {"arm": r.arm, "seed": r.seed, "head": head, **scores, **{k: r.record[k] for k in TRAINED}}
+        {"arm": r.arm, "seed": r.seed, "head": head, **scores, **{k: r.record[k] for k in TRAINING}}
         for r in runs
         for head, scores in r.record["scores"].items()
     ]
-    taught = [
+    scored = [
         {"arm": arm, "head": head, **scores, "parameters": record["parameters"], "unmatched": record["unmatched"]}
         for arm, record in teachers.items()
         for head, scores in record["scores"].items()
     ]
-    # The score of a teacher that does not know all classes has zeros in it, which make a gap meaningless
-    targets = {(t["arm"], t["head"]): t["score"] for t in taught if not t["unmatched"]}
-    frame, there = pl.DataFrame(flat), {(r["head"], r["arm"]) for r in flat}
+    # The score of a teacher that lacks classes averages zeros for these, which makes the gap meaningless
+    targets = {(t["arm"], t["head"]): t["score"] for t in scored if not t["unmatched"]}
+    frame, finished = pl.DataFrame(flat), {(r["head"], r["arm"]) for r in flat}
     table = [
         _row(frame, arm, head, targets.get((arm, head), targets.get((arm, ONE))))
         for head in dict.fromkeys(r["head"] for r in flat)
         for arm in arms
-        if (head, arm) in there
+        if (head, arm) in finished
     ]
-    return {"table": table, "teachers": taught, "runs": flat}
+    return {"table": table, "teachers": scored, "runs": flat}
 
 
 def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict[str, Any]:
     """Return the row of one arm and head."""
     runs = runs.filter(pl.col("head") == head)
-    own, alone = (runs.filter(pl.col("arm") == name) for name in (arm, ALONE))
-    pairs = own.join(alone, on="seed", suffix="_alone")
+    of_arm, alone = (runs.filter(pl.col("arm") == name) for name in (arm, ALONE))
+    pairs = of_arm.join(alone, on="seed", suffix="_alone")
     gains = (pairs["score"] - pairs["score_alone"]).to_list() if arm != ALONE else []
     gain = float(pl.Series(gains).mean()) if gains else None  # type: ignore[arg-type]
-    missing = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
+    gap = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
     low, high = interval(gains)
     return {
         "head": head,
         "arm": arm,
-        "runs": own.height,
-        "score": own["score"].mean(),
-        "std": own["score"].std() if own.height > 1 else None,
-        "second": own["second"].mean(),
+        "runs": of_arm.height,
+        "score": of_arm["score"].mean(),
+        "std": of_arm["score"].std() if of_arm.height > 1 else None,
+        "second": of_arm["second"].mean(),
         "gain": gain,
         "ci_low": low,
         "ci_high": high,
         "teacher": teacher,
-        "gap_closed": gain / missing if gain is not None and missing and missing > 0 else None,
-        "seconds": own["seconds"].mean(),
-        "seeds": dict(zip(own["seed"].to_list(), own["score"].to_list())),
+        "gap_closed": gain / gap if gain is not None and gap and gap > 0 else None,
+        "seconds": of_arm["seconds"].mean(),
+        "seeds": dict(zip(of_arm["seed"].to_list(), of_arm["score"].to_list())),
     }
 
 
 def interval(gains: list[float], confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
-    """Return the confidence interval of the mean of paired differences, by Student's t; none for fewer than two.
+    """Return the confidence interval of the mean of paired differences by Student's t; None, None for fewer than two.
 
     Args:
         gains (list[float]): Differences, one per seed.
-        confidence (float): Its probability.
+        confidence (float): Probability of the interval.
     """
     if len(gains) < 2:
         return None, None
@@ -117,8 +117,8 @@ def save_tables(report: dict[str, Any], folder: Path) -> None:
     """Write bench.json, bench.csv, bench.md and bench.png.
 
     Args:
-        report (dict): What `run_bench` returns.
-        folder (Path): Where to.
+        report (dict): Report, as `run_bench` returns it.
+        folder (Path): Folder for the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
@@ -127,19 +127,25 @@ def save_tables(report: dict[str, Any], folder: Path) -> None:
     rows = [{**{k: v for k, v in r.items() if k != "seeds"}, **_seed_columns(r)} for r in report["table"]]
     pl.DataFrame(rows, infer_schema_length=None).write_csv(folder / "bench.csv", float_precision=5)
     (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")
-    plot_table(report, folder / "bench.png")
+    plot_table(report["table"], metric_names(report)[0], folder / "bench.png")
+
+
+def metric_names(report: dict[str, Any]) -> tuple[str, str]:
+    """Return the names of the two scores in a report; early reports, all of detectors, do not have them."""
+    main, second = report.get("metrics") or ("mAP50-95", "mAP50")
+    return main, second
 
 
 def _seed_columns(row: dict[str, Any]) -> dict[str, float]:
-    """Return the scores of a row as a column per seed."""
+    """Return the scores of a row, one column per seed."""
     return {f"seed_{seed}": value for seed, value in row["seeds"].items()}
 
 
 def cells(report: dict[str, Any]) -> list[list[str]]:
-    """Return the table as text, title first."""
+    """Return the cells of the table as text, the header first."""
     main, second = metric_names(report)
-    title = ["head", "arm", "runs", main, "per seed", "gain over alone (95% CI)", "gap closed", second, "time"]
-    lines = [title]
+    header = ["head", "arm", "runs", main, "per seed", "gain over alone (95% CI)", "gap closed", second, "time"]
+    lines = [header]
     for head in dict.fromkeys(row["head"] for row in report["table"]):
         rows = [row for row in report["table"] if row["head"] == head]
         alone = next((r["seconds"] for r in rows if r["arm"] == ALONE), None)
@@ -153,7 +159,7 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
-    """Return one arm's row as text."""
+    """Return the cells of one row as text."""
     ratio = f" ({row['seconds'] / alone:.2f}x)" if alone and row["arm"] != ALONE else ""
     return [
         row["head"],
@@ -169,12 +175,12 @@ def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
 
 
 def score_text(row: dict[str, Any], digits: int = 4) -> str:
-    """Return the mean score of a row, and its standard deviation if it has one."""
+    """Return the mean score of a row as text, with its standard deviation if it has one."""
     return f"{row['score']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
 
 
 def gain_text(row: dict[str, Any], digits: int = 4) -> str:
-    """Return the gain of a row, and its interval if it has one."""
+    """Return the gain of a row as text, with its interval if it has one."""
     gain = "" if row["gain"] is None else f"{row['gain']:+.{digits}f}"
     return gain if row["ci_low"] is None else f"{gain} ({row['ci_low']:+.{digits}f} to {row['ci_high']:+.{digits}f})"
 
@@ -185,13 +191,13 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """Return lines of cells, title first, as a Markdown table."""
-    title, *rows = [[_cell(text) for text in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (title, ["---"] * len(title), *rows)) + "\n"
+    """Return lines of cells, the header first, as a Markdown table."""
+    header, *rows = [[_cell(text) for text in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 def _cell(text: str) -> str:
-    """Return text that stays in its cell, and is no markup in it."""
+    """Return a text with Markdown escaped, in one line."""
     return "".join(f"\\{c}" if c in MARKUP else c for c in printable(text))
 
 
