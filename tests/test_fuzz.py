@@ -34,8 +34,8 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics_kd import cli
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import BENCH_ONLY, make_plan
+from ultralytics_kd.bench.records import read_note
 from ultralytics_kd.bench.table import Run, markdown, summarize, to_markdown
-from ultralytics_kd.bench.worker import read_note
 from ultralytics_kd.cache import build as cache_build
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.build import make_cache
