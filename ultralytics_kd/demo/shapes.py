@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from ultralytics.utils import YAML
 
-Outline = list[np.ndarray]  # closed contours with shape (N, 2), the outer one first, then the holes in it
+Outline = list[np.ndarray]  # closed contours with shape (N, 2), the outer one first, then its holes
 
-MIN_VISIBLE = 0.35  # an object that later ones cover beyond this share loses its label: nobody could name it
+MIN_VISIBLE = 0.35  # an object with a smaller visible share gets no label: it cannot be recognised
 SIZE_RANGE = (0.12, 0.7)  # longer side of an object's box as a share of the image side
 OBJECTS_PER_IMAGE = (2, 6)
 SUBPIXEL_BITS = 4  # OpenCV takes contours in 1/16 pixel
@@ -30,9 +30,9 @@ def _disc(reach: float = 1.0, center: tuple[float, float] = (0.0, 0.0)) -> np.nd
     return _polygon(64, reach, center)
 
 
-# Contours of each class's shape: the outer one, then its holes, which show what lies below. Three classes share each
-# body and differ in small holes alone, which small, blurred or covered objects barely show: a stronger detector has
-# something to know better, and degrees of likeness to teach.
+# Contours of each class: the outer one, then its holes. Three classes share each body and differ only in small holes,
+# which are hard to see in small, blurred or covered objects. This leaves room for a stronger detector to be better, and
+# its probabilities show how much the classes look alike.
 SHAPES: dict[str, list[np.ndarray]] = {
     "disc": [_disc()],
     "washer": [_disc(), _disc(0.42)],
@@ -52,7 +52,7 @@ class Scene:
         image (np.ndarray): Square BGR image, uint8.
         cls (np.ndarray): Class ids with shape (N,).
         boxes (np.ndarray): Boxes in pixels, xyxy, with shape (N, 4).
-        outlines (list[Outline]): Outlines in pixels, those painted later on top.
+        outlines (list[Outline]): Outlines in pixels, from the bottom to the top object.
     """
 
     image: np.ndarray
@@ -69,7 +69,7 @@ def shape_outline(name: str, center: np.ndarray, side: float, angle: float, aspe
         center (np.ndarray): Centre of the shape's box in pixels, xy.
         side (float): Longer side of the shape's box in pixels.
         angle (float): Rotation in radians.
-        aspect (float): Stretch along one of the shape's own axes, applied before the rotation.
+        aspect (float): Stretch along one axis of the shape, before the rotation.
 
     Returns:
         (Outline): Closed contours in pixels, the outer one first.
@@ -92,14 +92,14 @@ def _subpixel(outline: Outline) -> Outline:
 
 
 def _fill_mask(outline: Outline, size: int) -> np.ndarray:
-    """Return how far an outline covers each pixel of a square image, 0 to 1."""
+    """Return the share of each pixel that an outline covers, in a square image."""
     mask = np.zeros((size, size), np.uint8)
     cv2.fillPoly(mask, _subpixel(outline), 255, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask.astype(np.float32) / 255
 
 
 def _blend(image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
-    """Paint a colour (or an image of colours) over the image in place, as opaque as the mask says."""
+    """Blend a colour (or an image of colours) into the image in place; the mask is its opacity, 0 to 1."""
     image += mask[..., None] * (color.astype(np.float32) - image)
 
 
@@ -110,7 +110,7 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return a slope in a random direction, -1 to 1 at most, with shape (size, size, 1)."""
+    """Return a linear gradient in a random direction, within -1 to 1, with shape (size, size, 1)."""
     direction = rng.uniform(0, 2 * np.pi)
     steps = np.linspace(-0.7, 0.7, size, dtype=np.float32)
     return (steps * np.cos(direction) + steps[:, None] * np.sin(direction))[..., None].astype(np.float32)
@@ -124,7 +124,7 @@ def _contrasting(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return a float BGR background: a base colour, a slope of light, stripes and noise of several grains."""
+    """Return a float BGR background: a base colour with a gradient, stripes and noise at several scales."""
     image = np.tile(rng.uniform(60, 190, 3).astype(np.float32), (size, size, 1))
     image += _ramp(rng, size) * rng.uniform(0, 35)
     if rng.random() < 0.5:
@@ -153,21 +153,21 @@ def _add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> Non
             cv2.fillPoly(
                 mask, _subpixel([p + rng.uniform(-0.15, 0.15, (3, 2)) * size]), 255, cv2.LINE_AA, SUBPIXEL_BITS
             )
-        else:  # it fades out, which tells it from a disc
+        else:  # a blob fades out at its rim, a disc does not
             x, y = np.arange(size) - p[0], np.arange(size)[:, None] - p[1]
             mask = 255 * np.exp(-(x**2 + y**2) / (2 * (rng.uniform(0.03, 0.12) * size) ** 2))
         _blend(image, mask.astype(np.float32) * (0.85 / 255), _contrasting(rng, image.mean(axis=(0, 1))))
 
 
 def _typical_color(rng: np.random.Generator, cls: int) -> np.ndarray:
-    """Return a colour that is likely for a class: hues of neighbouring classes overlap, so that colour is a hint."""
+    """Return a typical colour of a class; hues of neighbouring classes overlap, so that colour is only a hint."""
     hue = (cls * 180 / len(CLASS_NAMES) + rng.normal(0, 12)) % 180
     pixel = np.array([[[hue, rng.uniform(90, 220), rng.uniform(110, 250)]]]).astype(np.uint8)
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: Outline, cls: int) -> None:
-    """Paint one object, shaded, grained and sometimes rimmed, over the image in place."""
+    """Paint one object into the image in place, with shading, grain and sometimes a rim."""
     size = image.shape[0]
     color = _typical_color(rng, cls)
     _blend(
@@ -181,7 +181,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outlin
 
 
 def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Return the image as a poor camera would take it: blurred, flat, dim or bright, noisy; as uint8."""
+    """Return the image as uint8, as from a poor camera: blurred, of other contrast and brightness, noisy."""
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
     mean = image.mean()
     image = (image - mean) * rng.uniform(0.65, 1.15) + mean + rng.uniform(-30, 30)
@@ -200,7 +200,7 @@ def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = O
         objects (tuple[int, int]): Least and most objects.
 
     Returns:
-        (Scene): The image, and the labels of the objects that can be seen.
+        (Scene): The image, and the labels of its visible objects.
     """
     image = _background(rng, size)
     _add_clutter(rng, image, int(rng.integers(2, 7)))
@@ -216,12 +216,12 @@ def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = O
         _paint(rng, image, masks[-1], outlines[-1], cls[-1])
     _add_clutter(rng, image, int(rng.integers(0, 3)))
 
-    bare, seen = np.ones_like(masks[0]), []
+    uncovered, visible = np.ones_like(masks[0]), []
     for mask in reversed(masks):  # the last one painted lies on top
-        seen.append((mask * bare).sum() / mask.sum() >= MIN_VISIBLE)
-        bare *= 1 - mask
-    keep = np.array(seen[::-1])
-    kept = [o for o, visible in zip(outlines, keep) if visible]
+        visible.append((mask * uncovered).sum() / mask.sum() >= MIN_VISIBLE)
+        uncovered *= 1 - mask
+    keep = np.array(visible[::-1])
+    kept = [outline for outline, seen in zip(outlines, keep) if seen]
     return Scene(_degrade(rng, image), np.array(cls)[keep], np.array([outline_box(o) for o in outlines])[keep], kept)
 
 
@@ -250,7 +250,7 @@ def draw_dataset(root: Path, train_images: int, val_images: int, size: int, seed
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            # Random numbers of its own for each image: drawing more of them changes neither these nor the other split
+            # Each image has its own generator: drawing more images changes neither these nor the other split
             scene = draw_scene(np.random.default_rng((seed, stream, i)), size)
             cv2.imwrite(str(images / f"{i:05}.png"), scene.image)
             (labels / f"{i:05}.txt").write_text(_label_lines(scene), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Draws data sets for every task from the demo's scenes, each in the form that Ultralytics reads."""
+"""Draws data sets for every task from the demo's scenes, in the formats that Ultralytics reads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from ultralytics.utils import YAML
 
 from .shapes import CLASS_NAMES, Scene, draw_dataset, draw_scene
 
-POINTS = ("top", "right", "bottom", "left", "middle")  # keypoints of an object, as the image shows it
-FLIPPED = (0, 3, 2, 1, 4)  # what they are in the mirror image
+POINTS = (
+    "top",
+    "right",
+    "bottom",
+    "left",
+    "middle",
+)  # keypoints: extreme points in the image, and the middle
+FLIPPED = (0, 3, 2, 1, 4)  # index of each keypoint in the mirrored image
 NEAR, FAR = 1.0, 12.0  # metres: the nearest object of a depth scene, and the farthest wall
 OUTLINE_POINTS = 32
 
@@ -32,7 +38,7 @@ def draw_task_dataset(root: Path, task: str, train_images: int, val_images: int,
         seed (int): The same seed draws the same data set.
 
     Returns:
-        (Path): What `data=` takes: the data.yaml, or the folder of a classification.
+        (Path): Value for `data=`: the data.yaml, or the folder of a classification.
     """
     if task == "detect":
         return draw_dataset(root, train_images, val_images, size, seed)
@@ -53,7 +59,7 @@ def draw_task_dataset(root: Path, task: str, train_images: int, val_images: int,
 
 
 def _write(file: Path, content: np.ndarray | str) -> None:
-    """Write an image or a text, and the folders above it."""
+    """Write an image or a text, and make its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         file.write_text(content, encoding="utf-8")
@@ -61,8 +67,8 @@ def _write(file: Path, content: np.ndarray | str) -> None:
         cv2.imwrite(str(file), content)
 
 
-def _labelled(rows: Callable[[Scene], list[np.ndarray]]) -> Callable[..., None]:
-    """Return what writes a scene with a label file of a class and numbers for each object."""
+def _label_writer(rows: Callable[[Scene], list[np.ndarray]]) -> Callable[..., None]:
+    """Return a function that writes a scene and its label file: class and numbers of each object, a line each."""
 
     def write(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
         """Draw and write one image."""
@@ -77,16 +83,16 @@ def _labelled(rows: Callable[[Scene], list[np.ndarray]]) -> Callable[..., None]:
 def _polygons(scene: Scene) -> list[np.ndarray]:
     """Return the outer contour of every object as shares of the image."""
     size = scene.image.shape[0]
-    return [_thinned(outline[0] / size).clip(0, 1).reshape(-1) for outline in scene.outlines]
+    return [_thin(outline[0] / size).clip(0, 1).reshape(-1) for outline in scene.outlines]
 
 
-def _thinned(contour: np.ndarray) -> np.ndarray:
-    """Return a contour of at most so many points."""
+def _thin(contour: np.ndarray) -> np.ndarray:
+    """Return a contour with every n-th point only, if it has more than `OUTLINE_POINTS`."""
     return contour if len(contour) <= OUTLINE_POINTS else contour[:: len(contour) // OUTLINE_POINTS]
 
 
-def _turned_boxes(scene: Scene) -> list[np.ndarray]:
-    """Return the corners of the smallest turned box around every object as shares of the image."""
+def _rotated_boxes(scene: Scene) -> list[np.ndarray]:
+    """Return the corners of the smallest rotated box around every object as shares of the image."""
     size = scene.image.shape[0]
     boxes = [cv2.boxPoints(cv2.minAreaRect(outline[0].astype(np.float32))) for outline in scene.outlines]
     return [(corners / size).clip(0, 1).reshape(-1) for corners in boxes]
@@ -101,36 +107,36 @@ def _keypoints(scene: Scene) -> list[np.ndarray]:
         ends = [contour[i] for i in (y.argmin(), x.argmax(), y.argmax(), x.argmin())]
         points = np.array([*ends, contour.mean(0)]).clip(0, 1)
         low, high = box[:2], box[2:]
-        seen = np.full((len(points), 1), 2.0)
-        rows.append(np.concatenate(((low + high) / 2, high - low, np.concatenate((points, seen), 1).reshape(-1))))
+        visible = np.full((len(points), 1), 2.0)
+        rows.append(np.concatenate(((low + high) / 2, high - low, np.concatenate((points, visible), 1).reshape(-1))))
     return rows
 
 
-def _classified(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
+def _write_classified(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
     """Draw one object and write its image to the folder of its class."""
     scene = draw_scene(rng, size, (1, 1))
     _write(root / split / CLASS_NAMES[scene.cls[0]] / f"{name}.png", scene.image)
 
 
-def _with_depth(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
-    """Draw balls on a floor in front of a wall, hazier the farther they are, and write image and depth.
+def _write_depth(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
+    """Draw balls on a floor in front of a wall, with haze that grows with distance, and write image and depth.
 
-    Height and tilt of the camera, the distance of the wall and the balls are drawn anew for every image, as where a
-    pixel lies in the image must not tell how far it is: with a floor that is the same everywhere, the mean depth of the
-    training images scores delta1 = 0.88 without a look at the image.
+    Height and tilt of the camera, the wall and the balls are random in every image, so that the place of a pixel does
+    not predict its depth: if all images had the same floor, the mean depth of the training images would score a delta1
+    of 0.88.
     """
     wall, height, horizon = rng.uniform(FAR / 3, FAR), rng.uniform(0.5, 1.5), rng.uniform(0.05, 0.6) * size
-    below = np.arange(size, dtype=np.float32)[:, None] + 0.5 - horizon  # rows under the horizon; focal length = size
+    below = np.arange(size, dtype=np.float32)[:, None] + 0.5 - horizon  # rows below the horizon; focal length = size
     floor = height * size / below.clip(min=1e-3)
     depth = np.repeat(floor.clip(NEAR / 2, wall).astype(np.float32), size, axis=1)
     across = (np.arange(size, dtype=np.float32)[None] - size / 2) * depth / size  # metres
     image = np.tile(rng.uniform(60, 190, 3).astype(np.float32), (size, size, 1))
     image[(floor > wall)[:, 0]] = rng.uniform(60, 190, 3)
-    tiles = np.sin(across * rng.uniform(3, 6)) * np.sin(depth * rng.uniform(3, 6))  # alike for the wall, as boards
+    tiles = np.sin(across * rng.uniform(3, 6)) * np.sin(depth * rng.uniform(3, 6))  # on the wall too, as boards
     image += (tiles * rng.uniform(10, 30))[..., None]
     for distance in np.sort(rng.uniform(NEAR, wall, int(rng.integers(2, 6))))[::-1]:  # the nearest is painted last
         radius = size * rng.uniform(0.3, 0.45) / distance
-        x, y = rng.uniform(0.1, 0.9) * size, horizon + height * size / distance - radius  # where it stands on the floor
+        x, y = rng.uniform(0.1, 0.9) * size, horizon + height * size / distance - radius  # it stands on the floor
         inside = (np.arange(size)[None] - x) ** 2 + (np.arange(size)[:, None] - y) ** 2 < radius**2
         image[inside] = rng.uniform(20, 235, 3)
         depth[inside] = distance
@@ -141,10 +147,10 @@ def _with_depth(root: Path, split: str, name: str, rng: np.random.Generator, siz
 
 
 WRITERS: dict[str, Callable[..., None]] = {
-    "segment": _labelled(_polygons),
-    "pose": _labelled(_keypoints),
-    "obb": _labelled(_turned_boxes),
-    "semantic": _labelled(_polygons),
-    "classify": _classified,
-    "depth": _with_depth,
+    "segment": _label_writer(_polygons),
+    "pose": _label_writer(_keypoints),
+    "obb": _label_writer(_rotated_boxes),
+    "semantic": _label_writer(_polygons),
+    "classify": _write_classified,
+    "depth": _write_depth,
 }
