@@ -1,10 +1,10 @@
-"""How far a run that was interrupted and resumed ends from one that was not, beside Ultralytics without a teacher.
+"""Compares resumed runs with uninterrupted ones, with a teacher and without.
 
     python examples/reliability/resumed.py data=bccd/data.yaml teacher=best.pt [epochs=24 seeds=3 imgsz=160 device=cpu]
 
-Ultralytics' checkpoints hold the moving average in half precision and begin with it again, so that no resumed run ends
-with the very weights of one that was not interrupted. What matters is that a teacher makes this no worse. Every run is
-cut after half of its epochs: the checkpoint of that moment is copied and resumed in a folder of its own.
+Ultralytics' checkpoints hold the moving average of the weights in half precision, and a resumed run starts from it. So
+no resumed run ends with exactly the weights of an uninterrupted one. A teacher must not make this difference larger.
+The checkpoint in the middle of each run is copied and resumed in another folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCORE = "metrics/mAP50-95(B)"
 
 
 def run(args: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Train, resume the copy from the middle, and return the score of both."""
+    """Train, resume from the checkpoint in the middle, and return the scores of both runs."""
     last = folder / "resumed" / "weights" / "last.pt"
     last.parent.mkdir(parents=True)
 
@@ -46,17 +46,17 @@ def main(given: dict[str, Any]) -> None:
     seeds, out = given.pop("seeds", 3), given.pop("out", "")
     teacher, arms = given.pop("teacher"), {}
     common = {"epochs": 24, "imgsz": 160, "batch": 16, "optimizer": "AdamW", "lr0": 0.002, "plots": False, **given}
-    for arm, more in {"plain": {}, "distilled": {"teacher": teacher}}.items():
+    for arm, arm_args in {"plain": {}, "distilled": {"teacher": teacher}}.items():
         arms[arm] = []
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             with tempfile.TemporaryDirectory() as folder:
-                arms[arm].append(run({**common, **more, "seed": seed}, Path(folder)))
+                arms[arm].append(run({**common, **arm_args, "seed": seed}, Path(folder)))
     print("\n| | uninterrupted | resumed | mean difference | largest |\n| --- | --- | --- | --- | --- |")
     for arm, pairs in arms.items():
         whole, resumed = ([pair[name] for pair in pairs] for name in ("whole", "resumed"))
-        apart = [b - a for a, b in zip(whole, resumed)]
-        means = f"{statistics.mean(whole):.4f} | {statistics.mean(resumed):.4f} | {statistics.mean(apart):+.4f}"
-        print(f"| {arm} | {means} | {max(map(abs, apart)):.4f} |")
+        differences = [b - a for a, b in zip(whole, resumed)]
+        means = f"{statistics.mean(whole):.4f} | {statistics.mean(resumed):.4f} | {statistics.mean(differences):+.4f}"
+        print(f"| {arm} | {means} | {max(map(abs, differences)):.4f} |")
     if out:
         Path(out).write_text(json.dumps({"args": {**common, "teacher": teacher}, "scores": arms}, indent=1))
 

@@ -1,10 +1,10 @@
-"""How often a NMS-free head says the same object twice: counted on the val images of a data set.
+"""Counts how often an NMS-free head detects the same object twice, on the val images of a data set.
 
     python examples/study/duplicates.py FOLDER/data.yaml RUNS/STAGE
 
-`study.py` does it for stages with `duplicates: true`. Every detection of the end-to-end head that is at least 0.25 sure
-and overlaps a surer one of its class by more than half counts as a duplicate. The students of a bench are counted by
-arm and by seed; `duplicates.json` beside its table has the detections and the duplicates per image.
+`study.py` does this for stages with `duplicates: true`. A detection of the end-to-end head is a duplicate if its
+confidence is 0.25 or more and its IoU with a more confident detection of its class is above 0.5. The counts are per
+image, for each student of a bench by arm and seed; `duplicates.json` beside the table holds them.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ CONF, IOU = 0.25, 0.5
 
 
 def count_model(weights: Path, images: list[str], imgsz: int) -> dict[str, float]:
-    """Return the detections and duplicates per image that a model's end-to-end head leaves.
+    """Return the detections and duplicates per image of a model's end-to-end head.
 
     Args:
-        weights (Path): Checkpoint with such a head.
+        weights (Path): Checkpoint of a model with this head.
         images (list[str]): Image files.
         imgsz (int): Image size in pixels.
     """
-    found = YOLO(weights).predict(images, imgsz=imgsz, conf=CONF, nms=False, stream=True, verbose=False)
-    counts = [(len(result.boxes), count(result.boxes)) for result in found]
+    results = YOLO(weights).predict(images, imgsz=imgsz, conf=CONF, nms=False, stream=True, verbose=False)
+    counts = [(len(result.boxes), count(result.boxes)) for result in results]
     return {name: sum(n) / len(images) for name, n in zip(("detections", "duplicates"), zip(*counts))}
 
 
 def count(boxes: Boxes) -> int:
-    """Return how many detections of an image overlap a surer one of their class."""
+    """Return how many detections of an image overlap a more confident one of their class."""
     order = boxes.conf.argsort(descending=True)
     overlap = box_iou(boxes.xyxy[order], boxes.xyxy[order]).triu(diagonal=1)
-    same = boxes.cls[order][:, None] == boxes.cls[order][None]
-    return int(((overlap > IOU) & same).any(0).sum())
+    same_class = boxes.cls[order][:, None] == boxes.cls[order][None]
+    return int(((overlap > IOU) & same_class).any(0).sum())
 
 
 def count_bench(data: str, bench: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return both counts by arm and seed of a finished bench, and write them beside its table.
+    """Return the counts of a finished bench by arm and seed, and write them beside its table.
 
     Args:
         data (str): Path of the data.yaml.

@@ -1,12 +1,12 @@
-"""The measurements behind the default weights, and the ones that the README shows: `yolo-kd bench`, stage by stage.
+"""Measures what the default weights were chosen by and what the README shows: `yolo-kd bench`, stage by stage.
 
-    python examples/study/study.py FOLDER [STAGE ...]     all stages, or those named; run again to go on
+    python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
 (2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). The
-`tune-` stages choose settings: they train on 80% of the training images and score on the other 20%. The `final-` stages
-train on all of them and read the val sets, once. Each leaves its table and the record of every run in `results/STAGE`;
-`results/summary.md` has all tables in one, and the main README shows them.
+`tune-` stages are for choosing settings: they train on 80% of the training images and score on the other 20%. The
+`final-` stages train on all training images and score on the val sets, once. Each stage saves its table and the record
+of every run in `results/STAGE`. `results/summary.md` has all tables in one, and the main README shows them.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from ultralytics_kd.bench.table import gain_text, markdown, score_text
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.training.unlabeled import image_files
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+STUDY = Path(__file__).resolve().parent
+RESULTS = STUDY / "results"
 TABLES = ("bench.json", "bench.csv", "bench.md", "duplicates.json", "records/*.json")
 COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
-SETS = ("final-bccd", "final-helmet")  # whose mean is told
-README = HERE.parents[1] / "README.md"
-# Which stages the README shows under which heading; the first that fits
+SETS = ("final-bccd", "final-helmet")  # stages for which the summary has a mean
+README = STUDY.parents[1] / "README.md"
+# Pattern of the stages that the README shows under a heading; a stage belongs to the first one that matches
 SECTIONS = {"## Tasks": "task-*", "### Images without labels": "few-labels", "## Results": "*"}
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
 
 def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
-    """Run one stage of stages.yaml, and keep its table.
+    """Run one stage of stages.yaml, and save its table.
 
     Args:
         name (str): Name of the stage.
         data (Path): Folder of the data sets.
-        runs (Path): Where weights go.
+        runs (Path): Folder for the runs.
     """
-    stages = YAML.load(HERE / "stages.yaml")
+    stages = YAML.load(STUDY / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
     arguments["data"] = find_data(arguments["data"], data, runs)
     if "labeled" in arguments:
@@ -59,25 +59,25 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
         for arm in arguments["arms"].values():
             if arm.get("kd_unlabeled") == "rest":
                 arm["kd_unlabeled"] = unlabeled
-    for given in (arguments, *arguments["arms"].values()):
+    for args in (arguments, *arguments["arms"].values()):
         for key in ("model", "teacher"):
-            if str(given.get(key, "")).endswith(".pt"):  # of an earlier stage
-                given[key] = str(runs / given[key])
-    count = arguments.pop("duplicates", False)
+            if str(args.get(key, "")).endswith(".pt"):  # weights of an earlier stage
+                args[key] = str(runs / args[key])
+    counts_duplicates = arguments.pop("duplicates", False)
     report = run_bench({**arguments, "project": str(runs), "name": name})
-    if count:
+    if counts_duplicates:
         count_bench(arguments["data"], runs / name)
     keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
 
 
 def find_data(name: str, data: Path, runs: Path) -> str:
-    """Return what `data=` takes; `drawn/TASK` is drawn and `coco128-seg` renumbered if it is not there yet.
+    """Return the value for `data=`, after `drawn/TASK` is drawn or `coco128-seg` is renumbered if needed.
 
     Args:
-        name (str): A stage's `data`.
+        name (str): The `data` of a stage.
         data (Path): Folder of the data sets.
-        runs (Path): Where drawn and renumbered ones go.
+        runs (Path): Folder for drawn and renumbered data sets.
     """
     if name == "coco128-seg":
         return renumber(data / name, runs / name)
@@ -85,22 +85,22 @@ def find_data(name: str, data: Path, runs: Path) -> str:
     if kind != "drawn":
         return str(data / name / "data.yaml")
     root = runs / "drawn" / task
-    made = root if task == "classify" else root / "data.yaml"
+    drawn = root if task == "classify" else root / "data.yaml"
     if not (root / "complete").exists():
         draw_task_dataset(root, task, *DRAWN, 96)
         (root / "complete").touch()
-    return str(made)
+    return str(drawn)
 
 
 def renumber(source: Path, target: Path) -> str:
-    """Copy coco128-seg's training images with labels that count classes as its names do.
+    """Copy coco128-seg's training images with class ids that match the names in its data.yaml.
 
-    Its label files have the numbers of COCO's annotations, 1 to 90 with gaps, its data.yaml 80 names: read as they
-    are, a person is a bicycle, and every image with a class above 79 is left out.
+    Its label files have the category ids of COCO's annotations, 1 to 90 with gaps. Its data.yaml has 80 names. Without
+    this, a person would be a bicycle, and images with an id above 79 would be left out.
 
     Args:
         source (Path): Folder of the data set.
-        target (Path): Where the copy goes.
+        target (Path): Folder for the copy.
 
     Returns:
         (str): Path of the copy's data.yaml, whose val images are its training images.
@@ -119,17 +119,17 @@ def renumber(source: Path, target: Path) -> str:
 
 
 def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[str, str]:
-    """Draw the training images that keep their labels.
+    """Choose the training images that keep their labels, at random.
 
     Args:
         data (str): Path of a data.yaml.
         share (float): Share of the training images that keep their labels.
-        folder (Path): Where the lists of files and the data.yaml go.
-        seed (int): Seed of the draw.
+        folder (Path): Folder for the lists of files and the data.yaml.
+        seed (int): Seed of the random choice.
 
     Returns:
-        data (str): Path of a data.yaml with those images, and the val set as it was.
-        rest (str): Path of the list of the others.
+        data (str): Path of a data.yaml with these images and the same val set.
+        rest (str): Path of the list of the other images.
     """
     dataset = check_det_dataset(data)
     files = sorted(image_files(dataset["train"]))
@@ -144,12 +144,12 @@ def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[s
 
 
 def keep_tables(source: Path, target: Path, shorten: dict[str, str]) -> None:
-    """Copy the tables and records of a bench, with what this machine calls its folders left out.
+    """Copy the tables and records of a bench without the folder names of this machine.
 
     Args:
         source (Path): Folder of the bench.
-        target (Path): Where to.
-        shorten (dict[str, str]): What becomes of these texts.
+        target (Path): Folder for the copies.
+        shorten (dict[str, str]): Replacements for texts in the files.
     """
     for pattern in TABLES:
         for file in source.glob(pattern):
@@ -168,9 +168,9 @@ def summarize(results: Path) -> pl.DataFrame:
         results (Path): Folder with a folder per stage.
 
     Returns:
-        (pl.DataFrame): Columns `stage`, `head`, `arm` ("teacher" among them), `runs`, `score` (mAP50-95, mean over
-            seeds), `std`, `gain` (over `alone`, paired by seed), `ci_low` and `ci_high` (its 95% interval),
-            `gap_closed` (share of what `alone` lacks of the teacher) and `time` (of training, over that of `alone`).
+        (pl.DataFrame): Columns `stage`, `head`, `arm` ("teacher" among them), `runs`, `score` (mean over seeds),
+            `std`, `gain` (over `alone`, paired by seed), `ci_low` and `ci_high` (its 95% interval), `gap_closed` (gain
+            divided by the teacher's lead over `alone`) and `time` (of training, divided by that of `alone`).
     """
     rows: list[dict[str, Any]] = []
     for file in sorted(results.glob("*/bench.json")):
@@ -192,7 +192,7 @@ def summarize(results: Path) -> pl.DataFrame:
 
 
 def _teachers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each teacher and head, named after the arm if there are several."""
+    """Return a row for each teacher and head, with the arm in its name if there are several teachers."""
     several = len({(t["parameters"], t["score"]) for t in report["teachers"] if t["head"] in {"nms", "output"}}) > 1
     rows = {
         (t["head"], t["score"]): {**t, "arm": f"teacher of {t['arm']}" if several else "teacher", "runs": 1}
@@ -202,14 +202,14 @@ def _teachers(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def to_markdown(summary: pl.DataFrame) -> str:
-    """Return a summary in Markdown, the two heads of an arm side by side; other models' output stands first.
+    """Return a summary in Markdown, the two heads of an arm side by side; models with one head fill the first columns.
 
     Args:
-        summary (pl.DataFrame): As `summarize` returns.
+        summary (pl.DataFrame): Summary, as `summarize` returns it.
     """
     shown = ("score", "gain (95% CI)", "gap closed")
-    title = ["stage", "metric", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
-    lines = [title]
+    header = ["stage", "metric", "arm", *(f"{head}: {column}" for head in HEADS.values() for column in shown), "time"]
+    lines = [header]
     for (stage, arm), rows in summary.group_by("stage", "arm", maintain_order=True):
         heads = {row["head"]: row for row in rows.iter_rows(named=True)}
         first = heads.get("nms", heads.get("output"))
@@ -221,19 +221,19 @@ def to_markdown(summary: pl.DataFrame) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """Return score, gain and share of the gap as text."""
+    """Return score, gain and closed share of the gap as text."""
     closed = "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"
     return [score_text(row, 3), gain_text(row, 3), closed]
 
 
 def show(readme: str, summary: str) -> str:
-    """Return a README whose tables of stages, one under each of `SECTIONS`, are those of a summary.
+    """Return a README with the rows of a summary in its tables of stages, one table under each of `SECTIONS`.
 
     Args:
-        readme (str): The text as it is.
-        summary (str): As `to_markdown` returns.
+        readme (str): The old text.
+        summary (str): Summary, as `to_markdown` returns it.
     """
-    title, line, *rows = summary.splitlines()
+    header, line, *rows = summary.splitlines()
     parts: dict[str, list[str]] = {pattern: [] for pattern in SECTIONS.values()}
     for row in rows:
         stage = row.split("|")[1].strip()
@@ -241,9 +241,9 @@ def show(readme: str, summary: str) -> str:
     shown, section, inside = [], "", False
     for text in readme.splitlines():
         section = text if text.startswith("#") else section
-        if text == title:
-            shown += [title, line, *parts[SECTIONS[section]]]
-        inside = text == title or (inside and text.startswith("|"))
+        if text == header:
+            shown += [header, line, *parts[SECTIONS[section]]]
+        inside = text == header or (inside and text.startswith("|"))
         if not inside:
             shown.append(text)
     return "\n".join(shown) + "\n"
@@ -251,7 +251,7 @@ def show(readme: str, summary: str) -> str:
 
 if __name__ == "__main__":
     folder, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
-    for stage in wanted or YAML.load(HERE / "stages.yaml")["stages"]:
+    for stage in wanted or YAML.load(STUDY / "stages.yaml")["stages"]:
         run_stage(stage, folder, Path("runs/study").resolve())
         overview = summarize(RESULTS)
         overview.write_csv(RESULTS / "summary.csv", float_precision=5)

@@ -12,13 +12,8 @@ from ultralytics.utils import YAML
 
 from .shapes import CLASS_NAMES, Scene, draw_dataset, draw_scene
 
-POINTS = (
-    "top",
-    "right",
-    "bottom",
-    "left",
-    "middle",
-)  # keypoints: extreme points in the image, and the middle
+# Keypoints: the extreme points of an object as they appear in the image, and its middle
+POINTS = ("top", "right", "bottom", "left", "middle")
 FLIPPED = (0, 3, 2, 1, 4)  # index of each keypoint in the mirrored image
 NEAR, FAR = 1.0, 12.0  # metres: the nearest object of a depth scene, and the farthest wall
 OUTLINE_POINTS = 32
