@@ -1,15 +1,15 @@
-"""What a teacher costs per step: the table that the README shows, measured on this machine.
+"""Measures what a teacher costs per training step on this machine; the README shows its table.
 
     python examples/speed/speed.py                                  YOLO26s and YOLO26x teach YOLO26n
     python examples/speed/speed.py teachers=m imgsz=640 batch=16 device=0 rounds=20
     python examples/speed/speed.py teachers=s arms=kd_cache rounds=41                     two arms, and less noise
 
-Every arm is a real trainer with its own model; in each round every arm takes one step, in an order drawn anew, so that
-what else the machine does hits all of them. A step is all that Ultralytics' loop does with a batch: preparation,
-forward pass, losses, backward pass and optimizer. `limit` is the plain step and a forward pass of the teacher, fused
-and as Ultralytics predicts with it: what a method that asks the teacher on every step cannot go below. Memory is
-measured in a process for each arm: the peak during its steps. Weights are random and images drawn, as neither changes
-the time.
+Every arm is a real trainer with its own model. In each round every arm takes one step, in random order, so that other
+load on the machine slows all arms alike. A step is all that Ultralytics' loop does with a batch: preparation, forward
+pass, losses, backward pass and optimizer. `limit` is the plain step plus a forward pass of the teacher, fused and as
+Ultralytics predicts with it. It is the minimum for a method that runs the teacher in every step. Memory is the peak
+during the steps, measured for each arm in a separate process. Weights are random and images are drawn, as neither
+changes the time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ultralytics_kd.demo.shapes import draw_dataset
 from ultralytics_kd.teachers import open_teacher
 
 CLASSES = 80  # as many as COCO has
-ANSWERS = 30  # stored instances per image
+ANSWERS = 30  # stored detections per image
 OFF = {"kd_cls": 0.0, "kd_box": 0.0, "kd_feat": 0.0}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -65,18 +65,18 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Settings:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
-        teachers (str): Scales of the teachers, in one word.
+        teachers (str): Scales of the teachers, as letters of one word.
         student (str): Scale of the student.
         imgsz (int): Image size.
         batch (int): Batch size.
         rounds (int): Steps of every arm.
-        device (str): Device; chosen if empty.
-        amp (bool): Mixed precision where the device has it.
-        arms (str): Names in `ARMS` beside "plain", separated by commas; all if empty.
-        out (str): File of the results, `.json`; the table is written beside it.
+        device (str): Device; Ultralytics chooses it if empty.
+        amp (bool): Whether to use mixed precision, if the device supports it.
+        arms (str): Names in `ARMS`, separated by commas; "plain" is always measured, all are if empty.
+        out (str): File for the results, `.json`; the table is written beside it.
     """
 
     teachers: str = "sx"
@@ -94,16 +94,16 @@ class Settings:
         """Names of the arms, in the order of the table.
 
         Raises:
-            ValueError: If there is no such arm.
+            ValueError: If an arm is unknown.
         """
-        asked = {name.strip() for name in self.arms.split(",") if name.strip()}
-        if unknown := asked - ARMS.keys():
-            raise ValueError(f"no arm is called {', '.join(sorted(unknown))}: they are {', '.join(ARMS)}")
-        return [name for name in ARMS if not asked or name == "plain" or name in asked]
+        wanted = {name.strip() for name in self.arms.split(",") if name.strip()}
+        if unknown := wanted - ARMS.keys():
+            raise ValueError(f"unknown arms {', '.join(sorted(unknown))}: use {', '.join(ARMS)}")
+        return [name for name in ARMS if not wanted or name == "plain" or name in wanted]
 
 
 class Arm:
-    """A trainer, ready to take steps.
+    """A trainer that is ready to take steps.
 
     Attributes:
         trainer (DetectionTrainer): The trainer.
@@ -114,20 +114,20 @@ class Arm:
 
         Args:
             name (str): Name in `ARMS`.
-            settings (Settings): What is measured.
+            settings (Settings): Settings of the measurement.
             folder (Path): Folder of data, teachers and answers.
             scale (str): The teacher's scale.
         """
         places = {"TEACHER": str(folder / f"{scale}.pt"), "CACHE": str(folder / f"answers-{scale}")}
-        given = {k: places.get(v, v) if isinstance(v, str) else v for k, v in ARMS[name].items()}
-        kind = KDDetectionTrainer if "teacher" in given else DetectionTrainer
-        self.trainer: Any = kind(
+        arm_args = {k: places.get(v, v) if isinstance(v, str) else v for k, v in ARMS[name].items()}
+        trainer_class = KDDetectionTrainer if "teacher" in arm_args else DetectionTrainer
+        self.trainer: Any = trainer_class(
             overrides={
                 "model": f"yolo26{settings.student}.yaml",
                 "data": str(folder / "data.yaml"),
                 "imgsz": settings.imgsz,
                 "batch": settings.batch,
-                "nbs": settings.batch,  # the optimizer works on every step
+                "nbs": settings.batch,  # an optimizer step for every batch
                 "device": settings.device or None,
                 "amp": settings.amp,
                 "optimizer": "AdamW",
@@ -138,7 +138,7 @@ class Arm:
                 "project": str(folder / "runs"),
                 "name": f"{name}-{scale}".replace(" ", ""),
                 "exist_ok": True,
-                **given,
+                **arm_args,
             }
         )
         self.trainer._setup_train()
@@ -151,7 +151,7 @@ class Arm:
             self.teacher = YOLO(places["TEACHER"]).model.fuse(verbose=False).eval().to(self.trainer.device)
 
     def step(self) -> float:
-        """Take a step, and return the seconds."""
+        """Take a step and return its time in seconds."""
         trainer = self.trainer
         synchronize(trainer.device)
         start = perf_counter()
@@ -168,7 +168,7 @@ class Arm:
         return perf_counter() - start
 
     def load(self) -> float:
-        """Load as many images as a batch has, augmented, and return the seconds."""
+        """Load and augment the images of one batch, and return the time in seconds."""
         dataset = self.trainer.train_loader.dataset
         start = perf_counter()
         for i in range(self.trainer.batch_size):
@@ -177,7 +177,7 @@ class Arm:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -186,8 +186,8 @@ def prepare(settings: Settings, folder: Path) -> None:
     """Draw the images, and save teachers with random weights and their answers.
 
     Args:
-        settings (Settings): What is measured.
-        folder (Path): Where to.
+        settings (Settings): Settings of the measurement.
+        folder (Path): Folder for data, teachers and answers.
     """
     drawn = draw_dataset(folder / "shapes", train_images=max(16, settings.batch), val_images=2, size=settings.imgsz)
     data = {**YAML.load(drawn), "path": str(folder / "shapes"), "names": {i: f"class{i}" for i in range(CLASSES)}}
@@ -201,7 +201,7 @@ def prepare(settings: Settings, folder: Path) -> None:
 
 
 def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -> None:
-    """Write a cache with `ANSWERS` drawn instances in every image."""
+    """Write a cache with `ANSWERS` random detections in every image."""
     teacher, store, rng = (
         open_teacher(folder / f"{scale}.pt"),
         Store(folder / f"answers-{scale}"),
@@ -225,8 +225,8 @@ def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -
         sides = rng.uniform(0.05, 0.4, (ANSWERS, 2))
         boxes = np.concatenate((rng.uniform(sides / 2, 1 - sides / 2), sides), 1).astype(np.float32)
         probs = rng.dirichlet(np.full(CLASSES, 0.05), ANSWERS).astype(np.float32)
-        seen = probs.max(1, keepdims=True) * rng.uniform(0.5, 1, (ANSWERS, len(CACHE_ONLY["kd_cache_scales"])))
-        rows.append(Row(image_key(file), imgsz, imgsz, boxes, probs, seen))
+        confidences = probs.max(1, keepdims=True) * rng.uniform(0.5, 1, (ANSWERS, len(CACHE_ONLY["kd_cache_scales"])))
+        rows.append(Row(image_key(file), imgsz, imgsz, boxes, probs, confidences))
     store.write(rows)
 
 
@@ -234,40 +234,40 @@ def measure(settings: Settings, folder: Path, scale: str) -> dict[str, Any]:
     """Return the times of every arm with one teacher, and the time to load a batch with and without answers.
 
     Args:
-        settings (Settings): What is measured.
+        settings (Settings): Settings of the measurement.
         folder (Path): Folder of data, teachers and answers.
         scale (str): The teacher's scale.
     """
     arms = {name: Arm(name, settings, folder, scale) for name in settings.names}
-    work: dict[str, Callable[[], float]] = {name: arm.step for name, arm in arms.items()}
-    work |= {f"loading, {name}": arms[name].load for name in ("plain", "kd_cache") if name in arms}
-    times: dict[str, list[float]] = {name: [] for name in work}
+    tasks: dict[str, Callable[[], float]] = {name: arm.step for name, arm in arms.items()}
+    tasks |= {f"loading, {name}": arms[name].load for name in ("plain", "kd_cache") if name in arms}
+    times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in TQDM(range(settings.rounds + 2), desc=f"YOLO26{scale} teaches"):
-        for name in random.sample(list(work), len(work)):
-            seconds = work[name]()
-            if turn > 1:  # the first ones warm up
+        for name in random.sample(list(tasks), len(tasks)):
+            seconds = tasks[name]()
+            if turn > 1:  # the first two rounds are a warm-up
                 times[name].append(seconds)
     return times
 
 
 def measure_memory(settings: Settings, folder: Path, scale: str, name: str) -> float:
-    """Return an arm's peak memory in GiB during its steps, in a process of its own."""
-    told = json.dumps([vars(settings), str(folder), scale, name])
-    done = subprocess.run([sys.executable, __file__, "memory", told], capture_output=True, text=True)
+    """Return an arm's peak memory in GiB during its steps, measured in a separate process."""
+    request = json.dumps([vars(settings), str(folder), scale, name])
+    done = subprocess.run([sys.executable, __file__, "memory", request], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def peak_memory(settings: Settings, folder: Path, scale: str, name: str) -> float:
-    """Return this process's peak memory in GiB during three steps: of the GPU if there is one, else of the process."""
+    """Return the peak memory in GiB during three steps: of the GPU if there is one, else of this process."""
     arm = Arm(name, settings, folder, scale)
     cuda, status = arm.trainer.device.type == "cuda", Path("/proc/self/status")
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(arm.trainer.device)
     elif status.exists():
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for _ in range(3):
         arm.step()
     if cuda:
@@ -279,9 +279,9 @@ def peak_memory(settings: Settings, folder: Path, scale: str, name: str) -> floa
 
 
 def summarize(times: dict[str, list[float]], memory: dict[str, float]) -> list[dict[str, Any]]:
-    """Return a row for each arm: milliseconds with their quartiles, ratio to plain, and share of the limit's addition.
+    """Return a row for each arm: milliseconds with quartiles, the ratio to plain, and the added time.
 
-    The share is None where the limit was not measured.
+    `of_limit` is the added time divided by that of the limit; None if the limit was not measured.
 
     Args:
         times (dict): Seconds of every step, by arm.
@@ -307,7 +307,7 @@ def summarize(times: dict[str, list[float]], memory: dict[str, float]) -> list[d
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the table of a report."""
-    lines = [["teacher", "arm", "ms per step (quartiles)", "over plain", "added time, of the limit's", "peak memory"]]
+    lines = [["teacher", "arm", "ms per step (quartiles)", "over plain", "added time (limit = 1)", "peak memory"]]
     for scale, rows in report["teachers"].items():
         for row in rows:
             of_limit = "" if row["arm"] == "plain" or row["of_limit"] is None else f"{row['of_limit']:.2f}"
@@ -331,16 +331,16 @@ def main(arguments: list[str]) -> dict[str, Any]:
         arguments (list[str]): `name=value` for the fields of `Settings`.
 
     Returns:
-        (dict): What is in the file: "settings", "machine", "teachers" and "loading".
+        (dict): Content of the file: "settings", "machine", "teachers" and "loading".
     """
-    kinds = {f.name: type(f.default) for f in fields(Settings)}
+    types = {f.name: type(f.default) for f in fields(Settings)}
     given = dict(a.split("=", 1) for a in arguments)
-    settings = Settings(**{k: v != "False" if kinds[k] is bool else kinds[k](v) for k, v in given.items()})
+    settings = Settings(**{k: v != "False" if types[k] is bool else types[k](v) for k, v in given.items()})
     LOGGER.info(f"Measuring {', '.join(settings.names)}")
     device = select_device(settings.device, verbose=False)
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
     machine = {
-        "device": str(on),
+        "device": str(device_name),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "ultralytics": ultralytics.__version__,
@@ -377,7 +377,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
-        told, path, scale, arm = json.loads(sys.argv[2])
-        print(peak_memory(Settings(**told), Path(path), scale, arm))
+        settings, path, scale, arm = json.loads(sys.argv[2])
+        print(peak_memory(Settings(**settings), Path(path), scale, arm))
     else:
         main(sys.argv[1:])
