@@ -1,12 +1,12 @@
 """Export a distilled student in every precision of a format, and compare each export with it on val, offline.
 
-Without weights it draws a data set and distils a small student first. What cannot be exported or run here keeps its row
-in the table, with the reason. Nothing is installed on the way: what is missing is named.
+Without weights it draws a data set and distils a small student first. An export that fails here keeps its row in the
+table, with the reason. The script installs nothing; the table names missing packages.
 
 Usage:
     $ python examples/export.py [folder] [weights=best.pt data=data.yaml imgsz=640] [formats=all] [fraction=1.0]
 
-`formats` is a list such as onnx,openvino or all; `fraction` the share of the training images that calibrates INT8.
+`formats` is a list such as onnx,openvino or all. `fraction` is the share of the training images that calibrates INT8.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.demo.shapes import draw_dataset
 
 FORMATS = "torchscript,onnx,openvino,ncnn"
-INSTALLS = (
-    "MNN's converter installs aliyun-log-python-sdk and reports to a server as soon as it is imported: install that "
-    "package to have it"
+NEEDS_ALIYUN = (
+    "MNN's converter installs aliyun-log-python-sdk when it is imported, and reports to a server: install that package "
+    "first to allow it"
 )
-HEADS = {"one2many + NMS": None, "one2one": False}  # Ultralytics' `nms` argument chooses; YOLO26 has both
-CONFIDENT = 0.25  # boxes of the NMS-free head are compared from this score on: below, the 300 are in any order
+HEADS = {"one2many + NMS": None, "one2one": False}  # value of Ultralytics' `nms` argument for each head of YOLO26
+CONFIDENT = 0.25  # boxes of the NMS-free head with a lower score are not compared: their order is random
 COLUMNS = ("format", "precision", "head", "mAP50-95", "mAP50", "boxes (px)", "scores", "MB", "weights", "why not")
 
 
-def main(folder: Path, given: dict[str, Any]) -> list[dict[str, Any]]:
+def main(folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Export a student to `folder`, and return a row of the table for each export."""
-    imgsz = int(given.get("imgsz", 64 if "weights" not in given else 640))
-    if "weights" in given:
-        weights, data = Path(given["weights"]), str(given["data"])
+    imgsz = int(options.get("imgsz", 64 if "weights" not in options else 640))
+    if "weights" in options:
+        weights, data = Path(options["weights"]), str(options["data"])
     else:
         weights, data = distil(folder, imgsz)
-    student = Student(weights, data, imgsz, folder, float(given.get("fraction", 1.0)))
+    student = Student(weights, data, imgsz, folder, float(options.get("fraction", 1.0)))
     rows = student.references()
-    for name, precision in cases(given.get("formats", FORMATS)):
-        found = [student.compare(name, precision, head) for head in student.outputs]
-        alike = found[0].get("why not") and len({row.get("why not") for row in found}) == 1
-        rows += [{**found[0], "head": "any"}] if alike else found
+    for name, precision in cases(options.get("formats", FORMATS)):
+        compared = [student.compare(name, precision, head) for head in student.outputs]
+        same_reason = compared[0].get("why not") and len({row.get("why not") for row in compared}) == 1
+        rows += [{**compared[0], "head": "any"}] if same_reason else compared
     table = to_markdown(rows)
     (folder / "export.json").write_text(json.dumps(rows, indent=1))
     (folder / "export.md").write_text(table)
@@ -78,7 +78,7 @@ def main(folder: Path, given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def distil(folder: Path, imgsz: int) -> tuple[Path, str]:
-    """Train a teacher and distil a student from it on drawn images."""
+    """Train a teacher and distil a student from it, on drawn images."""
     data = draw_dataset(folder / "data", train_images=32, val_images=8, size=imgsz)
     args = {"data": str(data), "imgsz": imgsz, "epochs": 2, "batch": 8, "plots": False, "project": str(folder)}
     YOLO("yolo26s.yaml").train(**args, name="teacher")
@@ -88,20 +88,20 @@ def distil(folder: Path, imgsz: int) -> tuple[Path, str]:
 
 
 def cases(formats: Any) -> Iterator[tuple[str, int | str]]:
-    """Yield each format with each precision that Ultralytics exports it in."""
+    """Yield each format with each precision in which Ultralytics exports it."""
     text = ",".join(export_formats()["Argument"][1:]) if formats == "all" else str(formats)
     for name in (each.strip(" '") for each in text.strip("[]()").split(",")):
-        kinds = {16: FP16_FORMATS, 8: INT8_FORMATS, "w8a16": W8A16_FORMATS, "w8a32": W8A32_FORMATS}
+        formats_by_precision = {16: FP16_FORMATS, 8: INT8_FORMATS, "w8a16": W8A16_FORMATS, "w8a32": W8A32_FORMATS}
         if name not in FP32_UNSUPPORTED_FORMATS:
             yield name, 32
-        yield from ((name, kind) for kind, having in kinds.items() if name in having)
+        yield from ((name, kind) for kind, formats in formats_by_precision.items() if name in formats)
 
 
 class Student:
-    """A trained detector and what its exports are compared with."""
+    """A trained detector and its outputs, which exports are compared with."""
 
     def __init__(self, weights: Path, data: str, imgsz: int, folder: Path, fraction: float):
-        """Take trained weights and read the val images as they are validated: letterboxed to a square."""
+        """Read the val images as validation does: letterboxed to a square."""
         self.weights, self.data, self.imgsz, self.folder, self.fraction = weights, data, imgsz, folder, fraction
         self.titles = dict(zip(export_formats()["Argument"], export_formats()["Format"]))
         args = get_cfg(overrides={"imgsz": imgsz, "task": "detect", "mode": "val", "data": data, "cache": False})
@@ -112,12 +112,12 @@ class Student:
         self.missing: dict[str, str] = {}  # formats whose package is not installed
 
     def references(self) -> list[dict[str, Any]]:
-        """Validate the student itself, with each of its heads, and keep what it says."""
+        """Validate the student with each of its heads, and keep its outputs."""
         rows = []
         for head, nms in HEADS.items():
             backend = AutoBackend(str(self.weights), end2end=nms is False, verbose=False)
             if nms is False and not backend.end2end:
-                continue  # a student of a family with one head
+                continue  # the student has one head only
             self.outputs[head] = self.run(backend)
             row = {"format": "PyTorch", "precision": 32, "head": head, "MB": file_size(self.weights)}
             rows.append({**row, **self.validate(self.weights, nms)})
@@ -127,7 +127,7 @@ class Student:
         """Export the student, validate the export, and compare its raw outputs with the student's."""
         row: dict[str, Any] = {"format": self.titles.get(name, name), "precision": precision, "head": head}
         if name == "mnn" and importlib.util.find_spec("aliyun") is None:
-            self.missing[name] = INSTALLS
+            self.missing[name] = NEEDS_ALIYUN
         if name in self.missing:
             return {**row, "why not": self.missing[name]}
         nms = HEADS[head]
@@ -138,21 +138,21 @@ class Student:
             row["weights"] = ", ".join(f"{kind} {share:.0%}" for kind, share in stored_kinds(path).items())
             if path.suffix == ".onnx" and quantizes(path):
                 row["weights"] += "; Q/DQ nodes"
-            if name == "openvino":  # which may compute in less than it stores
+            if name == "openvino":  # it may compute in a lower precision than it stores
                 running = backend.ov_compiled_model.get_property("INFERENCE_PRECISION_HINT").to_string()
                 row["weights"] += f"; runs in {running}"
             if nms is False and not backend.end2end:
                 return {**row, "why not": "has no top-k: Ultralytics exports the one2many head in place of this one"}
             row.update(self.validate(path, nms))
             row.update(differences(self.outputs[head], self.run(backend), nms is False))
-        except Exception as e:  # what cannot be exported here is said in the table
+        except Exception as e:  # the table shows the reason
             row["why not"] = reason(e)
             if isinstance(e, ImportError):
                 self.missing[name] = row["why not"]
         return row
 
     def export(self, name: str, precision: int | str, nms: bool | None) -> Path:
-        """Export a copy of the student in a folder of its own; INT8 is calibrated on training images."""
+        """Export a copy of the student in a new folder; INT8 is calibrated on training images."""
         folder = self.folder / "exports" / f"{name}-{precision}-{'one2one' if nms is False else 'one2many'}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -163,7 +163,7 @@ class Student:
         return Path(YOLO(copy).export(**args))
 
     def validate(self, path: Path, nms: bool | None) -> dict[str, float]:
-        """Return the scores on val that Ultralytics finds."""
+        """Return the scores of a validation by Ultralytics."""
         args = {"imgsz": self.imgsz, "batch": 1, "rect": False, "plots": False, "workers": 0, "verbose": False}
         box = YOLO(path, task="detect").val(
             data=self.data, nms=nms, device="cpu", project=str(self.folder), name="val", exist_ok=True, **args
@@ -172,35 +172,35 @@ class Student:
 
     def run(self, backend: AutoBackend) -> list[Tensor]:
         """Return a model's raw outputs for the val images, each (4 + nc, anchors), or (300, 6) without NMS."""
-        said = []
+        outputs = []
         with torch.inference_mode():
             for image in self.images:
                 output = backend(image)
-                said.append((output[0] if isinstance(output, (list, tuple)) else output)[0].float().cpu().clone())
-        return said
+                outputs.append((output[0] if isinstance(output, (list, tuple)) else output)[0].float().cpu().clone())
+        return outputs
 
 
-def differences(ours: list[Tensor], theirs: list[Tensor], nms_free: bool) -> dict[str, float]:
+def differences(student: list[Tensor], export: list[Tensor], nms_free: bool) -> dict[str, float]:
     """Return the largest difference of a box's coordinates, in pixels of the network's input, and of a score.
 
-    Outputs before NMS are compared anchor by anchor. Those of the NMS-free head are the best 300 by score: scores are
-    compared rank by rank, and a confident box with the nearest of its class.
+    Outputs before NMS are compared anchor point by anchor point. The NMS-free head returns the 300 highest scores:
+    these are compared in order, and each confident box is compared with the nearest box of its class.
     """
     boxes, scores = [0.0], [0.0]
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(student, export, strict=True):
         if not nms_free:
             boxes.append(float((a[:4] - b[:4]).abs().max()))
             scores.append(float((a[4:] - b[4:]).abs().max()))
             continue
         scores.append(float((a[:, 4].sort().values - b[:, 4].sort().values).abs().max()))
         for row in a[a[:, 4] >= CONFIDENT]:
-            same = b[b[:, 5] == row[5]]
-            boxes.append(float((same[:, :4] - row[:4]).abs().amax(1).min()) if len(same) else float("inf"))
+            same_class = b[b[:, 5] == row[5]]
+            boxes.append(float((same_class[:, :4] - row[:4]).abs().amax(1).min()) if len(same_class) else float("inf"))
     return {"boxes (px)": max(boxes), "scores": max(scores)}
 
 
 def stored_kinds(path: Path) -> dict[str, float]:
-    """Return which number formats an export really stores its weights in, and the share of each; empty if unknown."""
+    """Return the share of an export's weights by the number format of the file; empty if unknown."""
     kinds: Counter[str] = Counter()
     if path.suffix == ".onnx":
         import onnx
@@ -217,7 +217,7 @@ def stored_kinds(path: Path) -> dict[str, float]:
             if op.get_type_name() == "Constant":
                 kinds[op.get_element_type().to_string()] += int(np.prod(op.shape))
     elif path.name.endswith("_ncnn_model"):
-        tag = int.from_bytes((path / "model.ncnn.bin").read_bytes()[:4], "little")  # before the first layer's weights
+        tag = int.from_bytes((path / "model.ncnn.bin").read_bytes()[:4], "little")  # precedes the first layer's weights
         kinds[{0x01306B47: "float16", 0x000D4B38: "int8", 0: "float32"}.get(tag, hex(tag))] += 1
     elif path.suffix == ".mnn":
         kinds = mnn_kinds(path)
@@ -226,14 +226,14 @@ def stored_kinds(path: Path) -> dict[str, float]:
 
 
 def quantizes(path: Path) -> bool:
-    """Return whether an ONNX file has nodes that make INT8 of what flows, whatever its weights are stored in."""
+    """Return whether an ONNX file has nodes that quantize activations to INT8, however its weights are stored."""
     import onnx
 
     return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
 def mnn_kinds(path: Path) -> Counter[str]:
-    """Return how many weights an MNN file stores in each number format."""
+    """Return the number of weights of an MNN file by number format."""
     from MNN.tools import mnnconvert
 
     file = path.with_suffix(".json")
@@ -254,7 +254,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, ImportError) and error.name:
         return f"the package {error.name} is not installed"
     text = " ".join(str(error).replace("ERROR ❌️", "").split())
-    text = re.sub(r"(?<![:/\w])(/[\w.+-]+)+/", "", text)  # where files lie is of no interest
+    text = re.sub(r"(?<![:/\w])(/[\w.+-]+)+/", "", text)  # folders are of no interest
     return (text or type(error).__name__).replace("|", "/")[:160]
 
 
@@ -271,7 +271,7 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    words = merge_equals_args(sys.argv[1:])
-    place = Path(next((word for word in words if "=" not in word), None) or mkdtemp(prefix="export_"))
-    place.mkdir(parents=True, exist_ok=True)
-    main(place, dict(parse_key_value_pair(word) for word in words if "=" in word))
+    arguments = merge_equals_args(sys.argv[1:])
+    folder = Path(next((arg for arg in arguments if "=" not in arg), None) or mkdtemp(prefix="export_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    main(folder, dict(parse_key_value_pair(arg) for arg in arguments if "=" in arg))

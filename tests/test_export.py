@@ -20,21 +20,21 @@ SPEC = importlib.util.spec_from_file_location("export_example", Path(__file__).p
 example = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(example)
 MANY, ONE = example.HEADS
-# Packages of a format, and how far its boxes (pixels) and scores may be from the student's: a few times what was seen.
-# The student is hardly trained, which boxes without an object show most
+# Packages of a format, and how far its boxes (pixels) and scores may be from the student's: a few times the measured
+# difference. The student is hardly trained, so boxes without an object differ most
 CASES = [
     ("torchscript", 32, ONE, (), 0.05, 1e-4),
     ("onnx", 32, ONE, ("onnx", "onnxruntime"), 0.05, 1e-4),
     ("onnx", 16, ONE, ("onnx", "onnxruntime"), 3, 0.02),
     ("onnx", 8, MANY, ("onnx", "onnxruntime"), 60, 0.3),
-    ("openvino", 16, ONE, ("openvino",), 20, 0.1),  # computes in bfloat16 where the processor does
+    ("openvino", 16, ONE, ("openvino",), 20, 0.1),  # computes in bfloat16 on processors that support it
     ("ncnn", 16, MANY, ("ncnn", "pnnx"), 10, 0.05),
 ]
 STORED = {32: {"float", "float32", "f32"}, 16: {"float16", "f16"}, 8: {"int8", "i8"}}
 
 
 def save_student(folder: Path) -> Path:
-    """Save weights of a student that is sure of few boxes, as a trained one is."""
+    """Save weights of a student that is confident of few boxes, as a trained one is."""
     torch.manual_seed(1)
     path = save_model(folder / "student.pt", "yolo26n.yaml")
     ckpt = torch_load(path)
@@ -48,7 +48,7 @@ def save_student(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data, teacher) -> Path:
-    """Return the folder of a distillation from weights with believable scores, which it hardly changes."""
+    """Return the folder of a distillation that starts from weights with plausible scores and hardly changes them."""
     folder = tmp_path_factory.mktemp("student")
     student = save_student(folder)
     args = {**QUICK, "epochs": 1, "lr0": 1e-5, "warmup_epochs": 0, "data": data, "project": str(folder)}
@@ -58,7 +58,7 @@ def trained(tmp_path_factory, data, teacher) -> Path:
 
 @pytest.fixture(scope="module")
 def student(trained, data, tmp_path_factory):
-    """Return the example's student, with what it says about the val images."""
+    """Return the example's student, with its outputs for the val images."""
     student = example.Student(trained / "weights" / "best.pt", data, 64, tmp_path_factory.mktemp("exports"), 1.0)
     rows = student.references()
     assert [row["head"] for row in rows] == [MANY, ONE]
@@ -69,7 +69,7 @@ def student(trained, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, precision, head, packages, pixels, score", CASES, ids=lambda v: str(v).split()[0])
-def test_export_says_what_the_student_says(student, name, precision, head, packages, pixels, score):
+def test_export_predicts_what_the_student_predicts(student, name, precision, head, packages, pixels, score):
     for package in packages:
         pytest.importorskip(package)
     row = student.compare(name, precision, head)
@@ -80,7 +80,7 @@ def test_export_says_what_the_student_says(student, name, precision, head, packa
     assert kind in STORED[precision] and float(share.rstrip("%")) > 90
 
 
-def test_what_cannot_be_exported_keeps_its_row_with_the_reason(student):
+def test_a_failed_export_keeps_its_row_with_the_reason(student):
     row = student.compare("engine", 32, ONE)
     assert "GPU" in row["why not"] and "mAP50-95" not in row
     row = student.compare("torchscript", 8, ONE)
@@ -89,14 +89,14 @@ def test_what_cannot_be_exported_keeps_its_row_with_the_reason(student):
     assert "| TorchScript | INT8 | one2one |" in table and row["why not"] in table
 
 
-def test_format_without_top_k_is_said_to_have_no_nms_free_head(student):
+def test_format_without_top_k_has_no_nms_free_head(student):
     for package in ("ncnn", "pnnx"):
         pytest.importorskip(package)
     row = student.compare("ncnn", 32, ONE)
     assert "no top-k" in row["why not"] and "boxes (px)" not in row
 
 
-def test_differences_are_those_of_the_outputs():
+def test_differences_are_the_largest_of_the_outputs():
     many = [torch.rand(7, 84)]
     moved = [many[0].clone()]
     moved[0][2, 5] += 3.0
@@ -106,14 +106,14 @@ def test_differences_are_those_of_the_outputs():
     swapped = one[[1, 0, 2]].clone()
     swapped[1, 0] += 2.0
     assert example.differences([one], [swapped], nms_free=True) == pytest.approx({"boxes (px)": 2.0, "scores": 0.0})
-    swapped[1, 5] = 0  # the nearest of its class is another one then
+    swapped[1, 5] = 0  # then another box is the nearest of its class
     assert example.differences([one], [swapped], nms_free=True)["boxes (px)"] == pytest.approx(22.0)
 
 
 # Quantization-aware training -----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory, data, teacher) -> tuple[Path, YOLO]:
-    """Return the folder of a quantization-aware distillation that was cut after its first epoch and resumed."""
+    """Return the folder of a quantization-aware distillation that was interrupted after its first epoch and resumed."""
     pytest.importorskip("modelopt.torch.quantization")
     folder = tmp_path_factory.mktemp("quantized")
     student = save_student(folder)
@@ -122,10 +122,10 @@ def quantized(tmp_path_factory, data, teacher) -> tuple[Path, YOLO]:
         if trainer.epoch == 1:
             raise KeyboardInterrupt
 
-    cut = YOLO(student)
-    cut.add_callback("on_train_epoch_start", stop)
+    interrupted = YOLO(student)
+    interrupted.add_callback("on_train_epoch_start", stop)
     with pytest.raises(KeyboardInterrupt):
-        cut.train(**QUICK, teacher=teacher, quantize=8, kd_feat=1.0, data=data, project=str(folder), name="run")
+        interrupted.train(**QUICK, teacher=teacher, quantize=8, kd_feat=1.0, data=data, project=str(folder), name="run")
     resumed = YOLO(folder / "run" / "weights" / "last.pt")
     resumed.train(resume=True)
     return folder / "run", resumed
@@ -150,7 +150,7 @@ def test_quantization_aware_student_is_exported_with_the_ranges_it_learned(quant
     student = example.Student(quantized[0] / "weights" / "best.pt", data, 64, tmp_path, 1.0)
     student.outputs[ONE] = student.run(example.AutoBackend(str(student.weights), end2end=True, verbose=False))
     row = student.compare("onnx", 8, ONE)
-    assert row["scores"] < 0.3  # a rounding that falls the other way goes far in a student that is hardly trained
+    assert row["scores"] < 0.3  # one different rounding changes much in a student that is hardly trained
     path = next(tmp_path.rglob("*.onnx"))
     assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node) > 100
     assert "cannot export a QAT model" in student.compare("torchscript", 32, ONE)["why not"]
@@ -162,7 +162,7 @@ def test_quantization_needs_weights_with_ranges_to_learn(quick, teacher):
     assert not Path(quick["project"]).exists()
 
 
-def test_quantization_without_its_package_is_a_sentence(quick, teacher, trained, monkeypatch):
+def test_quantization_without_its_package_is_an_error_that_names_it(quick, teacher, trained, monkeypatch):
     def missing(*_):
         raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt")
 
