@@ -55,13 +55,13 @@ def half_written(count: int) -> None:
 
 def between_moves(count: int) -> None:
     """Die after a checkpoint was moved to its place, before the next is."""
-    stock, tick = checkpoints.put, countdown(count)
+    stock, tick = checkpoints.move_into_place, countdown(count)
 
-    def put(part, target):
+    def move_into_place(part, target):
         stock(part, target)
         tick()
 
-    checkpoints.put = put
+    checkpoints.move_into_place = move_into_place
 
 
 def prepare(model: YOLO, moment: str, seed: int) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NAMES, make_model, save_model
+from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import SegmentationModel
-from ultralytics.utils import remove_colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
+from ultralytics_kd.config import register
+from ultralytics_kd.install import uninstall
 from ultralytics_kd.teachers import opening
 
 
@@ -109,6 +112,55 @@ def test_arguments_that_cannot_work_are_one_sentence_and_leave_nothing(quick, te
         YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})
     assert "\n" not in str(error.value)
     assert not Path(quick["project"]).exists()
+
+
+GIVEN = "'kd_cls=2.0' has no effect without a teacher: add teacher=PATH or drop it"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("method", ["train", "tune"])
+def test_kd_argument_without_a_teacher_is_refused_even_with_its_default(quick, method):
+    with pytest.raises(KDError, match=GIVEN):
+        getattr(YOLO("yolo26n.yaml"), method)(**quick, kd_cls=2.0)
+    assert not Path(quick["project"]).exists()
+
+
+@pytest.mark.core
+def test_kd_argument_without_a_teacher_is_refused_on_the_command_line_too(quick, tmp_path, caplog):
+    YAML.save(tmp_path / "copy.yaml", {**DEFAULT_CFG_DICT, **quick, "model": "yolo26n.yaml"})  # as yolo-kd copy-cfg
+    LOGGER.propagate = True
+    for line in ([f"{k}={v}" for k, v in quick.items()], [f"cfg={tmp_path / 'copy.yaml'}"]):
+        caplog.clear()
+        assert cli.main(["train", "model=yolo26n.yaml", "kd_cls=2.0", *line]) == 1 and GIVEN in caplog.text
+    LOGGER.propagate = False
+    assert not Path(quick["project"]).exists()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("way", ["line", "call", "tuner", "resumed"])
+def test_kd_arguments_that_nobody_gives_and_those_with_a_teacher_are_accepted(quick, tmp_path, monkeypatch, way):
+    """Defaults come from a recipe, or from Ultralytics' tuner, which passes every argument of a plain run on."""
+    trained = []
+    monkeypatch.setattr(Model, "train", lambda self, trainer=None, **kwargs: trained.append(kwargs))
+    recipe = {**DEFAULT_CFG_DICT, **quick, "model": "yolo26n.yaml"}
+    YAML.save(tmp_path / "copy.yaml", recipe)
+    YAML.save(tmp_path / "kd.yaml", {"kd_cls": 2.0, "teacher": "t.pt"})
+    if way == "line":
+        uninstall()  # and install again, over the `train` of this test
+        assert cli.main(["train", f"cfg={tmp_path / 'copy.yaml'}"]) == 0
+        assert cli.main(["train", "model=yolo26n.yaml", f"cfg={tmp_path / 'kd.yaml'}", "kd_box=8.0"]) == 0
+        uninstall()
+        register()
+    elif way == "call":
+        YOLO("yolo26n.yaml").train(cfg=str(tmp_path / "copy.yaml"))
+        YOLO("yolo26n.yaml").train(cfg=str(tmp_path / "kd.yaml"), kd_box=8.0)
+    elif way == "tuner":
+        YOLO("yolo26n.yaml").train(**recipe)
+        YOLO("yolo26n.yaml").train(teacher=False, kd_cls=2.0)
+    else:
+        YOLO("yolo26n.yaml").train(resume=True, kd_trust_teacher=True)
+        YOLO("yolo26n.yaml").train(resume="last.pt", kd_trust_teacher=True)
+    assert len(trained) == 2
 
 
 @pytest.mark.core

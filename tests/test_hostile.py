@@ -21,7 +21,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, cli
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.config.recipes import check_call, check_line
+from ultralytics_kd.config.recipes import check_arguments, check_call, check_line, check_recipe
 from ultralytics_kd.install import install
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
@@ -155,6 +155,8 @@ def loss(student, teacher): return (student - teacher).square().mean()
 RECIPES = {
     "teacher": {"teacher": "stranger:loss"},
     "loss": {"kd_feat": 1.0, "kd_feat_loss": "stranger:loss"},
+    "class loss": {"kd_cls_loss": "stranger:loss"},
+    "box loss": {"kd_box_loss": "stranger:loss"},
     "trust": {"kd_trust_teacher": True},
     "trust and loss": {"kd_trust_teacher": True, "kd_feat": 1.0, "kd_feat_loss": "stranger:loss"},
 }
@@ -175,6 +177,19 @@ def test_recipe_neither_runs_code_nor_says_that_it_is_trusted(tmp_path, quick, t
         with pytest.raises(KDError, match=r"cfg=recipe\.yaml"):
             YOLO("yolo26n.yaml").train(cfg="recipe.yaml")
     assert not (tmp_path / "ran").exists() and not Path(quick["project"]).exists()
+
+
+@pytest.mark.parametrize("source", ["timm:convnext_tiny", "torchvision:resnet50", "[timm:a,torchvision:b]"])
+def test_recipe_may_name_pretrained_models_of_known_libraries(tmp_path, source):
+    YAML.save(tmp_path / "recipe.yaml", {"teacher": source})
+    assert check_recipe(tmp_path / "recipe.yaml", {}) == {"teacher": source}
+    for code in ("os:system", "timm.models:create_model", "torchvision.datasets:CIFAR10"):
+        YAML.save(tmp_path / "recipe.yaml", {"teacher": f"[{source.strip('[]')},{code}]"})
+        with pytest.raises(KDError, match=f"teacher={code}, which would run code"):
+            check_recipe(tmp_path / "recipe.yaml", {})
+    for loss in ("kd_feat_loss", "kd_cls_loss"):  # only teachers are models
+        with pytest.raises(KDError, match=f"{loss}=timm:create_model, which would run code"):
+            check_arguments({loss: "timm:create_model"}, "cfg=recipe.yaml", {})
 
 
 @pytest.mark.parametrize("given", [["kd_feat_loss=stranger:loss"], ["kd_trust_teacher=True"]])

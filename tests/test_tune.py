@@ -163,9 +163,7 @@ def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quic
 
 
 @pytest.mark.core
-def test_plain_yolo_searches_kd_arguments_where_the_plugin_is_enabled(data, monkeypatch):
-    for name in ("tune", "task_map"):
-        monkeypatch.setattr(StockYOLO, name, getattr(StockYOLO, name))  # and is put back
+def test_plain_yolo_searches_kd_arguments_where_the_plugin_is_enabled(data):
     install()
     with pytest.raises(KDError, match="'kd_cls' in space= has no effect without a teacher"):
         StockYOLO("yolo26n.yaml").tune(data=data, space={"kd_cls": (0.2, 4.0)})

@@ -11,9 +11,11 @@ import ultralytics.cfg as ul_cfg
 from ultralytics.utils import LOGGER
 
 from . import __version__, activation, config
-from .config.recipes import check_line
+from .config import recipes
+from .config.input_errors import is_input_error
 from .errors import KDError, KDTypeError
-from .files import load_yaml
+
+READ_EARLY = ("mode", "model", "task")  # arguments that Ultralytics reads before it checks any
 
 HELP = """
     yolo-kd is yolo with knowledge distillation. Besides everything that yolo does:
@@ -30,11 +32,6 @@ HELP = """
 """
 
 
-# How Ultralytics' errors begin that are the user's to put right: data that cannot be read, a mode or task that is none,
-# values of arguments that have another name now
-SENTENCES = ("Dataset ", "Invalid '", "Deprecated '")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -42,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str], optional): Arguments without the program's name; those of the process if None.
 
     Returns:
-        (int): Exit status: 0, or 1 after an error that one sentence explains.
+        (int): Exit status: 0, or 1 after an error of the user's input, which is printed as one sentence.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    own: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], None]] = {
         "bench": _bench,
         "cache": _cache,
         "demo": _demo,
@@ -54,24 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "disable": _disable,
     }
     try:
-        if args and args[0] in own:
-            own[args[0]](args[1:])
+        if args and args[0] in commands:
+            commands[args[0]](args[1:])
         else:
             _yolo(args)
-    # SyntaxError is what Ultralytics says of arguments that it does not know, FileNotFoundError of files
-    except (KDError, SyntaxError, FileNotFoundError) as e:
-        return _say(e)
-    except (RuntimeError, TypeError, ValueError) as e:
-        if not str(e).startswith(SENTENCES):
+    except Exception as e:
+        if not is_input_error(e, lambda: _values(args)):  # a fault of the program: its traceback is needed to mend it
             raise
-        return _say(e)
+        # File names may hold bytes that are no text
+        LOGGER.error(str(e).strip().encode(errors="backslashreplace").decode())
+        return 1
     return 0
 
 
-def _say(error: Exception) -> int:
-    """Print an error's message and return the exit status."""
-    LOGGER.error(str(error).strip().encode(errors="backslashreplace").decode())  # file names may hold any bytes
-    return 1
+def _values(args: list[str]) -> list[Any]:
+    """Return the values of all arguments of a command line and of its recipes."""
+    line = recipes.check_line(args, certain=False)
+    return [*line.given.values(), *(value for recipe in line.recipes.values() for value in recipe.values())]
 
 
 def _yolo(args: list[str]) -> None:
@@ -81,38 +77,37 @@ def _yolo(args: list[str]) -> None:
     install()
     if not args:
         LOGGER.info(HELP)
-    _check_line(args)
-    _warn_of_idle(args)
-    before = ul_cfg.ARGV[:]
-    ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: it is how Ultralytics tells its CLI from Python
-    try:
-        ul_cfg.entrypoint()
-    finally:
-        ul_cfg.ARGV[:] = before
-    special = (arg.lower().lstrip("-") for arg in args)
-    for command in special:
+    with recipes.running(_check_line(args)):
+        _warn_of_idle(args)
+        before = ul_cfg.ARGV[:]
+        ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: so Ultralytics tells its CLI from Python
+        try:
+            ul_cfg.entrypoint()
+        finally:
+            ul_cfg.ARGV[:] = before
+    for command in (arg.lower().lstrip("-") for arg in args):
         if _add_to_special(command):  # Ultralytics runs the first one and no other
             return
 
 
-def _check_line(args: list[str]) -> None:
-    """Raise if what Ultralytics reads before it checks arguments is not what it takes it for.
+def _check_line(args: list[str]) -> recipes.CommandLine:
+    """Read a command line and check what Ultralytics reads before it checks arguments.
 
     Raises:
-        KDError: If `cfg` is no YAML of arguments, or a mode, task or model no text.
+        KDError: If `cfg` is no YAML of arguments, or a mode, task or model is no text.
     """
+    _merged(args)  # its error is a sentence
+    line = recipes.check_line(args)
     given: dict[str, Any] = {}
-    for arg in _merged(args):
-        key, _, value = arg.lstrip("-").rstrip(",").partition("=")
-        if key.strip() in {"cfg", "mode", "model", "task"} and value.strip():
-            given |= [ul_cfg.parse_key_value_pair(f"{key}={value}")]
-    if given.get("cfg") is not None:
-        given = {**load_yaml(given["cfg"]), **given}
+    for recipe in line.recipes.values():  # of several, the first one counts
+        given = {**recipe, **given}
+    typed = {name: text for name, text in line.given.items() if name in READ_EARLY and text}
+    given |= [ul_cfg.parse_key_value_pair(f"{name}={text}") for name, text in typed.items()]
     config.check_plain(given)
-    check_line(args)
-    for name in ("mode", "model", "task"):
+    for name in READ_EARLY:
         if not isinstance(given.get(name), (str, type(None))):
             raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")
+    return line
 
 
 def _merged(args: list[str]) -> list[str]:

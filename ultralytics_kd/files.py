@@ -1,4 +1,4 @@
-"""Reading files that anybody may have written, within limits; writing files whole or not at all."""
+"""Read files from strangers within limits; write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,19 @@ from ultralytics.utils.checks import check_yaml
 from .errors import KDError, first_line
 
 MOST_BYTES = 2**20  # of a YAML that holds arguments or class names
-MOST_PARTS = 100_000  # of it with every alias written out
-# What PyYAML raises: errors of its own, and whatever int(), float() and datetime() say of a text that is none
+MOST_PARTS = 100_000  # values in it, with every alias written out
+# What PyYAML raises: its own errors, and those of int(), float() and datetime() for a text that they cannot read
 YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-# Ultralytics reads a YAML that PyYAML refuses once more without these
+# Ultralytics removes these from a YAML that PyYAML refuses, and reads it again
 UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
+STORED = "what is stored stays; make room and run the same command again to finish."
+PROBE_BYTES = 2**20  # of the file that tells whether a disk is full
 
 
-def why(error: Exception) -> str:
-    """Return what an error says, without the name of the file that the sentence around it has already.
+def reason_of(error: Exception) -> str:
+    """Return the message of an error without the name of the file, which the sentence around it has already.
 
     Args:
         error (Exception): The error.
@@ -41,14 +44,14 @@ def load_yaml(file: Any) -> dict:
     """Return the mapping in a YAML, as Ultralytics reads it; an empty one if the file is empty.
 
     Args:
-        file (str | Path): A YAML as Ultralytics finds it: a path, the name of one of its own, a URL.
+        file (str | Path): A YAML as Ultralytics finds it: a path, a URL, or the name of a file of Ultralytics.
 
     Raises:
         KDError: If it holds no mapping, or more than a file of arguments or class names can hold.
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If it does not exist.
     """
     if not isinstance(file, (str, Path)):
-        raise KDError(f"'{file}' is no YAML file.")
+        raise KDError(f"'{file}' is not a YAML file.")
     try:
         path = check_yaml(file)
         with open(path, "rb") as f:
@@ -59,22 +62,22 @@ def load_yaml(file: Any) -> dict:
         return dict(YAML.load(path))
     except FileNotFoundError:
         raise
-    # A folder, no permission, another suffix, a name that is no pattern, and what PyYAML says
+    # A folder, no permission, another suffix, a name that is not a valid pattern, and errors of PyYAML
     except (OSError, AssertionError, re.error, *YAML_ERRORS) as e:
-        raise KDError(f"'{file}' could not be read as YAML: {why(e)}") from e
+        raise KDError(f"'{file}' could not be read as YAML: {reason_of(e)}") from e
 
 
 def check_yaml_text(text: str) -> None:
-    """Raise if a text is no YAML or grows too large.
+    """Raise if a text is not YAML or grows too large.
 
-    Aliases repeat what an anchor holds: a few lines can stand for more than a memory holds, once they are printed.
+    Aliases repeat the content of an anchor, so that a few lines can print as more text than fits in memory.
 
     Args:
         text (str): The text.
 
     Raises:
         KDError: If it grows too large.
-        YAMLError: If it is no YAML; some texts make PyYAML raise other errors, all of them in `YAML_ERRORS`.
+        YAMLError: If it is not YAML. Some texts make PyYAML raise other errors; all of them are in `YAML_ERRORS`.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     node = yaml.compose(UNPRINTABLE.sub("", text), Loader=loader)
@@ -83,9 +86,9 @@ def check_yaml_text(text: str) -> None:
 
 
 def _parts(node: Any, known: dict[int, float]) -> float:
-    """Return the number of values that a YAML node stands for; infinite if it holds itself."""
+    """Return the number of values that a YAML node stands for; infinite if it contains itself."""
     if id(node) not in known:
-        known[id(node)] = float("inf")  # as long as it is open
+        known[id(node)] = float("inf")  # until its parts are counted
         inner = node.value if isinstance(node.value, list) else ()
         parts = (part for pair in inner for part in (pair if isinstance(pair, tuple) else (pair,)))
         known[id(node)] = 1 + sum(_parts(part, known) for part in parts)
@@ -93,19 +96,19 @@ def _parts(node: Any, known: dict[int, float]) -> float:
 
 
 def own_file(path: Path) -> bool:
-    """Return whether a path is a file of its folder: there, a file, and no link that leads out of the folder.
+    """Return whether a path is an existing file in its folder, and not a link that leads out of the folder.
 
     Args:
         path (Path): The path.
     """
     try:
         return path.is_file() and path.resolve().is_relative_to(path.parent.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name that is too long, links in a circle
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, or links in a circle
         return False
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it lies in, if it is not there.
+    """Make a folder and its parents, if they do not exist.
 
     Args:
         folder (Path): The folder.
@@ -115,23 +118,23 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as e:  # no permission, a file in its place, a name of null bytes
-        raise KDError(f"the folder {folder} cannot be made: {why(e)}") from e
+    except (OSError, ValueError) as e:  # no permission, a file in its place, null bytes in the name
+        raise KDError(f"the folder {folder} cannot be made: {reason_of(e)}") from e
 
 
 def output_folder(args: Any) -> Path:
-    """Return the folder that Ultralytics' arguments name for what is written.
+    """Return the output folder that Ultralytics' arguments name.
 
     Args:
         args (Namespace): Ultralytics' arguments: project, name, exist_ok, save_dir.
 
     Raises:
-        KDError: If they name none.
+        KDError: If they do not name a folder.
     """
     try:
         return get_save_dir(args)
-    except (OSError, TypeError, ValueError) as e:  # no texts, a name that is too long or has null bytes
-        raise KDError(f"project={args.project} and name={args.name} make no folder: {why(e)}") from e
+    except (OSError, TypeError, ValueError) as e:  # not texts, or a name that is too long or has null bytes
+        raise KDError(f"project={args.project} and name={args.name} make no folder: {reason_of(e)}") from e
 
 
 def lock_file(folder: Path) -> Path:
@@ -141,7 +144,7 @@ def lock_file(folder: Path) -> Path:
         folder (Path): The folder.
 
     Raises:
-        KDError: If a link is in its place: locking empties what it leads to.
+        KDError: If it is a link: locking would empty the file that the link leads to.
     """
     file = folder / ".lock"
     if file.is_symlink():
@@ -150,77 +153,90 @@ def lock_file(folder: Path) -> Path:
 
 
 @contextmanager
-def part_of(target: Path) -> Iterator[Path]:
-    """Lend a new file beside a place, and move it there when it is whole and on the disk.
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a new file beside a file, and let it take the file's place once it is whole and on the disk.
 
-    Whatever happens in between, the power going off included, what was at the place stays as it was.
+    Until then the old file stays as it is, whatever happens, a power failure included.
 
     Args:
-        target (Path): Where the file is to be.
+        target (Path): The file to replace; it need not exist.
 
     Yields:
-        (Path): Where to write it; it is gone if writing fails.
+        (Path): Where to write the new content. It is removed if writing fails.
+
+    Examples:
+        >>> with replacing(Path("notes.json")) as part:
+        ...     part.write_text("{}")
     """
-    # A new file each time: in a folder that others write to, a link in its place is never followed
+    # A new name each time: in a folder that others can write to, a link in its place would be followed
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     open(part, "xb").close()
     try:
         yield part
-        put(part, target)
-    except BaseException:  # it goes on to the caller; a file that is half written is of no use to anybody
+        move_into_place(part, target)
+    except BaseException:  # the caller gets it; a half-written file is of no use
         part.unlink(missing_ok=True)
         raise
 
 
-def put(part: Path, target: Path) -> None:
-    """Move a file to its place once it is on the disk.
+def move_into_place(part: Path, target: Path) -> None:
+    """Write a whole file through to the disk, then let it take the place of another.
 
     Args:
         part (Path): The whole file, on the same file system.
-        target (Path): Where it is to be.
+        target (Path): The file to replace; it need not exist.
     """
     with open(part, "rb+") as f:
         os.fsync(f.fileno())
     os.replace(part, target)
 
 
-STORED = "what is stored stays; make room and run the same command again to finish."
-
-
 def write_whole(target: Path, content: bytes, advice: str = STORED) -> None:
     """Write a file: whole or not at all.
 
     Args:
-        target (Path): Where it is to be.
-        content (bytes): What it is to hold.
+        target (Path): The file.
+        content (bytes): Its content.
         advice (str): How to continue when the disk is full, as the end of a sentence.
 
     Raises:
-        KDError: If the disk is full or closed.
+        KDError: If the disk is full or not writable.
     """
     try:
-        with part_of(target) as part:
+        with replacing(target) as part:
             part.write_bytes(content)
     except OSError as e:
-        said = disk_fault(e, target.parent, advice)
-        if said is None:
+        fault = disk_fault(e, target.parent, advice)
+        if fault is None:
             raise
-        raise said from e
+        raise fault from e
 
 
 def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
-    """Return what to say of an error of a disk that is full or closed to us; None for any other.
+    """Return the error to raise after writing failed; None if neither a full nor a read-only disk is the reason.
 
     Args:
-        error (Exception): The error.
-        folder (Path): Where something was to be written.
+        error (Exception): The error of the write.
+        folder (Path): The folder that was written to.
         advice (str): How to go on, as the end of a sentence.
     """
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RuntimeError):  # torch.save raises it without a number
+        number = _probe(folder)
     if number in NO_ROOM:
         return KDError(f"no space is left in {folder}: {advice}")
     if number in NO_ACCESS:
         return KDError(f"{folder} cannot be written to ({os.strerror(number)}): {advice}")
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):  # torch.save does not say why
-        return KDError(f"{folder} could not be written to, as it may be full: {advice}")
+    return None
+
+
+def _probe(folder: Path) -> int | None:
+    """Return the number of the error that writing a small file to a folder raises; None if it succeeds."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as e:
+        return e.errno
     return None

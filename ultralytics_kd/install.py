@@ -1,7 +1,7 @@
-"""The kd arguments in Ultralytics, in this process: no trainer ignores a teacher, and `YOLO` has those that distil.
+"""Everything that is changed in Ultralytics' own modules, how it is put in place and how it is undone.
 
-After `yolo-kd enable` this happens while Ultralytics is being imported. What leans on more of it than is patched here,
-the trainers that distil, is therefore imported when it is first asked for.
+After `yolo-kd enable` this module is imported while Ultralytics is being imported. The trainers that distil need more
+of Ultralytics than is there by then, so they are imported when they are first asked for.
 """
 
 from __future__ import annotations
@@ -12,58 +12,120 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from .config import registration
+from .config import changes
+from .config.changes import Change
 from .config.recipes import check_call, check_unfinished
-from .config.registration import register
+from .config.registration import ARGUMENT_CHANGES, TRAINER_CHANGES, parts_of, register
 from .errors import KDError
 
-# What is patched here
-PATCHED = {
-    **registration.PATCHED,
-    "ultralytics.models.yolo.model": ("YOLO.task_map", "YOLO.train(trainer)", "YOLO.tune(use_ray)"),
-}
+TaskMap = dict[str, dict[str, Any]]
 
 
-def install() -> None:
-    """Let Ultralytics' own YOLO class train with the trainers that distil, in this process; repeatable."""
-    register()
-    from ultralytics.models.yolo.model import YOLO
+# Replacements ---------------------------------------------------------------------------------------------------------
+def _distilling_task_map(stock: property) -> property:
+    """Return `YOLO.task_map` with the trainers that distil."""
 
-    stock = YOLO.task_map.fget
-    if getattr(stock, "kd", False):
-        return
+    def task_map(self: Any) -> TaskMap:
+        parts: TaskMap = stock.__get__(self)
+        replaced = _trainer_replacement()
+        return replaced(parts) if replaced else parts
 
-    def task_map(self: YOLO) -> dict[str, dict[str, Any]]:
-        replaced = _replacement()
-        return replaced(stock(self)) if replaced else stock(self)
+    return property(task_map)
 
-    @functools.wraps(YOLO.tune)
-    def tune(self: YOLO, *args: Any, **kwargs: Any) -> Any:
+
+def _checked_train(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `YOLO.train`, which checks recipes and kd arguments first."""
+
+    @functools.wraps(stock)
+    def train(self: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        check_call(kwargs)
+        check_unfinished(self, kwargs)
+        return stock(self, trainer=trainer, **kwargs)
+
+    return train
+
+
+def _checked_tune(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `YOLO.tune`, which checks the search space first."""
+
+    @functools.wraps(stock)
+    def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
         from .model import tune
 
         return tune(self, *args, **kwargs)
 
-    stock_train = YOLO.train
+    return tune
 
-    @functools.wraps(stock_train)
-    def train(self: YOLO, trainer: Any = None, **kwargs: Any) -> Any:
-        check_call(kwargs)
-        check_unfinished(self, kwargs)
-        return stock_train(self, trainer=trainer, **kwargs)
 
-    task_map.kd = True  # type: ignore[attr-defined]
-    YOLO.task_map, YOLO.train, YOLO.tune = property(task_map), train, tune
+# The whole list: no other module of this package changes Ultralytics -------------------------------------------------
+MODEL_CHANGES = (
+    Change(
+        "ultralytics.models.yolo.model",
+        "YOLO.task_map",
+        "Ultralytics' own YOLO trains with the trainers that distil.",
+        _distilling_task_map,
+    ),
+    Change(
+        "ultralytics.models.yolo.model",
+        "YOLO.train(trainer)",
+        "A recipe from a stranger runs no code, and kd arguments without a teacher are refused.",
+        _checked_train,
+    ),
+    Change(
+        "ultralytics.models.yolo.model",
+        "YOLO.tune(use_ray)",
+        "kd arguments in a search space are checked before the first training.",
+        _checked_tune,
+    ),
+)
+TEMPORARY_CHANGES = (
+    Change(
+        "ultralytics.engine.trainer",
+        "strip_optimizer(updates)",
+        "A checkpoint is stripped into a new file that then takes its place, so that an interrupted run loses nothing.",
+        during="the final evaluation of a run with a teacher; ultralytics_kd.training",
+    ),
+    Change(
+        "ultralytics.nn.tasks",
+        "SAFE_LOAD",
+        "Code that a teacher's file names does not run.",
+        during="a teacher's file is opened; ultralytics_kd.teachers",
+    ),
+)
+CHANGES: tuple[Change, ...] = (*ARGUMENT_CHANGES, *TRAINER_CHANGES, *MODEL_CHANGES, *TEMPORARY_CHANGES)
+PATCHED = parts_of(CHANGES)  # for `compat`, which checks that they are there
+
+
+def install() -> None:
+    """Let Ultralytics' own YOLO class distil, in this process; calling it again changes nothing.
+
+    Raises:
+        KDError: If Ultralytics lacks a part that is changed, or has an argument with the name of a kd argument.
+
+    Examples:
+        >>> from ultralytics_kd.install import install
+        >>> install()
+        >>> from ultralytics import YOLO
+        >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt")
+    """
+    register()
+    changes.make(MODEL_CHANGES)
+
+
+def uninstall() -> None:
+    """Undo all that `install` and `register` have changed: Ultralytics is as it was before."""
+    changes.undo()
 
 
 @functools.cache
-def _replacement() -> Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]] | None:
-    """Return what puts trainers that distil into a map of tasks, or None with a warning where they cannot be imported.
+def _trainer_replacement() -> Callable[[TaskMap], TaskMap] | None:
+    """Return the function that puts trainers that distil into a task map; None if they cannot be imported.
 
-    All that does not distil goes on then, and a trainer that is given a teacher says why it cannot.
+    Then all that does not distil goes on after a warning, and a trainer that is given a teacher raises the reason.
     """
     try:
         from .model import with_distilling_trainers
     except KDError as e:
-        LOGGER.warning(f"no training can have a teacher here: {e}")
+        LOGGER.warning(f"distillation is unavailable in this environment: {e}")
         return None
     return with_distilling_trainers

@@ -11,10 +11,9 @@ from .arguments import (
     help_text,
     listed,
 )
-from .checks import check_combination, check_plain, check_values
+from .checks import check_combination, check_plain, check_user_losses, check_values
 from .idle import Idle, idle_arguments
 from .registration import register, register_arguments
-from .user_code import own_loss
 
 __all__ = (
     "ARGUMENTS",
@@ -26,12 +25,12 @@ __all__ = (
     "cfg_text",
     "check_combination",
     "check_plain",
+    "check_user_losses",
     "check_values",
     "has_teacher",
     "help_text",
     "idle_arguments",
     "listed",
-    "own_loss",
     "register",
     "register_arguments",
 )

@@ -34,6 +34,12 @@ CLASS_LOSSES: dict[str, tuple[str, ...]] = {
     "semantic": ("kl", "cwd"),
     "depth": (),
 }
+# Losses of each term that take a temperature
+TEMPERED: dict[str, tuple[str, ...]] = {
+    "kd_cls": ("kl", "dkd", "dist", "cwd"),
+    "kd_box": ("ld",),
+    "kd_feat": ("cwd",),
+}
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,16 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_cls_loss": Argument(
         "auto",
         "str",
-        "class-logit loss; auto: bckd for detectors, kl for classify and semantic",
+        "class-logit loss, or module:name of your own; auto: bckd for detectors, kl for classify and semantic",
         ("auto", "bckd", "qfl", "kl", "dkd", "dist", "cwd"),
+        user_code=True,
     ),
     "kd_box_loss": Argument(
-        "iou", "str", "box loss; ld needs DFL bins on both sides; iou is ProbIoU for obb", ("iou", "ld", "l1")
+        "iou",
+        "str",
+        "box loss, or module:name of your own; ld needs DFL bins on both sides; iou is ProbIoU for obb",
+        ("iou", "ld", "l1"),
+        user_code=True,
     ),
     "kd_feat_loss": Argument(
         "pkd",

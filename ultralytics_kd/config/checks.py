@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
-from .user_code import names_object
+from .user_code import load_loss, names_object
 
 TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
 MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
@@ -172,13 +172,28 @@ def _check_losses(cfg: Mapping[str, Any]) -> None:
     """Check that each loss suits the task."""
     task, asked = cfg["task"], cfg.get("kd_cls_loss", "auto")
     suitable = CLASS_LOSSES[task]
-    if suitable and asked not in {"auto", *suitable}:
+    if suitable and asked not in {"auto", *suitable} and not names_object(asked):
         raise KDError(f"'kd_cls_loss={asked}' does not suit task '{task}': use {' or '.join(suitable)}.")
     if cfg.get("kd_feat") and task not in GRID_TASKS and cfg.get("kd_feat_loss") in {"crosskd", "sl2"}:
         raise KDError(
             f"'kd_feat_loss={cfg['kd_feat_loss']}' needs the anchor points of a detector, which task '{task}' lacks: "
             "use pkd, cwd or mgd."
         )
+
+
+def check_user_losses(cfg: Mapping[str, Any]) -> None:
+    """Import the losses of the user's own code that a training uses, so that it fails before anything is written.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+
+    Raises:
+        KDError: If one cannot be imported.
+    """
+    for weight in TASK_WEIGHTS[cfg["task"]]:
+        loss = cfg.get(f"{weight}_loss")
+        if cfg.get(weight) and names_object(loss):
+            load_loss(f"{weight}_loss", str(loss))
 
 
 def _check_cache(cfg: Mapping[str, Any]) -> None:

@@ -6,14 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .arguments import ARGUMENTS, CLASS_LOSSES, TASK_WEIGHTS, WEIGHTS
-
-# Losses of each term that a temperature softens
-TEMPERED: dict[str, tuple[str, ...]] = {
-    "kd_cls": ("kl", "dkd", "dist", "cwd"),
-    "kd_box": ("ld",),
-    "kd_feat": ("cwd",),
-}
+from .arguments import ARGUMENTS, CLASS_LOSSES, TASK_WEIGHTS, TEMPERED, WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -1,125 +1,170 @@
-"""Files of arguments, which may be a stranger's: they name no code and do not say that they are trusted."""
+"""Recipes: files of arguments, which may come from a stranger. They name no code and grant no trust."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
 
 from ..errors import KDError
 from ..files import load_yaml
-from .arguments import has_teacher, listed
-from .user_code import names_object
+from .arguments import ARGUMENTS, as_list, has_teacher
+from .checks import check_teacher_given
+from .user_code import names_library_model, names_object
 
 TRUST = "kd_trust_teacher"
-CODE = ("teacher", "kd_feat_loss")  # arguments that may name code
+CODE = ("teacher", *(name for name, argument in ARGUMENTS.items() if argument.user_code))  # they may name code
 
 
-def check_recipe(file: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CommandLine:
+    """The arguments of a command line of Ultralytics.
+
+    Attributes:
+        given (dict[str, str]): Arguments of the line itself as they were typed, without `cfg`.
+        recipes (dict[str, dict[str, Any]]): Arguments of each `cfg` file, by its name.
+    """
+
+    given: dict[str, str] = field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_running: CommandLine | None = None  # the line that `yolo-kd` has read and checked, while Ultralytics runs it
+
+
+def check_recipe(file: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments in a file that is given as `cfg`, checked.
 
     Args:
         file (str | Path): The YAML.
-        said (Mapping): Arguments that the command or call itself gives.
+        given (Mapping): Arguments that the command or call itself gives.
 
     Raises:
-        KDError: If it is none, or has what it must not.
+        KDError: If it is not valid YAML, or if it names code or trusts itself.
     """
     recipe = load_yaml(file)
-    check_arguments(recipe, f"cfg={file}", said)
+    check_arguments(recipe, f"cfg={file}", given)
     return recipe
 
 
-def check_arguments(recipe: Mapping[str, Any], place: str, said: Mapping[str, Any]) -> None:
-    """Raise if arguments from a file make code run that the command does not name itself, or trust it.
+def check_arguments(recipe: Mapping[str, Any], place: str, given: Mapping[str, Any]) -> None:
+    """Raise if arguments from a file run code that the command does not name itself, or grant trust.
 
     Args:
         recipe (Mapping): The arguments.
         place (str): Where they stand, for errors.
-        said (Mapping): Arguments that the command or call itself gives.
+        given (Mapping): Arguments that the command or call itself gives.
 
     Raises:
         KDError: If they do.
     """
-    if recipe.get(TRUST) and TRUST not in said:
+    if recipe.get(TRUST) and TRUST not in given:
         raise KDError(
-            f"{place} sets {TRUST}, which no file can say of itself: drop it there, and if you trust the file give "
+            f"{place} sets {TRUST}, which only the command can set: drop it there, and if you trust the file give "
             f"{TRUST}=True in the command."
         )
-    if str(said.get(TRUST)).lower() == "true":
+    if str(given.get(TRUST)).lower() == "true":
         return
     for name in CODE:
-        values = listed(recipe.get(name))
-        code = [v for v in (values if isinstance(values, list) else [values]) if names_object(v)]
-        if code and name not in said:
+        code = [value for value in as_list(recipe.get(name)) if _names_code(name, value)]
+        if code and name not in given:
             raise KDError(
                 f"{place} has {name}={code[0]}, which would run code of that name: give it in the command itself, or "
                 f"{TRUST}=True if you trust the file."
             )
 
 
+def _names_code(argument: str, value: Any) -> bool:
+    """Return whether a value names code; a pretrained model of a known library is a teacher and not code."""
+    return names_object(value) and not (argument == "teacher" and names_library_model(value))
+
+
 def check_call(arguments: Mapping[str, Any]) -> None:
-    """Check the recipes of a call of `train` or `tune`, and of the command line that it may have come from.
+    """Check a call of `train` or `tune`: its recipe, those of the command line behind it, and that it has a teacher.
 
     Args:
         arguments (Mapping): Arguments of the call.
 
     Raises:
-        KDError: As `check_recipe` does.
+        KDError: As `check_recipe` does, or if the call gives a kd argument and there is no teacher.
     """
-    if arguments.get("cfg"):
-        check_recipe(arguments["cfg"], {k: v for k, v in arguments.items() if k != "cfg"})
-    check_line(ul_cfg.ARGV[1:], ours=False)
+    given = {name: value for name, value in arguments.items() if name != "cfg"}
+    recipe = check_recipe(arguments["cfg"], given) if arguments.get("cfg") else {}
+    line = check_line(ul_cfg.ARGV[1:], certain=False) if _running is None else _running
+    # Ultralytics merges the recipes of a command line into the call
+    merged = {name for each in line.recipes.values() for name in each if name not in line.given}
+    check_teacher_given(given.keys() - merged, {**recipe, **given})
 
 
-def check_line(line: list[str], ours: bool = True) -> None:
-    """Check every recipe of a command line: Ultralytics merges them all, and hands on what comes out without a word.
+def check_line(line: list[str], certain: bool = True) -> CommandLine:
+    """Read a command line and check its recipes: Ultralytics merges all of them and does not say what came from where.
 
     Args:
         line (list[str]): Arguments of the command.
-        ours (bool): Whether it is surely a command line of Ultralytics: that of another program may mean anything.
+        certain (bool): Whether it is a command line of Ultralytics; in that of another program `cfg=` may be anything.
 
     Raises:
         KDError: As `check_recipe` does.
+        FileNotFoundError: If a recipe does not exist.
     """
     try:
         pairs = [arg.lstrip("-").rstrip(",").partition("=") for arg in ul_cfg.merge_equals_args(list(line))]
-    except IndexError:  # an '=' with nothing before it, of which others speak
-        return
-    given = [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
-    said = {name: value for name, value in given if name != "cfg"}
-    for file in (value for name, value in given if name == "cfg" and value):
+    except (IndexError, SyntaxError):  # an '=' with nothing before it or an open bracket, which others report
+        return CommandLine()
+    typed = [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
+    read = CommandLine({name: value for name, value in typed if name != "cfg"})
+    for file in (value for name, value in typed if name == "cfg" and value):
+        path = ul_cfg.parse_key_value_pair(f"cfg={file}")[1]
         try:
-            recipe = load_yaml(file)
+            recipe = {} if path is None else load_yaml(path)
         except (KDError, FileNotFoundError):
-            if ours:
+            if certain:
                 raise
             continue
-        check_arguments(recipe, f"cfg={file}", said)
+        check_arguments(recipe, f"cfg={file}", read.given)
+        read.recipes[file] = recipe
+    return read
+
+
+@contextmanager
+def running(line: CommandLine) -> Iterator[None]:
+    """Remember, while Ultralytics runs a command line, that it has been read and checked.
+
+    Args:
+        line (CommandLine): The line.
+    """
+    global _running
+    before, _running = _running, line
+    try:
+        yield
+    finally:
+        _running = before
 
 
 def check_merged(arguments: Mapping[str, Any]) -> None:
-    """Check the recipe of a trainer that was given arguments and those of a file as one.
+    """Check the recipe of a trainer whose arguments and recipe are merged already.
 
     Args:
         arguments (Mapping): The arguments; `cfg` is among them if there was a file.
 
     Raises:
-        KDError: As `check_recipe` does; of what is the same in both, the file said it.
+        KDError: As `check_recipe` does. A value that is the same in both is taken to come from the file.
     """
     if arguments.get("cfg"):
         recipe = load_yaml(arguments["cfg"])
-        said = {k: v for k, v in arguments.items() if k != "cfg" and v != recipe.get(k)}
-        check_arguments(recipe, f"cfg={arguments['cfg']}", said)
+        given = {k: v for k, v in arguments.items() if k != "cfg" and v != recipe.get(k)}
+        check_arguments(recipe, f"cfg={arguments['cfg']}", given)
 
 
 def check_unfinished(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise if a finished run with a teacher is to be resumed: Ultralytics would begin another, on data of its own.
+    """Raise if a finished run with a teacher is to be resumed: Ultralytics would start a new run on its default data.
 
     Args:
         model (YOLO): The model of the run's checkpoint.
-        arguments (Mapping): Those of `train`.
+        arguments (Mapping): Arguments of `train`.
 
     Raises:
         KDError: If there is nothing to resume.

@@ -1,75 +1,176 @@
-"""The kd arguments in Ultralytics, in this process: they are known to its configuration, and no trainer ignores one."""
+"""The kd arguments in Ultralytics, in this process: its configuration knows them, and no trainer ignores a teacher."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ultralytics.cfg as ul_cfg
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT
 
-from ..compat import check_parts, check_ultralytics
+from ..compat import advice, check_parts, check_ultralytics, installed_release
 from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, has_teacher, help_text
+from .changes import Change, in_force, make
 from .checks import check_combination, check_values
 from .recipes import check_merged
 
-# What is patched here, beside the configuration
-PATCHED = {"ultralytics.engine.trainer": ("BaseTrainer.check_resume(overrides)",)}
+
+# Replacements ---------------------------------------------------------------------------------------------------------
+def _with_defaults(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the defaults of the kd arguments."""
+    return {**cfg, **{name: argument.default for name, argument in ARGUMENTS.items()}}
 
 
-def register_arguments() -> None:
-    """Make the kd arguments real Ultralytics arguments, as often as called.
+def _with_names(names: Any, chosen: Callable[[Any], Any]) -> Any:
+    """Return Ultralytics' set of names of one type, with the kd arguments of that type."""
+    return names | {name for name, argument in ARGUMENTS.items() if chosen(argument)}
 
-    They then have defaults, are type- and range-checked by `get_cfg`, offered when an argument is misspelt, printed at
-    start, and saved in `args.yaml` and checkpoints. `DEFAULT_CFG_DICT` is changed in place because every module of
-    Ultralytics holds that very object.
-    """
-    if "teacher" in DEFAULT_CFG_DICT:
-        return
-    for name, argument in ARGUMENTS.items():
-        DEFAULT_CFG_DICT[name] = argument.default
-        setattr(DEFAULT_CFG, name, argument.default)
-    ul_cfg.CFG_FLOAT_KEYS = ul_cfg.CFG_FLOAT_KEYS | {k for k, a in ARGUMENTS.items() if a.number}
-    ul_cfg.CFG_BOOL_KEYS = ul_cfg.CFG_BOOL_KEYS | {k for k, a in ARGUMENTS.items() if a.type == "bool"}
-    ul_cfg.CFG_STR_KEYS = ul_cfg.CFG_STR_KEYS | {k for k, a in ARGUMENTS.items() if a.choices}
-    ul_cfg.CLI_HELP_MSG += help_text()
-    # Sweeps over several data sets start `yolo` as a process, from this very list: theirs must know the arguments too
-    ul_cfg._YOLO_CLI_COMMAND[:] = [sys.executable, "-m", "ultralytics_kd"]
-    stock_check = ul_cfg.check_cfg
 
-    @functools.wraps(stock_check)
+def _checking_kd_arguments(check_stock: Callable[..., None]) -> Callable[..., None]:
+    """Return `check_cfg`, which checks the kd arguments first: its errors are sentences for users."""
+
+    @functools.wraps(check_stock)
     def check_cfg(cfg: dict, hard: bool = True) -> None:
-        check_values(cfg)  # first: its errors are sentences for users
-        _check_place(cfg)
+        check_values(cfg)
+        _check_not_in_cloud(cfg)
         _simplify(cfg)
         try:
-            stock_check(cfg, hard)
-        except TypeError as e:  # Ultralytics' own sentences, as errors that the command line knows for sentences
+            check_stock(cfg, hard)
+        except TypeError as e:  # Ultralytics' sentences, as errors that the command line prints in one line
             raise KDTypeError(str(e)) from e
         except ValueError as e:
             raise KDError(str(e)) from e
 
-    ul_cfg.check_cfg = check_cfg
+    return check_cfg
 
 
-def _check_place(cfg: Mapping[str, Any]) -> None:
+def _refusing_to_ignore_a_teacher(check_stock: Callable[..., None]) -> Callable[..., None]:
+    """Return `BaseTrainer.check_resume`, the first step of every trainer, which checks the teacher as well."""
+
+    @functools.wraps(check_stock)
+    def check_resume(self: Any, overrides: dict[str, Any]) -> None:
+        check_merged(overrides)
+        check_stock(self, overrides)
+        check_combination(vars(self.args))
+        if has_teacher(vars(self.args)):
+            _check_distils(self)
+            return
+        for name in ARGUMENTS:  # a plain run is saved as Ultralytics would save it, so that it alone can resume it
+            vars(self.args).pop(name, None)
+
+    return check_resume
+
+
+# The changes; `install.CHANGES` is the whole list ---------------------------------------------------------------------
+ARGUMENT_CHANGES = (
+    Change(
+        "ultralytics.utils",
+        "DEFAULT_CFG_DICT",
+        "The kd arguments have defaults. They are then offered when one is misspelt, printed at the start of a run and "
+        "saved in args.yaml and checkpoints.",
+        _with_defaults,
+        in_place=True,  # every module of Ultralytics holds this object
+    ),
+    Change("ultralytics.utils", "DEFAULT_CFG", "The same defaults, as attributes.", _with_defaults, in_place=True),
+    Change(
+        "ultralytics.cfg",
+        "CFG_FLOAT_KEYS",
+        "Numbers are checked to be numbers, and searches know that they have bounds.",
+        lambda names: _with_names(names, lambda argument: argument.number),
+    ),
+    Change(
+        "ultralytics.cfg",
+        "CFG_BOOL_KEYS",
+        "Switches are checked to be True or False.",
+        lambda names: _with_names(names, lambda argument: argument.type == "bool"),
+    ),
+    Change(
+        "ultralytics.cfg",
+        "CFG_STR_KEYS",
+        "Names of losses and the like are checked to be texts.",
+        lambda names: _with_names(names, lambda argument: argument.choices),
+    ),
+    Change("ultralytics.cfg", "CLI_HELP_MSG", "The help lists the kd arguments.", lambda text: text + help_text()),
+    Change(
+        "ultralytics.cfg",
+        "_YOLO_CLI_COMMAND",
+        "A sweep over several data sets starts a process for each: it must know the kd arguments too.",
+        lambda command: [sys.executable, "-m", "ultralytics_kd"],
+        in_place=True,  # the trainer module holds this object
+    ),
+    Change(
+        "ultralytics.cfg",
+        "check_cfg(cfg)",
+        "`get_cfg` checks the kd arguments, and bad values of others are errors that the command line knows.",
+        _checking_kd_arguments,
+    ),
+)
+TRAINER_CHANGES = (
+    Change(
+        "ultralytics.engine.trainer",
+        "BaseTrainer.check_resume(overrides)",
+        "A trainer that does not distil refuses a teacher, and a plain run is saved without kd arguments.",
+        _refusing_to_ignore_a_teacher,
+    ),
+)
+
+
+def register_arguments() -> None:
+    """Make the kd arguments arguments of Ultralytics; calling it again changes nothing.
+
+    Raises:
+        KDError: If this release of Ultralytics has an argument of the same name.
+    """
+    if in_force(ARGUMENT_CHANGES[0]):
+        return
+    taken = [name for name in ARGUMENTS if name in DEFAULT_CFG_DICT]
+    if taken:
+        release = installed_release()
+        raise KDError(
+            f"ultralytics {release} has an argument '{taken[0]}' of its own, which ultralytics_kd uses for another "
+            f"thing: {advice(release)}."
+        )
+    make(ARGUMENT_CHANGES)
+
+
+def register() -> None:
+    """Make the kd arguments known to Ultralytics, and let no trainer ignore them; calling it again changes nothing.
+
+    Raises:
+        KDError: If this release of Ultralytics has an argument of the same name, or lacks what is changed.
+    """
+    register_arguments()
+    check_parts(parts_of(TRAINER_CHANGES))
+    make(TRAINER_CHANGES)
+
+
+def parts_of(changes: tuple[Change, ...]) -> dict[str, tuple[str, ...]]:
+    """Return what changes replace, by module, as `compat.check_parts` takes it.
+
+    Args:
+        changes (tuple[Change, ...]): The changes.
+    """
+    return {c.module: tuple(other.part for other in changes if other.module == c.module) for c in changes}
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+def _check_not_in_cloud(cfg: Mapping[str, Any]) -> None:
     """Raise if `ul cloud train` is to distil: Platform's machines lack this plugin, and cost as much without it."""
     if [Path(sys.argv[0]).stem, *sys.argv[1:2]] != ["ul", "cloud"]:
         return
-    given = [k for k, a in ARGUMENTS.items() if cfg.get(k, a.default) != a.default]
-    if given:
+    changed = [k for k, a in ARGUMENTS.items() if cfg.get(k, a.default) != a.default]
+    if changed:
         raise KDError(
-            f"'{given[0]}={cfg[given[0]]}' has no effect in the cloud: 'ul train project=USER/PROJECT ...' distils on "
-            "this machine and is followed on Platform as well."
+            f"'{changed[0]}={cfg[changed[0]]}' has no effect in the cloud: 'ul train project=USER/PROJECT ...' distils "
+            "on this machine and is followed on Platform as well."
         )
 
 
 def _simplify(cfg: dict) -> None:
-    """Turn checked values into those that args.yaml can hold, in place."""
+    """Turn checked values into values that args.yaml can hold, in place."""
     classes = cfg.get("kd_classes")
     if isinstance(classes, Mapping):
         cfg["kd_classes"] = dict(classes)
@@ -80,36 +181,11 @@ def _simplify(cfg: dict) -> None:
     cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.number and cfg.get(k) is not None})
 
 
-def register() -> None:
-    """Make the kd arguments known to Ultralytics, and let no trainer pass over them in silence; repeatable."""
-    register_arguments()
-    check_parts(PATCHED)
-    from ultralytics.engine.trainer import BaseTrainer
-
-    stock = BaseTrainer.check_resume
-    if getattr(stock, "kd", False):
-        return
-
-    @functools.wraps(stock)
-    def check_resume(self: BaseTrainer, overrides: dict[str, Any]) -> None:
-        check_merged(overrides)
-        stock(self, overrides)
-        check_combination(vars(self.args))
-        if has_teacher(vars(self.args)):
-            _check_distils(self)
-            return
-        for name in ARGUMENTS:  # a plain run is saved as Ultralytics would, and resumed by it alone
-            vars(self.args).pop(name, None)
-
-    setattr(check_resume, "kd", True)  # noqa: B010 (the wrapped type has no such attribute)
-    BaseTrainer.check_resume = check_resume
-
-
 def _check_distils(trainer: Any) -> None:
     """Raise if a trainer would ignore its teacher."""
     if not getattr(trainer, "distils", False):
-        check_ultralytics()  # a missing part is why the trainers that distil could not take its place
+        check_ultralytics()  # a missing part may be why a distilling trainer did not take its place
         raise KDError(
-            f"{type(trainer).__name__} does not distil, so that teacher={trainer.args.teacher} would be ignored: YOLO "
-            "models do, through ultralytics_kd.YOLO or with a trainer of ultralytics_kd.trainer."
+            f"{type(trainer).__name__} does not distil and would ignore teacher={trainer.args.teacher}: train a YOLO "
+            "model, through ultralytics_kd.YOLO or with a trainer of ultralytics_kd.trainer."
         )

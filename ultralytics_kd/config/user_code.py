@@ -1,4 +1,4 @@
-"""Objects of the user's own code that an argument names as `module:name`."""
+"""Objects that an argument names as `module:name`: of the user's own code, or models of a known library."""
 
 from __future__ import annotations
 
@@ -11,47 +11,66 @@ from typing import Any
 
 from ..errors import KDError, first_line
 
+MODEL_LIBRARIES = ("torchvision", "timm")  # `library:name` is a pretrained model of theirs, which runs no user code
+
+
+def names_library_model(text: Any) -> bool:
+    """Return whether a value is `torchvision:NAME` or `timm:NAME`.
+
+    Args:
+        text (Any): Value of a `teacher` argument.
+    """
+    library, colon, _ = text.strip().partition(":") if isinstance(text, str) else ("", "", "")
+    return bool(colon) and library in MODEL_LIBRARIES
+
 
 def names_object(text: Any) -> bool:
-    """Return whether a value is a text `package.module:name`."""
+    """Return whether a value is a text `package.module:name`.
+
+    Args:
+        text (Any): Value of an argument.
+    """
     module, colon, name = text.partition(":") if isinstance(text, str) else ("", "", "")
     return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
-def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda found: found) -> Any:
-    """Return what an argument names, from the folder where the command was given or an installed package.
+def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda named: named) -> Any:
+    """Return the object that an argument names, from the working folder or an installed package.
 
     Args:
         argument (str): Name of the argument, for errors.
         text (str): `package.module:name`.
-        make (Callable): What is made of the object that was found; the user's code may run in it.
+        make (Callable): Makes the result of the object that is named; it may run the user's code.
 
     Raises:
         KDError: If there is no such object, or the user's code raises.
     """
     module, _, name = text.partition(":")
-    with _here():
+    with _working_folder_on_path():
         try:
-            found = made(
+            named = made(
                 argument, text, lambda: getattr(importlib.import_module(module), name), ImportError, AttributeError
             )
         except (ImportError, AttributeError) as e:
             raise KDError(f"{argument}={text} names no object that can be imported: {e}.") from e
-        return made(argument, text, lambda: make(found))
+        return made(argument, text, lambda: make(named))
 
 
-def own_loss(text: str) -> Any:
-    """Return the feature loss of the user's own code that `kd_feat_loss` names.
+def load_loss(argument: str, text: str) -> Any:
+    """Return a loss of the user's own code.
 
     Args:
-        text (str): `module:name` of a function, or of a class that makes an nn.Module.
+        argument (str): The argument that names it: "kd_cls_loss", "kd_box_loss" or "kd_feat_loss".
+        text (str): `module:name` of a function; of features also of a class that makes an nn.Module.
 
     Raises:
-        KDError: If it cannot be imported or called.
+        KDError: If it cannot be imported or called, or is a class and the argument takes functions only.
     """
-    loss = import_object("kd_feat_loss", text)
+    loss = import_object(argument, text)
     if not callable(loss):
-        raise KDError(f"kd_feat_loss={text} is neither a function nor a class, but a {type(loss).__name__}.")
+        raise KDError(f"{argument}={text} is neither a function nor a class, but a {type(loss).__name__}.")
+    if isinstance(loss, type) and argument != "kd_feat_loss":
+        raise KDError(f"{argument}={text} is a class: give a function.")
     return loss
 
 
@@ -59,27 +78,27 @@ def made(argument: str, text: str, make: Callable[[], Any], *passed: type[Except
     """Return what the user's code makes.
 
     Args:
-        argument (str): Name of the argument that names it, for errors.
+        argument (str): Name of the argument that names the code, for errors.
         text (str): `package.module:name`.
-        make (Callable): Calls it.
-        *passed (type[Exception]): Errors that the caller explains.
+        make (Callable): Runs the code.
+        *passed (type[Exception]): Errors that the caller handles.
 
     Raises:
-        KDError: If it raises.
+        KDError: If the code raises another error. It names the file and line of a SyntaxError.
     """
     try:
         return make()
     except passed:
         raise
-    except Exception as e:  # it is the user's code, and may raise whatever it likes
+    except Exception as e:  # the user's code may raise anything
         raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
 
 
 @contextmanager
-def _here() -> Iterator[None]:
-    """Look for modules in the working folder too, as `python -m` does and installed scripts do not.
+def _working_folder_on_path() -> Iterator[None]:
+    """Search the working folder for modules too, as `python -m` does and installed scripts do not.
 
-    It stays the last place to look, for what the user's code imports when it is called.
+    Afterwards it stays the last place to search, for modules that the user's code imports when it is called.
     """
     folder = str(Path.cwd())
     added = folder not in sys.path

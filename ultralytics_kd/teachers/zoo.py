@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import KDError, first_line
-
-LIBRARIES = ("torchvision", "timm")
+from ..config.user_code import names_library_model
+from ..errors import ModelError, first_line
 
 
 def zoo_model(source: str) -> Any | None:
-    """Return the classifier behind `torchvision:NAME` or `timm:NAME`, with `names`, `mean` and `std`; None for others.
+    """Return the classifier of `torchvision:NAME` or `timm:NAME`, with `names`, `mean` and `std`; else None.
 
-    Weights are downloaded by the library, if they are not there yet.
+    The library downloads the weights, unless it has them.
 
     Args:
         source (str): A `teacher` argument.
 
     Raises:
-        KDError: If the library is not installed, or has no such classifier, or the weights cannot be had.
+        KDError: If the library is not installed or has no such classifier, or the download fails.
     """
-    library, colon, name = source.strip().partition(":")
-    if not colon or library not in LIBRARIES:
+    if not names_library_model(source):
         return None
+    library, _, name = source.strip().partition(":")
     try:
         model = (_torchvision if library == "torchvision" else _timm)(name)
     except ImportError as e:
-        raise KDError(f"teacher={source} needs {library}, which is not installed: pip install {library}.") from e
+        raise ModelError(source, f"needs {library}, which is not installed: pip install {library}.") from e
     except Exception as e:  # each library has errors of its own, for names and for downloads
-        raise KDError(f"teacher={source} could not be had from {library}: {first_line(e)}") from e
+        raise ModelError(source, f"could not be loaded from {library}: {first_line(e)}") from e
     model.task = "classify"
     return model
 
@@ -46,14 +45,14 @@ def _torchvision(name: str) -> Any:
 
 
 def _timm(name: str) -> Any:
-    """Return a pretrained classifier of timm; `pretrained_cfg` says how its images are normalised."""
+    """Return a pretrained classifier of timm; its `pretrained_cfg` holds how images are normalised."""
     import timm
     from timm.data import ImageNetInfo
 
     model: Any = timm.create_model(name, pretrained=True)
-    described = model.pretrained_cfg.get("label_names")
+    names = model.pretrained_cfg.get("label_names")
     imagenet = ImageNetInfo()
-    if described is None and model.num_classes == imagenet.num_classes():
-        described = [imagenet.index_to_description(i) for i in range(model.num_classes)]
-    model.names = dict(enumerate(described or ()))
+    if names is None and model.num_classes == imagenet.num_classes():
+        names = [imagenet.index_to_description(i) for i in range(model.num_classes)]
+    model.names = dict(enumerate(names or ()))
     return model

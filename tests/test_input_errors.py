@@ -1,0 +1,110 @@
+"""Errors of the user's input are one sentence on the command line; a fault of the code keeps its traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from ultralytics.engine import trainer as engine
+from ultralytics.utils import YAML
+
+from ultralytics_kd import KDError, cli
+from ultralytics_kd.config.input_errors import is_input_error
+from ultralytics_kd.config.user_code import load_loss
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Return the empty folder in which a command runs."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return tmp_path / "empty"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (["train", "epoch=3"], "'epoch' is not a valid YOLO argument"),
+        (["train", "data"], "is missing an '=' sign"),
+        (["train", "imgsz=[64"], "unmatched '['"),
+        (["val", "model=nowhere.pt", "data=coco8.yaml"], "nowhere.pt"),
+        (["predict", "model=TEACHER", "source=nowhere.png"], "nowhere.png does not exist"),
+        (["val", "model=TEACHER", "data=nowhere.yaml", "task=detect"], "nowhere.yaml"),
+        (["val", "cfg=recipe.yaml"], "gone.pt"),
+    ],
+)
+def test_missing_files_and_unknown_arguments_are_sentences(folder, teacher, line, message, caplog):
+    YAML.save(folder / "recipe.yaml", {"model": "gone.pt", "data": "coco8.yaml"})
+    assert cli.main([word.replace("TEACHER", teacher) for word in line]) == 1
+    assert message in caplog.text
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "does not exist"),
+        ("train: images\nval: images\n", "key missing"),
+        ("names: {0: a}\nval: images\n", "'train:' key missing"),
+        ("train: [\n", "error"),
+        ("train: nowhere\nval: nowhere\nnames: {0: a}\n", "error"),
+    ],
+)
+def test_data_sets_that_cannot_be_read_are_sentences(folder, teacher, content, message, caplog):
+    if content is not None:
+        (folder / "d.yaml").write_text(content)
+    for more in ([], [f"teacher={teacher}"]):
+        caplog.clear()
+        assert cli.main(["train", "model=yolo26n.yaml", "data=d.yaml", f"project={folder / 'runs'}", *more]) == 1
+        assert message in caplog.text and "Dataset 'd.yaml'" in caplog.text
+
+
+def missing_file() -> None:
+    with open("/nowhere/internal.json"):
+        pass
+
+
+def broken_module() -> None:
+    compile("def f(:", "internal.py", "exec")
+
+
+def missing_key() -> None:
+    {}["x"]
+
+
+def wrong_type() -> None:
+    raise TypeError("Invalid 'x': unhashable type")  # Ultralytics' words, raised elsewhere
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("fault", [missing_file, broken_module, missing_key, wrong_type])
+def test_a_fault_of_the_code_keeps_its_traceback(fault, monkeypatch):
+    monkeypatch.setattr(cli.ul_cfg, "entrypoint", fault)
+    with pytest.raises((OSError, SyntaxError, LookupError, TypeError)) as error:
+        cli.main(["train", "data=x.yaml"])
+    assert error.traceback[-1].name == fault.__name__
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("fault", [missing_key, wrong_type])
+def test_a_fault_while_a_data_set_is_read_keeps_its_traceback(fault, folder, monkeypatch, quick):
+    monkeypatch.setattr(engine, "check_det_dataset", lambda *_, **__: fault())
+    with pytest.raises(RuntimeError, match=r"Dataset '.*' error"):
+        cli.main(["train", "model=yolo26n.yaml", *(f"{k}={v}" for k, v in quick.items())])
+
+
+def test_a_missing_file_is_input_if_the_command_names_it(folder):
+    with pytest.raises(FileNotFoundError) as error, open("a/b.pt"):
+        pass
+    assert is_input_error(error.value, lambda: ["x.pt", 5, None, str(folder / "a" / "b.pt")])
+    assert not is_input_error(error.value, lambda: ["b.pt", 5, None, ""])
+    assert not is_input_error(FileNotFoundError("never raised"))
+
+
+def test_a_broken_module_of_the_users_own_is_named_with_its_line(folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "broken_losses", raising=False)
+    (folder / "broken_losses.py").write_text("import torch\n\ndef loss(:\n    pass\n")
+    with pytest.raises(KDError, match=r"kd_feat_loss=broken_losses:loss .*SyntaxError.*broken_losses\.py, line 3"):
+        load_loss("kd_feat_loss", "broken_losses:loss")

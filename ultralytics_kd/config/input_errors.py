@@ -1,0 +1,64 @@
+"""Which errors of a command are about what the user gave it, so that one sentence explains them.
+
+Ultralytics raises built-in errors for unknown arguments, missing files and data sets that it cannot read. A fault in
+the code raises the same types, and its traceback must stay. They differ in the place where they are raised and in their
+attributes: an error of the operating system or of Python's compiler has a `filename`, one that Ultralytics raises with
+a message of its own has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import KDError
+
+ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
+DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
+DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils.checks")  # what it checks a data set with
+
+
+def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = tuple) -> bool:
+    """Return whether an error is about the arguments of a command, or about the files and data sets that they name.
+
+    Args:
+        error (BaseException): The error, as it was caught.
+        values (Callable): Returns the values of the command's arguments.
+    """
+    if isinstance(error, KDError):
+        return True
+    module, function = _raised_in(error)
+    if isinstance(error, (FileNotFoundError, SyntaxError)):
+        if error.filename is None:
+            return module.partition(".")[0] == "ultralytics"
+        return isinstance(error, FileNotFoundError) and _is_named(error.filename, values())
+    if isinstance(error, RuntimeError) and (module, function) == DATA_SET:
+        return _is_data_error(error.__cause__)
+    return isinstance(error, (TypeError, ValueError)) and module == ARGUMENTS
+
+
+def _is_data_error(cause: BaseException | None) -> bool:
+    """Return whether a data set cannot be read, as opposed to a fault of the code that reads it."""
+    if isinstance(cause, (OSError, SyntaxError, UnicodeError, yaml.YAMLError, KDError)):
+        return True
+    return isinstance(cause, (TypeError, ValueError)) and _raised_in(cause)[0] in DATA_SET_CHECKS
+
+
+def _raised_in(error: BaseException) -> tuple[str, str]:
+    """Return the module and the function in which an error was raised; empty texts before it is raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "", ""
+    return str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_frame.f_code.co_name
+
+
+def _is_named(file: Any, values: Iterable[Any]) -> bool:
+    """Return whether one of these values names a file."""
+    if not isinstance(file, (str, Path)):
+        return False
+    return Path(file).absolute() in {Path(v).absolute() for v in values if isinstance(v, (str, Path)) and v}
