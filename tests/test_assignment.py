@@ -1,4 +1,4 @@
-"""Stored instances are assigned to anchor points as the base loss assigns labels."""
+"""Sets of instances are assigned to anchor points as the base loss assigns labels."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from ultralytics_kd.distillation import task_aligned
 from ultralytics_kd.distillation.assignment import CONFIDENT, assign
 from ultralytics_kd.distillation.distillers import GridDistiller
 from ultralytics_kd.distillation.loss import DistillationLoss
-from ultralytics_kd.distillation.task_aligned import Aligner, align, align_densely, same
+from ultralytics_kd.distillation.task_aligned import InstanceAssigner, assign_dense, assign_sparse, same_assignment
 from ultralytics_kd.teachers import Instances, SetAnswer, open_teacher
 from ultralytics_kd.teachers.class_map import match_classes
 
@@ -57,7 +57,7 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
     loss.base(preds, batch)
     expected = {id(assigner): found for assigner, found in calls}
     for name, out in outputs.branches(preds).items():
-        pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], Aligner())
+        pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], InstanceAssigner())
         _, boxes, scores, foreground, instance = expected[id(loss.bases[name].assigner)]
         shown = foreground | (out.scores.amax(-1) > CONFIDENT)
         assert foreground.sum() > 0 and len(pair.target) == shown.sum()
@@ -73,26 +73,28 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
         torch.testing.assert_close(pair.teacher_boxes[pair.assigned], (boxes / strides)[foreground])
 
 
-def test_uncertain_answers_ask_for_less():
+def test_uncertain_answers_have_lower_targets():
     student, loss, batch = setup("yolo26n.yaml")
     preds = student(batch["img"])
     branch = outputs.branches(preds)["one2many"]
-    arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
+    arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], InstanceAssigner())
     sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
     half = assign(SetAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
     on = sure.assigned
     torch.testing.assert_close(half.target[on].amax(-1), sure.target[on].amax(-1) * 0.6)
-    assert (half.target[on] > 0).all()  # the whole vector is taught
+    assert (half.target[on] > 0).all()  # all classes of the vector have a target
     assert not half.target[~on].any()
 
 
-def test_background_is_taught_where_the_student_is_confident_of_something():
+def test_background_has_a_target_of_0_where_the_student_is_confident():
     student, loss, batch = setup("yolo26n.yaml")
     branch = outputs.branches(student(batch["img"]))["one2many"]
     branch.scores[:, :5] = 3.0
     branch.scores[:, 5:] = -10.0
     nothing = SetAnswer(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0), None)
-    pair = assign(nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
+    pair = assign(
+        nothing, "one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], InstanceAssigner()
+    )
     assert len(pair.target) == 10 and not pair.assigned.any() and not pair.target.any()
     assert pair.avg_factor == 1 and not pair.box_weight.any()
 
@@ -118,7 +120,7 @@ def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_bo
             assert items["kd_cls"] > 0 and any(g.any() for g in gradients)
 
 
-def test_only_taught_classes_hear_from_stored_answers():
+def test_only_matched_classes_learn_from_stored_answers():
     """Answers of classes that the student has as 2 and 0; its class 1 gets no gradient."""
     student, loss, batch = setup("yolo26n.yaml", kd_box=0.0)
     answer = SetAnswer(batch["bboxes"], torch.tensor([[0.1, 0.9]] * 4), batch["batch_idx"], torch.tensor([2, 0]))
@@ -139,7 +141,9 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
         for answer, images, row in ((alone, image, 0), (among, torch.cat((image * 0, image, image * 0)), 1)):
             out = outputs.branches(student(images))["one2many"]
             out.scores.fill_(-10)
-            pair = assign(answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"], Aligner())
+            pair = assign(
+                answer, "one2many", out, loss.distiller.student_layout, loss.bases["one2many"], InstanceAssigner()
+            )
             assert len(pair.target) > 1 and pair.assigned.all()
             if row == 0:
                 expected = pair
@@ -151,7 +155,7 @@ def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
 
 @pytest.mark.parametrize("topk, topk2", [(10, 10), (7, 1), (10, 4)])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_quick_way_assigns_as_ultralytics_assigner_does(topk, topk2, seed):
+def test_the_sparse_rule_assigns_as_ultralytics_assigner_does(topk, topk2, seed):
     """Crowded images, tiny and equal boxes, empty boxes and images without any."""
     torch.manual_seed(seed)
     assigner = TaskAlignedAssigner(topk=topk, num_classes=5, alpha=0.5, beta=6.0, stride=[8, 16, 32], topk2=topk2)
@@ -166,14 +170,15 @@ def test_the_quick_way_assigns_as_ultralytics_assigner_does(topk, topk2, seed):
     image[7] = image[6]
     labels = torch.randint(0, 5, (60,))
     question = (assigner, scores, boxes, points, Instances(truth, labels, image.sort().values, torch.ones(60)))
-    quick, dense = align(*question), align_densely(*question)
-    assert same(quick, dense, 4, len(points)) and len(quick.fit) > 20 and quick.fit.max() > 0.2
+    sparse, dense = assign_sparse(*question), assign_dense(*question)
+    assert same_assignment(sparse, dense, 4, len(points))
+    assert len(sparse.target_score) > 20 and sparse.target_score.max() > 0.2
     other = TaskAlignedAssigner(topk=topk, num_classes=5, alpha=0.5, beta=3.0, stride=[8, 16, 32], topk2=topk2)
-    assert not same(align(other, *question[1:]), dense, 4, len(points))
+    assert not same_assignment(assign_sparse(other, *question[1:]), dense, 4, len(points))
 
 
-def test_of_two_answers_to_one_object_the_surer_one_has_the_anchor_points():
-    """A weak duplicate that fits the student better must not teach it to doubt."""
+def test_the_more_confident_of_two_predictions_of_one_object_gets_the_anchor_points():
+    """A weak duplicate with a higher overlap must not lower the student's confidence."""
     assigner = TaskAlignedAssigner(topk=10, num_classes=2, alpha=0.5, beta=6.0, stride=[8], topk2=10)
     axis = (torch.arange(8) + 0.5) * 8
     points = torch.cartesian_prod(axis, axis)
@@ -181,23 +186,23 @@ def test_of_two_answers_to_one_object_the_surer_one_has_the_anchor_points():
     truth = torch.tensor([[16.0, 16.0, 48.0, 48.0], [16.0, 16.0, 46.0, 46.0]])
     for confidence, owner in (((0.9, 0.2), 0), ((0.2, 0.9), 1), ((1.0, 1.0), 1)):
         given = Instances(truth, torch.zeros(2).long(), torch.zeros(2).long(), torch.tensor(confidence))
-        found = align(assigner, torch.zeros(1, 64, 2), boxes, points, given)
-        assert len(found.fit) >= 10 and (found.instance == owner).float().mean() > 0.5
-        assert found.share.max() == 1
+        assignment = assign_sparse(assigner, torch.zeros(1, 64, 2), boxes, points, given)
+        assert len(assignment.target_score) >= 10 and (assignment.instance == owner).float().mean() > 0.5
+        assert assignment.relative_score.max() == 1
 
 
-def test_another_rule_of_ultralytics_is_followed_by_asking_it(monkeypatch):
-    """An assigner that changes in an update, or is of another kind, keeps the last word."""
+def test_another_rule_of_ultralytics_is_followed_by_calling_its_assigner(monkeypatch):
+    """An assigner that changes in an update, or is of another class, decides itself."""
     student, loss, batch = setup("yolo26n.yaml")
     branch = outputs.branches(student(batch["img"]))["one2many"]
-    base, aligner, said = loss.bases["one2many"], Aligner(), []
-    monkeypatch.setattr(task_aligned.LOGGER, "warning", said.append)
+    base, assigner, messages = loss.bases["one2many"], InstanceAssigner(), []
+    monkeypatch.setattr(task_aligned.LOGGER, "warning", messages.append)
     monkeypatch.setattr(base.assigner, "get_box_metrics", lambda *a: (torch.rand(2, 2, 189), torch.rand(2, 2, 189)))
-    arguments = (batch["teacher"], "one2many", branch, loss.distiller.student_layout, base, aligner)
+    arguments = (batch["teacher"], "one2many", branch, loss.distiller.student_layout, base, assigner)
     assign(*arguments)
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        base.assigner, "forward", lambda *a: (asked.append(1), TaskAlignedAssigner.forward(base.assigner, *a))[1]
+        base.assigner, "forward", lambda *a: (calls.append(1), TaskAlignedAssigner.forward(base.assigner, *a))[1]
     )
     assign(*arguments)
-    assert asked and len(said) == 1 and "by a rule of its own" in said[0]
+    assert calls and len(messages) == 1 and "assigns labels by another rule" in messages[0]

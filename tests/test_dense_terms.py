@@ -10,8 +10,8 @@ from task_models import task_model
 from test_task_terms import CPU, parts, task_batch
 
 from ultralytics_kd import KDError
-from ultralytics_kd.distillation.terms import DensePair
-from ultralytics_kd.distillation.terms.dense import DepthTerm, PixelTerm, shown_part
+from ultralytics_kd.distillation.pairs import DensePair, not_padding
+from ultralytics_kd.distillation.terms.dense import DepthTerm, PixelTerm
 from ultralytics_kd.teachers import open_teacher
 
 pytestmark = pytest.mark.core  # of .ci/releases
@@ -29,13 +29,13 @@ def padded(images: torch.Tensor, top: int, left: int, grey: float = 114 / 255) -
 def test_padding_is_told_from_the_image(grey):
     images = torch.rand(2, 3, 32, 32)
     images[0, :, 20] = 0.5  # a grey row inside is a part of the image
-    shown = shown_part(padded(images, 8, 4, grey))
-    assert shown.shape == (2, 1, 32, 32)
-    assert not shown[..., :8, :].any() and not shown[..., :4].any() and shown[..., 8:, 4:].all()
-    assert shown_part(images).all()
+    inside = not_padding(padded(images, 8, 4, grey))
+    assert inside.shape == (2, 1, 32, 32)
+    assert not inside[..., :8, :].any() and not inside[..., :4].any() and inside[..., 8:, 4:].all()
+    assert not_padding(images).all()
     red = images.clone()
     red[:, 0, :8], red[:, 1:, :8] = 0.9, 0.1  # an even sky has a colour
-    assert shown_part(red).all()
+    assert not_padding(red).all()
 
 
 @pytest.mark.parametrize("term", [DepthTerm(), PixelTerm("kl", None), PixelTerm("cwd", None)])

@@ -16,8 +16,7 @@ from ultralytics.engine import trainer as engine
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError, files
-from ultralytics_kd.distillation.loss import SOUND
-from ultralytics_kd.distillation.nonfinite import FirstFault
+from ultralytics_kd.distillation.loss import SOUND, FirstNonFinite
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
 
@@ -49,7 +48,7 @@ def test_teacher_whose_answers_become_no_numbers_stops_the_run_with_its_last_che
             monkeypatch.setattr(GridTeacher, "_run", broken(value))
 
     model.add_callback("on_train_epoch_start", breaks)
-    with pytest.raises(KDError, match="numbers that are not finite: its weights are broken"):
+    with pytest.raises(KDError, match="returned NaN or Inf in float32: its weights are broken"):
         model.train(**quick, teacher=teacher)
     last = Path(quick["project"]) / "run" / "weights" / "last.pt"
     assert torch_load(last)["epoch"] == 0
@@ -59,8 +58,8 @@ def test_teacher_whose_answers_become_no_numbers_stops_the_run_with_its_last_che
     assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
 
 
-def test_answer_that_nobody_looked_at_yet_is_mended_and_counts_nothing(teacher):
-    """As on a GPU, where the host does not wait: here the watch is made to leave an answer unjudged."""
+def test_nonfinite_answer_whose_check_is_pending_is_zeroed_and_gets_the_factor_0(teacher):
+    """As on a GPU, where the host does not wait: here the check is replaced by one that stays pending."""
     from ultralytics_kd.teachers import open_teacher
 
     opened = open_teacher(teacher)
@@ -68,21 +67,21 @@ def test_answer_that_nobody_looked_at_yet_is_mended_and_counts_nothing(teacher):
     opened.prepare(torch.device("cpu"), dtype=torch.bfloat16, fall_back=True)
     images = torch.rand(1, 3, 64, 64)
     opened(images)
-    assert opened.sound is None  # the first was looked at
+    assert opened.finite_factor is None  # the first was checked
 
-    class Blind:
-        unjudged = None
+    class Pending:
+        pending = None
 
-        def __call__(self, numbers):
-            self.unjudged = torch.stack([x.float().sum() for x in numbers]).isfinite().all()
+        def __call__(self, tensors):
+            self.pending = torch.stack([x.float().sum() for x in tensors]).isfinite().all()
             return True
 
-    opened._watch = Blind()
-    assert opened(images).branches["one2many"].scores.isfinite().all() and opened.sound == 1
+    opened._check = Pending()
+    assert opened(images).branches["one2many"].scores.isfinite().all() and opened.finite_factor == 1
     stock = opened._run
     opened._run = lambda images: _poisoned(stock(images))
     answer = opened(images)
-    assert opened.sound == 0
+    assert opened.finite_factor == 0
     assert all(b.scores.isfinite().all() and b.boxes.isfinite().all() for b in answer.branches.values())
 
 
@@ -131,7 +130,7 @@ def poison(monkeypatch, when):
 
 def test_term_that_is_no_number_in_the_first_epoch_is_named_and_ends_the_run(quick, teacher, monkeypatch):
     poison(monkeypatch, lambda: True)
-    with pytest.raises(KDError, match=r"kd_feat was no number in epoch 1.*lower its weight or set it to 0"):
+    with pytest.raises(KDError, match=r"kd_feat became NaN or Inf in epoch 1.*lower its weight or set it to 0"):
         YOLO("yolo26n.yaml").train(**quick, **KD, teacher=teacher)
 
 
@@ -154,7 +153,7 @@ def test_after_a_number_that_is_none_the_run_goes_on_from_its_checkpoint_with_ad
     model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_train_epoch_end", ends)
     model.train(**{**quick, "epochs": 3}, **KD, teacher=teacher)
-    assert "kd_feat was no number in epoch 2" in caplog.text and "recovering from last.pt" in caplog.text
+    assert "kd_feat became NaN or Inf in epoch 2" in caplog.text and "recovering from last.pt" in caplog.text
     assert len(seen["gains"][1]) == 2 and seen["gains"][1][0] == seen["gains"][1][1] > seen["gains"][2][0]
     _, before, repeated, _ = seen["adapters"]
     assert all(torch.equal(a, b) for a, b in zip(before, repeated))
@@ -168,23 +167,23 @@ def test_number_that_is_none_in_every_attempt_ends_the_run_with_a_sentence(quick
     model.add_callback("on_train_epoch_start", lambda t: seen.update(epoch=t.epoch))
     poison(monkeypatch, lambda: seen["epoch"] == 1)
     with pytest.raises(
-        KDError, match=r"NaN persisted for 4 epochs: kd_feat was no number in epoch 2; lower its weight"
+        KDError, match=r"NaN persisted for 4 epochs: kd_feat became NaN or Inf in epoch 2; lower its weight"
     ):
         model.train(**quick, **KD, teacher=teacher)
     assert torch_load(Path(quick["project"]) / "run" / "weights" / "last.pt")["epoch"] == 0
 
 
 def test_the_first_part_that_is_no_number_is_remembered_until_it_is_forgotten():
-    faults, nan = FirstFault(), torch.tensor(float("nan"))
+    first, nan = FirstNonFinite(), torch.tensor(float("nan"))
     one = torch.tensor(1.0)
-    faults.look({"box_loss": one, "kd_cls": one})
-    assert faults.names() == []
-    faults.look({"box_loss": one, "kd_cls": nan})
-    faults.look({"box_loss": nan, "kd_cls": nan})
-    assert faults.names() == ["kd_cls"]
-    faults.forget()
-    faults.look({"box_loss": nan, "kd_cls": one})
-    assert faults.names() == ["box_loss"]
+    first.update({"box_loss": one, "kd_cls": one})
+    assert first.names() == []
+    first.update({"box_loss": one, "kd_cls": nan})
+    first.update({"box_loss": nan, "kd_cls": nan})
+    assert first.names() == ["kd_cls"]
+    first.reset()
+    first.update({"box_loss": nan, "kd_cls": one})
+    assert first.names() == ["box_loss"]
 
 
 @pytest.mark.parametrize("kind", ["no objects", "one image", "absent class"])
@@ -267,7 +266,7 @@ def test_only_faults_of_the_disk_are_spoken_of_as_such(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     target = tmp_path / "file"
     files.write_whole(target, b"before")
-    with pytest.raises(ZeroDivisionError), files.part_of(target) as part:
+    with pytest.raises(ZeroDivisionError), files.replacing(target) as part:
         part.write_bytes(b"half")
         raise ZeroDivisionError
     assert target.read_bytes() == b"before" and list(tmp_path.iterdir()) == [target]

@@ -14,11 +14,11 @@ from ultralytics.utils import autobatch
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.distillation.distillers import GridDistiller
-from ultralytics_kd.distillation.loss import Rehearsal
 from ultralytics_kd.errors import KDTypeError
 from ultralytics_kd.teachers import inference, open_teacher
 from ultralytics_kd.teachers.class_map import match_classes
-from ultralytics_kd.teachers.finite import Watch
+from ultralytics_kd.teachers.finite import FiniteCheck
+from ultralytics_kd.training.autobatch import StudentWithTeacher
 
 NAMES = {0: "a", 1: "b", 2: "c"}
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_only_the_branches_and_towers_that_a_term_reads_are_computed(args, stude
 
 def test_onednn_applies_the_activation_and_changes_nothing():
     original = make_model("yolo26s.yaml").eval()
-    quick, _ = inference.lean_copy(original, EVERY, CPU)
+    quick, _ = inference.raw_output_copy(original, EVERY, CPU)
     assert any("forward" in vars(m) for m in quick.modules() if isinstance(m, Conv))
     with torch.no_grad():
         images = torch.rand(2, 3, 96, 96)
@@ -137,7 +137,7 @@ def test_a_teacher_that_overflows_falls_back_to_float32_when_the_precision_was_o
     answer = teacher(torch.rand(1, 3, 64, 64))
     assert teacher.dtype == torch.float32 and answer.branches["one2many"].scores.isfinite().all()
     teacher.prepare(CPU, None, torch.float16)
-    with pytest.raises(KDError, match="float16 with numbers that are not finite: use kd_precision=fp32"):
+    with pytest.raises(KDError, match="returned NaN or Inf in float16: use kd_precision=fp32"):
         teacher(torch.rand(1, 3, 64, 64))
 
 
@@ -148,7 +148,7 @@ def test_a_teacher_with_broken_weights_is_named():
     teacher = open_teacher(model)
     teacher.classes = match_classes(NAMES, NAMES)
     teacher.prepare(CPU)
-    with pytest.raises(KDError, match="float32 with numbers that are not finite: its weights are broken"):
+    with pytest.raises(KDError, match="returned NaN or Inf in float32: its weights are broken"):
         teacher(torch.rand(1, 3, 64, 64))
 
 
@@ -201,13 +201,13 @@ class Event:
         """Wait for nothing."""
 
 
-def test_watch_that_lags_judges_the_answer_before(monkeypatch):
-    watch = Watch(lags=True)
-    monkeypatch.setattr(watch, "_sent", lambda flag: (flag, Event()))
+def test_delayed_check_returns_the_result_of_the_batch_before(monkeypatch):
+    check = FiniteCheck(delayed=True)
+    monkeypatch.setattr(check, "_send", lambda flag: (flag, Event()))
     good, bad = torch.ones(3), torch.tensor([1.0, torch.inf])
-    assert [watch([x, good]) for x in (good, bad, good, good)] == [True, True, False, True]
-    assert not Watch(lags=True)([bad])  # the first is looked at at once
-    assert [Watch()([x]) for x in (good, bad, torch.zeros(0), torch.tensor([torch.nan]))] == [True, False, True, False]
+    assert [check([x, good]) for x in (good, bad, good, good)] == [True, True, False, True]
+    assert not FiniteCheck(delayed=True)([bad])  # the first is checked at once
+    assert [FiniteCheck()([x]) for x in (good, bad, torch.zeros(0), torch.tensor([torch.nan]))] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("names", [NAMES, {0: "C", 1: "other"}])
@@ -217,9 +217,9 @@ def test_neither_teacher_nor_terms_make_the_host_wait(names, monkeypatch):
     teacher.classes = match_classes(NAMES, names, "auto")
     images = torch.rand(2, 3, 64, 64)
     distiller.gains = {"one2many": 1.0, "one2one": 1.0}
-    distiller(student(images), teacher(images), student.model[-1])  # the first answer is looked at
-    teacher._watch = watch = Watch(lags=True)  # as on CUDA, where the flag of the batch before lies on the host
-    monkeypatch.setattr(watch, "_sent", lambda flag: (True, Event()))
+    distiller(student(images), teacher(images), student.model[-1])  # the first answer is checked at once
+    teacher._check = check = FiniteCheck(delayed=True)  # as on CUDA, where the flag of the batch before is on the host
+    monkeypatch.setattr(check, "_send", lambda flag: (True, Event()))
     for _ in range(2):
         teacher(images)
     preds = student(images)
@@ -265,7 +265,7 @@ def test_autobatch_profiles_teacher_terms_and_adapters(quick, teacher, monkeypat
 
     def measure(model, imgsz, amp, batch, max_num_obj, dataset_size):
         copy = deepcopy(model).train()
-        assert isinstance(copy, Rehearsal) and copy.stride.tolist() == [8, 16, 32] and len(copy.names) == 3
+        assert isinstance(copy, StudentWithTeacher) and copy.stride.tolist() == [8, 16, 32] and len(copy.names) == 3
         images = torch.rand(2, 3, imgsz, imgsz, requires_grad=True)
         for name, subject in (("student", copy.student), ("both", copy)):
             with Memory() as memory:
@@ -286,13 +286,13 @@ def test_autobatch_profiles_teacher_terms_and_adapters(quick, teacher, monkeypat
 
 
 @pytest.mark.core
-def test_a_rehearsal_can_be_profiled_by_ultralytics(teacher):
+def test_student_with_teacher_can_be_profiled_by_ultralytics(teacher):
     """With its own profiler, which adds what the loss takes from `stride` and `names`."""
     student, answerer, distiller = pair(kd_cls=1.0, kd_feat=1.0)
-    assert autobatch.check_train_batch_size(Rehearsal(student, answerer, distiller), 64, False) == 16  # a CPU's default
+    assert autobatch.check_train_batch_size(StudentWithTeacher(student, answerer, distiller), 64, False) == 16  # a CPU's default
     from ultralytics.utils.torch_utils import profile_ops
 
-    results = profile_ops([torch.rand(2, 3, 64, 64)], Rehearsal(student, answerer, distiller).train(), n=1, device=CPU)
+    results = profile_ops([torch.rand(2, 3, 64, 64)], StudentWithTeacher(student, answerer, distiller).train(), n=1, device=CPU)
     assert len(results) == 1 and results[0][3] > 0 and results[0][4] > 0
 
 

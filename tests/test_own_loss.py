@@ -16,7 +16,7 @@ from torch import nn
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.config.checks import check_values
 from ultralytics_kd.config.user_code import import_object
-from ultralytics_kd.distillation.terms.base import FeaturePair
+from ultralytics_kd.distillation.pairs import FeaturePair
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.outputs import FeatureLayout
 
@@ -106,7 +106,7 @@ def test_losses_of_the_example_are_zero_for_equal_features(own):
     [
         ("nowhere:loss", "kd_feat_loss=nowhere:loss names no object that can be imported"),
         ("my_losses:gone", "kd_feat_loss=my_losses:gone names no object that can be imported"),
-        ("my_losses:not_callable", "is no function and no class, but a int"),
+        ("my_losses:not_callable", "is neither a function nor a class, but a int"),
         ("my_losses:Plain", "makes a Plain: a class must be an nn.Module"),
         ("my_losses:Needy", "kd_feat_loss=my_losses:Needy could not be made: TypeError"),
     ],

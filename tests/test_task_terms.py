@@ -185,7 +185,7 @@ def test_terms_are_finite_on_outputs_in_half_precision(task):
 
 
 def test_crosskd_is_refused_for_rotated_boxes():
-    with pytest.raises(KDError, match="compares boxes that are not turned"):
+    with pytest.raises(KDError, match="kd_feat_loss=crosskd does not support rotated boxes"):
         parts("obb", task_model("obb", "yolo26s"), kd_feat=1.0, kd_feat_loss="crosskd")
 
 
@@ -205,7 +205,7 @@ def test_likelihood_of_a_keypoint_counts_both_coordinates_and_what_the_base_loss
         return distiller(preds, answer, loss.head, loss.bases)["kd_kpt"].item()
 
     (pair,) = (p for _, p in distiller._pairs(preds_of(preds), answer, loss.head, loss.bases) if p.name == "one2many")
-    weight = pair.surest(keypoint.PER_IMAGE)[2].sum()
+    weight = pair.most_confident(keypoint.PER_IMAGE)[2].sum()
     share = (weight / weight.clamp(min=1)).item()  # of the surest anchor points' weight, as of every part of the term
     hyp = loss.bases["one2many"].hyp
     # each coordinate adds its own divergence, as the base loss adds up both
@@ -268,7 +268,7 @@ def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
     match = match_classes({0: "road"}, {0: "road", 1: "car", 2: "sky"})
     logits = torch.tensor([[5.0, 10.0, 1.0]])
     expected = logits.softmax(1)[:, :1]
-    torch.testing.assert_close(match.map_scores(logits, exclusive=True).sigmoid(), expected)
+    torch.testing.assert_close(match.map_scores(logits, softmax=True).sigmoid(), expected)
 
 
 def test_transformer_of_one_size_reads_images_of_any():

@@ -160,7 +160,7 @@ def test_no_level_in_common_is_refused():
     teacher = open_teacher(build("yolo11n.yaml"))
     teacher.layout = teacher.layout.only([32])
     student.model[-1].stride = torch.tensor([4.0, 8.0, 16.0])
-    with pytest.raises(KDError, match=r"\[4, 8, 16\] and the teacher's \[32\]: none in common"):
+    with pytest.raises(KDError, match=r"\[4, 8, 16\] and the teacher's \[32\]: they have none in common"):
         GridDistiller(student.args, student, teacher)
 
 
@@ -467,7 +467,7 @@ def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     for teacher in (exported, own):
         teacher.match(NAMES)
         teacher.prepare(CPU)
-    found, expected = (t.answer(images, exported.sieve)[0] for t in (exported, own))
+    found, expected = (t.detect(images, exported.thresholds)[0] for t in (exported, own))
     if not nms:
         for a, b in zip(found, expected):
             assert abs(len(a.boxes) - len(b.boxes)) <= 2  # where an overlap is at the limit

@@ -1,30 +1,43 @@
-"""The distillation loss: Ultralytics' own loss plus the weighted terms."""
+"""The distillation loss: Ultralytics' own loss plus the weighted terms, and which part became NaN or Inf first."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 from ultralytics.utils.loss import v8ClassificationLoss
-from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import outputs
+from ..errors import KDError
 from ..outputs import ONE2MANY
-from ..teachers import Teacher
 from .distillers import Distiller
 
-LABELED = "kd_labeled"  # in a batch: how many of its images, the first ones, have labels; absent if all
-SOUND = "kd_sound"  # in a batch: 0 if the teacher's answer held what is no number, else 1; absent if nobody need ask
+LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
+SOUND = (
+    "kd_sound"  # in a batch: 0 if the teacher's answer contained NaN or Inf, else 1; absent if it is known to be finite
+)
+NO_ANSWER = (
+    "a training batch has no answer of the teacher, so the student would learn from labels alone: a trainer with its "
+    "own preprocess_batch must return super().preprocess_batch(batch)."
+)
 
 
 class DistillationLoss:
-    """A YOLO loss that also listens to the teacher in the batch.
+    """A YOLO loss that adds the terms for the teacher's answer in the batch.
 
-    Without a teacher in the batch it is the base loss, bit for bit. Images without labels, which stand last in a batch
-    that says so, are no business of the base loss.
+    Without an answer it is the base loss, bit for bit. Images without labels come last in a batch; they enter the terms
+    and not the base loss.
+
+    Attributes:
+        base (Any): Ultralytics' loss of the student.
+        distiller (Distiller): The terms.
+        head (nn.Module): Head of the model that this loss belongs to.
+        trains (bool): Whether that model trains. Its moving average does not.
+        requires_answer (bool): Whether a batch that trains the model without an answer raises a KDError. It is False at
+            first, as Ultralytics calls a model in other ways before its training starts.
+        first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
     """
 
     def __init__(self, base: Any, distiller: Distiller, head: Any, trains: bool = True):
@@ -34,14 +47,16 @@ class DistillationLoss:
             base (Any): Ultralytics' loss of the student.
             distiller (Distiller): The terms.
             head (nn.Module): Head of the model that this loss belongs to.
-            trains (bool): Whether that model trains, and not its moving average, whose base loss nobody keeps up to
-                date: the terms then take the gains that training used last, so that train and val can be compared.
+            trains (bool): Whether that model trains. Ultralytics does not update the base loss of its moving average,
+                so the terms use the last gains of training there; this makes train and val losses comparable.
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
-        self.scaled = not isinstance(base, v8ClassificationLoss)  # the only one that is not times the batch size
+        self.requires_answer = False
+        self.first_nonfinite = FirstNonFinite()
+        self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss per part times batch size, and its detached items.
+        """Return the parts of the loss times batch size, and their detached values.
 
         Args:
             preds (dict | tuple): The student's raw predictions.
@@ -50,10 +65,15 @@ class DistillationLoss:
         Returns:
             loss (Tensor): Base parts and the task's terms, shape (n,), each times batch size as the base loss is.
             items (dict[str, Tensor]): The same by name, without gradient and not times batch size.
+
+        Raises:
+            KDError: If `requires_answer` is set and a training batch has no answer.
         """
         loss, items = self.base(*self._labeled(preds, batch))
         answer = batch.get("teacher")
         if answer is None:
+            if self.requires_answer and self.trains and torch.is_grad_enabled():  # a validation has no gradient
+                raise KDError(NO_ANSWER)
             return loss, items
         if self.trains or not self.distiller.gains:
             self.distiller.gains = self.gains
@@ -63,8 +83,8 @@ class DistillationLoss:
             kd = kd * batch[SOUND]
         items = {**items, **dict(zip(terms, kd.detach()))}
         if self.trains:
-            self.distiller.faults.look(items)
-        if self.scaled:  # as the base loss is; by the labelled images, so that others do not change the balance
+            self.first_nonfinite.update(items)
+        if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
 
@@ -78,56 +98,53 @@ class DistillationLoss:
 
     @property
     def bases(self) -> dict[str, Any]:
-        """The base loss of each branch."""
+        """The base loss of each head branch."""
         if hasattr(self.base, "o2m"):
             return {ONE2MANY: self.base.one2many, outputs.ONE2ONE: self.base.one2one}
         return {ONE2MANY: self.base}
 
     @property
     def gains(self) -> dict[str, float]:
-        """The base loss's gain of each branch, which moves during an end-to-end training."""
+        """The base loss's gain of each head branch, which changes during an end-to-end training."""
         if hasattr(self.base, "o2m"):
             return {ONE2MANY: self.base.o2m, outputs.ONE2ONE: self.base.o2o}
         return {ONE2MANY: 1.0}
 
     def update(self) -> None:
-        """Move the base loss's gains on by one epoch."""
+        """Update the base loss's gains after an epoch; Ultralytics calls this."""
         if hasattr(self.base, "update"):
             self.base.update()
 
 
-class Rehearsal(nn.Module):
-    """A student beside its teacher, whose forward and backward pass take the memory that a training step takes.
+class FirstNonFinite:
+    """Records which parts of a loss were NaN or Inf in the first batch where any was, without a device sync.
 
-    AutoBatch profiles (a copy of) it in place of the student.
+    In later batches the student's weights may be NaN, and then every part is.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher, distiller: Distiller, unlabeled: float = 0.0):
-        """Put the two side by side.
+    def __init__(self) -> None:
+        """Start with all parts finite."""
+        self._names: tuple[str, ...] = ()
+        self._nonfinite: Tensor | None = None
+
+    def update(self, items: Mapping[str, Tensor]) -> None:
+        """Check the parts of a batch's loss.
 
         Args:
-            student (nn.Module): The student on its device.
-            teacher (Teacher): The prepared teacher.
-            distiller (Distiller): The terms.
-            unlabeled (float): Images without labels that a step adds to each of the batch.
+            items (Mapping[str, Tensor]): Scalars by name, on one device.
         """
-        super().__init__()
-        model: Any = unwrap_model(student)
-        self.student, self.teacher, self.distiller, self.unlabeled = student, teacher, distiller, unlabeled
-        self.stride, self.names, self.yaml = model.stride, model.names, model.yaml
+        nonfinite = ~torch.stack([value.detach().float() for value in items.values()]).isfinite()
+        names = tuple(items)
+        before = self._nonfinite if names == self._names else None
+        self._names = names
+        self._nonfinite = nonfinite if before is None else torch.where(before.any(), before, nonfinite)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the student's predictions and the terms for images of shape (B, C, H, W).
+    def names(self) -> list[str]:
+        """Return the names of the parts that were NaN or Inf first; this waits for the device."""
+        if self._nonfinite is None:
+            return []
+        return [name for name, nonfinite in zip(self._names, self._nonfinite.tolist()) if nonfinite]
 
-        As one list, which the profilers of all releases can sum up: older ones do not look into what is nested.
-        """
-        more = math.ceil(len(images) * self.unlabeled)
-        images = torch.cat((images, images[torch.arange(more) % len(images)])) if more else images
-        answer = self.teacher(images.detach())
-        model: Any = unwrap_model(self.student)
-        with self.distiller.listening(model):
-            preds = self.student(images)
-            self.distiller.gains = dict.fromkeys((ONE2MANY, outputs.ONE2ONE), 1.0)
-            loss = DistillationLoss(model.init_criterion(), self.distiller, outputs.find_head(model))
-            terms = self.distiller(preds, answer, loss.head, loss.bases)
-        return [leaf for leaf in tree_leaves(preds) if isinstance(leaf, Tensor)] + list(terms.values())
+    def reset(self) -> None:
+        """Start again with all parts finite."""
+        self._nonfinite = None

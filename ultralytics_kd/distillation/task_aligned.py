@@ -1,10 +1,12 @@
-"""Task-aligned assignment of many instances: the rule of Ultralytics' assigner, on the pairs that can matter.
+"""Task-aligned assignment of many instances to anchor points, by the rule of Ultralytics' assigner.
 
-`TaskAlignedAssigner` (Feng et al., TOOD, https://arxiv.org/abs/2108.07755) works on every instance beside every anchor
-point, which is little for labels and much for a teacher's answers, of which there are several times as many. Here an
-instance meets only the anchor points inside it. The outcome is that of the assigner itself, whose settings are read;
-`Aligner` finds out whether the installed one still does what this module does. One thing is new, as labels are certain
-and answers are not: of several instances at one anchor point the surer one has the better right to it.
+`TaskAlignedAssigner` (Feng et al., TOOD, https://arxiv.org/abs/2108.07755) compares every instance with every anchor
+point. This is cheap for labels and expensive for a teacher's answers, which have several times as many instances.
+`assign_sparse` compares an instance only with the anchor points inside it, and returns the same result with the same
+settings. `InstanceAssigner` verifies this against the installed assigner.
+
+There is one difference, because labels are certain and answers are not: where several instances claim one anchor point,
+their overlap is multiplied by their confidence.
 """
 
 from __future__ import annotations
@@ -20,79 +22,80 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 
 from ..teachers.answers import Instances
 
-ROUNDING = 1e-3  # largest difference of a fit that rounding explains
-TIES = 0.02  # largest share of anchor points that may go to another instance of equal right
+ROUNDING = 1e-3  # largest difference of target scores that counts as rounding
+MAX_TIES = 0.02  # largest share of anchor points that may go to another instance with an equal claim
 
 
 @dataclass
 class Assignment:
-    """Anchor points that have an instance, P of them.
+    """The P anchor points that an instance is assigned to.
 
     Attributes:
         image (Tensor): Index of the image, shape (P,).
         point (Tensor): Index of the anchor point, shape (P,).
         instance (Tensor): Index of the instance, shape (P,).
-        fit (Tensor): What the base loss asks of a label's class there, from 0 to 1, shape (P,): how the alignment
-            compares to the best of the instance, times the largest overlap.
+        target_score (Tensor): The base loss's target for the class of a label there, from 0 to 1, shape (P,): the
+            alignment relative to the best one of the instance, times the instance's largest overlap.
     """
 
     image: Tensor
     point: Tensor
     instance: Tensor
-    fit: Tensor
+    target_score: Tensor
 
     @property
-    def share(self) -> Tensor:
-        """The alignment over that of the instance's best anchor point, from 0 to 1, shape (P,)."""
+    def relative_score(self) -> Tensor:
+        """The target score over that of the instance's best anchor point, from 0 to 1, shape (P,)."""
         count = int(self.instance.max()) + 1 if len(self.instance) else 0
-        best = self.fit.new_zeros(count).scatter_reduce_(0, self.instance, self.fit, "amax")
-        return self.fit / best[self.instance].clamp(min=1e-9)
+        best = self.target_score.new_zeros(count).scatter_reduce_(0, self.instance, self.target_score, "amax")
+        return self.target_score / best[self.instance].clamp(min=1e-9)
 
 
 @torch.no_grad()
-def align(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
-    """Assign instances to anchor points.
+def assign_sparse(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
+    """Assign instances to anchor points; each instance is compared only with the anchor points inside it.
 
     Args:
         assigner (TaskAlignedAssigner): The base loss's assigner.
         scores (Tensor): The student's class logits, shape (B, A, nc).
         boxes (Tensor): The student's boxes in pixels of the input, shape (B, A, 4).
         points (Tensor): Anchor points in pixels of the input, shape (A, 2).
-        instances (Instances): What is to be assigned.
+        instances (Instances): The instances of all images.
 
     Returns:
-        (Assignment): Which instance each anchor point has, those alone that have one.
+        (Assignment): The anchor points with an instance.
     """
     count, anchors = len(instances.boxes), len(points)
     instance, point = instances.pairs(assigner, points)
     image = instances.image[instance]
-    cell = image * anchors + point  # an anchor point of an image
+    cell = image * anchors + point  # index of the anchor point in the batch
     overlap = assigner.iou_calculation(instances.boxes[instance], boxes[image, point])
-    score = scores[image, point, instances.labels[instance]].sigmoid()  # one index each: flattening copies all scores
+    score = scores[image, point, instances.labels[instance]].sigmoid()  # indexed, as flattening would copy all scores
     metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
 
-    chosen = _best(metric, instance, assigner.topk)
-    # Several instances chose the anchor point: the one of the highest overlap has it, whether or not it chose it. Of
-    # two answers to one object the surer one must, or the other would teach that nothing much is there
-    takers = torch.zeros(len(boxes) * anchors, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
-    contested = (takers[cell] > 1).nonzero().flatten()
-    right = overlap[contested] * instances.confidence[instance[contested]]
-    chosen[contested] = _first_of_largest(right, cell[contested], len(takers))
+    chosen = _top_k(metric, instance, assigner.topk)
+    # Where several instances chose an anchor point, the one with the highest overlap gets it, even if it did not choose
+    # it. The confidence is a factor, because the less confident of two predictions of one object would teach that
+    # hardly anything is there
+    claims = torch.zeros(len(boxes) * anchors, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
+    contested = (claims[cell] > 1).nonzero().flatten()
+    priority = overlap[contested] * instances.confidence[instance[contested]]
+    chosen[contested] = _first_of_largest(priority, cell[contested], len(claims))
     if assigner.topk2 != assigner.topk:
-        left = chosen.nonzero().flatten()
-        chosen[left] = _best(metric[left], instance[left], assigner.topk2)
+        remaining = chosen.nonzero().flatten()
+        chosen[remaining] = _top_k(metric[remaining], instance[remaining], assigner.topk2)
 
     kept = (chosen & (metric > 0)).nonzero().flatten()
     image, point, instance, metric, overlap = (x[kept] for x in (image, point, instance, metric, overlap))
     best_metric = metric.new_zeros(count).scatter_reduce_(0, instance, metric, "amax")
     best_overlap = metric.new_zeros(count).scatter_reduce_(0, instance, overlap, "amax")
-    fit = metric * best_overlap[instance] / (best_metric[instance] + assigner.eps)
-    return Assignment(image, point, instance, fit)
+    target_score = metric * best_overlap[instance] / (best_metric[instance] + assigner.eps)
+    return Assignment(image, point, instance, target_score)
 
 
-def _best(values: Tensor, group: Tensor, k: int) -> Tensor:
+def _top_k(values: Tensor, group: Tensor, k: int) -> Tensor:
     """Return whether each value is among the k largest of its group; groups are in order, values not negative."""
-    # Floats that are not negative are ordered as their bits are: one sort by group and value in place of two
+    # The bits of floats that are not negative sort like the floats: a single sort by group and value is enough
     largest_first = 0x7FFFFFFF - values.float().view(torch.int32).long()
     order = (group << 32 | largest_first).argsort(stable=True)
     sizes = torch.bincount(group)
@@ -103,57 +106,70 @@ def _best(values: Tensor, group: Tensor, k: int) -> Tensor:
 
 
 def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
-    """Return whether each value is the largest of its cell, the first of them if there are several."""
-    most = values.new_full((total,), -1).scatter_reduce_(0, cell, values, "amax")
-    largest = values == most[cell]
+    """Return whether each value is the largest of its cell; of equal ones only the first is."""
+    maximum = values.new_full((total,), -1).scatter_reduce_(0, cell, values, "amax")
+    largest = values == maximum[cell]
     index = torch.arange(len(cell), device=cell.device)
     first = index.new_full((total,), len(cell)).scatter_reduce_(0, cell[largest], index[largest], "amin")
     return largest & (first[cell] == index)
 
 
-class Aligner:
-    """Assigns the quick way if the installed assigner does the same, as the first instances show, else by that."""
+class InstanceAssigner:
+    """Assigns instances by the sparse rule if it agrees with the installed assigner, else by that assigner.
+
+    The first batch with instances decides for each head branch.
+    """
 
     def __init__(self) -> None:
-        self._ways: dict[str, Callable[..., Assignment]] = {}
+        """Start without a decision."""
+        self._rules: dict[str, Callable[..., Assignment]] = {}
 
-    def __call__(self, branch: str, *question: Any) -> Assignment:
+    def __call__(
+        self, branch: str, assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances
+    ) -> Assignment:
         """Assign instances to the anchor points of a head branch.
 
         Args:
             branch (str): Name of the branch.
-            *question (Any): What `align` takes.
+            assigner (TaskAlignedAssigner): The branch's assigner.
+            scores (Tensor): As for `assign_sparse`.
+            boxes (Tensor): As for `assign_sparse`.
+            points (Tensor): As for `assign_sparse`.
+            instances (Instances): As for `assign_sparse`.
+
+        Returns:
+            (Assignment): The anchor points with an instance.
         """
-        way = self._ways.get(branch)
-        if way is not None:
-            return way(*question)
-        found = align_densely(*question)
-        if len(found.fit):
-            quick = _same_rule(found, *question)
-            self._ways[branch] = align if quick else align_densely
-            if not quick:
+        rule = self._rules.get(branch)
+        if rule is not None:
+            return rule(assigner, scores, boxes, points, instances)
+        dense = assign_dense(assigner, scores, boxes, points, instances)
+        if len(dense.target_score):
+            agrees = _sparse_rule_agrees(dense, assigner, scores, boxes, points, instances)
+            self._rules[branch] = assign_sparse if agrees else assign_dense
+            if not agrees:
                 LOGGER.warning(
-                    f"{colorstr('kd:')} this Ultralytics assigns labels by a rule of its own: stored answers are "
-                    "assigned by it too, which takes longer."
+                    f"{colorstr('kd:')} this release of Ultralytics assigns labels by another rule: the teacher's "
+                    "detections are assigned by it too, which takes longer."
                 )
-        return found
+        return dense
 
 
-def _same_rule(
-    found: Assignment, assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances
+def _sparse_rule_agrees(
+    dense: Assignment, assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances
 ) -> bool:
-    """Return whether `align` assigns labels as the assigner did."""
+    """Return whether `assign_sparse` assigns labels as the assigner did."""
     if type(assigner) is not TaskAlignedAssigner:
         return False
     labels = replace(instances, confidence=torch.ones_like(instances.confidence))
     try:
-        quick = align(assigner, scores, boxes, points, labels)
-    except (AttributeError, TypeError):  # its parts have other names now
+        sparse = assign_sparse(assigner, scores, boxes, points, labels)
+    except (AttributeError, TypeError):  # a part of the assigner was renamed
         return False
-    return same(quick, found, *scores.shape[:2])
+    return same_assignment(sparse, dense, *scores.shape[:2])
 
 
-def same(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:
+def same_assignment(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:
     """Return whether two assignments are the same but for a few ties.
 
     Args:
@@ -162,26 +178,29 @@ def same(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:
         images (int): Number of images.
         anchors (int): Number of anchor points.
     """
-    fits, owners = [], []
-    for found in (one, other):
-        cell = found.image * anchors + found.point
-        fits.append(found.fit.new_zeros(images * anchors).index_put_((cell,), found.fit))
-        owners.append(torch.full((images * anchors,), -1, device=cell.device).index_put_((cell,), found.instance))
-    other_owner = (owners[0] != owners[1]) & (torch.stack(fits).amax(0) > ROUNDING)
-    differs = ((fits[0] - fits[1]).abs() > ROUNDING) | other_owner
-    return bool(differs.sum() <= TIES * len(other.fit))
+    scores, owners = [], []
+    for each in (one, other):
+        cell = each.image * anchors + each.point
+        scores.append(each.target_score.new_zeros(images * anchors).index_put_((cell,), each.target_score))
+        owners.append(torch.full((images * anchors,), -1, device=cell.device).index_put_((cell,), each.instance))
+    other_owner = (owners[0] != owners[1]) & (torch.stack(scores).amax(0) > ROUNDING)
+    differs = ((scores[0] - scores[1]).abs() > ROUNDING) | other_owner
+    return bool(differs.sum() <= MAX_TIES * len(other.target_score))
 
 
 @torch.no_grad()
-def align_densely(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
-    """Return what `align` returns, from the assigner itself.
+def assign_dense(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances) -> Assignment:
+    """Assign instances to anchor points by calling the assigner itself.
 
     Args:
         assigner (TaskAlignedAssigner): The base loss's assigner.
-        scores (Tensor): As for `align`.
-        boxes (Tensor): As for `align`.
-        points (Tensor): As for `align`.
-        instances (Instances): As for `align`.
+        scores (Tensor): As for `assign_sparse`.
+        boxes (Tensor): As for `assign_sparse`.
+        points (Tensor): As for `assign_sparse`.
+        instances (Instances): As for `assign_sparse`.
+
+    Returns:
+        (Assignment): The anchor points with an instance.
     """
     per_image = torch.bincount(instances.image, minlength=len(boxes))
     order = instances.image.argsort(stable=True)
@@ -194,6 +213,6 @@ def align_densely(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, 
     valid = truth.any(-1, keepdim=True).to(truth.dtype)
     _, _, target, foreground, owner = assigner(scores.sigmoid(), boxes, points, labels, truth, valid)
     image, point = foreground.nonzero(as_tuple=True)
-    fit = target[image, point].sum(-1)  # one class has all of it
+    target_score = target[image, point].sum(-1)  # a single class is not 0
     instance = row[image, owner[image, point].long()] if len(order) else image
-    return Assignment(image, point, instance, fit)
+    return Assignment(image, point, instance, target_score)

@@ -21,7 +21,7 @@ from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
-from ..distillation.loss import LABELED, DistillationLoss, Rehearsal
+from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
 from ..outputs.weight_selection import never_trained, select_weights
 from ..report.datasets import class_names_of
@@ -29,6 +29,7 @@ from ..teachers import Teacher
 from ..teachers.class_map import load_map, match_classes
 from . import tables
 from .answer_sources import CachedTeacher, LiveTeacher
+from .autobatch import StudentWithTeacher
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledPart
 
@@ -196,7 +197,7 @@ class Distillation:
         if self.cached or self.distiller is None:
             return student
         ratio = self.args.kd_unlabeled_ratio if self.unlabeled else 0.0
-        return Rehearsal(student, self.teacher, self.distiller, ratio)
+        return StudentWithTeacher(student, self.teacher, self.distiller, ratio)
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
         """Wrap the base losses of the student and of its moving average.
@@ -220,9 +221,9 @@ class Distillation:
             student (nn.Module): The student.
         """
         assert self.distiller is not None
-        self._listeners.enter_context(self.distiller.listening(student))
+        self._listeners.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
-            weights = tables.beginning(student, self.args.kd_init, self.untrained, self.initialized)
+            weights = tables.initial_weights(student, self.args.kd_init, self.untrained, self.initialized)
             extra = len(self.unlabeled) if self.unlabeled else 0
             LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra))
             own_precision = all(member.own_precision for member in self.teacher.members)
@@ -260,7 +261,7 @@ class Distillation:
         context = ExitStack()
         adapters = self.distiller.adapters.eval()  # a loss of the user's may have norms or dropout
         context.callback(adapters.train)
-        context.enter_context(self.distiller.listening(average))
+        context.enter_context(self.distiller.capturing_features(average))
         return context
 
     # End --------------------------------------------------------------------------------------------------------------

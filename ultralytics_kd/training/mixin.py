@@ -19,15 +19,15 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
 from ..cache.store import Store
-from ..config import check_combination, has_teacher, listed, own_loss
+from ..config import check_combination, check_user_losses, has_teacher, listed
 from ..config.recipes import check_recipe
-from ..config.user_code import names_object
 from ..distillation.distillers import Distiller
-from ..distillation.loss import LABELED, DistillationLoss, Rehearsal
+from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError, first_line
 from ..teachers import Teacher
 from ..teachers.class_map import ClassMap
 from . import checkpoints, distributed, evaluation
+from .autobatch import StudentWithTeacher
 from .distillation import Distillation
 from .resuming import MOVABLE, ResumedRun, check_same_kind
 from .run_folder import RunFolder
@@ -130,8 +130,7 @@ class DistillationMixin(_Trainer):
             return
         self.resumed = ResumedRun(self.args, overrides) if self.resume else None
         check_combination(vars(self.args))
-        if self.args.kd_feat and names_object(self.args.kd_feat_loss):
-            own_loss(self.args.kd_feat_loss)  # before anything is written
+        check_user_losses(vars(self.args))
         distributed.join(self.args, self._claim_folder)
         self.distillation = self._open_teacher()
         self._claim_folder()
@@ -186,7 +185,7 @@ class DistillationMixin(_Trainer):
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""
         ema = getattr(self, "ema", None)
-        student = self.model.student if isinstance(self.model, Rehearsal) else self.model
+        student = self.model.student if isinstance(self.model, StudentWithTeacher) else self.model
         return ema.ema if ema else student
 
     def auto_batch(self, *args: Any, **kwargs: Any) -> int:
@@ -318,7 +317,7 @@ class DistillationMixin(_Trainer):
         if self.resumed is not None:
             self.resumed.restore_random_state(self)
         if self.distiller is not None:
-            self.distiller.progress = min(self.epoch / max(self.epochs - 1, 1), 1.0)
+            self.distiller.start_epoch(min(self.epoch / max(self.epochs - 1, 1), 1.0))
 
     def _close_dataloader_mosaic(self) -> None:
         """Continue without mosaics."""
@@ -363,8 +362,9 @@ class DistillationMixin(_Trainer):
         """
         if self.distiller is None:
             return super()._handle_nan_recovery(epoch)
-        first = self.distiller.faults.names()
-        self.distiller.faults.forget()
+        nonfinite = unwrap_model(self.model).criterion.first_nonfinite
+        first = nonfinite.names()
+        nonfinite.reset()
         message = f"{' and '.join(first)} became NaN or Inf in epoch {epoch + 1}"
         advice = "lower its weight or set it to 0" if set(first) & set(self.distiller.weights) else "lower lr0"
         if first and RANK in {-1, 0}:

@@ -1,4 +1,4 @@
-"""From a student and a teacher to the terms between them."""
+"""Distillers: all terms of one run, for heads with anchor points (`grid`) and for other heads (`dense`)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ("DenseDistiller", "Distiller", "GridDistiller", "build_distiller")
 
 
 def build_distiller(args: Any, student: nn.Module, teacher: Teacher, stored: bool = False) -> Distiller:
-    """Return the terms for a student and a teacher of a task.
+    """Return the distiller for a student, a teacher and the task of the training.
 
     Args:
         args (Namespace): Arguments of the training.
         student (nn.Module): The student.
         teacher (Teacher): The teacher, inspected.
-        stored (bool): Whether its answers were stored.
+        stored (bool): Whether the teacher's answers come from a cache.
 
     Raises:
-        KDError: If the two cannot be matched.
+        KDError: If student and teacher cannot be matched.
     """
     if args.task in GRID_TASKS:
         return GridDistiller(args, student, teacher, stored)

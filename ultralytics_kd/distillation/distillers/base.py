@@ -1,4 +1,4 @@
-"""The terms of one run: what all tasks share."""
+"""What the distillers of all tasks share: weights, schedule, adapters. No code here runs in a training step."""
 
 from __future__ import annotations
 
@@ -13,74 +13,74 @@ from torch import Tensor, nn
 from ...config.arguments import TASK_WEIGHTS
 from ...outputs import FeatureLayout
 from ...teachers import Reads
-from ..nonfinite import FirstFault
+from ..terms import Term
 
 
 class Distiller:
     """The terms of one run with their weights, schedule and adapters.
 
-    It is no nn.Module, and copies of a model share it: what it trains must enter no EMA and no checkpointed model.
+    It is not an nn.Module, and copies of a model share it, so that the adapters enter neither the EMA nor the saved
+    model.
 
     Attributes:
-        names (tuple[str, ...]): Names of all terms that the task has.
+        names (tuple[str, ...]): Names of all terms of the task.
         weights (dict[str, float]): Weight of every term that is on.
         terms (dict[str, Term]): Terms by the name of their weight.
-        adapters (nn.ModuleDict): What trains with the student and does not ship.
-        progress (float): How much of the run is over, 0 to 1; the trainer moves it every epoch.
-        gains (dict[str, float]): Gain of each head branch in the loss of the model that trains, as last used.
-        reads (Reads): What the terms read of the teacher's answer: it need not compute more.
-        faults (FirstFault): Which parts of the loss were no numbers first.
+        adapters (nn.ModuleDict): Layers that train with the student and are not saved in the finished model.
+        schedule (str): How the terms fade: "constant", "linear" or "cosine".
+        fade (float): Factor of all terms in the current epoch.
+        gains (dict[str, float]): Gain of each head branch in the base loss of the model that trains, in the last step.
+        reads (Reads): What the terms read of the teacher's answer; it need not compute more.
     """
 
-    def __init__(self, args: Any, task: str):
-        """Take note of the run's arguments.
+    def __init__(self, args: Any, task: str, terms: Mapping[str, Term], reads: Reads):
+        """Take the terms of a run.
 
         Args:
             args (Namespace): Arguments of the training.
             task (str): Its task.
+            terms (Mapping[str, Term]): Terms by the name of their weight, as `terms.build` returns them.
+            reads (Reads): What the terms read of the teacher's answer.
         """
         self.names = TASK_WEIGHTS[task]
         self.weights = {name: float(getattr(args, name)) for name in self.names if getattr(args, name)}
-        self.schedule: str = args.kd_schedule
-        self.progress = 0.0
-        self.gains: dict[str, float] = {}
-        self.reads = Reads()
-        self.faults = FirstFault()
-        # A random stream of its own: the student's training must not depend on what the adapters draw. They are built
-        # on the CPU; `torch.manual_seed` would seed every other device too.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(args.seed)
-            self.terms: dict[str, Any] = self._build(args)
+        self.terms = dict(terms)
         self.adapters = nn.ModuleDict({k: t.adapters for k, t in self.terms.items() if t.adapters is not None})
+        self.schedule: str = args.kd_schedule
+        self.gains: dict[str, float] = {}
+        self.reads = reads
+        self.start_epoch(0.0)
 
-    def _build(self, args: Any) -> dict[str, Any]:
-        """Return the terms that are on, by the name of their weight."""
-        raise NotImplementedError
+    def start_epoch(self, progress: float) -> None:
+        """Set the factor of all terms for an epoch.
+
+        Args:
+            progress (float): Share of the run that is over, 0 in the first epoch and 1 in the last.
+        """
+        if self.schedule == "linear":
+            self.fade = 1 - progress
+        elif self.schedule == "cosine":
+            self.fade = (1 + math.cos(math.pi * progress)) / 2
+        else:
+            self.fade = 1.0
 
     def __deepcopy__(self, memo: dict) -> Distiller:
         """Return itself: copies of a model share the distiller of the run."""
         return self
 
     @property
-    def fade(self) -> float:
-        """Factor of all terms at this point of the run."""
-        if self.schedule == "linear":
-            return 1 - self.progress
-        return (1 + math.cos(math.pi * self.progress)) / 2 if self.schedule == "cosine" else 1.0
-
-    @property
     def levels(self) -> str:
-        """What is compared, in words for the start table."""
+        """What is compared, as text for the table at the start of a training."""
         raise NotImplementedError
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
-        """Keep what the terms need of a student's forward passes, beside what it returns.
+    def capturing_features(self, model: nn.Module) -> Iterator[None]:
+        """Capture the feature maps of a model's forward passes, if terms compare them.
 
         Args:
             model (nn.Module): The student, or its moving average.
         """
-        yield  # detection-like heads return their inputs themselves
+        yield  # heads with anchor points return the maps themselves
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class Distiller:
 
         Args:
             preds (Any): The student's raw predictions.
-            answer (Any): What the teacher says, or said, about the same images.
+            answer (Any): The teacher's answer for the same images.
             head (nn.Module): The student's head.
             bases (Mapping[str, Any], optional): Base loss of each head branch.
             batch (Mapping[str, Any], optional): The batch.
@@ -105,7 +105,26 @@ class Distiller:
         raise NotImplementedError
 
 
+@contextmanager
+def adapters_random_stream(seed: int) -> Iterator[None]:
+    """Draw the adapters' first weights from a separate random stream, so that the student's training stays the same.
+
+    Adapters are built on the CPU; `torch.manual_seed` would seed all other devices too.
+
+    Args:
+        seed (int): Seed of the training.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def common_maps(maps: FeatureLayout, student: FeatureLayout) -> FeatureLayout:
-    """Return those of a teacher's feature maps whose strides the student has."""
+    """Return a teacher's feature maps without those of strides that the student lacks.
+
+    Args:
+        maps (FeatureLayout): The teacher's feature maps.
+        student (FeatureLayout): The student's.
+    """
     kept = [(s, c) for s, c in zip(maps.strides, maps.channels) if s in student.strides]
     return FeatureLayout(tuple(s for s, _ in kept), tuple(c for _, c in kept), maps.vectors)

@@ -1,4 +1,4 @@
-"""Terms of tasks without anchor points: classification, semantic segmentation and depth."""
+"""The terms of tasks without anchor points: classification, semantic segmentation and depth."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from ... import outputs
 from ...outputs import FeatureLayout
 from ...teachers import Reads, Teacher
-from ..terms import DensePair, FeaturePair, dense_terms
-from .base import Distiller, common_maps
+from ..pairs import DensePair, FeaturePair
+from ..terms import dense_terms
+from .base import Distiller, adapters_random_stream, common_maps
+
+LEVELS = {"classify": "whole images", "semantic": "every pixel, at stride 8", "depth": "every pixel"}
 
 
 class DenseDistiller(Distiller):
-    """Terms of classification, semantic segmentation and depth.
+    """The terms of classification, semantic segmentation or depth.
 
-    Their heads do not return the maps that they read, so that the student is listened to while it runs, if maps are
-    compared.
+    Their heads do not return the maps that they read. If maps are compared, a hook captures them in each forward pass.
 
     Attributes:
         task (str): The task.
@@ -35,40 +37,38 @@ class DenseDistiller(Distiller):
             teacher (Teacher): The teacher, inspected.
 
         Raises:
-            KDError: If the two cannot be matched.
+            KDError: If student and teacher cannot be matched.
         """
         self.task = args.task
-        self._maps = outputs.dense_maps(student, self.task, teacher.channels) if args.kd_feat else None
-        self._teacher = teacher
-        self._heard: list[Tensor] | None = None
-        super().__init__(args, self.task)
-        del self._teacher
-
-    def _build(self, args: Any) -> dict[str, Any]:
-        """Return the terms that are on, by the name of their weight."""
-        own = self._maps or FeatureLayout((), ())
-        maps = [common_maps(each, own) for each in self._teacher.maps] if args.kd_feat else []
-        self.reads = Reads(None, None, tuple(sorted({s for each in maps for s in each.strides})))
-        self._shares = self._teacher.shares
-        return dict(dense_terms(args, self.task, own, maps, self._shares))
+        self._shares = teacher.shares
+        self._compares_maps = bool(args.kd_feat)
+        self._captured: list[Tensor] | None = None
+        student_maps, teacher_maps = FeatureLayout((), ()), []
+        if self._compares_maps:
+            student_maps = outputs.dense_maps(student, self.task, teacher.channels)
+            teacher_maps = [common_maps(maps, student_maps) for maps in teacher.maps]
+        with adapters_random_stream(args.seed):
+            terms = dense_terms(args, self.task, student_maps, teacher_maps, self._shares)
+        strides = {stride for maps in teacher_maps for stride in maps.strides}
+        super().__init__(args, self.task, terms, Reads(None, None, tuple(sorted(strides))))
 
     @property
     def levels(self) -> str:
-        """What is compared, in words for the start table."""
-        return {"classify": "whole images", "semantic": "every pixel, at stride 8"}.get(self.task, "every pixel")
+        """What is compared, as text for the table at the start of a training."""
+        return LEVELS[self.task]
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
-        """Keep the maps that enter the student's head, if they are compared."""
-        if self._maps is None:
+    def capturing_features(self, model: nn.Module) -> Iterator[None]:
+        """Capture the maps that enter the model's head in each forward pass, if they are compared."""
+        if not self._compares_maps:
             yield
             return
 
-        def hear(maps: list[Tensor]) -> None:
+        def capture(maps: list[Tensor]) -> None:
             """Keep the maps of the last forward pass."""
-            self._heard = maps
+            self._captured = maps
 
-        with outputs.tapped(model, hear):
+        with outputs.capture_maps(model, capture):
             yield
 
     def __call__(
@@ -78,10 +78,10 @@ class DenseDistiller(Distiller):
 
         Args:
             preds (Any): The student's raw predictions.
-            answer (DenseAnswer): What the teacher says about the same images.
-            head (nn.Module): The student's head; not looked at.
-            bases (Mapping[str, Any]): Base loss; not looked at.
-            batch (Mapping[str, Any], optional): Images, and classes of the labelled ones of a classification.
+            answer (DenseAnswer | list[DenseAnswer]): The teacher's answer for the same images, or one of each teacher.
+            head (nn.Module): Not used.
+            bases (Mapping[str, Any]): Not used.
+            batch (Mapping[str, Any], optional): Images, and in classification the labels of the labelled ones.
 
         Returns:
             (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.
@@ -89,10 +89,10 @@ class DenseDistiller(Distiller):
         student = outputs.dense_output(self.task, preds)
         zero = student.new_zeros((), dtype=torch.float32)
         items = dict.fromkeys(self.names, zero)
-        heard, self._heard = self._heard, None
-        answers = answer if isinstance(answer, list) else [answer]  # of teachers that are heard one by one
+        student_maps, self._captured = self._captured, None
+        answers = answer if isinstance(answer, list) else [answer]
         shares = self._shares if isinstance(answer, list) else [1.0]
-        maps = [each for a in answers for each in a.features]
+        teacher_maps = [maps for a in answers for maps in a.features]
         batch = batch or {}
         labels = batch.get("cls") if self.task == "classify" else None
         with torch.autocast(zero.device.type, enabled=False):
@@ -100,8 +100,8 @@ class DenseDistiller(Distiller):
             for name, term in self.terms.items():
                 if term.per_branch:
                     value = sum((share * term(pair) for share, pair in zip(shares, pairs)), zero)
-                elif heard is not None:
-                    value = term(FeaturePair(heard, maps))
+                elif student_maps is not None:
+                    value = term(FeaturePair(student_maps, teacher_maps))
                 else:
                     continue
                 items[name] = value * self.weights[name] * self.fade

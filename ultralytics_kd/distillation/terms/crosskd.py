@@ -1,4 +1,4 @@
-"""Cross-head distillation: the student's head features go on through the teacher's head."""
+"""Cross-head distillation: the student's head features pass through the rest of the teacher's head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from ...losses import align, iou_loss, qfl
 from ...outputs import BOXES, SCORES, decode, last_conv, stem_features, towers
-from .base import Pair
+from ..pairs import Pair
 from .feature import adapter
 
 
 class CrossKDTerm:
     """CrossKD of Wang et al. (CVPR 2024, https://arxiv.org/abs/2306.11369).
 
-    What the first block of each of the student's head towers makes of its input is adapted to the teacher's channels,
-    aligned to the teacher's statistics, and finished by the rest of the teacher's frozen tower. These cross-head
-    predictions imitate the teacher's own, so that the student's head is not pulled two ways by labels and teacher.
-    Classes are compared by quality focal loss, boxes by GIoU where the teacher is confident.
+    The output of the first block of each of the student's head towers is adapted to the teacher's channels, aligned to
+    the teacher's statistics, and passed through the rest of the teacher's frozen tower. These cross-head predictions
+    imitate the teacher's own, so labels and teacher do not pull the student's own predictions in two directions.
+    Classes are compared by quality focal loss, boxes by GIoU weighted by the teacher's confidence.
     """
 
     per_branch = True
@@ -34,7 +34,7 @@ class CrossKDTerm:
             branches (tuple[str, ...]): Branches that both heads have.
             levels (list[tuple[int, int]]): Index of each common level in the student's and in the teacher's head.
         """
-        self.adapters: nn.Module = nn.ModuleDict(
+        self.adapters: nn.Module | None = nn.ModuleDict(
             {branch: self._branch_adapters(student_head, teacher_head, branch, levels) for branch in branches}
         )
 
@@ -42,26 +42,30 @@ class CrossKDTerm:
     def _branch_adapters(
         student_head: Any, teacher_head: Any, branch: str, levels: list[tuple[int, int]]
     ) -> nn.ModuleDict:
-        """Return adapters per tower and level."""
-        students, teachers = towers(student_head, branch), towers(teacher_head, branch)
+        """Return the adapters of a branch, by tower and level."""
+        student_towers, teacher_towers = towers(student_head, branch), towers(teacher_head, branch)
+
+        def level_adapter(name: str, i: int, j: int) -> nn.Module:
+            """Return the adapter of one tower and level."""
+            first_blocks = student_towers[name][i][0], teacher_towers[name][j][0]
+            student_channels, teacher_channels = (last_conv(block).out_channels for block in first_blocks)
+            return adapter(student_channels, teacher_channels)
+
         return nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    adapter(last_conv(students[name][i][0]).out_channels, last_conv(teachers[name][j][0]).out_channels)
-                    for i, j in levels
-                )
-                for name in (BOXES, SCORES)
-            }
+            {name: nn.ModuleList(level_adapter(name, i, j) for i, j in levels) for name in (BOXES, SCORES)}
         )
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
         assert isinstance(self.adapters, nn.ModuleDict)
         teacher = pair.answer.teacher
-        own = stem_features(pair.student_head, pair.name, pair.student.feats, pair.levels)
-        targets = stem_features(teacher.head, pair.name, pair.teacher.feats, teacher.levels)
+        student_stems = stem_features(pair.student_head, pair.name, pair.student.feats, pair.levels)
+        teacher_stems = stem_features(teacher.head, pair.name, pair.teacher.feats, teacher.levels)
         adapters: Any = self.adapters[pair.name]
-        stems = {name: [align(a(s), t) for a, s, t in zip(adapters[name], own[name], targets[name])] for name in own}
+        stems = {
+            name: [align(adapt(s), t) for adapt, s, t in zip(adapters[name], student_stems[name], teacher_stems[name])]
+            for name in student_stems
+        }
         cross = teacher.finish(pair.name, stems, pair.teacher.feats)
         boxes = decode(cross.boxes.float(), pair.teacher.feats, pair.teacher_layout)
         weight = pair.box_weight

@@ -1,78 +1,23 @@
-"""Terms of tasks without anchor points: class logits of images and pixels, and depth."""
+"""Terms of tasks without anchor points: class logits of images and of pixels, and depth."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...losses import binary_kl, cwd, depth_loss, dist, dkd, kl
+from ...losses import binary_kl, depth_loss, dkd
+from ...losses.logit import IMAGE_LOSSES, PIXEL_LOSSES
+from ..pairs import DensePair
+from .named_losses import named_loss
 
-TAUS = {"kl": 4.0, "dkd": 4.0, "dist": 1.0}  # temperatures of the classification losses, as published for small images
-SAME = 1e-3  # what channels and pixels of padding may differ by; a step of an image of 8 bits is four times that
-
-
-@dataclass
-class DensePair:
-    """What the student says beside what the teacher says.
-
-    Attributes:
-        student (Tensor): Class logits (B, nc), per-pixel logits (B, nc, H, W), or depth (B, 1, H, W).
-        teacher (Tensor): The same of the teacher, logits those of `classes`.
-        classes (Tensor | None): Indices of the student's classes that are taught; None if all.
-        labels (Tensor | None): Class of each labelled image, the first ones of the batch.
-        images (Tensor | None): The images, shape (B, C, height, width), of which padding is not learnt.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    classes: Tensor | None = None
-    labels: Tensor | None = None
-    images: Tensor | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        """The student's float32 logits of the taught classes."""
-        return (self.student if self.classes is None else self.student.index_select(1, self.classes)).float()
-
-    @property
-    def inside(self) -> Tensor:
-        """Whether each of the student's pixels, shape (B, 1, H, W), shows a part of the image."""
-        if self.images is None:
-            return torch.ones_like(self.student[:, :1], dtype=torch.bool)
-        shown = shown_part(self.images).to(self.images.dtype)
-        return F.interpolate(shown, self.student.shape[-2:], mode="area") > 0.5
-
-
-def shown_part(images: Tensor) -> Tensor:
-    """Return which pixels are not padding, which neither labels nor the teacher's own training said anything of.
-
-    Padding are the rows and columns at the sides that have one grey throughout, as Ultralytics' letterbox and its
-    random shift and scale leave them, before and after its change of colours.
-
-    Args:
-        images (Tensor): Images of shape (B, C, H, W) in [0, 1].
-
-    Returns:
-        (Tensor): Shape (B, 1, H, W), bool.
-    """
-    lightest, darkest = images.amax(1), images.amin(1)
-    rows, columns = (lightest.amax(d) - darkest.amin(d) < SAME for d in (2, 1))
-    return ~(_ends(rows)[:, None, :, None] | _ends(columns)[:, None, None])
-
-
-def _ends(flags: Tensor) -> Tensor:
-    """Return the runs of true flags, shape (B, n), that begin at either end."""
-    first, last = (side.cumprod(1) for side in (flags.long(), flags.long().flip(1)))
-    return (first + last.flip(1)).bool()
+IMAGE_TAUS = {"kl": 4.0, "dkd": 4.0}  # default temperatures of classification, as published for small images
 
 
 class ImageTerm:
-    """Class logits of whole images: Hinton's KL divergence, DKD or DIST.
+    """Compares class logits of whole images.
 
-    Both sides' softmax is taken over the classes that both know, so that others are left alone.
+    The softmax of both sides runs over the classes that both know, so other classes get no gradient.
     """
 
     per_branch = True
@@ -83,32 +28,35 @@ class ImageTerm:
         """Choose the loss.
 
         Args:
-            loss (str): "kl", "dkd" or "dist".
-            tau (float | None): Temperature; None for the loss's own.
+            loss (str): A name in `IMAGE_LOSSES`, or "module:name" of the user's own function.
+            tau (float | None): Temperature; None for the loss's default.
+
+        Raises:
+            KDError: If the user's function cannot be imported.
         """
-        self.loss, self.tau = loss, tau or TAUS[loss]
+        self.loss = named_loss("kd_cls_loss", loss, IMAGE_LOSSES, tau or IMAGE_TAUS.get(loss))
+        self.needs_labels = IMAGE_LOSSES.get(loss) is dkd
 
     def __call__(self, pair: DensePair) -> Tensor:
         """Return the term, a scalar."""
         student, teacher = pair.logits, pair.teacher.float()
-        if self.loss == "kl":
-            return kl(student, teacher, self.tau)
-        if self.loss == "dist":
-            return dist(student, teacher, self.tau)
+        return self._labelled(pair, student, teacher) if self.needs_labels else self.loss(student, teacher)
+
+    def _labelled(self, pair: DensePair, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the term of a loss that needs labels, over the images whose class both sides know."""
         if pair.labels is None or student.shape[1] < 2:
             return student.sum() * 0
         labels, count = pair.labels.long(), len(pair.labels)
-        if pair.classes is not None:  # in the order of the taught classes; images of others say nothing
+        student, teacher = student[:count], teacher[:count]
+        if pair.classes is not None:  # a label becomes its index among the matched classes
             same = labels[:, None] == pair.classes[None]
             kept = same.any(1).nonzero().flatten()
-            labels, student, teacher = same[kept].long().argmax(1), student[:count][kept], teacher[:count][kept]
-        else:
-            student, teacher = student[:count], teacher[:count]
-        return dkd(student, teacher, labels, self.tau) if len(labels) else student.sum() * 0
+            labels, student, teacher = same[kept].long().argmax(1), student[kept], teacher[kept]
+        return self.loss(student, teacher, labels) if len(labels) else student.sum() * 0
 
 
 class PixelTerm:
-    """Class logits of every pixel: KL divergence, or channel-wise divergence (Shu et al., arXiv:2011.13256)."""
+    """Compares class logits of every pixel outside padding."""
 
     per_branch = True
     reads: frozenset[str] = frozenset()
@@ -118,10 +66,14 @@ class PixelTerm:
         """Choose the loss.
 
         Args:
-            loss (str): "kl" or "cwd".
-            tau (float | None): Temperature; None for 1.
+            loss (str): A name in `PIXEL_LOSSES`, or "module:name" of the user's own function.
+            tau (float | None): Temperature; None for the loss's default.
+
+        Raises:
+            KDError: If the user's function cannot be imported.
         """
-        self.loss, self.tau = loss, tau or 1.0
+        self.loss, self.tau = named_loss("kd_cls_loss", loss, PIXEL_LOSSES, tau), tau or 1.0
+        self.by_pixel = loss == "kl"
 
     def __call__(self, pair: DensePair) -> Tensor:
         """Return the term, a scalar."""
@@ -129,18 +81,18 @@ class PixelTerm:
         if student.shape[-2:] != teacher.shape[-2:]:
             teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
         inside = pair.inside
-        student = student.where(inside, teacher)  # nothing to learn from padding
-        if self.loss == "cwd":
-            return cwd(student, teacher, self.tau)
+        student = student.where(inside, teacher)  # equal in padding, so that it adds no loss
+        if not self.by_pixel:
+            return self.loss(student, teacher)
         student, teacher = (x.movedim(1, -1).flatten(0, 2) for x in (student, teacher))
         share = inside.float().mean().clamp(min=1 / len(student))
-        if pair.student.shape[1] == 1:  # one class against the background is a sigmoid
+        if pair.student.shape[1] == 1:  # a single class is scored by a sigmoid against the background
             return binary_kl(student, teacher, torch.ones_like(student[:, 0]), len(student) * share, self.tau)
-        return kl(student, teacher, self.tau) / share
+        return self.loss(student, teacher) / share
 
 
 class DepthTerm:
-    """Log-depth and its gradients where the teacher is not at the limits of what it can say, and not in padding."""
+    """Compares log-depth and its gradients outside padding, where the teacher's depth is not at its limits."""
 
     per_branch = True
     reads: frozenset[str] = frozenset()

@@ -1,27 +1,28 @@
-"""The feature term: head inputs of every level, through adapters where channels differ."""
+"""The feature term: head inputs of every level, through adapters where the numbers of channels differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config.user_code import own_loss
-from ...config.user_code import made, names_object
+from ...config.user_code import load_loss, made, names_object
 from ...errors import KDError
-from ...losses import cwd, mgd_distance, pkd, pkd_adapted, sl2
+from ...losses import pkd_adapted
+from ...losses.feature import FEATURE_LOSSES
 from ...outputs import SCORES, FeatureLayout
-from .base import FeaturePair
+from ..pairs import FeaturePair
+from .named_losses import at_temperature, checked
 
 
 class FeatureTerm:
-    """PKD, CWD, MGD, score-weighted L2 or a loss of the user's on what enters the head, summed over levels.
+    """Compares the inputs of the heads, summed over levels.
 
-    The features are shared by the head's branches, so the term counts once. Several teachers have adapters of their own
-    each, and are averaged by their weights.
+    The branches of a head share these features, so the term counts once. Each of several teachers has its own adapters,
+    and their values are averaged by the teachers' weights.
     """
 
     per_branch = False
@@ -34,19 +35,22 @@ class FeatureTerm:
         teachers: Sequence[FeatureLayout],
         shares: Sequence[float] = (1.0,),
     ):
-        """Build the adapters.
+        """Choose the loss and build the adapters.
 
         Args:
-            loss (str): "pkd", "cwd", "mgd", "sl2", or "module:name" of the user's own code: a function of the adapted
-                student's and the teacher's features, each of shape (B, C, H, W), that returns a scalar; or a class
-                that is called with both numbers of channels for every level, and makes an nn.Module that does so with
-                the student's features as they are. Its parameters train as adapters do.
-            tau (float | None): Temperature of "cwd".
+            loss (str): A name in `FEATURE_LOSSES`, or "module:name" of the user's own code: a function of the adapted
+                student's and the teacher's features, each of shape (B, C, H, W), that returns a scalar; or a class that
+                is called with both numbers of channels for each level and makes an nn.Module. The module is called like
+                the function, but with the student's features before any adapter; its parameters train as adapters do.
+            tau (float | None): Temperature; None for the loss's default.
             student (FeatureLayout): The student's feature maps.
             teachers (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has too.
             shares (Sequence[float]): Weight of every teacher.
+
+        Raises:
+            KDError: If the user's code cannot be imported, or makes no nn.Module.
         """
-        self.loss, self.tau, self.shares = loss, tau or 1.0, shares
+        self.name, self.shares = loss, shares
         self.reads = frozenset({SCORES}) if loss == "sl2" else frozenset()
         self.levels = [[student.strides.index(s) for s in maps.strides] for maps in teachers]
         channels = [
@@ -54,13 +58,19 @@ class FeatureTerm:
             for maps, levels in zip(teachers, self.levels)
             for i, c in zip(levels, maps.channels)
         ]
-        # PKD removes the mean of every channel, and with it whatever a bias would add
-        self.adapters: nn.Module = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
+        # PKD removes the mean of every channel, so a bias would have no effect. MGD and modules of the user's take the
+        # place of these adapters, which still draw their random numbers: a run gives the same numbers in every release
+        self.adapters: nn.Module | None = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
         if loss == "mgd":
             self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
-        self._own = own_loss(loss) if names_object(loss) else None
-        if isinstance(self._own, type):
-            self.adapters = nn.ModuleList(self._made(self._own, s, t) for s, t in channels)
+        user_loss = load_loss("kd_feat_loss", loss) if names_object(loss) else None
+        self.modules_compare = isinstance(user_loss, type)  # the user's modules both adapt and compare
+        if self.modules_compare:
+            self.adapters = nn.ModuleList(self._user_module(user_loss, s, t) for s, t in channels)
+        elif user_loss is not None:
+            self.loss = checked("kd_feat_loss", loss, user_loss)
+        else:
+            self.loss = at_temperature(FEATURE_LOSSES[loss], tau)
 
     def __call__(self, pair: FeaturePair) -> Tensor:
         """Return the term, a scalar."""
@@ -68,72 +78,55 @@ class FeatureTerm:
         adapters = iter(self.adapters)
         total = pair.student[0].new_zeros((), dtype=torch.float32)
         for share, levels, maps in zip(self.shares, self.levels, pair.teachers):
-            scores = pair.confidence if self.loss == "sl2" and pair.confidence is not None else [None] * len(maps)
+            scores = pair.confidence if self.name == "sl2" and pair.confidence is not None else [None] * len(maps)
             for level, teacher, score in zip(levels, maps, scores, strict=True):
-                # Features come in half precision under AMP, the adapters' weights never are
+                # Features are in half precision under AMP; the adapters' weights never are
                 total = total + share * self._level(next(adapters), pair.student[level].float(), teacher.float(), score)
         return total
 
-    def _level(self, adapt: nn.Module, student: Tensor, teacher: Tensor, scores: Tensor | None) -> Tensor:
+    def _level(self, adapt: nn.Module, student: Tensor, teacher: Tensor, score: Tensor | None) -> Tensor:
         """Return the loss of one level, a scalar."""
-        if student.shape[-2:] != teacher.shape[-2:]:  # another family's classifier may end in a finer map
+        if student.shape[-2:] != teacher.shape[-2:]:  # a classifier of another family may have a finer last map
             size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
             student, teacher = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
-        if self._own is not None:
-            if isinstance(self._own, type):  # it has adapters of its own, if it wants any
-                return self._checked(student, teacher, adapt)
-            return self._checked(adapt(student), teacher, self._own)
-        if self.loss == "pkd" and isinstance(adapt, nn.Conv2d):
+        teacher = teacher.detach()
+        if self.modules_compare:
+            return checked("kd_feat_loss", self.name, adapt)(student, teacher)
+        if self.name == "pkd" and isinstance(adapt, nn.Conv2d):
             return pkd_adapted(student, adapt.weight, teacher)
         student = adapt(student)
-        if scores is not None:
-            return sl2(student, teacher, scores)
-        if self.loss == "cwd":
-            return cwd(student, teacher, self.tau)
-        return mgd_distance(student, teacher) if self.loss == "mgd" else pkd(student, teacher)
+        return self.loss(student, teacher) if score is None else self.loss(student, teacher, score)
 
-    def _made(self, kind: type, student: int, teacher: int) -> nn.Module:
-        """Return one level's loss of the user's class.
+    def _user_module(self, kind: Any, student: int, teacher: int) -> nn.Module:
+        """Return the module that the user's class makes for one level.
 
         Raises:
-            KDError: If it makes no nn.Module of two numbers of channels.
+            KDError: If it makes no nn.Module from two numbers of channels.
         """
-        loss = made("kd_feat_loss", self.loss, lambda: kind(student, teacher))
-        if not isinstance(loss, nn.Module):
-            raise KDError(f"kd_feat_loss={self.loss} makes a {type(loss).__name__}: a class must be an nn.Module.")
-        return loss
-
-    def _checked(self, student: Tensor, teacher: Tensor, loss: Callable[[Tensor, Tensor], Any]) -> Tensor:
-        """Return what the user's loss returns.
-
-        Raises:
-            KDError: If it is no scalar.
-        """
-        value = loss(student, teacher.detach())
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            said = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise KDError(f"kd_feat_loss={self.loss} returns {said}: it must return a scalar tensor.")
-        return value.float().reshape(())
+        module = made("kd_feat_loss", self.name, lambda: kind(student, teacher))
+        if not isinstance(module, nn.Module):
+            raise KDError(f"kd_feat_loss={self.name} makes a {type(module).__name__}: a class must be an nn.Module.")
+        return module
 
 
 class MGD(nn.Module):
     """Masked generation of Yang et al. (ECCV 2022, https://arxiv.org/abs/2205.01529) for one level.
 
-    Positions of the student's feature are hidden at random, all channels together, and two convolutions must generate
-    the teacher's whole feature from what is left.
+    Random positions of the student's features are masked in all channels, and two convolutions generate the teacher's
+    whole features from the rest.
     """
 
-    def __init__(self, student: int, teacher: int, hidden: float = 0.65):
+    def __init__(self, student: int, teacher: int, masked: float = 0.65):
         """Build adapter and generation block.
 
         Args:
             student (int): The student's channels.
             teacher (int): The teacher's channels.
-            hidden (float): Share of positions that is hidden; 0.65 is the paper's value for one-stage detectors.
+            masked (float): Share of masked positions; 0.65 is the paper's value for one-stage detectors.
         """
         super().__init__()
         self.adapter = adapter(student, teacher)
-        self.hidden = hidden
+        self.masked = masked
         self._random: torch.Generator | None = None
         self.generation = nn.Sequential(
             nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
@@ -144,12 +137,12 @@ class MGD(nn.Module):
         x = self.adapter(x)
         b, _, h, w = x.shape
         if self._random is None or self._random.device != x.device:
-            # Of its own, so that the student's training draws what it would draw without; different on every rank
+            # A separate stream, so that the student's training draws the same numbers as without; it differs by rank
             self._random = torch.Generator(x.device).manual_seed(torch.initial_seed() % 2**63)
-        visible = torch.rand(b, 1, h, w, device=x.device, generator=self._random) >= self.hidden
+        visible = torch.rand(b, 1, h, w, device=x.device, generator=self._random) >= self.masked
         return self.generation(x * visible)
 
 
 def adapter(student: int, teacher: int, bias: bool = True) -> nn.Module:
-    """Return a 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal."""
+    """Return a 1x1 convolution from the student's to the teacher's channels, or the identity where they are equal."""
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from ...losses import mask_loss
 from ...outputs import BOXES, COEFFICIENTS, PROTO, SCORES
-from .base import Pair
+from ..pairs import Pair, zero_of
 
-PER_IMAGE = 32  # masks of an image, on the mean of the batch: several for each object, as it has several anchor points
+# Highest number of masks for each image, on average over the batch; an object has a mask at several anchor points
+PER_IMAGE = 32
 
 
 class MaskTerm:
-    """Masks as they are composed of prototypes and coefficients, where the teacher is sure of an object.
+    """Compares masks at the teacher's most confident boxes.
 
-    Each model has prototypes of its own, so that coefficients mean nothing to another: what is compared is each anchor
-    point's mask, inside the teacher's box.
+    Every model has its own prototypes, so coefficients of two models cannot be compared. The term compares the masks
+    that prototypes and coefficients compose, inside the teacher's box.
     """
 
     per_branch = True
@@ -26,7 +27,7 @@ class MaskTerm:
 
     def __call__(self, pair: Pair) -> Tensor:
         """Return the term of one branch, a scalar."""
-        image, point, weight = pair.surest(PER_IMAGE)
+        image, point, weight = pair.most_confident(PER_IMAGE)
         strides = torch.cat(
             [
                 pair.student.scores.new_full((f.shape[-2] * f.shape[-1],), s, dtype=torch.float32)
@@ -41,17 +42,16 @@ class MaskTerm:
             mask_loss(*self._masks(pair, int(i), point[image == i]), boxes[image == i]) * weight[image == i]
             for i in image.unique()
         ]
-        # DDP wants all outputs used; sums over nothing, as those over everything may overflow in half precision
-        untouched = pair.student.proto[..., :0].sum().float() + pair.student.extras[COEFFICIENTS][..., :0].sum().float()
-        return sum((each.sum() for each in losses), untouched) / weight.sum().clamp(min=1)
+        zero = zero_of(pair.student.proto, pair.student.extras[COEFFICIENTS])
+        return sum((each.sum() for each in losses), zero) / weight.sum().clamp(min=1)
 
     @staticmethod
     def _masks(pair: Pair, image: int, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's and the teacher's mask logits of an image's anchor points, each of shape (n, H, W)."""
+        """Return the student's and the teacher's mask logits at anchor points of an image, each of shape (n, H, W)."""
         student, teacher = (
-            torch.einsum("nc,chw->nhw", side.extras[COEFFICIENTS][image, points].float(), side.proto[image].float())
-            for side in (pair.student, pair.teacher)
-            if side.proto is not None
+            torch.einsum("nc,chw->nhw", branch.extras[COEFFICIENTS][image, points].float(), branch.proto[image].float())
+            for branch in (pair.student, pair.teacher)
+            if branch.proto is not None
         )
         if student.shape != teacher.shape:
             teacher = F.interpolate(teacher[None], student.shape[-2:], mode="bilinear", align_corners=False)[0]

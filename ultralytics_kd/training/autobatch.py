@@ -1,0 +1,51 @@
+"""What AutoBatch profiles in place of the student, so that its batch size leaves room for the teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from ultralytics.utils.torch_utils import unwrap_model
+
+from .. import outputs
+from ..distillation.distillers import Distiller
+from ..distillation.loss import DistillationLoss
+from ..outputs import ONE2MANY, ONE2ONE
+from ..teachers import Teacher
+
+
+class StudentWithTeacher(nn.Module):
+    """A student and its teacher, whose forward and backward pass take as much memory as a training step."""
+
+    def __init__(self, student: nn.Module, teacher: Teacher, distiller: Distiller, unlabeled: float = 0.0):
+        """Take student and teacher.
+
+        Args:
+            student (nn.Module): The student on its device.
+            teacher (Teacher): The prepared teacher.
+            distiller (Distiller): The terms.
+            unlabeled (float): Number of images without labels for each image of a batch.
+        """
+        super().__init__()
+        model: Any = unwrap_model(student)
+        self.student, self.teacher, self.distiller, self.unlabeled = student, teacher, distiller, unlabeled
+        self.stride, self.names, self.yaml = model.stride, model.names, model.yaml
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the student's predictions and the terms for images of shape (B, C, H, W).
+
+        They are returned as one flat list, because profilers of older releases do not look into nested outputs.
+        """
+        more = math.ceil(len(images) * self.unlabeled)
+        images = torch.cat((images, images[torch.arange(more) % len(images)])) if more else images
+        answer = self.teacher(images.detach())
+        model: Any = unwrap_model(self.student)
+        with self.distiller.capturing_features(model):
+            preds = self.student(images)
+            self.distiller.gains = dict.fromkeys((ONE2MANY, ONE2ONE), 1.0)
+            loss = DistillationLoss(model.init_criterion(), self.distiller, outputs.find_head(model))
+            terms = self.distiller(preds, answer, loss.head, loss.bases)
+        return [leaf for leaf in tree_leaves(preds) if isinstance(leaf, Tensor)] + list(terms.values())
