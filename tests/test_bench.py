@@ -417,7 +417,7 @@ def test_command_line_shows_the_arguments_of_a_bench_and_errors(caplog, tmp_path
     for line, status, message in (
         (["bench", "help"], 0, "holdout=0.0"),
         (["bench", "data=x.yaml"], 1, "a bench needs model="),
-        (["bench", "seeds"], 1, "'seeds' is no 'key=value' argument of 'yolo-kd bench'"),
+        (["bench", "seeds"], 1, "'seeds' is not a 'key=value' argument of 'yolo-kd bench'"),
     ):
         caplog.clear()
         assert main(line) == status

@@ -1,4 +1,4 @@
-"""Which releases of Ultralytics the plugin works with, and what it says where one lacks a part that it leans on."""
+"""The plugin works with a range of Ultralytics releases, and names the part that another release lacks."""
 
 import ast
 import importlib
@@ -84,7 +84,7 @@ def test_every_part_that_is_not_there_is_named(monkeypatch, module):
             for holder in getattr(owner, "__mro__", [owner]):  # a base class may have it too
                 if last in vars(holder):
                     patch.delattr(holder, last)
-            patch.setattr(compat, "_sets", lambda *_: False)  # objects no longer get it either
+            patch.setattr(compat, "_has", lambda *_: False)  # methods no longer set it either
             with pytest.raises(KDError, match=f"has no '{module}[^']*'") as e:
                 check_parts({module: (part,)})
         assert f"'{module}.{path}'" in str(e.value)
@@ -136,7 +136,7 @@ def test_error_says_what_is_installed_and_what_to_install(monkeypatch, version, 
     with pytest.raises(KDError) as e:
         check_parts({"ultralytics.made": ("part",)}, version)
     start = f"ultralytics {version} has no 'ultralytics.made.part', which ultralytics_kd {ultralytics_kd.__version__} "
-    assert str(e.value) == f"{start}leans on: {advice}"
+    assert str(e.value) == f"{start}needs: {advice}"
 
 
 def test_package_that_ultralytics_needs_and_that_is_missing_is_no_moved_part(monkeypatch):

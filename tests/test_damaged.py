@@ -64,7 +64,7 @@ def test_bytes_that_are_no_text_can_be_printed(capfd, caplog):
         (["train", "cfg=5"], "'5' is not a YAML file"),
         (["[", "=x"], "an '=' has no argument before it"),
         (["cache", "[", "=x"], "an '=' has no argument before it"),
-        (["cache", "teacher= "], "'teacher= ' is no 'key=value' argument"),
+        (["cache", "teacher= "], "'teacher= ' is not a 'key=value' argument"),
     ],
 )
 def test_command_lines_that_mean_nothing(line, said, caplog):
@@ -251,27 +251,27 @@ def test_every_field_of_a_manifest_is_checked(store, change):
         store.manifest()
 
 
-def test_a_cache_that_was_cut_before_its_manifest_has_no_answers(tmp_path):
+def test_a_cache_without_a_manifest_has_no_answers(tmp_path):
     store = Store(tmp_path / "c")
     store.folder.mkdir()
     assert store.damaged() == [] and store.keys() == set()
 
 
-def test_manifest_without_end(store):
+def test_a_deeply_nested_manifest_is_damaged(store):
     (store.folder / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(KDError, match="damaged or belongs to another program"):
         store.manifest()
 
 
-def put(store: Store, row: dict, schema: dict | None = None) -> Path:
-    """Write a shard of one row under a name that fits it."""
+def write_shard(store: Store, row: dict, schema: dict | None = None) -> Path:
+    """Write a shard of one row, with the name that its content asks for."""
     buffer = io.BytesIO()
     pl.DataFrame({k: [v] for k, v in row.items()}, schema=schema or SCHEMA).write_parquet(buffer)
-    return put_bytes(store, buffer.getvalue())
+    return write_bytes(store, buffer.getvalue())
 
 
-def put_bytes(store: Store, content: bytes) -> Path:
-    """Write a shard under a name that fits it."""
+def write_bytes(store: Store, content: bytes) -> Path:
+    """Write content as a shard, with the name that it asks for."""
     path = store.folder / f"answers-00000000-{hashlib.blake2b(content, digest_size=16).hexdigest()[:8]}.parquet"
     path.write_bytes(content)
     return path
@@ -299,38 +299,40 @@ ROW = {"key": "k", "width": 8, "height": 4, "boxes": [0.5] * 4, "probs": [9, 8],
     ],
 )
 def test_every_row_of_a_shard_is_checked(store, change):
-    good = put(store, ROW)
+    good = write_shard(store, ROW)
     assert not store.damaged() and len(list(store.read())) == 1
     good.unlink()
-    bad = put(store, {**ROW, **change})
+    bad = write_shard(store, {**ROW, **change})
     assert store.damaged() == [bad]
     with pytest.raises(KDError, match=f"{bad.name} is damaged: run yolo-kd cache again"):
         list(store.read())
 
 
-def test_shards_of_other_columns_or_no_parquet_are_damaged(store):
+def test_shards_with_other_columns_or_that_are_not_parquet_are_damaged(store):
     rest = {name: kind for name, kind in SCHEMA.items() if name != "seen"}
     bad = [
-        put(store, {k: v for k, v in ROW.items() if k != "seen"}, rest),
-        put(store, {**ROW, "width": -8}, {**SCHEMA, "width": pl.Int64}),
-        put_bytes(store, b"no parquet"),
-        put_bytes(store, b""),
+        write_shard(store, {k: v for k, v in ROW.items() if k != "seen"}, rest),
+        write_shard(store, {**ROW, "width": -8}, {**SCHEMA, "width": pl.Int64}),
+        write_bytes(store, b"no parquet"),
+        write_bytes(store, b""),
     ]
     assert store.damaged() == sorted(bad)
 
 
-def test_noted_image_files_that_are_damaged_are_hashed_anew(store, tmp_path):
+def test_images_are_hashed_again_if_the_index_is_damaged(store, tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(b"image")
     (key,) = store.image_keys([str(image)], write=True).values()
-    (noted,) = store.folder.glob("files-*.parquet")
-    content = bytearray(noted.read_bytes())
-    for place in range(0, len(content), 31):  # some would make Polars ask for more memory than there is, and end it all
-        noted.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+    (index,) = store.folder.glob("files-*.parquet")
+    content = bytearray(index.read_bytes())
+    for place in range(0, len(content), 31):  # with some of these Polars would allocate all memory and end the process
+        index.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
         assert KeyIndex(store.folder).read() == {}
     assert store.image_keys([str(image)], write=True) == {str(image): key}
     assert len(list(store.folder.glob("files*"))) == 1 and list(KeyIndex(store.folder).read()) == [str(image)]
-    frame = pl.DataFrame({"file": [["x"]], "size": [1], "mtime_ns": [1], "key": [None]})  # whole, but of other columns
+    frame = pl.DataFrame(
+        {"file": [["x"]], "size": [1], "mtime_ns": [1], "key": [None]}
+    )  # undamaged, but with other columns
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     name = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()[:8]
@@ -339,7 +341,7 @@ def test_noted_image_files_that_are_damaged_are_hashed_anew(store, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
-def test_image_files_whose_names_are_no_text_get_keys(store, tmp_path):
+def test_image_files_whose_names_are_not_valid_text_get_keys(store, tmp_path):
     image = tmp_path / os.fsdecode(b"\xff.png")
     image.write_bytes(b"image")
     assert len(store.image_keys([str(image)], write=True)) == 1 and KeyIndex(store.folder).read() == {}
@@ -347,7 +349,7 @@ def test_image_files_whose_names_are_no_text_get_keys(store, tmp_path):
 
 # Shared folders -------------------------------------------------------------------------------------------------------
 def test_links_out_of_a_cache_are_not_followed(store, tmp_path):
-    outside = put(Store(store.folder), ROW).rename(tmp_path / "outside.parquet")
+    outside = write_shard(Store(store.folder), ROW).rename(tmp_path / "outside.parquet")
     link = store.folder / "answers-00000000-11111111.parquet"
     link.symlink_to(outside)
     for look in (store.damaged, store.keys, store.shards):
@@ -366,20 +368,20 @@ def test_links_out_of_a_cache_are_not_followed(store, tmp_path):
 
 
 def test_links_within_a_cache_are_files_of_it(store):
-    shard = put(store, ROW)
+    shard = write_shard(store, ROW)
     (store.folder / "kept").mkdir()
     shard.rename(store.folder / "kept" / shard.name)
     shard.symlink_to(f"kept/{shard.name}")
     assert store.keys() == {"k"}
 
 
-def test_a_link_in_place_of_what_is_written_is_not_followed(store, tmp_path, monkeypatch):
+def test_links_in_place_of_written_files_are_not_followed(store, tmp_path, monkeypatch):
     precious = tmp_path / "precious"
     precious.write_text("precious")
     (store.folder / "manifest.json").unlink()
     (store.folder / "manifest.json.1234.tmp").symlink_to(precious)
     (store.folder / "odd.tmp").mkdir()
-    store.begin(MANIFEST)  # clears away what is half-written, and not what a link leads to
+    store.begin(MANIFEST)  # removes temporary files, not the targets of links
     monkeypatch.setattr(secrets, "token_hex", lambda n: "1234")
     row = Row("k", 8, 4, np.full((1, 4), 0.5, np.float32), np.ones((1, 2)), np.ones((1, 2)))
     name = store.write([row]).name
@@ -395,7 +397,7 @@ def test_a_link_in_place_of_what_is_written_is_not_followed(store, tmp_path, mon
     assert precious.read_text() == "precious"
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(store):
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(store):
     first = store.write([Row("k", 8, 4, np.full((1, 4), 0.5), np.ones((1, 2)), np.ones((1, 2)))])
     rng = np.random.default_rng(0)
     many = [Row("l", 8, 4, rng.random((2000, 4)), rng.random((2000, 2)), rng.random((2000, 2)))]
@@ -416,8 +418,8 @@ def test_folders_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file" / "c", Path("x" * 5000), Path("x\x00")):
         with pytest.raises(KDError, match="cannot be made"):
             Store(folder).begin(MANIFEST)
-        for taken in (_locked, JobFolder):
-            with pytest.raises(KDError, match="cannot be made"), taken(folder):
+        for lock in (_locked, JobFolder):
+            with pytest.raises(KDError, match="cannot be made"), lock(folder):
                 pass
         with pytest.raises(KDError, match="holds no answers"):
             Store(folder).manifest()

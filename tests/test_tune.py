@@ -96,9 +96,9 @@ def test_ray_searches_the_same_space_by_distillations(tmp_path, arguments, teach
     "space, given, sentence",
     [
         ({"kd_cls": (0.2, 4.0)}, {"teacher": None}, "'kd_cls' in space= has no effect without a teacher"),
-        ({"kd_clss": (0.2, 4.0)}, {}, r"'kd_clss' in space= is no argument \(did you mean kd_cls\?\)"),
-        ({"kd_cls_loss": (0.2, 4.0)}, {}, "'kd_cls_loss' in space= has no bounds"),
-        ({"kd_init": (0, 1)}, {}, "'kd_init' in space= has no bounds"),
+        ({"kd_clss": (0.2, 4.0)}, {}, r"'kd_clss' in space= is not an argument \(did you mean kd_cls\?\)"),
+        ({"kd_cls_loss": (0.2, 4.0)}, {}, "'kd_cls_loss' in space= cannot have bounds"),
+        ({"kd_init": (0, 1)}, {}, "'kd_init' in space= cannot have bounds"),
         ({"teacher": ["a.pt", "b.pt"]}, {}, "'teacher' in space= cannot be searched"),
         ({"kd_cls": (-1.0, 4.0)}, {}, "'kd_cls=-1.0' is an invalid value"),
         ({"kd_tau": (0.0, 4.0)}, {"kd_cls_loss": "kl"}, "'kd_tau=0.0' is an invalid value"),

@@ -1,4 +1,4 @@
-"""`yolo-kd`, and `python -m ultralytics_kd`: the command line, or a sentence where Ultralytics lacks what it needs."""
+"""`yolo-kd` and `python -m ultralytics_kd`: the command line, or one sentence if Ultralytics lacks a needed part."""
 
 import sys
 
@@ -11,8 +11,8 @@ def entrypoint() -> None:
     try:
         from .cli import main
     except KDError as e:
-        if sys.argv[1:] == ["disable"]:  # the way out, where plain `yolo` fails for the same reason
-            print(f"Disabled: 'yolo' is Ultralytics' own again ({activation.disable()} is gone).")
+        if sys.argv[1:] == ["disable"]:  # it must work: plain `yolo` fails for the same reason until then
+            print(activation.DISABLED.format(activation.disable()))
             return
         sys.exit(f"ERROR {e}")
     sys.exit(main())

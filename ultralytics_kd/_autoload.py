@@ -1,6 +1,6 @@
-"""Imported at interpreter start after `yolo-kd enable`: waits for Ultralytics, then adds the kd arguments to it.
+"""Imported at interpreter start after `yolo-kd enable`: adds the kd arguments to Ultralytics once it is imported.
 
-Standard library only, and next to nothing of it: programs that never import Ultralytics pay for this file alone.
+It imports `sys` only, so that a program that never imports Ultralytics loads this file and nothing else.
 """
 
 import sys
@@ -12,10 +12,10 @@ _HOOKS = {
 
 
 class _Finder:
-    """A meta path finder that lets others find two modules of Ultralytics, and follows up when they have loaded."""
+    """A meta path finder that lets the others find two modules of Ultralytics, and calls a hook after each has run."""
 
     def find_spec(self, name, path=None, target=None):
-        """Return the spec that the other finders find, with a loader that runs the hook after the module."""
+        """Return the spec of the other finders, with a loader that calls the hook after the module has run."""
         if name not in _HOOKS:
             return None
         for finder in sys.meta_path:
@@ -27,7 +27,7 @@ class _Finder:
 
 
 class _Loader:
-    """The module's own loader, and a function to call when the module has run."""
+    """The module's own loader, and a function to call once the module has run."""
 
     def __init__(self, loader, hook):
         self.loader, self.hook = loader, hook
@@ -41,10 +41,10 @@ class _Loader:
     def exec_module(self, module):
         self.loader.exec_module(module)
         module.__loader__ = module.__spec__.loader = self.loader
-        home, function = self.hook
-        __import__(home)
-        # Absent while our own module is the one that is importing Ultralytics: it then sees to this itself
-        getattr(sys.modules[home], function, lambda: None)()
+        name, function = self.hook
+        __import__(name)
+        # The function does not exist yet if its own module is what imports Ultralytics; that module then calls it
+        getattr(sys.modules[name], function, lambda: None)()
 
 
 if not any(isinstance(finder, _Finder) for finder in sys.meta_path):

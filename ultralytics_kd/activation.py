@@ -1,6 +1,6 @@
 """`yolo-kd enable` and `yolo-kd disable`: the kd arguments for the plain `yolo` command of this environment.
 
-A `.pth` file in site-packages is what Python itself offers for code that runs at interpreter start.
+Python itself runs the code in a `.pth` file of site-packages at interpreter start.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from .errors import KDError
 
-# One line, as .pth files need; silent when the package is gone, so that uninstalling it breaks nothing
+# One line, as .pth files need; silent if the package was uninstalled, so that this breaks nothing
 LINE = "import sys; exec('try:\\n import ultralytics_kd._autoload\\nexcept ImportError:\\n pass')\n"
+DISABLED = "Disabled: 'yolo' is Ultralytics' own again ({} was removed)."
 
 
 def pth_file() -> Path:
@@ -45,7 +46,7 @@ def disable() -> Path:
     """Undo [enable][ultralytics_kd.activation.enable]; nothing remains.
 
     Returns:
-        (Path): The file that is gone.
+        (Path): The file that was removed, if it existed.
 
     Raises:
         KDError: If the file cannot be removed.

@@ -94,7 +94,7 @@ def _check_line(args: list[str]) -> recipes.CommandLine:
     """Read a command line and check what Ultralytics reads before it checks arguments.
 
     Raises:
-        KDError: If `cfg` is no YAML of arguments, or a mode, task or model is no text.
+        KDError: If `cfg` is not a YAML of arguments, or a mode, task or model is not a text.
     """
     _merged(args)  # its error is a sentence
     line = recipes.check_line(args)
@@ -111,7 +111,7 @@ def _check_line(args: list[str]) -> recipes.CommandLine:
 
 
 def _merged(args: list[str]) -> list[str]:
-    """Return arguments that were parted at spaces put together.
+    """Return arguments with those that were split at spaces joined again.
 
     Raises:
         KDError: If nothing stands before an '='.
@@ -123,14 +123,14 @@ def _merged(args: list[str]) -> list[str]:
 
 
 def _warn_of_idle(args: list[str]) -> None:
-    """Warn of kd arguments in a mode that has no use for them."""
+    """Warn of kd arguments in a mode that ignores them."""
     idle = [arg for arg in args if arg.lstrip("-").split("=")[0].strip() in config.ARGUMENTS]
     if idle and "train" not in args and any(mode in args for mode in ul_cfg.MODES):
         LOGGER.warning(f"'{idle[0]}' has no effect: only 'train' distils.")
 
 
 def _add_to_special(command: str) -> bool:
-    """Add what is ours to the output of one of Ultralytics' special commands, and return whether it was one."""
+    """Add to the output of one of Ultralytics' special commands; return whether it was one."""
     if command in {"help", "h"}:
         LOGGER.info(HELP)
     elif command == "cfg":
@@ -149,7 +149,7 @@ def _add_to_special(command: str) -> bool:
 
 
 def _demo(args: list[str]) -> None:
-    """Run the demonstration with `key=value` arguments over its defaults."""
+    """Run the demonstration."""
     from .demo import DEMO_ONLY, run_demo
 
     given = _key_values("demo", args, DEMO_ONLY, "any argument of 'yolo-kd train' but its data and teacher")
@@ -158,7 +158,7 @@ def _demo(args: list[str]) -> None:
 
 
 def _bench(args: list[str]) -> None:
-    """Compare arms with `key=value` arguments."""
+    """Compare arms."""
     from .bench import BENCH_ONLY, run_bench
 
     given = _key_values("bench", args, BENCH_ONLY, "any argument of 'yolo-kd train' but its seed")
@@ -167,7 +167,7 @@ def _bench(args: list[str]) -> None:
 
 
 def _cache(args: list[str]) -> None:
-    """Compute and store a teacher's answers with `key=value` arguments."""
+    """Compute and store a teacher's answers."""
     from .cache import CACHE_ONLY, USED, make_cache
 
     given = _key_values("cache", args, CACHE_ONLY, f"{', '.join(USED)} as in 'yolo-kd train'")
@@ -176,7 +176,7 @@ def _cache(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
-    """Write a report with `key=value` arguments."""
+    """Write a report."""
     from .report import REPORT_ONLY, USED, run_report
 
     given = _key_values("report", args, REPORT_ONLY, f"{', '.join(USED)} as in 'yolo val'")
@@ -185,19 +185,25 @@ def _report(args: list[str]) -> None:
 
 
 def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: str) -> dict[str, Any] | None:
-    """Return the arguments of one of our commands, or print its help and return None.
+    """Return the `key=value` arguments of a command of this package, or print its help and return None.
+
+    Args:
+        command (str): Its name.
+        args (list[str]): Its arguments as they were typed.
+        own (Mapping): Defaults of the arguments that it alone has, for the help.
+        others (str): The arguments that it also takes, for the help.
 
     Raises:
-        KDError: If an argument is no `key=value`.
+        KDError: If an argument is not `key=value`.
     """
     args = [arg.lstrip("-") for arg in _merged(args)]
     if {"help", "h"} & set(args):
-        said = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
-        LOGGER.info(f"yolo-kd {command} [{said}] and {others}")
+        defaults = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
+        LOGGER.info(f"yolo-kd {command} [{defaults}] and {others}")
         return None
     for arg in args:
         if "=" not in arg or not arg.split("=", 1)[1].strip():
-            raise KDError(f"'{arg}' is no 'key=value' argument of 'yolo-kd {command}'.")
+            raise KDError(f"'{arg}' is not a 'key=value' argument of 'yolo-kd {command}'.")
     return dict(ul_cfg.parse_key_value_pair(arg) for arg in args)
 
 
@@ -208,12 +214,12 @@ def _enable(args: list[str]) -> None:
 
 
 def _disable(args: list[str]) -> None:
-    """Disable them."""
+    """Disable the kd arguments in the plain `yolo` command."""
     _no_arguments("disable", args)
-    LOGGER.info(f"Disabled: 'yolo' is Ultralytics' own again ({activation.disable()} is gone).")
+    LOGGER.info(activation.DISABLED.format(activation.disable()))
 
 
 def _no_arguments(command: str, args: list[str]) -> None:
-    """Raise if a command that takes no arguments was given some."""
+    """Raise if there are arguments for a command that takes none."""
     if args:
         raise KDError(f"'yolo-kd {command}' takes no arguments, got '{args[0]}'.")

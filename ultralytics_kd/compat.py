@@ -1,6 +1,6 @@
-"""Which Ultralytics releases this plugin is tested with, and which of their parts it leans on.
+"""The Ultralytics releases that this plugin is tested with, and the parts of them that it uses.
 
-The package's first import sees to it that this is looked at before any module of ours asks for one of those parts.
+The package checks these parts before any of its modules imports them; see `ultralytics_kd/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .errors import KDError
 OLDEST, NEWEST = "8.4.153", "8.4.190"
 TESTED = f">={OLDEST},<={NEWEST}"
 
-# By module: names, attributes of classes and of what classes make, and in brackets a parameter that a part must take.
-# What not every release has, as a task, is not here: it is asked for where it is used.
+# By module: names, attributes of classes and of their objects, and in brackets a parameter that a part must take.
+# Parts that some tested releases lack, as a task, are not here: the code that uses them checks whether they exist.
 INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics": ("__version__",),
     "ultralytics.utils": (
@@ -132,14 +132,14 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     ),
 }
 _CONFIGURATION = ("ultralytics", "ultralytics.utils", "ultralytics.utils.checks", "ultralytics.cfg")
-# What the arguments alone lean on: all that there may be of Ultralytics while it is being imported
+# The parts that the arguments alone need: no more may exist while Ultralytics is being imported
 CONFIGURATION = {module: INTERNALS[module] for module in _CONFIGURATION}
 
 _warned = False
 
 
 def check_ultralytics(version: str | None = None) -> None:
-    """Raise when a part that the plugin leans on is not there, and warn once outside the tested range of releases.
+    """Raise if a part that the plugin uses is missing, and warn once outside the tested range of releases.
 
     Args:
         version (str, optional): Ultralytics release; the installed one if None.
@@ -160,7 +160,7 @@ def check_ultralytics(version: str | None = None) -> None:
 
 
 def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None) -> None:
-    """Raise when one of these parts of Ultralytics is not there.
+    """Raise if one of these parts of Ultralytics is missing.
 
     Args:
         parts (Mapping[str, tuple[str, ...]]): Parts by module, as in `INTERNALS`.
@@ -169,14 +169,14 @@ def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None
     Raises:
         KDError: If one has moved or takes other parameters; the message names it.
     """
-    gone = [said for module in parts for part in parts[module] if (said := _missing(module, part))]
-    if "ultralytics.utils.loss" in parts and not gone and not _names_its_parts():
-        gone = ["'ultralytics.utils.loss.v8DetectionLoss' that names its parts"]
-    if gone:
+    missing = [name for module in parts for part in parts[module] if (name := _missing(module, part))]
+    if "ultralytics.utils.loss" in parts and not missing and not _loss_names_its_parts():
+        missing = ["'ultralytics.utils.loss.v8DetectionLoss' that names its parts"]
+    if missing:
         version = version or installed_release()
-        others = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise KDError(
-            f"ultralytics {version} has no {gone[0]}{others}, which ultralytics_kd {__version__} leans on: "
+            f"ultralytics {version} has no {missing[0]}{others}, which ultralytics_kd {__version__} needs: "
             f"{advice(version)}."
         )
 
@@ -189,20 +189,24 @@ def versions() -> dict[str, str]:
 
 
 def advice(version: str) -> str:
-    """Return what to do where a part is not there."""
-    advice = f"install ultralytics{TESTED}"
+    """Return what to do about a release that does not fit, as the end of a sentence.
+
+    Args:
+        version (str): The release.
+    """
+    text = f"install ultralytics{TESTED}"
     if _numbers(version) > _numbers(NEWEST):
-        advice += ", or a newer ultralytics_kd"
+        text += ", or a newer ultralytics_kd"
     if "ultralytics_kd._autoload" in sys.modules:
-        advice += ", or go on without it after 'yolo-kd disable'"
-    return advice
+        text += ", or go on without it after 'yolo-kd disable'"
+    return text
 
 
 def installed_release() -> str:
     """Return the installed Ultralytics release."""
     import ultralytics
 
-    return str(getattr(ultralytics, "__version__", "of no version"))
+    return str(getattr(ultralytics, "__version__", "(unknown version)"))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -211,35 +215,35 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _missing(module: str, part: str) -> str:
-    """Return how an error speaks of a part that is not there, or takes no such parameter; nothing if all is well."""
+    """Return the name of a part for an error if it is missing or lacks the parameter; an empty text otherwise."""
     path, _, parameter = part.rstrip(")").partition("(")
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for name in path.split("."):
-            owner, found = found, getattr(found, name, None)
-            if found is None and not _sets(owner, name):
+            owner, value = value, getattr(value, name, None)
+            if value is None and not _has(owner, name):
                 raise AttributeError(name)
     except AttributeError:
         return f"'{module}.{path}'"
     except ModuleNotFoundError as e:
-        if not (e.name or "").startswith("ultralytics"):  # something else is not installed, and says so itself
+        if not (e.name or "").startswith("ultralytics"):  # another package is not installed, and this error names it
             raise
         return f"'{module}.{path}'"
-    if parameter and parameter not in inspect.signature(found).parameters:
+    if parameter and parameter not in inspect.signature(value).parameters:
         return f"'{module}.{path}' with parameter '{parameter}'"
     return ""
 
 
-def _sets(owner: Any, name: str) -> bool:
-    """Return whether a class has an attribute, or code that gives it to its objects."""
+def _has(owner: Any, name: str) -> bool:
+    """Return whether an object has an attribute; for a class, also whether its methods set it on its objects."""
     if not inspect.isclass(owner):
         return hasattr(owner, name)
     functions = [f for kind in owner.__mro__ for f in vars(kind).values() if inspect.isfunction(f)]
     return hasattr(owner, name) or any(name in f.__code__.co_names for f in functions)
 
 
-def _names_its_parts() -> bool:
-    """Return whether Ultralytics' loss says that it returns its parts by name (since 8.4.104), or says nothing."""
+def _loss_names_its_parts() -> bool:
+    """Return whether Ultralytics' loss returns its parts by name (since 8.4.104), as far as its annotation tells."""
     from ultralytics.utils.loss import v8DetectionLoss
 
     returned = inspect.signature(v8DetectionLoss.__call__).return_annotation

@@ -1,17 +1,17 @@
-"""The error types that this package raises for what a user can put right."""
+"""The errors that this package raises for problems that the user can solve."""
 
 from __future__ import annotations
 
 from typing import Any
 
-MOST = 2000  # characters of a message
+MAX_MESSAGE = 2000  # characters
 
 
 class KDError(ValueError):
-    """A distillation cannot run as asked; the message is one sentence that says why and what to do."""
+    """A distillation cannot run as asked; the message is one sentence with the reason and what to do."""
 
     def __str__(self) -> str:
-        """Return the message, whatever the values in it hold."""
+        """Return the message as one printable line, whatever values it contains."""
         return printable(super().__str__())
 
 
@@ -29,7 +29,7 @@ class ModelError(KDError):
     """
 
     def __init__(self, source: Any, reason: str, argument: str = "teacher"):
-        super().__init__(source, reason, argument)  # what copies and other processes make it again from
+        super().__init__(source, reason, argument)  # copies and other processes rebuild the error from these
         self.source, self.reason, self.argument = source, reason, argument
 
     def __str__(self) -> str:
@@ -46,16 +46,20 @@ class NoSharedClassError(KDError):
 
 
 def printable(text: str) -> str:
-    """Return a text that a terminal can show in one line: control characters escaped, the middle of a long one cut out.
+    """Return a text as one line for a terminal: control characters are escaped, and the middle of a long text is cut.
 
     Args:
         text (str): The text.
     """
-    text = text if len(text) <= MOST else f"{text[: MOST // 2]} [...] {text[-MOST // 2 :]}"
+    text = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE // 2]} [...] {text[-MAX_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message as a sentence, without Ultralytics' error mark."""
+    """Return the first line of an error's message as a sentence, without Ultralytics' error mark.
+
+    Args:
+        error (Exception): The error.
+    """
     lines = str(error).replace("ERROR ❌️ ", "").strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."

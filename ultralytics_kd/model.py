@@ -1,4 +1,4 @@
-"""The Python face: a `YOLO` whose `train` takes a teacher."""
+"""A `YOLO` whose `train` and `tune` take a teacher."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
+from .config import as_list
 from .config.recipes import check_call, check_unfinished
 from .errors import KDError
 from .trainer import TRAINERS
@@ -17,8 +18,8 @@ from .training.tuning import search_arguments
 class YOLO(_YOLO):
     """Ultralytics' YOLO with distillation.
 
-    Everything but `train` and `tune` is Ultralytics' own. They also take `teacher` and the kd arguments; without a
-    teacher a training is Ultralytics', bit for bit.
+    `train` and `tune` also take `teacher` and the kd arguments; everything else is Ultralytics' own. Without a teacher
+    a training is Ultralytics', bit for bit.
 
     Examples:
         >>> from ultralytics_kd import YOLO
@@ -36,23 +37,23 @@ class YOLO(_YOLO):
             (DetMetrics | dict): What Ultralytics' `train` returns.
 
         Raises:
-            KDError: If the distillation cannot run as asked.
+            KDError: If the distillation cannot run as asked, or a kd argument is given without a teacher.
         """
         if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
-            _check_travels(kwargs.get("teacher"), "train on several data sets")
+            _check_is_file(kwargs.get("teacher"), "train on several data sets")
         check_call(kwargs)
         check_unfinished(self, kwargs)
         return super().train(trainer=trainer, **kwargs)
 
     def tune(self, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
-        """Search hyperparameters as Ultralytics does, every training of it with a teacher if one is given.
+        """Search hyperparameters as Ultralytics does; with a teacher, each training of the search is a distillation.
 
         Args:
-            use_ray (bool): Whether Ray Tune searches, in place of Ultralytics' own tuner.
+            use_ray (bool): Whether Ray Tune searches, and not Ultralytics' own tuner.
             iterations (int): Number of trainings.
             *args (Any): Ultralytics' arguments for Ray: space, grace_period, gpu_per_trial.
-            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments. Those that are numbers can stand in
-                `space`, with bounds (low, high) for either tuner; others with Ray's `tune.choice`.
+            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments. `space` may have kd arguments that
+                are numbers, with bounds (low, high) for either tuner, and others with Ray's `tune.choice`.
 
         Returns:
             (ResultGrid | None): What Ultralytics' `tune` returns.
@@ -69,30 +70,33 @@ class YOLO(_YOLO):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """Map tasks to models, trainers, validators and predictors, with trainers that distil."""
+        """Models, distilling trainers, validators and predictors by task."""
         return with_distilling_trainers(super().task_map)
 
 
-def _check_travels(teacher: Any, purpose: str) -> None:
-    """Raise if a teacher is no path: other processes could not be given it."""
-    members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    if not all(isinstance(each, (str, Path, type(None))) for each in members):
+def _check_is_file(teacher: Any, purpose: str) -> None:
+    """Raise if a teacher is an object in memory, which other processes cannot get."""
+    if not all(isinstance(each, (str, Path, type(None))) for each in as_list(teacher)):
         raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
 
 
 def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
-    """Search as Ultralytics does, with arguments that were checked and mean the same to both of its tuners."""
+    """Search as Ultralytics does, with arguments that are checked and mean the same to both of its tuners."""
     check_call(kwargs)
-    _check_travels(kwargs.get("teacher"), "search")
+    _check_is_file(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()
-    if use_ray:  # its arguments by position have names
+    if use_ray:  # give its positional arguments their names
         kwargs.update(zip(("space", "grace_period", "gpu_per_trial"), args))
         args = args[3:]
     return Model.tune(self, use_ray, iterations, *args, **search_arguments(kwargs, self.task, use_ray))
 
 
 def with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the map with every trainer that has a distilling counterpart replaced by it."""
+    """Return a task map with the distilling counterpart of each trainer that has one.
+
+    Args:
+        task_map (dict): Models, trainers, validators and predictors by task, as `YOLO.task_map` returns them.
+    """
     return {
         task: {**parts, "trainer": TRAINERS.get(parts["trainer"], parts["trainer"])} for task, parts in task_map.items()
     }
