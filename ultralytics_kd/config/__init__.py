@@ -9,7 +9,7 @@ from .arguments import (
     cfg_text,
     has_teacher,
     help_text,
-    listed,
+    parse_list,
 )
 from .checks import check_combination, check_plain, check_user_losses, check_values
 from .idle import Idle, idle_arguments
@@ -30,7 +30,7 @@ __all__ = (
     "has_teacher",
     "help_text",
     "idle_arguments",
-    "listed",
+    "parse_list",
     "register",
     "register_arguments",
 )

@@ -149,15 +149,15 @@ def as_list(value: Any) -> list[Any]:
         >>> as_list("[a.pt,b.pt]"), as_list("a.pt"), as_list((1, 2))
         (['a.pt', 'b.pt'], ['a.pt'], [1, 2])
     """
-    value = listed(value)
+    value = parse_list(value)
     return list(value) if isinstance(value, list) else [value]
 
 
-def listed(value: Any) -> Any:
-    """Return an argument that may be a list, with one in a text, as a command line has it, made a list.
+def parse_list(value: Any) -> Any:
+    """Return the value of an argument that may be a list, with a list in a text parsed; a single value stays as it is.
 
     Args:
-        value (Any): The argument; "[a.pt,b.pt]" becomes ["a.pt", "b.pt"].
+        value (Any): The value; "[a.pt,b.pt]" becomes ["a.pt", "b.pt"].
     """
     text = value.strip() if isinstance(value, str) else ""
     if text.startswith("[") and text.endswith("]"):

@@ -11,8 +11,8 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.checks import check_imgsz
 
-from ..config.arguments import listed
-from ..config.checks import check_plain, whole_number
+from ..config.arguments import parse_list
+from ..config.checks import check_names, check_plain, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError, KDTypeError
 from ..files import output_folder
@@ -24,21 +24,20 @@ USED = (
     *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
     "kd_trust_teacher",
 )
-
-# What a validation for a report does not do: draw and write; `val` has Ultralytics evaluate COCO's own files once more
+# A validation for a report draws and writes nothing. With `val=True` Ultralytics would evaluate COCO's own files again
 QUIET = {"plots": False, "verbose": False, "save_json": False, "save_txt": False, "val": False}
 
 
 @dataclass(frozen=True)
 class Options:
-    """A checked report.
+    """The checked options of a report.
 
     Attributes:
         models (dict[str, Any]): Source of each model by role: "teacher", "baseline" if there is one, and "student".
         args (Namespace): Ultralytics' arguments.
         images (int): Number of val images to show.
-        match_conf (float): Least confidence of detections that are compared and drawn.
-        folder (Path): Where the report goes.
+        match_conf (float): Least confidence of the detections that are compared and drawn.
+        folder (Path): Folder of the report.
     """
 
     models: dict[str, Any]
@@ -52,43 +51,40 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
     """Check the arguments of a report.
 
     Args:
-        given (Mapping): `REPORT_ONLY` and those of `USED`.
+        given (Mapping): Arguments in `REPORT_ONLY` and `USED`.
         task (str): Task of the student.
 
     Raises:
         KDError: If an argument is missing, unknown or invalid.
     """
-    check_names(given)
+    check_given(given)
     check_plain(given)
     own = {**REPORT_ONLY, **{k: v for k, v in given.items() if k in REPORT_ONLY}}
     rest = {k: v for k, v in given.items() if k in USED}
     if rest.get("nms"):
-        raise KDError("'nms' of a report is False for the NMS-free head, where there is one; otherwise leave it out.")
+        raise KDError("'nms=False' compares the NMS-free heads; otherwise leave 'nms' out of a report.")
     images, conf = own["images"], own["match_conf"]
     if isinstance(images, bool) or images != 0:
         whole_number("images", images)
     if isinstance(conf, bool) or not isinstance(conf, (int, float)):
         raise KDTypeError(f"'match_conf={conf}' must be a number.")
     if not 0 < conf < 1:
-        raise KDError(f"'match_conf={conf}' is an invalid value: it lies between 0 and 1.")
+        raise KDError(f"'match_conf={conf}' is an invalid value: it must be greater than 0 and less than 1.")
     register_arguments()
-    # As `yolo val` does: images of a batch are padded to one shape that suits them, and nothing is drawn
+    # `rect` as in `yolo val`: the images of a batch are padded to the least shape that holds them
     args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **rest})
     whole_number("imgsz", args.imgsz)
     if task != "classify":
         args.imgsz = check_imgsz(args.imgsz, stride=32, max_dim=1)  # as validation does
     place = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **rest})
     models = {role: own[role] for role in ("teacher", "baseline", "student") if own[role]}
-    models["teacher"] = listed(models["teacher"])
+    models["teacher"] = parse_list(models["teacher"])
     return Options(models, args, int(images), float(conf), output_folder(place))
 
 
-def check_names(given: Mapping[str, Any]) -> None:
-    """Raise if a report was not given what it needs, or something that it has no use for."""
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise if a needed argument is missing, or an argument is unknown."""
     for name in ("teacher", "student", "data"):
         if not given.get(name):
             raise KDError(f"'yolo-kd report' needs {name}=PATH.")
-    for name in given:
-        if name not in REPORT_ONLY and name not in USED:
-            known = ", ".join((*REPORT_ONLY, *USED))
-            raise KDError(f"'{name}' is no argument of 'yolo-kd report': they are {known}.")
+    check_names("yolo-kd report", given, (*REPORT_ONLY, *USED))

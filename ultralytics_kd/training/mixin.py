@@ -19,7 +19,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
 
 from ..cache.store import Store
-from ..config import check_combination, check_user_losses, has_teacher, listed
+from ..config import check_combination, check_user_losses, has_teacher, parse_list
 from ..config.recipes import check_recipe
 from ..distillation.distillers import Distiller
 from ..distillation.loss import LABELED, DistillationLoss
@@ -138,7 +138,7 @@ class DistillationMixin(_Trainer):
     def _open_teacher(self) -> Distillation:
         """Return the distillation with its teacher opened."""
         folder, named_anew = (self.resumed.folder, self.resumed.teacher_given) if self.resumed else (None, False)
-        source = TeacherSource(listed(self.args.teacher), folder, named_anew)
+        source = TeacherSource(parse_list(self.args.teacher), folder, named_anew)
         with distributed.machine_by_machine():
             teacher = source.open(self.args)
         if self.resumed and not distributed.launched():  # the launcher has checked it

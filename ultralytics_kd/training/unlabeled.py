@@ -22,9 +22,9 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, NUM_THREADS, RANK, TQDM, color
 from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
-from ..config import as_list, listed
+from ..config import as_list, parse_list
 from ..errors import KDError
-from ..files import why
+from ..files import reason_of
 from . import distributed
 
 PREFIX = colorstr("unlabeled: ")
@@ -74,7 +74,7 @@ def _check_folder(folder: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as e:  # no permission, a name that is too long or has null bytes
-        raise KDError(f"kd_unlabeled={folder} cannot be read: {why(e)}") from e
+        raise KDError(f"kd_unlabeled={folder} cannot be read: {reason_of(e)}") from e
     for parent, inner, _ in os.walk(folder, followlinks=True):
         for name in inner:
             path = Path(parent, name)
@@ -265,7 +265,7 @@ class UnlabeledPart:
         """
         if args.rect:
             raise KDError("'kd_unlabeled' and 'rect' exclude each other: with rect, batches differ in shape.")
-        source = listed(args.kd_unlabeled)
+        source = parse_list(args.kd_unlabeled)
         self.args, self.files = args, find_unlabeled(source)
         self.stream: UnlabeledStream | None = None
         places = [str(Path(each).resolve()) for each in as_list(source)]
