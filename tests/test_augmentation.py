@@ -1,4 +1,4 @@
-"""Stored answers go where the labels go: with the ground truth as the teacher's answers, both come out the same."""
+"""Augmentation moves stored boxes as it moves labels: with the ground truth as answers, both stay equal."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZE, CLASSES = 96, 3
 OFF = {
     **dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "degrees", "translate", "scale", "shear"), 0.0),
     **dict.fromkeys(("perspective", "flipud", "fliplr", "hsv_h", "hsv_s", "hsv_v", "multi_scale"), 0.0),
-    "augmentations": [],  # Albumentations' own draw from a stream of their own
+    "augmentations": [],  # Albumentations has its own random numbers
 }
 ALONE = {
     "none": {},
@@ -92,7 +92,7 @@ def dataset(data: dict, arguments: dict, **kwargs):
 
 
 class Truth:
-    """The ground truth in the place of a teacher's answers: certain of every class."""
+    """The ground truth in place of stored answers, with probabilities of 0 and 1."""
 
     def __init__(self, labels: list[dict]):
         self.labels = {item["im_file"]: item for item in labels}
@@ -115,21 +115,21 @@ def batches(data: dict, arguments: dict, answered: bool, rounds: int = 4, **kwar
 
 
 def as_rows(boxes: torch.Tensor, cls: torch.Tensor, index: torch.Tensor) -> np.ndarray:
-    """Return instances as rows in an order of their own."""
+    """Return instances as sorted rows."""
     rows = torch.cat((index.view(-1, 1), cls.view(-1, 1).float(), boxes), 1).numpy()
     return rows[np.lexsort(rows.T[::-1].round(4))]
 
 
 def compare(data: dict, arguments: dict, atol: float = 0.0, **kwargs) -> int:
-    """Check that soft instances equal labels and that images and labels are what they are without; return how many."""
+    """Check that stored instances equal labels, and that answers change no image or label; return their number."""
     count = 0
     for plain, both in zip(batches(data, arguments, False, **kwargs), batches(data, arguments, True, **kwargs)):
         for key in ("img", "cls", "bboxes", "batch_idx"):
             assert torch.equal(plain[key], both[key]), key
-        soft = as_rows(both["kd_bboxes"], both["kd_rows"].argmax(1), both["kd_batch_idx"])
+        stored = as_rows(both["kd_bboxes"], both["kd_rows"].argmax(1), both["kd_batch_idx"])
         labels = as_rows(both["bboxes"], both["cls"], both["batch_idx"])
-        assert soft.shape == labels.shape
-        np.testing.assert_allclose(soft, labels, rtol=0, atol=atol)
+        assert stored.shape == labels.shape
+        np.testing.assert_allclose(stored, labels, rtol=0, atol=atol)
         assert (both["kd_rows"].sum(1) == 1).all()
         count += len(labels)
     return count
@@ -154,7 +154,7 @@ def test_the_truth_as_answers_equals_the_labels(boxes, name):
 
 @pytest.mark.parametrize("name", [*PASTES, "all"])
 def test_the_truth_as_answers_equals_labels_with_polygons(polygons, name):
-    """Objects are pasted with their answers. Ultralytics samples a polygon's outline at 1000 points, and cuts that."""
+    """Objects are pasted with their answers. Boxes may differ, as Ultralytics samples an outline at 1000 points."""
     arguments = PASTES.get(name) or ALONE[name]
     assert compare(polygons, arguments, atol=1e-6 if "alone" in name else 4 / 1000) > 50
 
@@ -169,7 +169,7 @@ def test_rectangular_batches_and_their_letterbox(boxes):
 
 
 def test_nine_images_in_a_mosaic(boxes):
-    """Ultralytics has it, and no argument for it: a user's own trainer may ask."""
+    """Ultralytics has no argument for it, but a custom trainer may use it."""
     images = dataset(boxes, {"mosaic": 1.0})
     mosaic = images.transforms.transforms[0].transforms[0]
     mosaic.n = 9
@@ -177,12 +177,12 @@ def test_nine_images_in_a_mosaic(boxes):
     AnsweredDataset.adopt(images, Truth(images.labels))
     random.seed(0)
     batch = images.collate_fn([images[i] for i in range(len(images))])
-    soft = as_rows(batch["kd_bboxes"], batch["kd_rows"].argmax(1), batch["kd_batch_idx"])
-    assert np.array_equal(soft, as_rows(batch["bboxes"], batch["cls"], batch["batch_idx"])) and len(soft) > 50
+    stored = as_rows(batch["kd_bboxes"], batch["kd_rows"].argmax(1), batch["kd_batch_idx"])
+    assert np.array_equal(stored, as_rows(batch["bboxes"], batch["cls"], batch["batch_idx"])) and len(stored) > 50
 
 
 def test_after_the_mosaic_closes(boxes):
-    """Ultralytics builds the transforms anew for the last epochs."""
+    """Ultralytics builds new transforms for the last epochs."""
     hyp = SimpleNamespace(**{**vars(DEFAULT_CFG), **OFF, "mosaic": 1.0, "fliplr": 1.0})
     images = dataset(boxes, {"mosaic": 1.0})
     AnsweredDataset.adopt(images, Truth(images.labels))
@@ -192,7 +192,7 @@ def test_after_the_mosaic_closes(boxes):
 
 
 @pytest.mark.parametrize("part", [None, "HorizontalFlip", "Affine", "Crop", "CoarseDropout"])
-def test_albumentations_take_both_along(boxes, part):
+def test_albumentations_move_both(boxes, part):
     albumentations = pytest.importorskip("albumentations")
     makers = {
         "HorizontalFlip": lambda: albumentations.HorizontalFlip(p=1.0),
@@ -204,38 +204,38 @@ def test_albumentations_take_both_along(boxes, part):
     assert compare(boxes, {"augmentations": chosen, "mosaic": 1.0, "fliplr": 0.5}, atol=1e-6) > 50
 
 
-def test_soft_instances_move_alike_when_they_are_not_the_labels(boxes):
-    """What the teacher saw beside the labels moves with the image: a second truth, shifted, stays at its distance."""
+def test_stored_instances_that_differ_from_labels_move_with_the_image(boxes):
+    """Boxes of half the size keep their centres near the labels' centres."""
     images = dataset(boxes, {"fliplr": 1.0, "degrees": 180.0, "scale": 0.3})
     truth = Truth(images.labels)
 
     class Shrunk(Truth):
         def __getitem__(self, file):
-            found, probs = truth[file]
-            found[:, 2:] /= 2
-            return found, probs
+            boxes, probs = truth[file]
+            boxes[:, 2:] /= 2
+            return boxes, probs
 
     AnsweredDataset.adopt(images, Shrunk(images.labels))
     random.seed(0)
     for i in range(len(images)):
         sample = images[i]
-        for centre in sample["kd_bboxes"][:, :2]:  # a centre may have left the image with its own box cut
+        for centre in sample["kd_bboxes"][:, :2]:  # near the border a box may be cut, and its centre moves
             distance = (sample["bboxes"][:, :2] - centre).abs().amax(1)
             inside = ((centre > 0.25) & (centre < 0.75)).all()
             assert not inside or distance.min() < 0.1
 
 
-def test_answers_are_read_anew_for_every_epoch(boxes):
-    """Transforms work in place: what one epoch did to a box must not be there in the next."""
+def test_augmentation_does_not_change_stored_answers(boxes):
+    """Transforms work in place, so every epoch needs new copies of the boxes."""
     images = dataset(boxes, {})
     AnsweredDataset.adopt(images, Truth(images.labels))
     first, second = (images.collate_fn([images[i] for i in range(4)])["kd_bboxes"] for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_an_augmentation_that_nobody_knows_is_refused(boxes):
+def test_an_unknown_augmentation_is_refused(boxes):
     class Turn(BaseTransform):
-        """A user's own."""
+        """A custom class."""
 
     images = dataset(boxes, {})
     images.transforms.append(Turn())
@@ -245,7 +245,7 @@ def test_an_augmentation_that_nobody_knows_is_refused(boxes):
 
 def test_another_kind_of_data_set_is_refused(boxes):
     class Other(type(dataset(boxes, {}))):
-        """A user's own."""
+        """A custom class."""
 
     images = dataset(boxes, {})
     images.__class__ = Other
@@ -253,7 +253,7 @@ def test_another_kind_of_data_set_is_refused(boxes):
         AnsweredDataset.adopt(images, Truth(images.labels))
 
 
-def test_following_twice_changes_nothing(boxes):
+def test_carrying_answers_twice_changes_nothing(boxes):
     images = dataset(boxes, {"mosaic": 1.0})
     AnsweredDataset.adopt(images, Truth(images.labels))
     carry_answers(images.transforms)

@@ -330,9 +330,7 @@ def test_images_are_hashed_again_if_the_index_is_damaged(store, tmp_path):
         assert KeyIndex(store.folder).read() == {}
     assert store.image_keys([str(image)], write=True) == {str(image): key}
     assert len(list(store.folder.glob("files*"))) == 1 and list(KeyIndex(store.folder).read()) == [str(image)]
-    frame = pl.DataFrame(
-        {"file": [["x"]], "size": [1], "mtime_ns": [1], "key": [None]}
-    )  # undamaged, but with other columns
+    frame = pl.DataFrame({"file": [["x"]], "size": [1], "mtime_ns": [1], "key": [None]})  # other columns
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     name = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()[:8]

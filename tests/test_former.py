@@ -1,4 +1,4 @@
-"""What an older release wrote goes on with this one: a run that was interrupted, and a cache (see former/make.py)."""
+"""This release continues from files that an older one wrote: an interrupted run and a cache (see former/make.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINED = ["train/box_loss", "train/cls_loss", "train/kd_cls", "train/kd_box", "
 
 @pytest.fixture
 def former(tmp_path) -> Path:
-    """Return a copy of what the older release wrote, whose paths lead to the copy."""
+    """Return a copy of the older release's files; paths in them lead to the copy."""
     folder = tmp_path / "former"
     shutil.copytree(FORMER, folder)
     YAML.save(
