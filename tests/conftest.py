@@ -20,9 +20,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
-from ultralytics_kd.report import compared_model
+from ultralytics_kd.report import latency
 
-compared_model.ROUNDS = 6  # images that are timed; few are enough to see that they are
+latency.ROUNDS = 6  # images that are timed; few are enough to see that they are
 
 # With `ULTRALYTICS_KD_TEST_DEVICE=0` the trainings of the tests run on a GPU, and test_cuda.py is not skipped
 DEVICE = os.environ.get("ULTRALYTICS_KD_TEST_DEVICE", "cpu")

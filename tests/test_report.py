@@ -1,4 +1,4 @@
-"""Reports: what their figures mean, what is written, and what a browser makes of the page."""
+"""Reports: the meaning of their metrics, the files that are written, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -27,15 +27,23 @@ from ultralytics.utils.metrics import ap_per_class, box_iou
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.errors import ModelError
 from ultralytics_kd.report import run_report
 from ultralytics_kd.report.datasets import class_names_of, distinct
-from ultralytics_kd.report.dense import Said, apart, dense_agreement, dense_worst, image_classes, pixel_classes
+from ultralytics_kd.report.dense import (
+    DensePrediction,
+    dense_agreement,
+    difference,
+    image_classes,
+    pixel_classes,
+    worst_dense_images,
+)
 from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement
-from ultralytics_kd.report.metrics import closed, worst
+from ultralytics_kd.report.metrics import gap_closed, worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
 from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.run import command_of
-from ultralytics_kd.report.validation import Objects, watch
+from ultralytics_kd.report.validation import Objects, validate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -49,15 +57,15 @@ def objects(*rows: tuple[float, ...]) -> Objects:
 def drawn(seed: int, images: int = 6) -> tuple[dict[str, Objects], dict[str, Objects]]:
     """Return labels, and detections that are near many of them."""
     rng = np.random.default_rng(seed)
-    labels, found = {}, {}
+    labels, detections = {}, {}
     for i in range(images):
         corner, side = rng.uniform(0, 200, (8, 2)), rng.uniform(30, 150, (8, 2))
         boxes = np.concatenate((corner, corner + side), 1).astype(np.float32)
         labels[str(i)] = Objects(boxes, rng.integers(0, 3, 8), np.ones(8))
         near = np.repeat(boxes, 3, 0) + rng.normal(0, 4, (24, 4)).astype(np.float32)
         conf = np.sort(rng.uniform(0, 1, 24))[::-1]
-        found[str(i)] = Objects(near, np.where(rng.random(24) < 0.8, np.repeat(labels[str(i)].cls, 3), 0), conf)
-    return labels, found
+        detections[str(i)] = Objects(near, np.where(rng.random(24) < 0.8, np.repeat(labels[str(i)].cls, 3), 0), conf)
+    return labels, detections
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -161,7 +169,7 @@ def test_worst_disagreements_come_first():
     one, other = objects((0, 0.9, 0, 0, 10, 10)), objects((1, 0.8, 0, 0, 10, 10))
     spent, counts = disagreement(one, other, 0.25)
     assert spent == pytest.approx(1.7) and counts == {"found": 0, "missed": 1, "extra": 1}
-    rows = worst(
+    rows = worst_images(
         {"same": one, "missed": one, "other": one}, {"same": one, "missed": objects(), "other": other}, 0.25, 2
     )
     assert [row["file"] for row in rows] == ["other", "missed"]
@@ -169,28 +177,28 @@ def test_worst_disagreements_come_first():
 
 
 def test_gap_closed_is_a_share_of_the_teachers_lead():
-    assert closed(0.6, 0.4, 0.5) == pytest.approx(0.5)
-    assert closed(0.6, 0.4, 0.7) == pytest.approx(1.5) and closed(0.6, 0.4, 0.3) == pytest.approx(-0.5)
-    assert closed(0.4, 0.4, 0.5) is None and closed(0.3, 0.4, 0.5) is None
+    assert gap_closed(0.6, 0.4, 0.5) == pytest.approx(0.5)
+    assert gap_closed(0.6, 0.4, 0.7) == pytest.approx(1.5) and gap_closed(0.6, 0.4, 0.3) == pytest.approx(-0.5)
+    assert gap_closed(0.4, 0.4, 0.5) is None and gap_closed(0.3, 0.4, 0.5) is None
 
 
 def test_models_without_boxes_are_compared_by_image_and_by_pixel():
-    def said(*values):
-        return Said(np.array(values, dtype=np.float16), (64, 64))
+    def prediction(*values):
+        return DensePrediction(np.array(values, dtype=np.float16), (64, 64))
 
-    one, other = said(0.7, 0.2, 0.1), said(0.2, 0.7, 0.1)
-    assert apart(one, other, "classify") == (pytest.approx(0.5, abs=1e-3), 0.0)
-    assert apart(said([0, 1], [2, 3]), said([0, 1], [2, 2]), "semantic") == (0.25, 0.75)
-    depths = said([2.0, 2.0], [0.0, 4.0]), said([2.0, 4.0], [1.0, 4.4])
-    distance, same = apart(*depths, "depth")  # where both know one: equal, twice, a tenth more
+    one, other = prediction(0.7, 0.2, 0.1), prediction(0.2, 0.7, 0.1)
+    assert difference(one, other, "classify") == (pytest.approx(0.5, abs=1e-3), 0.0)
+    assert difference(prediction([0, 1], [2, 3]), prediction([0, 1], [2, 2]), "semantic") == (0.25, 0.75)
+    depths = prediction([2.0, 2.0], [0.0, 4.0]), prediction([2.0, 4.0], [1.0, 4.4])
+    distance, same = difference(*depths, "depth")  # where both have a depth: equal, twice, a tenth more
     assert distance == pytest.approx((np.log(2) + np.log(1.1)) / 3, abs=1e-3) and same == pytest.approx(2 / 3)
     teacher, student = {"a": one, "b": one}, {"a": other, "b": one}
-    truth = {"a": said(0, 1, 0), "b": said(0, 1, 0)}
+    truth = {"a": prediction(0, 1, 0), "b": prediction(0, 1, 0)}
     same = dense_agreement(teacher, student, "classify", truth)
     assert same == {"same": 0.5, "distance": pytest.approx(0.25, abs=1e-3)}
-    assert [row["file"] for row in dense_worst(teacher, student, "classify", truth, 5)] == ["a", "b"]
-    padded = said([0, 255], [255, 255])  # what is not labelled does not count
-    assert apart(said([0, 1], [2, 3]), said([0, 2], [0, 1]), "semantic", padded) == (0.0, 1.0)
+    assert [row["file"] for row in worst_dense_images(teacher, student, "classify", truth, 5)] == ["a", "b"]
+    padded = prediction([0, 255], [255, 255])  # pixels without a label do not count
+    assert difference(prediction([0, 1], [2, 3]), prediction([0, 2], [0, 1]), "semantic", padded) == (0.0, 1.0)
     classes = image_classes({0: "x", 1: "y", 2: "z"}, {"a": other, "b": one}, truth)
     assert classes == {"y": {"score": 0.5, "labels": 2}}
 
@@ -270,7 +278,7 @@ def test_page_pictures_and_figures_are_written(report):
 
 
 class Page(HTMLParser):
-    """What a page asks for and how it is built."""
+    """The sources, links and structure of a page."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -351,12 +359,12 @@ def test_a_teacher_of_other_classes_and_several_teachers_are_reported(tmp_path, 
         ({"student": None}, "needs student=PATH"),
         ({"teacher": None}, "needs teacher=PATH"),
         ({"data": None}, "needs data=PATH"),
-        ({"epochs": 3}, "'epochs' is no argument of 'yolo-kd report'"),
+        ({"epochs": 3}, "'epochs' is not an argument of 'yolo-kd report'"),
         ({"images": -1}, "'images=-1' is an invalid value"),
         ({"images": True}, "'images=True' is an invalid value"),
         ({"match_conf": 2}, "'match_conf=2' is an invalid value"),
         ({"match_conf": "high"}, "'match_conf=high' must be a number"),
-        ({"nms": True}, "'nms' of a report is False"),
+        ({"nms": True}, "'nms=False' compares the NMS-free heads"),
         ({"student": "yolo26n.yaml"}, "student=yolo26n.yaml is no PyTorch checkpoint"),
         ({"student": "gone.pt"}, "student=gone.pt was not found"),
         ({"baseline": "gone.pt"}, "baseline=gone.pt was not found"),
@@ -370,14 +378,44 @@ def test_bad_arguments_are_one_sentence_and_leave_nothing(given, sentence, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("role", ["student", "baseline"])
+def test_errors_about_a_student_name_its_argument(role, tmp_path, data, teacher):
+    """Paths and class names that hold words of a sentence stay as they are."""
+    folder = tmp_path / "teacher=the teacher"
+    folder.mkdir()
+    model = save_model(folder / "x.pt", names={0: "the teacher", 1: "teacher=cat", 2: "dog"})
+    fine = {"teacher": teacher, "student": teacher, "data": data, "project": str(tmp_path / "out"), "device": "cpu"}
+    with pytest.raises(ModelError) as error:
+        run_report({**fine, role: str(model)})
+    assert str(error.value) == (
+        f"{role}={model} knows none of the classes of data={data}: its classes are the teacher, teacher=cat, dog."
+    )
+    assert error.value.source == str(model)
+    (folder / "broken.pt").write_bytes(b"broken")
+    if role == "baseline":  # Ultralytics reads the student's task first
+        with pytest.raises(ModelError, match=re.escape(f"baseline={folder / 'broken.pt'} could not be read")):
+            run_report({**fine, role: str(folder / "broken.pt")})
+        with pytest.raises(ModelError, match=re.escape("baseline=gone/the teacher.pt was not found")):
+            run_report({**fine, role: "gone/the teacher.pt"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_classes_as_one_are_those_of_the_teacher_that_match(tmp_path, data, teacher):
+    student = save_model(tmp_path / "student.pt", names={0: "item"})
+    made = run_report({"teacher": teacher, "student": str(student), "data": data, "imgsz": 64, "single_cls": True,
+                       "images": 1, "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
+    assert list(made["models"]["teacher"]["classes"]) == list(made["models"]["student"]["classes"]) == ["item"]
+    assert made["agreement"]["student"]["detections"] > 0 and len(made["images"]) == 1
+
+
 def test_a_classifications_labels_are_those_of_its_files(tmp_path):
-    """Its batches do not say which files they are of, and Ultralytics shuffles them."""
+    """Batches of a classification do not hold their files, and Ultralytics shuffles them."""
     data = draw_task_dataset(tmp_path / "set", "classify", 12, 18, 32)
     model = task_model("classify")
     args = {"task": "classify", "data": str(data), "imgsz": 32, "batch": 4, "plots": False, "device": "cpu"}
-    seen = watch(model, ClassificationValidator, Namespace(**args), tmp_path)
-    assert len(seen.said) == 18 and seen.classes
-    for file, label in seen.truth.items():
+    result = validate(model, ClassificationValidator, Namespace(**args), tmp_path)
+    assert len(result.predictions) == 18 and result.classes
+    for file, label in result.truth.items():
         assert model.names[int(label.values.argmax())] == Path(file).parent.name
 
 
@@ -423,11 +461,11 @@ def test_classes_that_are_left_out_are_left_out_of_everything(report, tmp_path, 
 def test_command_repeats_what_the_report_depends_on():
     args = vars(get_cfg(overrides={"data": "d.yaml", "imgsz": 96, "classes": [1, 2], "single_cls": True}))
     args |= {"teacher": ["a.pt", "b c.pt"], "kd_classes": {"car": "vehicle"}, "kd_teacher_weights": [2, 1]}
-    said = shlex.split(command_of(Namespace(**args), "s.pt"))
-    assert said[:4] == ["yolo-kd", "report", "teacher=[a.pt,b c.pt]", "student=s.pt"]
-    assert {"data=d.yaml", "imgsz=96", "classes=[1,2]", "single_cls=True", "kd_teacher_weights=[2,1]"} <= set(said)
-    assert 'kd_classes={"car":"vehicle"}' in said
-    assert not any(a.startswith(("batch=", "iou=", "project=", "device=")) for a in said)
+    command = shlex.split(command_of(Namespace(**args), "s.pt"))
+    assert command[:4] == ["yolo-kd", "report", "teacher=[a.pt,b c.pt]", "student=s.pt"]
+    assert {"data=d.yaml", "imgsz=96", "classes=[1,2]", "single_cls=True", "kd_teacher_weights=[2,1]"} <= set(command)
+    assert 'kd_classes={"car":"vehicle"}' in command
+    assert not any(a.startswith(("batch=", "iou=", "project=", "device=")) for a in command)
 
 
 def test_command_line_writes_a_report_and_says_where(tmp_path, data, teacher, caplog):
@@ -483,19 +521,19 @@ def browser():
         pytest.skip("there is no chromium here")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
 def page(browser, report):
-    """Return the page of the report, open, with what it said and asked for."""
+    """Return the page of the report, open, with its messages and requests."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.said, opened.asked = [], []
-    opened.on("console", lambda message: opened.said.append(message.text))
-    opened.on("pageerror", lambda error: opened.said.append(str(error)))
-    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.messages, opened.requests = [], []
+    opened.on("console", lambda message: opened.messages.append(message.text))
+    opened.on("pageerror", lambda error: opened.messages.append(str(error)))
+    opened.on("request", lambda request: opened.requests.append(request.url))
     opened.goto(Path(report["page"]).as_uri())
     yield opened
     opened.close()
@@ -505,7 +543,7 @@ def test_browser_shows_every_picture_without_a_request_or_an_error(page, report)
     page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     assert page.evaluate("[...document.images].map(image => image.naturalWidth > 100)") == [True] * 9
-    assert not page.said and [url for url in page.asked if not url.startswith("data:")] == [page.url]
+    assert not page.messages and [url for url in page.requests if not url.startswith("data:")] == [page.url]
     assert report["verdict"][0] in page.inner_text("#verdict")
 
 
@@ -524,17 +562,17 @@ def test_browser_sorts_classes_by_keyboard(page, report):
     assert names == sorted(report["models"]["student"]["classes"])
 
 
-def test_browser_reaches_everything_by_tab_and_skips_to_the_figures(page):
+def test_browser_reaches_everything_by_tab_and_skips_to_the_results(page):
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the figures"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
     page.goto(page.url.split("#")[0])
-    seen = []
+    reached = []
     for _ in range(30):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("document.activeElement.textContent.trim().slice(0, 8)"))
-    assert {"Models", "Images", "labels", "student"} <= {text.split(" ")[0] for text in seen}
+        reached.append(page.evaluate("document.activeElement.textContent.trim().slice(0, 8)"))
+    assert {"Models", "Images", "labels", "student"} <= {text.split(" ")[0] for text in reached}
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
 

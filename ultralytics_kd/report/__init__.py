@@ -1,4 +1,4 @@
-"""What a distillation brought: teacher, baseline and student side by side."""
+"""Reports: teacher, baseline and student side by side, as metrics, pictures and a page."""
 
 from .options import REPORT_ONLY, USED
 from .run import run_report

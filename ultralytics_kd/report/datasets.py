@@ -1,4 +1,4 @@
-"""What a data set's classes are, as a model of the task has them."""
+"""The class names of a data set, as a model of a task has them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def class_names_of(data: str, task: str, single_cls: bool = False) -> dict[int, 
         single_cls (bool): Ultralytics' argument: all classes are one.
 
     Returns:
-        (dict[int, str]): Names by index. Polygons of several classes, read as a semantic segmentation, have a
-            background besides.
+        (dict[int, str]): Names by index. A semantic segmentation that reads polygons of several classes has a
+            background class too.
     """
     if single_cls:
         return {0: "item"}
-    found: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
-    found["names"] = check_class_names(found["names"])
+    dataset: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
+    dataset["names"] = check_class_names(dataset["names"])
     if task == "semantic":  # not every release has the task
-        found = utils.add_polygon_background(found)
-    return dict(found["names"])
+        dataset = utils.add_polygon_background(dataset)
+    return dict(dataset["names"])
 
 
 def distinct(names: Mapping[int, str]) -> dict[int, str]:
-    """Return class names of which no two are the same: those that occur twice get their index.
+    """Return class names without duplicates: a name that occurs twice gets its index.
 
     Args:
         names (Mapping[int, str]): Names by index.

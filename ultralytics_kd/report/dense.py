@@ -1,4 +1,4 @@
-"""What models without boxes say about val images: classes of images, classes and depth of pixels."""
+"""Predictions of models without boxes: class probabilities of images, and classes or depths of pixels."""
 
 from __future__ import annotations
 
@@ -13,64 +13,67 @@ from torch.utils.data import DataLoader
 
 from .datasets import distinct
 
-SIDE = 96  # to which maps are reduced before they are kept: a val set must fit into memory
-NEAR = 1.25  # ratio of two depths that agree, as in delta1
-VOID = 255  # Ultralytics' class of pixels that nothing is said of
+SIDE = 96  # pixels along the longer side of a kept map, so that a val set fits into memory
+MAX_RATIO = 1.25  # of two depths that agree, as in delta1
+UNLABELED = 255  # Ultralytics' class of pixels without a label
 
 
 @dataclass
-class Said:
-    """What a model, or the labels, say about one image.
+class DensePrediction:
+    """A prediction for one image, or its labels in the same form.
 
     Attributes:
-        values (np.ndarray): Class probabilities, shape (nc,); or of `SIDE` pixels along the longer side classes, or
-            depths in metres, 0 where there is none, shape (h, w).
-        shape (tuple[int, int]): Height and width of the image as the model saw it.
+        values (np.ndarray): Class probabilities, shape (nc,); or a map of `SIDE` pixels along its longer side, shape
+            (h, w): classes, or depths in metres with 0 where there is none.
+        shape (tuple[int, int]): Height and width of the image as the model read it, in pixels.
     """
 
     values: np.ndarray
     shape: tuple[int, int]
 
 
-def keeping_dense(validator: Any, task: str) -> Any:
-    """Return a validator that also keeps, reduced, what it is shown.
+def recording_dense_validator(validator: Any, task: str) -> Any:
+    """Return a validator that also keeps predictions and labels, reduced in size.
 
     Args:
         validator (type[BaseValidator]): The task's validator.
         task (str): "classify", "semantic" or "depth".
+
+    Returns:
+        (type[BaseValidator]): A subclass; `kept` and `truth` of its objects are predictions and labels by file.
     """
 
-    class Keeping(validator):
-        """Keeps what it is shown."""
+    class RecordingValidator(validator):
+        """Keeps predictions and labels of every image."""
 
         def init_metrics(self, model: Any) -> None:
-            """Begin with nothing."""
+            """Start with no images."""
             super().init_metrics(model)
-            self.kept: dict[str, Said] = {}
-            self.truth: dict[str, Said] = {}
+            self.kept: dict[str, DensePrediction] = {}
+            self.truth: dict[str, DensePrediction] = {}
 
         def get_dataloader(self, dataset_path: Any, batch_size: int) -> Any:
-            """Return the loader, of a classification one that does not shuffle: only order tells its files."""
+            """Return the loader; for a classification one that does not shuffle, as only the order tells the files."""
             loader = super().get_dataloader(dataset_path, batch_size)
             if task != "classify":
                 return loader
             return DataLoader(loader.dataset, batch_size, shuffle=False, num_workers=loader.num_workers)
 
         def update_metrics(self, preds: Tensor, batch: dict[str, Any]) -> None:
-            """Count a batch, and keep it."""
+            """Count a batch, and keep its predictions."""
             super().update_metrics(preds, batch)
             shape = tuple(batch["img"].shape[-2:])
-            # Batches of a classification do not say which files they are of
+            # Batches of a classification do not hold the names of their files
             start = len(self.kept)
             files = batch.get("im_file") or [s[0] for s in self.dataloader.dataset.samples[start : start + len(preds)]]
             for i, file in enumerate(files):
-                self.kept[str(file)] = Said(_reduced(preds[i], task), shape)
-                self.truth[str(file)] = Said(_truth(batch, i, task, preds.shape[-1]), shape)
+                self.kept[str(file)] = DensePrediction(_reduced(preds[i], task), shape)
+                self.truth[str(file)] = DensePrediction(_labels(batch, i, task, preds.shape[-1]), shape)
 
-    return Keeping
+    return RecordingValidator
 
 
-def _truth(batch: dict[str, Any], i: int, task: str, nc: int) -> np.ndarray:
+def _labels(batch: dict[str, Any], i: int, task: str, nc: int) -> np.ndarray:
     """Return the labels of one image in the form of a prediction."""
     if task == "classify":
         return np.eye(nc, dtype=np.float16)[int(batch["cls"][i])]
@@ -78,7 +81,12 @@ def _truth(batch: dict[str, Any], i: int, task: str, nc: int) -> np.ndarray:
 
 
 def _reduced(values: Tensor, task: str) -> np.ndarray:
-    """Return probabilities, or a map of `SIDE` pixels along its longer side; nearest ones, as classes have no mean."""
+    """Return probabilities, or a map of `SIDE` pixels along its longer side; nearest pixels, as classes have no mean.
+
+    Args:
+        values (Tensor): Probabilities of shape (nc,), or a map of shape (..., h, w).
+        task (str): "classify", "semantic" or "depth".
+    """
     if task == "classify":
         return values.float().cpu().numpy().astype(np.float16)
     maps = values.float().reshape(1, 1, *values.shape[-2:])
@@ -89,16 +97,16 @@ def _reduced(values: Tensor, task: str) -> np.ndarray:
 
 
 def pixel_classes(metrics: Any) -> dict[str, Any]:
-    """Return "score" (IoU) and number of "labels" (pixels) of every class that has some.
+    """Return "score" (IoU) and number of "labels" (pixels) of every class that has labels.
 
     Args:
-        metrics (SemanticMetrics): What the validator counted.
+        metrics (SemanticMetrics): Metrics of a finished validation.
     """
     if metrics.matrix is None:
         return {}
     matrix = metrics.matrix.double().cpu()
     hits, rows, columns = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    first = len(matrix) - metrics.nc  # of one class the background is counted too
+    first = len(matrix) - metrics.nc  # with one class, row 0 counts the background
     names = distinct(metrics.names)
     return {
         name: {"score": float(hits[c] / (rows[c] + columns[c] - hits[c])), "labels": int(rows[c])}
@@ -107,80 +115,99 @@ def pixel_classes(metrics: Any) -> dict[str, Any]:
     }
 
 
-def image_classes(names: Mapping[int, str], kept: Mapping[str, Said], truth: Mapping[str, Said]) -> dict[str, Any]:
-    """Return top-1 accuracy and number of images of every class that has some.
+def image_classes(
+    names: Mapping[int, str], predictions: Mapping[str, DensePrediction], truth: Mapping[str, DensePrediction]
+) -> dict[str, Any]:
+    """Return "score" (top-1 accuracy) and number of "labels" (images) of every class that has labels.
 
     Args:
         names (Mapping[int, str]): Class names.
-        kept (Mapping[str, Said]): What the model said.
-        truth (Mapping[str, Said]): The labels.
+        predictions (Mapping[str, DensePrediction]): The model's predictions by image.
+        truth (Mapping[str, DensePrediction]): The labels by image.
     """
-    right: dict[int, list[bool]] = {}
-    for file, said in kept.items():
+    correct: dict[int, list[bool]] = {}
+    for file, prediction in predictions.items():
         label = int(truth[file].values.argmax())
-        right.setdefault(label, []).append(int(said.values.argmax()) == label)
-    return {names[c]: {"score": float(np.mean(hit)), "labels": len(hit)} for c, hit in sorted(right.items())}
+        correct.setdefault(label, []).append(int(prediction.values.argmax()) == label)
+    return {names[c]: {"score": float(np.mean(hits)), "labels": len(hits)} for c, hits in sorted(correct.items())}
 
 
-def apart(one: Said, other: Said, task: str, truth: Said | None = None) -> tuple[float, float]:
-    """Return how far two models are apart about an image, and the share of it on which they agree.
+def difference(
+    first: DensePrediction, second: DensePrediction, task: str, truth: DensePrediction | None = None
+) -> tuple[float, float]:
+    """Return how far two predictions for an image differ.
 
     Args:
-        one (Said): What one says.
-        other (Said): What the other says.
-        task (str): "classify": total variation of the probabilities, and whether the first class is the same;
-            "semantic": share of pixels with different classes, and with equal ones; "depth": mean absolute difference
-            of log-depth, and share of pixels that are less than a factor of 1.25 apart.
-        truth (Said | None): Labels, whose unlabelled pixels, padding among them, do not count in "semantic".
+        first (DensePrediction): One model's prediction.
+        second (DensePrediction): The other's.
+        task (str): Their task.
+        truth (DensePrediction | None): Labels; pixels without a label, padding among them, do not count in "semantic".
+
+    Returns:
+        (float): Distance. "classify": total variation of the probabilities; "semantic": share of pixels with different
+            classes; "depth": mean absolute difference of log-depth.
+        (float): Share that agrees. "classify": 1 if the most probable class is the same, else 0; "semantic": share of
+            pixels with equal classes; "depth": share of pixels that are less than a factor of 1.25 apart.
     """
-    a, b = one.values.astype(np.float64), other.values.astype(np.float64)
+    a, b = first.values.astype(np.float64), second.values.astype(np.float64)
     if task == "classify":
         return float(np.abs(a - b).sum() / 2), float(a.argmax() == b.argmax())
     if task == "semantic":
-        counted = np.ones(a.shape, bool) if truth is None else truth.values != VOID
+        counted = np.ones(a.shape, bool) if truth is None else truth.values != UNLABELED
         same = float((a == b)[counted].mean()) if counted.any() else 1.0
         return 1 - same, same
     known = (a > 0) & (b > 0)
     if not known.any():
         return 0.0, 1.0
-    ratio = np.abs(np.log(a[known]) - np.log(b[known]))
-    return float(ratio.mean()), float((ratio < np.log(NEAR)).mean())
+    log_ratio = np.abs(np.log(a[known]) - np.log(b[known]))
+    return float(log_ratio.mean()), float((log_ratio < np.log(MAX_RATIO)).mean())
 
 
 def dense_agreement(
-    teacher: Mapping[str, Said], model: Mapping[str, Said], task: str, truth: Mapping[str, Said]
+    teacher: Mapping[str, DensePrediction],
+    model: Mapping[str, DensePrediction],
+    task: str,
+    truth: Mapping[str, DensePrediction],
 ) -> dict[str, Any]:
-    """Return "same" and "distance", the means over images of what `apart` returns.
+    """Return how far a model's predictions agree with its teacher's.
 
     Args:
-        teacher (Mapping[str, Said]): What the teacher says, by image.
-        model (Mapping[str, Said]): What the model says.
+        teacher (Mapping[str, DensePrediction]): The teacher's predictions by image.
+        model (Mapping[str, DensePrediction]): The model's predictions by image.
         task (str): Their task.
-        truth (Mapping[str, Said]): The labels.
+        truth (Mapping[str, DensePrediction]): The labels by image.
+
+    Returns:
+        (dict): "same" and "distance", the means of `difference` over the images; None without images.
     """
-    found = [apart(said, model[file], task, truth[file]) for file, said in teacher.items()]
-    pairs = np.array(found).reshape(-1, 2)
-    distance, same = pairs.mean(0) if len(pairs) else (None, None)
-    return {"same": None if same is None else float(same), "distance": None if distance is None else float(distance)}
+    if not teacher:
+        return {"same": None, "distance": None}
+    rows = [difference(prediction, model[file], task, truth[file]) for file, prediction in teacher.items()]
+    distance, same = np.mean(rows, axis=0)
+    return {"same": float(same), "distance": float(distance)}
 
 
-def dense_worst(
-    teacher: Mapping[str, Said], student: Mapping[str, Said], task: str, truth: Mapping[str, Said], count: int
+def worst_dense_images(
+    teacher: Mapping[str, DensePrediction],
+    student: Mapping[str, DensePrediction],
+    task: str,
+    truth: Mapping[str, DensePrediction],
+    count: int,
 ) -> list[dict[str, Any]]:
-    """Return the images about which teacher and student are farthest apart, farthest first.
+    """Return the images on which teacher and student differ most, most first.
 
     Args:
-        teacher (Mapping[str, Said]): What the teacher says, by image.
-        student (Mapping[str, Said]): What the student says.
+        teacher (Mapping[str, DensePrediction]): The teacher's predictions by image.
+        student (Mapping[str, DensePrediction]): The student's predictions by image.
         task (str): Their task.
-        truth (Mapping[str, Said]): The labels.
+        truth (Mapping[str, DensePrediction]): The labels by image.
         count (int): Number of images.
 
     Returns:
-        (list[dict]): "file", "spent" (the distance) and "same".
+        (list[dict]): "file", "spent" (the distance) and "same" (see `difference`).
     """
     rows: list[dict[str, Any]] = []
-    for file, said in teacher.items():
-        distance, same = apart(said, student[file], task, truth[file])
+    for file, prediction in teacher.items():
+        distance, same = difference(prediction, student[file], task, truth[file])
         rows.append({"file": file, "spent": distance, "same": same})
     return sorted(rows, key=lambda row: (-row["spent"], row["file"]))[:count]

@@ -1,4 +1,4 @@
-"""The figures of a report, from models that have been validated and timed."""
+"""The metrics of a report, from models that have been validated and timed."""
 
 from __future__ import annotations
 
@@ -6,136 +6,138 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .compared_model import BASELINE, STUDENT, TEACHER, Contestant
+from .compared_model import BASELINE, STUDENT, TEACHER, ComparedModel
 from .dense import dense_agreement
 from .matching import agreement, calibration, disagreement
 from .object_sizes import ap_by_size
 from .score_names import METRICS
-from .validation import Objects, Seen
+from .validation import Objects, ValidationResult
 
-# A gap smaller than this is noise, and a share of it says nothing
-LEAST_GAP = 0.001
+# A smaller lead of the teacher is noise, and a share of it means nothing
+MIN_LEAD = 0.001
 
 
-def figures(contestants: Sequence[Contestant], wanted: str, imgsz: int, conf: float) -> dict[str, Any]:
-    """Return all that a report says in numbers.
+def collect_metrics(
+    models: Sequence[ComparedModel], preferred_head: str, imgsz: int, min_conf: float
+) -> dict[str, Any]:
+    """Return all numbers of a report.
 
     Args:
-        contestants (Sequence[Contestant]): Teacher, baseline and student, as far as there are.
-        wanted (str): Head that stands for models that have it.
-        imgsz (int): Image size.
-        conf (float): Least confidence of detections that are compared.
+        models (Sequence[ComparedModel]): The student and, if there are, teacher and baseline; validated and timed.
+        preferred_head (str): Head that is compared, if a model has it.
+        imgsz (int): Image size in pixels.
+        min_conf (float): Least confidence of the detections that are compared.
 
     Returns:
-        (dict): "models" by role, "metrics" (names of the two), "kept" (share of the teacher's score), "lead" of the
-            student over the teacher by class, "gap" and "agreement" by role.
+        (dict): "metrics" (names of the two), "models" (metrics by role), "kept" (the student's share of the teacher's
+            score), "lead" (student minus teacher by class), "gap" (see `gap`) and "agreement" with the teacher, by
+            role. What needs a teacher or a baseline is None or empty without one.
     """
-    by_role = {each.role: each for each in contestants}
-    task = by_role[STUDENT].opened.task
-    stands = {role: each.seen[each.head(wanted)] for role, each in by_role.items()}
-    report: dict[str, Any] = {
+    by_role = {model.role: model for model in models}
+    task = by_role[STUDENT].loaded.task
+    results = {role: model.results[model.head(preferred_head)] for role, model in by_role.items()}
+    metrics: dict[str, Any] = {
         "metrics": [name for _, name in METRICS[task]],
-        "models": {role: _model(each, wanted, imgsz) for role, each in by_role.items()},
+        "models": {role: _model_metrics(model, preferred_head, imgsz) for role, model in by_role.items()},
         "kept": None,
         "lead": {},
         "gap": None,
         "agreement": {},
     }
-    if TEACHER in stands:
-        teacher = stands[TEACHER]
-        report["lead"] = {
-            name: said["score"] - teacher.classes[name]["score"]
-            for name, said in stands[STUDENT].classes.items()
-            if name in teacher.classes
-        }
-        report["kept"] = _share(stands[STUDENT].score, teacher.score)
-        if BASELINE in stands:
-            report["gap"] = gap(teacher, stands[BASELINE], stands[STUDENT])
-        report["agreement"] = {
-            role: agreement(teacher.objects, seen.objects, conf)
-            if teacher.labels
-            else dense_agreement(teacher.said, seen.said, task, teacher.truth)
-            for role, seen in stands.items()
-            if role != TEACHER
-        }
-    return report
+    if TEACHER in results:
+        metrics |= _beside_teacher(results, task, min_conf)
+    return metrics
 
 
-def _model(contestant: Contestant, wanted: str, imgsz: int) -> dict[str, Any]:
-    """Return the figures of one model."""
-    head = contestant.head(wanted)
-    seen = contestant.seen[head]
-    assert contestant.opened.classes is not None
-    figures = {
-        "name": _name(contestant),
-        "source": contestant.opened.source,
+def _model_metrics(model: ComparedModel, preferred_head: str, imgsz: int) -> dict[str, Any]:
+    """Return the metrics of one model."""
+    head = model.head(preferred_head)
+    result = model.results[head]
+    assert model.loaded.classes is not None
+    metrics = {
+        "name": _name(model),
+        "source": model.loaded.source,
         "head": head,
-        "heads": {name: {"score": s.score, "second": s.second} for name, s in contestant.seen.items()},
-        **contestant.costs(imgsz),
-        "unmatched": list(contestant.opened.classes.unmatched),
-        "classes": seen.classes,
+        "heads": {name: {"score": r.score, "second": r.second} for name, r in model.results.items()},
+        **model.costs(imgsz),
+        "unmatched": list(model.loaded.classes.unmatched),
+        "classes": result.classes,
     }
-    if seen.labels:
-        figures |= {
-            "sizes": ap_by_size(seen.objects, seen.labels),
-            "calibration": calibration(seen.objects, seen.labels),
-        }
-    return figures
+    if result.labels:
+        metrics["sizes"] = ap_by_size(result.objects, result.labels)
+        metrics["calibration"] = calibration(result.objects, result.labels)
+    return metrics
 
 
-def _name(contestant: Contestant) -> str:
-    """Return what a model is called: its file, or the run whose best or last weights it is."""
-    file = Path(contestant.opened.source)
+def _name(model: ComparedModel) -> str:
+    """Return a short name: the file, or the run and the file if these are its best or last weights."""
+    file = Path(model.loaded.source)
     of_run = file.stem in {"best", "last"} and file.parent.name == "weights"
-    return f"{file.resolve().parents[1].name}, {file.name}" if of_run else contestant.opened.name
+    return f"{file.resolve().parents[1].name}, {file.name}" if of_run else model.loaded.name
 
 
-def gap(teacher: Seen, baseline: Seen, student: Seen) -> dict[str, Any]:
-    """Return the share of the teacher's lead over the baseline that the student has made up for.
+def _beside_teacher(results: Mapping[str, ValidationResult], task: str, min_conf: float) -> dict[str, Any]:
+    """Return the metrics that compare models with the teacher."""
+    teacher, student = results[TEACHER], results[STUDENT]
+    return {
+        "lead": {
+            name: metrics["score"] - teacher.classes[name]["score"]
+            for name, metrics in student.classes.items()
+            if name in teacher.classes
+        },
+        "kept": student.score / teacher.score if teacher.score > 0 else None,
+        "gap": gap(teacher, results[BASELINE], student) if BASELINE in results else None,
+        "agreement": {
+            role: agreement(teacher.objects, result.objects, min_conf)
+            if teacher.labels
+            else dense_agreement(teacher.predictions, result.predictions, task, teacher.truth)
+            for role, result in results.items()
+            if role != TEACHER
+        },
+    }
+
+
+def gap(teacher: ValidationResult, baseline: ValidationResult, student: ValidationResult) -> dict[str, Any]:
+    """Return the share of the teacher's lead over the baseline that the student gains.
 
     Args:
-        teacher (Seen): The teacher.
-        baseline (Seen): The student that was trained alone.
-        student (Seen): The student that was taught.
+        teacher (ValidationResult): The teacher.
+        baseline (ValidationResult): The student trained alone.
+        student (ValidationResult): The distilled student.
 
     Returns:
-        (dict): "overall" and "classes" by name; None where the teacher does not lead by `LEAST_GAP` at least.
+        (dict): "overall", and "classes" by name; None where the teacher leads by less than `MIN_LEAD`.
     """
     classes = {
-        name: closed(said["score"], baseline.classes[name]["score"], student.classes[name]["score"])
-        for name, said in teacher.classes.items()
+        name: gap_closed(metrics["score"], baseline.classes[name]["score"], student.classes[name]["score"])
+        for name, metrics in teacher.classes.items()
     }
-    return {"overall": closed(teacher.score, baseline.score, student.score), "classes": classes}
+    return {"overall": gap_closed(teacher.score, baseline.score, student.score), "classes": classes}
 
 
-def closed(teacher: float, baseline: float, student: float) -> float | None:
-    """Return the share of a gap that is closed, None if there is none."""
+def gap_closed(teacher: float, baseline: float, student: float) -> float | None:
+    """Return the share of the gap between two scores that the student closes; None if the gap is below `MIN_LEAD`."""
     lead = teacher - baseline
-    return (student - baseline) / lead if lead >= LEAST_GAP else None
+    return (student - baseline) / lead if lead >= MIN_LEAD else None
 
 
-def _share(part: float, whole: float) -> float | None:
-    """Return a ratio, None of nothing."""
-    return part / whole if whole > 0 else None
-
-
-def worst(
-    teacher: Mapping[str, Objects], student: Mapping[str, Objects], conf: float, count: int
+def worst_images(
+    teacher: Mapping[str, Objects], student: Mapping[str, Objects], min_conf: float, count: int
 ) -> list[dict[str, Any]]:
-    """Return the images about which teacher and student disagree most, most first.
+    """Return the images on which teacher and student disagree most, most first.
 
     Args:
         teacher (Mapping[str, Objects]): The teacher's detections by image.
-        student (Mapping[str, Objects]): The student's.
-        conf (float): Least confidence of detections that count.
+        student (Mapping[str, Objects]): The student's detections by image.
+        min_conf (float): Least confidence of the detections that are compared.
         count (int): Number of images.
 
     Returns:
-        (list[dict]): "file", "spent" (confidence of detections that the other has not, summed), "found", "missed" and
-            "extra" (numbers of detections).
+        (list[dict]): "file", "spent" (confidence of detections that only one model has, summed), and the numbers of
+            detections "found", "missed" and "extra" (see `disagreement`).
     """
     rows: list[dict[str, Any]] = []
-    for file, said in teacher.items():
-        spent, counts = disagreement(said, student[file], conf)
-        rows.append({"file": file, "spent": spent, **counts})
+    for file, detections in teacher.items():
+        unshared_conf, counts = disagreement(detections, student[file], min_conf)
+        rows.append({"file": file, "spent": unshared_conf, **counts})
     return sorted(rows, key=lambda row: (-row["spent"], row["file"]))[:count]

@@ -74,7 +74,7 @@ class _Evaluation(COCOeval_faster):
 
 def _dataset(images: Sequence[Objects], classes: Sequence[int]) -> COCO:
     """Return objects of some classes in COCO's format; ids of images are their indices."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image, objects in enumerate(images):
         kept = objects.of(classes)
         size = kept.boxes[:, 2:4] if kept.boxes.shape[1] == 5 else np.maximum(kept.boxes[:, 2:] - kept.boxes[:, :2], 0)

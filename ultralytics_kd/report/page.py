@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing beside it."""
+"""The page of a report: one HTML file that holds its pictures."""
 
 from __future__ import annotations
 
@@ -13,70 +13,70 @@ from ultralytics.utils.patches import imread
 from .compared_model import BASELINE, STUDENT, TEACHER
 from .object_sizes import SIZES
 from .pictures import CROWD
-from .score_names import END2END, NMS
+from .score_names import END2END, NMS, ONE
 
-HEADS = {NMS: "NMS", END2END: "NMS-free", "output": ""}
-QUALITY = 85  # of the photos in the page; the PNGs beside it lose nothing
+HEADS = {NMS: "NMS", END2END: "NMS-free", ONE: ""}
+QUALITY = 85  # of the JPEGs in the page; the PNGs beside it lose nothing
 
 
 def write_page(report: dict[str, Any], folder: Path) -> None:
     """Write the page, pictures included.
 
     Args:
-        report (dict): The report, as `report.json` has it.
-        folder (Path): Folder with its pictures, and of the page.
+        report (dict): The content of `report.json`.
+        folder (Path): Folder with the pictures.
     """
     loader = jinja2.PackageLoader("ultralytics_kd", "report")
-    # A class or a head that one of the models has not got is undefined there, and shown as a dash
+    # A class or head that one model lacks is undefined in the template, and a dash in the page
     missing = jinja2.ChainableUndefined
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=missing)
     pages.filters |= {"number": number, "share": share, "signed": signed}
     pages.globals |= {"heads": HEADS, "size_limits": SIZES, "crowd": CROWD}
-    charts = {name: _uri(folder / file, ".png") for name, file in report["charts"].items()}
-    photos = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["images"]]
-    levels = [{**row, "uri": _uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
+    charts = {name: _data_uri(folder / file, ".png") for name, file in report["charts"].items()}
+    photos = [{**row, "uri": _data_uri(folder / row["picture"], ".jpg")} for row in report["images"]]
+    levels = [{**row, "uri": _data_uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
     page = pages.get_template("page.html.jinja")
     text = page.render(report=report, charts=charts, photos=photos, levels=levels)
-    # On Linux a file's name may hold any bytes, which Python keeps as characters that UTF-8 has not
+    # On Linux a file name may hold bytes that are not UTF-8; Python keeps them as characters that UTF-8 cannot encode
     Path(report["page"]).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
-    """Return what the report comes to, in sentences.
+    """Return the result of the report in sentences.
 
     Args:
-        report (dict): What `figures` returns.
+        report (dict): Metrics, as `collect_metrics` returns them.
     """
     models, metric = report["models"], report["metrics"][0]
     score = {role: m["heads"][m["head"]]["score"] for role, m in models.items()}
     if TEACHER not in models:
         return [f"The student scores {score[STUDENT]:.3f} {metric}."]
-    said = [f"The student scores {score[STUDENT]:.3f} {metric}, its teacher {score[TEACHER]:.3f}"]
     unmatched = models[TEACHER]["unmatched"]
+    first = f"The student scores {score[STUDENT]:.3f} {metric}, its teacher {score[TEACHER]:.3f}"
     if report["kept"] is not None and not unmatched:
-        said[0] += f": it keeps {report['kept']:.0%} of the teacher's quality"
-    said[0] += "."
+        first += f": it keeps {report['kept']:.0%} of the teacher's quality"
+    sentences = [f"{first}."]
     if unmatched:
-        said.append(f"The teacher does not know {', '.join(unmatched)}, which count as missed.")
-    said += _cost(models)
-    closed = report["gap"] and report["gap"]["overall"]
+        sentences.append(f"The teacher does not know {', '.join(unmatched)}, which count as missed.")
+    sentences += _cost(models)
     if BASELINE in models:
-        lead = score[STUDENT] - score[BASELINE]
-        text = f"Trained alone the student scores {score[BASELINE]:.3f}; distillation adds {lead:+.3f}"
-        said.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
-    return said
+        gain = score[STUDENT] - score[BASELINE]
+        text = f"Trained alone the student scores {score[BASELINE]:.3f}; distillation adds {gain:+.3f}"
+        closed = report["gap"] and report["gap"]["overall"]
+        sentences.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
+    return sentences
 
 
 def _cost(models: dict[str, Any]) -> list[str]:
-    """Return a sentence on what the student costs beside its teacher."""
+    """Return a sentence on the student's size and latency beside the teacher's; none if neither is known."""
     student, teacher = models[STUDENT], models[TEACHER]
     parts = []
     if student["parameters"] and teacher["parameters"]:
-        parts.append(f"has {student['parameters'] / teacher['parameters']:.0%} of its parameters")
+        parts.append(f"has {student['parameters'] / teacher['parameters']:.0%} of the teacher's parameters")
     if student["latency"] and teacher["latency"]:
-        mine, theirs = student["latency"]["ms"], teacher["latency"]["ms"]
-        parts.append(f"takes {mine:.1f} ms for an image where the teacher takes {theirs:.1f} ms here")
-    return [f"It {' and '.join(parts)}."] if parts else []
+        student_ms, teacher_ms = student["latency"]["ms"], teacher["latency"]["ms"]
+        parts.append(f"takes {student_ms:.1f} ms per image here, the teacher {teacher_ms:.1f} ms")
+    return [f"The student {' and '.join(parts)}."] if parts else []
 
 
 def _known(value: Any) -> bool:
@@ -99,8 +99,13 @@ def signed(value: Any) -> str:
     return f"{value:+.3f}" if _known(value) else "-"
 
 
-def _uri(file: Path, kind: str) -> str:
-    """Return a picture as text that a page can hold."""
+def _data_uri(file: Path, kind: str) -> str:
+    """Return a picture as a data URI, a PNG as it is or encoded as JPEG.
+
+    Args:
+        file (Path): The PNG.
+        kind (str): ".png" or ".jpg".
+    """
     if kind == ".png":
         return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
     _, data = cv2.imencode(kind, imread(str(file)), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])

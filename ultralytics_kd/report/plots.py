@@ -1,4 +1,4 @@
-"""The charts of a report."""
+"""The charts of a report: latency, classes, calibration and training curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ultralytics.utils import plt_settings
 
 from .compared_model import BASELINE, STUDENT, TEACHER
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; shapes tell it once more
+# Okabe and Ito's palette, which colour-blind readers can tell apart; so can they by the markers
 COLORS = {TEACHER: "#000000", BASELINE: "#E69F00", STUDENT: "#0072B2"}
 MARKERS = {TEACHER: "s", BASELINE: "^", STUDENT: "o"}
 DPI = 110
@@ -18,10 +18,10 @@ DPI = 110
 
 @plt_settings()
 def plot_latency(report: dict[str, Any], file: Path) -> bool:
-    """Draw accuracy against latency, if more than one model was timed.
+    """Draw the score against the latency, if more than one model was timed.
 
     Args:
-        report (dict): What `figures` returns.
+        report (dict): Metrics, as `collect_metrics` returns them.
         file (Path): Picture to write.
 
     Returns:
@@ -40,7 +40,7 @@ def plot_latency(report: dict[str, Any], file: Path) -> bool:
         ax.annotate(f" {role}", (time["ms"], score), xytext=(6, 6), textcoords="offset points")
     ax.set_xlim(0, max(m["latency"]["high"] for m in timed.values()) * 1.25)
     ax.margins(y=0.25)
-    ax.set_xlabel("milliseconds for an image (median, bar: quartiles)")
+    ax.set_xlabel("milliseconds per image (median, bar: quartiles)")
     ax.set_ylabel(report["metrics"][0])
     ax.grid(alpha=0.3)
     fig.savefig(file, dpi=DPI)
@@ -50,12 +50,12 @@ def plot_latency(report: dict[str, Any], file: Path) -> bool:
 
 @plt_settings()
 def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
-    """Draw the score of every class as bars, a bar for each model.
+    """Draw the score of every class, a bar for each model.
 
     Args:
-        report (dict): What `figures` returns.
+        report (dict): Metrics, as `collect_metrics` returns them.
         file (Path): Picture to write.
-        most (int): Most classes to draw: those with most labels.
+        most (int): Number of classes to draw at most: those with most labels.
 
     Returns:
         (bool): Whether it was drawn.
@@ -73,7 +73,7 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
         values = [model["classes"].get(name, {}).get("score", 0.0) for name in names]
         places = [y + (i - (len(models) - 1) / 2) * height for y in range(len(names))]
         ax.barh(places, values, height * 0.9, color=COLORS[role], label=role)
-    ax.set_yticks(range(len(names)), names, parse_math=False)  # a name may have a $
+    ax.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold a $
     ax.invert_yaxis()
     ax.set_xlabel(report["metrics"][0])
     ax.grid(axis="x", alpha=0.3)
@@ -85,10 +85,10 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
 
 @plt_settings()
 def plot_calibration(report: dict[str, Any], file: Path) -> bool:
-    """Draw how often detections of a confidence are right.
+    """Draw the share of detections that are right against their confidence.
 
     Args:
-        report (dict): What `figures` returns.
+        report (dict): Metrics, as `collect_metrics` returns them.
         file (Path): Picture to write.
 
     Returns:
@@ -116,7 +116,7 @@ def plot_calibration(report: dict[str, Any], file: Path) -> bool:
 
 
 def read_curves(source: str) -> pl.DataFrame | None:
-    """Return the results.csv of the run that weights came from, None if there is none beside them.
+    """Return the results.csv of the run that the weights came from, None if it is missing or unreadable.
 
     Args:
         source (str): Path of weights; Ultralytics keeps them in RUN/weights.
@@ -127,18 +127,18 @@ def read_curves(source: str) -> pl.DataFrame | None:
     try:
         table = pl.read_csv(file, infer_schema_length=None)
         return table.rename({name: name.strip() for name in table.columns})
-    except (pl.exceptions.PolarsError, OSError):  # half a line of a run that was cut off, columns of one name
+    except (pl.exceptions.PolarsError, OSError):  # a line that was cut off, two columns of one name
         return None
 
 
 @plt_settings()
 def plot_curves(curves: dict[str, pl.DataFrame], metric: str, label: str, file: Path) -> bool:
-    """Draw the losses and the score of trainings over their epochs.
+    """Draw the losses and the score of each training over its epochs.
 
     Args:
         curves (dict[str, DataFrame]): results.csv of each model, by role.
         metric (str): Column of the score.
-        label (str): What the score is called.
+        label (str): Name of the score.
         file (Path): Picture to write.
 
     Returns:
@@ -150,24 +150,22 @@ def plot_curves(curves: dict[str, pl.DataFrame], metric: str, label: str, file: 
     losses = [name for name in dict.fromkeys(names) if any(_varies(t, name) for t in curves.values())]
     if not losses:
         return False
-    panels = [*losses, label]
+    panels = {**{name: {f"train/{name}": "-", f"val/{name}": ":"} for name in losses}, label: {metric: "-"}}
     rows = -(-len(panels) // 3)
     fig, axes = plt.subplots(rows, 3, figsize=(11, 2.5 * rows), squeeze=False, layout="constrained")
-    for ax, name in zip(axes.flat, panels):
+    for ax, (title, columns) in zip(axes.flat, panels.items()):
         for role, table in curves.items():
-            for column, line in ((metric, "-"),) if name == label else ((f"train/{name}", "-"), (f"val/{name}", ":")):
+            for column, line in columns.items():
                 if column in table.columns:
                     ax.plot(table["epoch"], table[column].cast(pl.Float64, strict=False), line, color=COLORS[role])
-        ax.set_title(name, fontsize=11)
+        ax.set_title(title, fontsize=11)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
     handles = [plt.Line2D([], [], color=COLORS[role], label=role) for role in curves]
-    handles += [
-        plt.Line2D([], [], color="grey", linestyle="-", label="train"),
-        plt.Line2D([], [], color="grey", linestyle=":", label="val"),
-    ]
+    handles.append(plt.Line2D([], [], color="grey", linestyle="-", label="train"))
+    handles.append(plt.Line2D([], [], color="grey", linestyle=":", label="val"))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     fig.savefig(file, dpi=DPI)
     plt.close(fig)
@@ -175,6 +173,6 @@ def plot_curves(curves: dict[str, pl.DataFrame], metric: str, label: str, file: 
 
 
 def _varies(table: pl.DataFrame, loss: str) -> bool:
-    """Return whether a training had a loss: columns of terms that were off hold zeros."""
+    """Return whether a training had a loss: the column of a term that was off holds zeros."""
     column = f"train/{loss}"
     return column in table.columns and bool((table[column].cast(pl.Float64, strict=False).fill_null(0) != 0).any())

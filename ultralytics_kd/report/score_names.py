@@ -1,9 +1,9 @@
-"""What the scores of a task are called, and which heads they come from."""
+"""Names of the scores of each task, and of the heads that they come from."""
 
 from __future__ import annotations
 
-NMS, END2END, ONE = "nms", "end2end", "output"  # heads; the last one of models that have but one kind of output
-# What is told of each task: key of Ultralytics' metric, and what it is called; models are compared by the first one
+NMS, END2END, ONE = "nms", "end2end", "output"  # heads; ONE is the only output of models without boxes
+# Two scores of each task: key of Ultralytics' metric, and name; models are compared by the first
 METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "detect": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),
     "obb": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),

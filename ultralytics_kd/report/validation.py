@@ -1,4 +1,4 @@
-"""What a model sees in the val images: one pass of Ultralytics' own validator, which also gives the scores."""
+"""One run of Ultralytics' validator: the scores of a model, and its detections and labels of every image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ultralytics.utils import callbacks, ops
 
 from ..config.arguments import GRID_TASKS
 from .datasets import distinct
-from .dense import Said, image_classes, keeping_dense, pixel_classes
+from .dense import DensePrediction, image_classes, pixel_classes, recording_dense_validator
 from .score_names import METRICS
 
-PARTS = {"segment": "seg", "pose": "pose"}  # what a task's metrics call the part that it is judged by; else "box"
+PARTS = {"segment": "seg", "pose": "pose"}  # attribute of the metrics that judges a task; "box" for other tasks
 
 
 @dataclass
@@ -53,21 +53,22 @@ class Objects:
         """Areas in square pixels, shape (N,)."""
         if self.boxes.shape[1] == 5:
             return self.boxes[:, 2] * self.boxes[:, 3]
-        return np.maximum(self.boxes[:, 2:] - self.boxes[:, :2], 0).prod(1)  # without DFL a box can be inside out
+        return np.maximum(self.boxes[:, 2:] - self.boxes[:, :2], 0).prod(1)  # without DFL, x2 can be less than x1
 
 
 @dataclass
-class Seen:
-    """What a model said about a val set.
+class ValidationResult:
+    """Scores and predictions of a model on a val set.
 
     Attributes:
         score (float): The task's first metric.
         second (float): The task's second metric.
-        classes (dict[str, dict[str, float]]): "score", "precision", "recall" and "labels" of each class in the labels.
-        objects (dict[str, Objects]): Detections by image file; none of a task without boxes.
-        labels (dict[str, Objects]): Labels by image file; none of a task without boxes.
-        said (dict[str, Said]): What is said by image file, of a task without boxes.
-        truth (dict[str, Said]): Its labels by image file.
+        classes (dict[str, dict[str, float]]): Each class with labels: "score" and "labels" (a count), for boxes also
+            "second", "precision" and "recall".
+        objects (dict[str, Objects]): Detections by image file; empty for tasks without boxes.
+        labels (dict[str, Objects]): Labels by image file; empty for tasks without boxes.
+        predictions (dict[str, DensePrediction]): Predictions by image file; empty for tasks with boxes.
+        truth (dict[str, DensePrediction]): Labels by image file; empty for tasks with boxes.
     """
 
     score: float
@@ -75,75 +76,88 @@ class Seen:
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     objects: dict[str, Objects] = field(default_factory=dict)
     labels: dict[str, Objects] = field(default_factory=dict)
-    said: dict[str, Said] = field(default_factory=dict)
-    truth: dict[str, Said] = field(default_factory=dict)
+    predictions: dict[str, DensePrediction] = field(default_factory=dict)
+    truth: dict[str, DensePrediction] = field(default_factory=dict)
 
 
-def watch(model: Any, validator: type, args: Namespace, folder: Path) -> Seen:
-    """Validate a model and keep what it detects.
+def validate(model: Any, validator: type, args: Namespace, folder: Path) -> ValidationResult:
+    """Validate a model and keep its predictions.
 
     Args:
-        model (nn.Module): A model as validators take one; it is fused.
+        model (nn.Module): A model as validators take one; it is fused in place.
         validator (type[BaseValidator]): The task's validator.
         args (Namespace): Ultralytics' arguments; `nms=False` chooses the end-to-end head.
         folder (Path): Folder for what Ultralytics writes.
     """
-    boxes = args.task in GRID_TASKS
-    kind = _keeping(validator) if boxes else keeping_dense(validator, args.task)
-    run = kind(args=vars(args), save_dir=folder, _callbacks=callbacks.get_default_callbacks())
-    found = run(model=model)
-    score, second = (float(found[key]) for key, _ in METRICS[args.task])
-    if boxes:
-        return Seen(score, second, _per_class(run.metrics, args.task), run.kept, run.truth)
+    has_boxes = args.task in GRID_TASKS
+    recording = recording_validator(validator) if has_boxes else recording_dense_validator(validator, args.task)
+    run = recording(args=vars(args), save_dir=folder, _callbacks=callbacks.get_default_callbacks())
+    metrics = run(model=model)
+    score, second = (float(metrics[key]) for key, _ in METRICS[args.task])
+    if has_boxes:
+        return ValidationResult(score, second, _per_class(run.metrics, args.task), run.kept, run.truth)
     classes = {}
     if args.task == "classify":
         classes = image_classes(distinct(run.names), run.kept, run.truth)
     elif args.task == "semantic":
         classes = pixel_classes(run.metrics)
-    return Seen(score, second, classes, said=run.kept, truth=run.truth)
+    return ValidationResult(score, second, classes, predictions=run.kept, truth=run.truth)
 
 
-def _keeping(validator: Any) -> Any:
-    """Return a validator that also keeps detections and labels in pixels of the image files."""
+def recording_validator(validator: Any) -> Any:
+    """Return a validator that also keeps detections and labels, in pixels of the image files.
 
-    class Keeping(validator):
-        """Keeps what it is shown."""
+    Args:
+        validator (type[DetectionValidator]): The task's validator.
+
+    Returns:
+        (type[DetectionValidator]): A subclass; `kept` and `truth` of its objects are detections and labels by file.
+    """
+
+    class RecordingValidator(validator):
+        """Keeps detections and labels of every image."""
 
         def init_metrics(self, model: Any) -> None:
-            """Begin with nothing."""
+            """Start with no images."""
             super().init_metrics(model)
             self.kept: dict[str, Objects] = {}
             self.truth: dict[str, Objects] = {}
             self.prepared: list[dict[str, Any]] = []
 
         def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
-            """Prepare the labels of an image once for both uses: those of masks take a while."""
+            """Keep the prepared labels of an image: preparing masks again would take a while."""
             self.prepared.append(super()._prepare_batch(si, batch))
             return self.prepared[-1]
 
         def update_metrics(self, preds: list[dict[str, Tensor]], batch: dict[str, Any]) -> None:
-            """Count a batch, and keep it."""
+            """Count a batch, and keep its objects."""
             self.prepared.clear()
             super().update_metrics(preds, batch)
             for pred, labels in zip(preds, self.prepared, strict=True):
-                found = _objects(pred, labels, pred["conf"])
-                if self.args.classes is not None:  # labels of others are gone already
-                    found = found.of(self.args.classes)
-                self.kept[labels["im_file"]] = found
+                detections = _objects(pred, labels, pred["conf"])
+                if self.args.classes is not None:  # labels of other classes are left out already
+                    detections = detections.of(self.args.classes)
+                self.kept[labels["im_file"]] = detections
                 self.truth[labels["im_file"]] = _objects(labels, labels, None)
 
-    return Keeping
+    return RecordingValidator
 
 
-def _objects(found: dict[str, Any], image: dict[str, Any], conf: Tensor | None) -> Objects:
-    """Return detections or labels of one image, most confident first."""
-    boxes, cls = found["bboxes"].clone().float(), found["cls"]
+def _objects(values: dict[str, Any], image: dict[str, Any], conf: Tensor | None) -> Objects:
+    """Return detections or labels of one image, most confident first.
+
+    Args:
+        values (dict): "bboxes" in pixels of the network's input and "cls", as validators have them.
+        image (dict): The image's sizes, as `_prepare_batch` returns them.
+        conf (Tensor | None): Confidence of each, shape (N,); None for labels.
+    """
+    boxes, cls = values["bboxes"].clone().float(), values["cls"]
     if len(cls):
         rotated = boxes.shape[1] == 5
         boxes = ops.scale_boxes(image["imgsz"], boxes, image["ori_shape"], image["ratio_pad"], xywh=rotated)
-    sure = np.ones(len(cls)) if conf is None else conf.float().cpu().numpy()
-    order = np.argsort(-sure, kind="stable")
-    return Objects(boxes.cpu().numpy()[order], cls.cpu().numpy().astype(int)[order], sure[order])
+    confidence = np.ones(len(cls)) if conf is None else conf.float().cpu().numpy()
+    order = np.argsort(-confidence, kind="stable")
+    return Objects(boxes.cpu().numpy()[order], cls.cpu().numpy().astype(int)[order], confidence[order])
 
 
 def _per_class(metrics: Any, task: str) -> dict[str, dict[str, float]]:

@@ -12,7 +12,8 @@ from ultralytics.utils import LOGGER, RANK, callbacks
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
-from ..report.run import Subject, command_of, report_run
+from ..report.report_folder import EvaluationSetup
+from ..report.run import command_of, report_training
 from . import distributed, tables
 from .distillation import Distillation
 
@@ -55,10 +56,10 @@ def _prepared(
 
     The validator is a new one, so that files, plots and callbacks of the student's validation stay the student's.
     """
+    if not distillation.teacher.can_validate:
+        return None
     names = trainer.data["names"]
     model = distillation.teacher.validator_model(len(names), names)
-    if model is None:
-        return None
     validator = make_validator()
     validator.callbacks = callbacks.get_default_callbacks()
     validator.args.plots = validator.args.save_txt = validator.args.compile = False
@@ -98,8 +99,8 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
     try:
         quantize = getattr(trainer.validator.args, "quantize", None)
         args = {**vars(trainer.args), "quantize": quantize}
-        subject = Subject(dict(trainer.data["names"]), type(trainer.validator), trainer.device, "")
-        report_run(distillation.teacher, student, subject, args, trainer.save_dir / "report")
+        setup = EvaluationSetup(dict(trainer.data["names"]), type(trainer.validator), trainer.device)
+        report_training(distillation.teacher, student, setup, args, trainer.save_dir / "report")
     except Exception as e:  # the student is finished and must not be lost for pictures
         LOGGER.warning(f"the report could not be written: {type(e).__name__}: {e}")
 
