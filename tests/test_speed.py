@@ -1,4 +1,4 @@
-"""The benchmark of a step measures what it says, and the README shows what it measured."""
+"""The benchmark of a training step, and its table in the README."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = sorted((ROOT / "examples" / "speed" / "results").glob("*.json"))
 
 spec = importlib.util.spec_from_file_location("speed", ROOT / "examples" / "speed" / "speed.py")
 speed = importlib.util.module_from_spec(spec)
-sys.modules["speed"] = speed  # its dataclass looks itself up
+sys.modules["speed"] = speed  # its dataclass looks up its own module
 spec.loader.exec_module(speed)
 
 
@@ -27,7 +27,7 @@ def prepared(tmp_path):
     return settings, tmp_path
 
 
-def test_every_arm_takes_its_step_and_does_what_its_name_says(prepared):
+def test_every_arm_takes_a_step_with_the_terms_in_its_name(prepared):
     arms = {name: speed.Arm(name, *prepared, "n") for name in speed.ARMS}
     seconds = {name: arm.step() for name, arm in arms.items()}
     items = {name: arm.trainer.loss_items for name, arm in arms.items()}
@@ -46,13 +46,13 @@ def test_every_arm_takes_its_step_and_does_what_its_name_says(prepared):
     assert arms["plain"].load() > 0
 
 
-def test_memory_is_that_of_a_process_of_its_own(prepared):
+def test_memory_is_measured_in_a_separate_process(prepared):
     assert 0.1 < speed.measure_memory(*prepared, "n", "kd_cache") < 8
     with pytest.raises(RuntimeError, match="no arm"):
         speed.measure_memory(*prepared, "n", "no arm")
 
 
-def test_table_has_medians_and_the_share_of_the_limit():
+def test_table_has_medians_and_the_added_time_over_that_of_the_limit():
     times = {name: [0.1, 0.3, 0.2] for name in speed.ARMS}
     times |= {
         "limit": [0.2, 0.4, 0.3],
@@ -68,7 +68,7 @@ def test_table_has_medians_and_the_share_of_the_limit():
     assert "| YOLO26s | kd_cls | 310 (210 to 410) | 1.55x | 1.10 | 1.50 GiB |" in text
 
 
-def test_arms_that_are_asked_for_are_measured_beside_plain():
+def test_given_arms_are_measured_with_plain():
     assert speed.Settings().names == list(speed.ARMS)
     assert speed.Settings(arms="kd_cache, kd_cls").names == ["plain", "kd_cls", "kd_cache"]
     with pytest.raises(ValueError, match="unknown arms kd_nothing: use plain"):

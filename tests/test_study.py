@@ -44,7 +44,7 @@ def save(folder: Path, content: dict) -> None:
     (folder / "records" / "kd-0.json").write_text('{"weights": "/home/me/runs/x.pt"}')
 
 
-def test_tables_are_kept_without_the_folders_of_the_machine(tmp_path):
+def test_tables_are_saved_without_folders_of_the_machine(tmp_path):
     save(tmp_path / "bench", report({"alone": [0.2], "kd": [0.3]}, 0.4))
     study.keep_tables(tmp_path / "bench", tmp_path / "kept", {"/home/me/sets/": "", "/home/me/runs/": ""})
     assert json.loads((tmp_path / "kept/bench.json").read_text())["settings"]["data"] == "d.yaml"
@@ -77,12 +77,12 @@ def test_classes_of_coco128_seg_are_those_of_its_names(tmp_path):
     assert (Path(data["path"]) / "images/train/a.jpg").read_bytes() == b"photo"
 
 
-def test_study_has_the_tables_that_the_readme_speaks_of():
+def test_study_has_the_tables_that_the_readme_shows():
     assert {"final-bccd", "final-helmet"} <= {folder.name for folder in STAGES}
 
 
 @pytest.mark.parametrize("folder", STAGES, ids=lambda f: f.name)
-def test_a_shipped_table_is_that_of_its_records(folder):
+def test_a_shipped_table_is_computed_from_its_records(folder):
     shown = json.loads((folder / "bench.json").read_text())
     records = {f.stem: json.loads(f.read_text()) for f in (folder / "records").glob("*.json")}
     arms, seeds = [*shown["settings"]["arms"]], shown["settings"]["seeds"]
@@ -117,7 +117,7 @@ def test_readme_shows_the_demo_that_was_run():
         assert f"| {title} | {figures} |" in readme
 
 
-def test_a_duplicate_overlaps_a_surer_detection_of_its_class():
+def test_a_duplicate_overlaps_a_more_confident_detection_of_its_class():
     boxes = [
         [0, 0, 10, 10, 0.9, 0],
         [0, 0, 10, 9, 0.3, 0],  # the same object again
