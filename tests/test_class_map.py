@@ -59,8 +59,8 @@ def test_a_map_may_stand_in_a_yaml(tmp_path):
     "teacher, spec, message",
     [
         ({0: "cat"}, "auto", "no class in common"),
-        ({0: "cat"}, {"dog": "person"}, "'dog', which is no class of the teacher"),
-        ({0: "cat"}, {"cat": "persn"}, "'persn', which is no class of the data"),
+        ({0: "cat"}, {"dog": "person"}, "'dog', which is not a class of the teacher"),
+        ({0: "cat"}, {"cat": "persn"}, "'persn', which is not a class of the data"),
         ({0: "cat"}, "nowhere.yaml", "neither 'auto', nor a map, nor a readable YAML"),
         ({0: "Cat", 1: "cAt"}, {"cat": "person"}, "'cat', which stands for 2 classes of the teacher"),
     ],
@@ -85,5 +85,5 @@ def test_yaml_that_holds_no_map_is_one_sentence(tmp_path, text):
 
 
 def test_keep_that_leaves_nothing_says_so():
-    with pytest.raises(KDError, match=r"of which classes=\[2\] are used"):
+    with pytest.raises(KDError, match=r"only classes=\[2\] are used"):
         match_classes(DATA, {0: "person"}, keep=[2])

@@ -147,7 +147,7 @@ def test_teacher_that_overflows_in_the_middle_costs_no_epoch(teacher, data, tmp_
     model.add_callback("on_train_batch_start", lambda t: gains.append((t.epoch, t.model.criterion.base.o2m)))
     run_args = {**GPU, "amp": "bf16", "data": data, "project": str(tmp_path), "name": "run", "kd_feat": 1.0}
     model.train(**run_args, teacher=str(tmp_path / "teacher.pt"))
-    assert count["half"] == 5 and "it runs in float32" in caplog.text and "recovering" not in caplog.text
+    assert count["half"] == 5 and "it continues in float32" in caplog.text and "recovering" not in caplog.text
     rows = results(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert all(math.isfinite(v) for row in rows for v in row.values())

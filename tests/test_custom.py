@@ -94,27 +94,36 @@ def test_object_of_a_module_is_named_by_a_text_and_resumed(quick, tmp_path, monk
 @pytest.mark.parametrize(
     "said, message",
     [
-        ([], "was given 2 images and answers 0"),
-        ([{"boxes": [BOX], "probs": torch.rand(1, 2)}] * 2, r"1 boxes and 'probs' of shape \(1, 2\), where \(1, 3\)"),
+        ([], "was given 2 images and returned 0 answers"),
+        (
+            [{"boxes": [BOX], "probs": torch.rand(1, 2)}] * 2,
+            r"1 boxes and 'probs' of shape \(1, 2\) for an image; 'probs' needs shape \(1, 3\)",
+        ),
         ([{"boxes": [BOX], "scores": [0.5], "labels": [7]}] * 2, "labels from 7"),
-        ([{"boxes": [BOX, BOX], "scores": [0.5], "labels": [1, 2]}] * 2, r"'scores' of shape \(1,\), where \(2,\)"),
+        (
+            [{"boxes": [BOX, BOX], "scores": [0.5], "labels": [1, 2]}] * 2,
+            r"'scores' of shape \(1,\) for an image; 'scores' needs shape \(2,\)",
+        ),
         ([{"boxes": [BOX, BOX], "scores": [0.5, 0.5], "labels": [1]}] * 2, r"'labels' of shape \(1,\)"),
         ([{"boxes": [BOX], "scores": 0.5, "labels": [1]}] * 2, r"'scores' of shape \(\)"),
         ([{"boxes": [], "probs": torch.rand(2, 3)}] * 2, "0 boxes and 'probs'"),
         ([{"boxes": torch.ones(4, 5), "probs": torch.rand(4, 3)}] * 2, r"'boxes' of shape \(4, 5\)"),
-        ([{"boxes": [BOX], "scores": [0.5], "labels": ["disc"]}] * 2, "no array of numbers"),
-        ([{"boxes": [BOX], "probs": None}] * 2, "no array of numbers"),
-        ([{"boxes": "many", "probs": []}] * 2, "no array of numbers"),
+        ([{"boxes": [BOX], "scores": [0.5], "labels": ["disc"]}] * 2, "returned values that are not numbers"),
+        ([{"boxes": [BOX], "probs": None}] * 2, "returned values that are not numbers"),
+        ([{"boxes": "many", "probs": []}] * 2, "returned values that are not numbers"),
         ([{"boxes": [[0.1, 0.1, 0.9, 0.9]], "probs": [[0.9, 0, 0]]}] * 2, "none of the first 2 boxes covers a pixel"),
         ([{"boxes": [[40.0, 40, 9, 9]], "probs": [[0.9, 0, 0]]}] * 2, "x1, y1, x2, y2 in pixels"),
         ([{"boxes": [[400.0, 4, 900, 9]], "probs": [[0.9, 0, 0]]}] * 2, "of the images that teach"),
-        (7, "no array of numbers"),
-        ([{"boxes": torch.full((1, 4), float("nan")), "probs": torch.rand(1, 3)}] * 2, "not finite"),
+        (7, "returned values that are not numbers"),
+        (
+            [{"boxes": torch.full((1, 4), float("nan")), "probs": torch.rand(1, 3)}] * 2,
+            "NaN or Inf in float32: make teach\\(\\) return finite values",
+        ),
         (None, "returns no detections"),
         ({"detection": []}, "returns no detections"),
-        ([None, None], "answers an image with NoneType"),
+        ([None, None], "returned NoneType for an image"),
         ([{"boxes": torch.zeros(1, 4)}] * 2, "'boxes' and 'probs'"),
-        ([{"boxes": [[1.0, 1, 9, 9]], "probs": [[3.0, -1, 0]]}] * 2, "not between 0 and 1"),
+        ([{"boxes": [[1.0, 1, 9, 9]], "probs": [[3.0, -1, 0]]}] * 2, r"probabilities outside \[0, 1\]"),
     ],
 )
 def test_answers_that_make_no_sense_are_named(said, message):
@@ -160,7 +169,7 @@ class Later:
 
 @pytest.mark.parametrize("answers", [0, 1])
 def test_only_a_run_whose_teacher_made_sense_once_leaves_a_folder(quick, answers):
-    with pytest.raises(KDError, match="not "):
+    with pytest.raises(KDError, match="NaN or Inf"):
         YOLO("yolo26n.yaml").train(**quick, teacher=Later(answers))
     assert Path(quick["project"]).exists() == bool(answers)
 
@@ -170,7 +179,7 @@ def test_numbers_that_break_in_a_later_batch_are_named():
     teacher.match(NAMES)
     teacher.prepare(CPU)
     teacher(torch.rand(2, 3, 64, 64))
-    with pytest.raises(KDError, match="not finite"):
+    with pytest.raises(KDError, match="returned NaN or Inf in float32: make teach"):
         for _ in range(4):
             teacher(torch.rand(2, 3, 64, 64))
 
@@ -239,9 +248,9 @@ def test_class_is_made_an_object():
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"teach": 5}, "its `teach` cannot be called"),
+        ({"teach": 5}, "its `teach` is not callable"),
         ({"strides": 8}, "lists of whole numbers"),
-        ({"strides": (8, 16), "channels": (4,)}, "2 strides and 1 channels"),
+        ({"strides": (8, 16), "channels": (4,)}, "has 2 strides and 1 channels"),
     ],
 )
 def test_attributes_that_make_no_sense_are_named(more, message):
@@ -269,7 +278,7 @@ def test_numbers_of_every_kind_are_looked_at_in_every_batch(broken):
 
     teacher = prepared(Drifting())
     teacher(torch.rand(2, 3, 64, 64))
-    with pytest.raises(KDError, match="not finite"):
+    with pytest.raises(KDError, match="returned NaN or Inf in float32: make teach"):
         teacher(torch.rand(2, 3, 64, 64))
 
 
@@ -279,7 +288,7 @@ def test_numbers_of_every_kind_are_looked_at_in_every_batch(broken):
         (lambda f: f, "list of maps"),
         (lambda f: [f.flatten(2)], r"shape \[\(2, 8, 16\)\]"),
         (lambda f: [f, f], "features of shape"),
-        (lambda f: ["map"], "no array of numbers"),
+        (lambda f: ["map"], "returned values that are not numbers"),
     ],
 )
 def test_features_that_make_no_sense_are_named(features, message):
@@ -362,7 +371,7 @@ class Plain(torch.nn.Module):
         (lambda x: x[0], r"a tensor of shape \(6,\)"),
         (lambda x: x[..., None], r"a tensor of shape \(1, 6, 1\)"),
         (lambda x: x.numpy(), "returns ndarray"),
-        (lambda x: x[:, :5], "scores 5 classes and names 6"),
+        (lambda x: x[:, :5], "scores 5 classes and has 6 `names`"),
     ],
 )
 def test_classifier_that_answers_otherwise_is_one_sentence(said, message):
@@ -375,7 +384,7 @@ def test_classifier_that_answers_otherwise_is_one_sentence(said, message):
     [
         ({"mean": [0.5, 0.5], "std": [0.2, 0.2]}, "`mean` of 2 numbers for 3 channels"),
         ({"mean": [0.5, 0.5, 0.5]}, "one of `mean` and `std`"),
-        ({"mean": "grey", "std": 1.0}, "no list of numbers"),
+        ({"mean": "grey", "std": 1.0}, "not a list of numbers"),
     ],
 )
 def test_preprocessing_that_makes_no_sense_is_named(more, message):
@@ -423,7 +432,7 @@ def test_teacher_that_cannot_be_saved_teaches_and_is_said_to_be_needed_again(tmp
     model.odd = lambda x: x
     student = YOLO("yolo26n-cls.yaml")
     student.train(**{**QUICK, "epochs": 1}, data=str(data), teacher=model, project=str(tmp_path / "runs"))
-    assert student.trainer.loss_items["kd_cls"] > 0 and "to resume must be given again" in caplog.text
+    assert student.trainer.loss_items["kd_cls"] > 0 and "give it again to resume the run" in caplog.text
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------

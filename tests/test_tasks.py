@@ -277,7 +277,7 @@ def test_vector_has_no_places_to_compare(sets, tmp_path):
 
 @pytest.mark.parametrize("source", ["torchvision:nosuchnet", "timm:nosuchnet"])
 def test_classifier_that_a_library_has_not_is_one_sentence(source):
-    with pytest.raises(KDError, match=f"teacher={source} could not be had from") as error:
+    with pytest.raises(KDError, match=f"teacher={source} could not be loaded from") as error:
         open_teacher(source, "classify")
     assert "\n" not in str(error.value)
 

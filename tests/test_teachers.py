@@ -393,7 +393,7 @@ def test_several_teachers_of_the_command_line_are_trained_with_resumed_and_cache
     [
         ({"kd_teacher_weights": [1, 2, 3]}, "3 numbers for 2 teachers"),
         ({"kd_teacher_weights": [1, -2]}, "a positive number for each teacher"),
-        ({"kd_classes": {"nosuch": "disc"}}, "no class of any teacher"),
+        ({"kd_classes": {"nosuch": "disc"}}, "not a class of any teacher"),
         ({"kd_classes": {"disc": "disc"}}, "names no class of teacher="),
     ],
 )

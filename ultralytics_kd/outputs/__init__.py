@@ -1,10 +1,24 @@
-"""One view of raw model outputs, student's or teacher's; the only place that knows how heads lay them out.
+"""One view of raw model outputs, the student's or the teacher's. Only these files know the layout of heads.
 
-`heads` looks inside a head, `grid` reads what YOLO's detection-like heads say at every anchor point, `dense` what the
-heads of classification, semantic segmentation and depth return, `queries` what RT-DETR's decoder does.
+Files:
+    heads: YOLO heads from inside: their kind and layout, their towers, and frozen heads with raw outputs.
+    grid: predictions of YOLO's detection-like heads at every anchor point.
+    dense: outputs of models without anchor points: classification, semantic segmentation, depth.
+    queries: predictions of RT-DETR's decoder.
+    weight_selection: the weights that a student takes from a bigger teacher (`kd_init`).
 """
 
-from .dense import DENSE_TASK_OF, SIDE, calibration, dense_maps, dense_output, look, tapped, uncalibrated, within_limits
+from .dense import (
+    DENSE_TASK_OF,
+    SIDE,
+    calibration,
+    capture_maps,
+    dense_maps,
+    dense_output,
+    probe,
+    uncalibrated,
+    within_limits,
+)
 from .grid import (
     ANGLES,
     BOXES,
@@ -27,6 +41,7 @@ from .grid import (
     join,
     level_scores,
     on_levels,
+    pad,
     pixels,
     take_images,
 )
@@ -43,11 +58,11 @@ from .heads import (
     layout,
     map_channels,
     map_head_classes,
-    read_raw,
     stem_features,
     towers,
+    use_raw_head,
 )
-from .queries import has_queries, query_features, read_queries
+from .queries import has_queries, query_features, use_raw_decoder
 
 __all__ = (
     "ANGLES",
@@ -69,6 +84,7 @@ __all__ = (
     "anchors",
     "branches",
     "calibration",
+    "capture_maps",
     "common_strides",
     "crop",
     "decode",
@@ -86,18 +102,18 @@ __all__ = (
     "last_conv",
     "layout",
     "level_scores",
-    "look",
     "map_channels",
     "map_head_classes",
     "on_levels",
+    "pad",
     "pixels",
+    "probe",
     "query_features",
-    "read_queries",
-    "read_raw",
     "stem_features",
     "take_images",
-    "tapped",
     "towers",
     "uncalibrated",
+    "use_raw_decoder",
+    "use_raw_head",
     "within_limits",
 )

@@ -1,4 +1,4 @@
-"""What models without anchor points return: class logits of an image or of pixels, depth, and what led to it."""
+"""Outputs of models without anchor points: class logits of an image or of pixels, depth, and feature maps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .heads import find_head
 
 DENSE_HEADS = {"Classify": "classify", "SemanticSegment": "semantic", "Depth": "depth"}
 DENSE_TASK_OF = {getattr(head_module, name): task for name, task in DENSE_HEADS.items() if hasattr(head_module, name)}
-NEAREST, FARTHEST = 0.02, 147.0  # metres between which Ultralytics' depth head is not at its limits, uncalibrated
-SIDE = 224  # of the image that a model is looked at with; some transformers read no other
+NEAREST, FARTHEST = 0.02, 147.0  # limits in metres of Ultralytics' depth head, uncalibrated, with a margin
+SIDE = 224  # pixels of the image that `probe` uses; some transformers read no other size
 
 
 def dense_output(task: str, preds: Any) -> Tensor:
-    """Return what a model says, of training or of validation.
+    """Return a model's main output, in training or in validation.
 
     Args:
         task (str): "classify", "semantic" or "depth".
-        preds (Any): What the model returns.
+        preds (Any): The model's predictions.
 
     Returns:
         (Tensor): Class logits of shape (B, nc), per-pixel logits (B, nc, H, W), or depth (B, 1, H, W).
@@ -37,10 +37,12 @@ def dense_output(task: str, preds: Any) -> Tensor:
 
 
 def calibration(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return factor and offset by which a depth head in eval mode corrects the logarithm of what it says in training.
+    """Return factor and offset of a depth head's calibration.
+
+    In eval mode the head multiplies its log-depth by the factor and adds the offset. In training it does not.
 
     Args:
-        model (nn.Module): Model of a depth head, trained by Ultralytics.
+        model (nn.Module): Ultralytics' depth model.
     """
     head = find_head(model)
     one = next(model.parameters()).new_ones(1)
@@ -48,7 +50,7 @@ def calibration(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def uncalibrated(depth: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """Return the depth that a head says in training, of one that it says in eval mode.
+    """Return the depth that a head predicts in training, from the depth that it predicts in eval mode.
 
     Args:
         depth (Tensor): Depth of shape (B, 1, H, W) in eval mode.
@@ -58,40 +60,40 @@ def uncalibrated(depth: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     return ((depth.log() - offset) / factor).exp()
 
 
-def within_limits(depth: Tensor, said: Tensor) -> Tensor:
-    """Return depth that is infinite where a head is at the limits of what it can say, and so knows no number.
+def within_limits(depth: Tensor, uncalibrated: Tensor) -> Tensor:
+    """Return depth that is infinite where a head is at its limits: the true depth may lie beyond them.
 
     Args:
         depth (Tensor): Depth of shape (B, 1, H, W).
-        said (Tensor): The same before calibration, which moves the limits.
+        uncalibrated (Tensor): The same before calibration, which moves the limits.
     """
-    return depth.where((said > NEAREST) & (said < FARTHEST), torch.inf)
+    return depth.where((uncalibrated > NEAREST) & (uncalibrated < FARTHEST), torch.inf)
 
 
 @contextmanager
-def tapped(model: nn.Module, take: Callable[[list[Tensor]], None], side: int = SIDE) -> Iterator[None]:
-    """Hand over the feature maps that enter a model's head at every forward pass.
+def capture_maps(model: nn.Module, receive: Callable[[list[Tensor]], None], side: int = SIDE) -> Iterator[None]:
+    """Pass the feature maps that enter a model's head to a function, at every forward pass.
 
     Args:
         model (nn.Module): Model of a dense task.
-        take (Callable): Is given the maps, each of shape (B, C, H, W); a vector is a map of one cell.
+        receive (Callable): Called with the maps, each of shape (B, C, H, W); a vector is a map of one cell.
         side (int): Side of an image that it can read.
     """
-    tap = _tap(model, side)
-    if tap is None:
+    place = _map_place(model, side)
+    if place is None:
         yield
         return
-    place, from_inputs = tap
+    module, from_inputs = place
     last = _channels_last(model)
 
-    def hand_over(_: nn.Module, inputs: Any, output: Any) -> None:
-        """Take the maps of one forward pass."""
+    def forward_hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        """Pass on the maps of one forward pass."""
         maps = inputs[0] if from_inputs else output
         maps = list(maps) if isinstance(maps, (list, tuple)) else [maps]
         maps = [f.movedim(-1, 1) if last and f.ndim == 4 else f for f in maps]
-        take([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])
+        receive([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])
 
-    hook = place.register_forward_hook(hand_over)
+    hook = module.register_forward_hook(forward_hook)
     try:
         yield
     finally:
@@ -99,10 +101,10 @@ def tapped(model: nn.Module, take: Callable[[list[Tensor]], None], side: int = S
 
 
 def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> FeatureLayout:
-    """Return the maps that enter a model's head.
+    """Return the layout of the maps that enter a model's head.
 
-    A classifier has one, whose stride is of no account: it is given as 0, the same for every family. One from elsewhere
-    may be made so that none is found.
+    A classifier has one map. Its stride does not matter, and is 0 for every family. For a classifier of another library
+    the layout may be empty, if no map was found.
 
     Args:
         model (nn.Module): The model.
@@ -110,16 +112,16 @@ def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> 
         channels (int): Channels of its images.
         side (int): Side of an image that it can read.
     """
-    seen: list[list[Tensor]] = []
-    with tapped(model, seen.append, side):
-        look(model, channels, side)
-    maps = seen[-1] if seen else []
+    captured: list[list[Tensor]] = []
+    with capture_maps(model, captured.append, side):
+        probe(model, channels, side)
+    maps = captured[-1] if captured else []
     strides = tuple(side // f.shape[-1] for f in maps) if task != "classify" else (0,) * len(maps)
     return FeatureLayout(strides, tuple(f.shape[1] for f in maps), bool(maps) and maps[-1].shape[-2:] == (1, 1))
 
 
-def look(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tuple[Any, int]:
-    """Return what a model returns for one grey image, and the channels of that image; its state stays as it was.
+def probe(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tuple[Any, int]:
+    """Return a model's predictions for one grey image, and the channels of that image; its state stays as it was.
 
     Args:
         model (nn.Module): The model.
@@ -138,36 +140,36 @@ def look(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tup
 
 
 def _channels_last(model: Any) -> bool:
-    """Return whether a model of timm says that its maps have their channels last."""
+    """Return whether a model is one of timm's whose maps have their channels last."""
     return "NHWC" in str(getattr(model, "output_fmt", ""))
 
 
-def _tap(model: Any, side: int) -> tuple[Any, bool] | None:
-    """Return the module where the maps are found, and whether they are what it reads or what it returns, if any.
+def _map_place(model: Any, side: int) -> tuple[Any, bool] | None:
+    """Return the module that has the maps, and whether they are its inputs or its output; None if there are none.
 
-    Of a classifier from elsewhere it is what returns the last map before pooling. A transformer ends in tokens: there
-    it is the vector that the last linear layer reads.
+    In Ultralytics' models they are the head's inputs. In a classifier of another library they are the last map before
+    pooling. A transformer ends in tokens: there it is the vector that the last linear layer reads.
     """
     head = find_head(model)
     if type(head) in DENSE_TASK_OF:
         return head, True
-    seen: list[tuple[nn.Module, tuple[int, ...]]] = []
+    shapes: list[tuple[nn.Module, tuple[int, ...]]] = []
 
-    def note(module: nn.Module, _: Any, out: Any) -> None:
-        """Take note of what a part of the model returns; a whole returns after its parts."""
+    def record(module: nn.Module, _: Any, out: Any) -> None:
+        """Record the shape of a module's output; a module returns after its children."""
         if isinstance(out, Tensor):
-            seen.append((module, tuple(out.shape)))
+            shapes.append((module, tuple(out.shape)))
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if m is not model]
+    hooks = [m.register_forward_hook(record) for m in model.modules() if m is not model]
     try:
-        look(model, side=side)
+        probe(model, side=side)
     finally:
         for hook in hooks:
             hook.remove()
     rows = 1 if _channels_last(model) else 2
-    for module, shape in reversed(seen):
+    for module, shape in reversed(shapes):
         if len(shape) == 3 or (len(shape) == 4 and shape[rows : rows + 2] != (1, 1)):
             if len(shape) == 4:
                 return module, False
             break
-    return next(((m, True) for m, _ in reversed(seen) if isinstance(m, nn.Linear)), None)
+    return next(((m, True) for m, _ in reversed(shapes) if isinstance(m, nn.Linear)), None)

@@ -1,4 +1,4 @@
-"""What YOLO's detection-like heads say at every anchor point: scores, boxes and what a task adds to them."""
+"""Predictions of YOLO's detection-like heads at every anchor point: scores, boxes and what a task adds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
 ONE2MANY, ONE2ONE = "one2many", "one2one"
 SCORES, BOXES = "scores", "boxes"
 COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES, PROTO = "mask_coefficient", "kpts", "kpts_sigma", "angle", "proto"
-EXTRAS = (COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES)  # what a task's head says at every anchor point beside the two
+EXTRAS = (COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES)  # what a task's head predicts beside scores and boxes
+PADDING = 114 / 255  # the grey that Ultralytics pads images with
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Branch:
     Attributes:
         scores (Tensor): Class logits of shape (B, A, nc), A anchor points over all levels.
         boxes (Tensor): Box outputs of shape (B, A, 4 * reg_max): distances to the four sides in strides, or bins.
-            A part of the teacher's that no term reads is empty: (B, A, 0).
+            A part of a teacher's branch that no term reads is empty: (B, A, 0).
         feats (list[Tensor]): Head inputs per level, each of shape (B, C, H, W).
         extras (dict[str, Tensor]): What the task's head adds at every anchor point, each of shape (B, A, c):
             "mask_coefficient", "kpts" and "kpts_sigma", or "angle" in radians.
@@ -44,7 +46,7 @@ class FeatureLayout:
     Attributes:
         strides (tuple[int, ...]): Stride of each level in pixels.
         channels (tuple[int, ...]): Channels of each level.
-        vectors (bool): Whether they are no maps but one vector for the whole image.
+        vectors (bool): Whether each is one vector for the whole image, not a map.
     """
 
     strides: tuple[int, ...]
@@ -54,7 +56,7 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a detection-like head looks like.
+    """Layout of a detection-like head.
 
     Attributes:
         strides (tuple[int, ...]): Stride of each level in pixels.
@@ -63,9 +65,9 @@ class Layout:
         reg_max (int): Bins per box side; 1 without DFL.
         branches (tuple[str, ...]): `("one2many",)` or `("one2many", "one2one")`.
         task (str): Task of the head.
-        kpt_shape (tuple[int, int] | None): Number of keypoints and of values for each, of a pose head.
-        kpt_scale (float): Strides that one unit of a keypoint's raw output stands for: 2 in YOLOv8's pose head, which
-            also measures from the cell's corner, 1 in YOLO26's.
+        kpt_shape (tuple[int, int] | None): Number of keypoints and of values for each, for a pose head.
+        kpt_scale (float): Strides per unit of a keypoint's raw output: 2 in YOLOv8's pose head, which also measures
+            from the cell's corner, 1 in YOLO26's.
     """
 
     strides: tuple[int, ...]
@@ -88,7 +90,7 @@ class Layout:
         return self.reg_max > 1
 
     def only(self, strides: Sequence[int]) -> Layout:
-        """Return the layout with these levels alone."""
+        """Return the layout with only these levels."""
         index = [self.strides.index(s) for s in strides]
         return replace(self, strides=tuple(strides), channels=tuple(self.channels[i] for i in index))
 
@@ -99,12 +101,12 @@ def common_strides(layouts: Iterable[Layout]) -> tuple[int, ...]:
 
 
 def branches(preds: Any) -> dict[str, Branch]:
-    """Return the branches in a model's raw predictions, of training or of validation.
+    """Return the branches in a model's raw predictions, in training or in validation.
 
-    A head without an end-to-end branch is trained with many positives per object, so its only branch is "one2many".
+    A head without an end-to-end branch is trained with many positives per object: its only branch is "one2many".
 
     Args:
-        preds (dict | tuple): What a detection-like model returns in training mode, or (decoded, raw) in eval mode.
+        preds (dict | tuple): Raw predictions, as in training mode, or (decoded, raw), as in eval mode.
 
     Returns:
         (dict[str, Branch]): One entry per branch.
@@ -145,7 +147,7 @@ def join(parts: list[dict[str, Branch]]) -> dict[str, Branch]:
 
 
 def on_levels(branch: Branch, layout: Layout, strides: Sequence[int]) -> Branch:
-    """Return a branch with the anchor points of some levels alone.
+    """Return a branch with the anchor points of some levels only.
 
     Args:
         branch (Branch): Raw outputs of all levels of the layout.
@@ -167,11 +169,22 @@ def on_levels(branch: Branch, layout: Layout, strides: Sequence[int]) -> Branch:
     return Branch(pick(branch.scores), pick(branch.boxes), feats, extras, branch.proto)
 
 
-def crop(branch: Branch, strides: Sequence[int], shape: tuple[int, int], padded: tuple[int, int]) -> Branch:
-    """Return what a branch says about the upper left part of the images.
+def pad(images: Tensor, stride: int) -> Tensor:
+    """Return images padded with grey at their right and lower side, so that their sides are multiples of a stride.
 
     Args:
-        branch (Branch): Raw outputs about images that were padded to the right and below.
+        images (Tensor): Images of shape (B, C, H, W) in [0, 1].
+        stride (int): Coarsest stride of a model.
+    """
+    down, right = (-side % stride for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, down), value=PADDING) if down or right else images
+
+
+def crop(branch: Branch, strides: Sequence[int], shape: tuple[int, int], padded: tuple[int, int]) -> Branch:
+    """Return a branch's outputs for the upper left part of the images.
+
+    Args:
+        branch (Branch): Raw outputs for images that were padded at their right and lower side.
         strides (Sequence[int]): Strides of its levels.
         shape (tuple[int, int]): Height and width of the part, multiples of all strides.
         padded (tuple[int, int]): Height and width of the padded images.
@@ -195,7 +208,7 @@ def crop(branch: Branch, strides: Sequence[int], shape: tuple[int, int], padded:
 
 
 def decode(boxes: Tensor, feats: list[Tensor], head_layout: Layout) -> Tensor:
-    """Return boxes as x1, y1, x2, y2 in units of each anchor point's own stride, never inside out.
+    """Return boxes as x1, y1, x2, y2 in units of each anchor point's stride; x1 <= x2 and y1 <= y2.
 
     Args:
         boxes (Tensor): Raw box outputs of shape (B, A, 4 * reg_max).
@@ -229,9 +242,8 @@ def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
-    # Without DFL a distance may be negative: rightly so where the anchor point lies outside a small object's box. Where
-    # opposite sides cross, though, the box is inside out and its IoU nonsense: it shrinks to its middle, and passes the
-    # gradient on, so that it can open.
+    # Without DFL a distance may be negative, as it must be where the anchor point lies outside a small object's box.
+    # Where opposite sides cross, the IoU would be meaningless. There the box is its middle, which a gradient can open.
     left_top, right_bottom = boxes.chunk(2, -1)
     missing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
     return torch.cat((left_top + missing, right_bottom + missing), -1)
@@ -250,12 +262,12 @@ def level_scores(scores: Tensor, feats: list[Tensor]) -> list[Tensor]:
 
 
 def take_images(preds: Any, count: int, batch: int) -> Any:
-    """Return a model's raw predictions about the first images of a batch.
+    """Return a model's raw predictions for the first images of a batch.
 
     Args:
         preds (Any): Predictions: tensors with the batch first, in tuples, lists and dicts of any depth.
         count (int): Number of images to keep.
-        batch (int): Number of images in the batch; tensors of another length are no predictions about images.
+        batch (int): Number of images in the batch; tensors of another length are kept as they are.
     """
     if isinstance(preds, Tensor):
         return preds[:count] if preds.ndim and preds.shape[0] == batch else preds

@@ -1,4 +1,4 @@
-"""Inside a YOLO head: which one it is, its towers, and what a frozen one can do without."""
+"""YOLO heads from inside: their kind and layout, their towers, and frozen heads with raw outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ..errors import KDError
 from .grid import ANGLES, BOXES, COEFFICIENTS, KEYPOINTS, ONE2MANY, ONE2ONE, PROTO, SCORES, SIGMAS, Branch, Layout
 
-# Heads that can be distilled, by name, as not every release has all of them. Other subclasses predict with prompts
+# Heads that can be distilled. Some releases lack some of them; other subclasses of Detect predict from prompts
 GRID_HEADS = {
     "Detect": "detect",
     "v10Detect": "detect",
@@ -31,22 +31,22 @@ TASK_OF = {getattr(head_module, name): task for name, task in GRID_HEADS.items()
 
 
 def find_head(model: nn.Module) -> Any:
-    """Return the last layer of a model that is a sequence of layers, as Ultralytics' models are; None of another."""
+    """Return the last layer of a model that is a sequence of layers, as Ultralytics' are; None for other models."""
     layers = getattr(unwrap_model(model), "model", None)
     return layers[-1] if isinstance(layers, nn.Sequential) and len(layers) else None
 
 
 def detect_head(model: nn.Module) -> Any:
-    """Return the detection-like head of a model: of detection, instance segmentation, pose or rotated boxes.
+    """Return a model's head for detection, instance segmentation, pose or rotated boxes.
 
     Raises:
-        KDError: If the model has none, or its head lost a branch by `fuse()`.
+        KDError: If the model has none, or `fuse()` removed a branch of its head.
     """
     head = find_head(model)
     if type(head) not in TASK_OF:
         kind = type(head).__name__ if head is not None else type(model).__name__
-        raise KDError(f"a YOLO detection head is needed for distillation, this model ends in '{kind}'.")
-    # fuse() sets the branch that it drops to None; one that a head never had is no attribute at all
+        raise KDError(f"distillation needs a YOLO detection head, and this model ends in '{kind}'.")
+    # fuse() sets the branch that it drops to None; a branch that a head never had is not an attribute
     if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
         raise KDError(
             "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
@@ -72,31 +72,31 @@ def layout(model: nn.Module) -> Layout:
 
 # Towers ---------------------------------------------------------------------------------------------------------------
 def towers(head: Any, branch: str) -> dict[str, Any]:
-    """Return the towers of a branch by what they predict, each a list with one nn.Sequential per level."""
+    """Return the towers of a branch by the part that they predict, each a list with one nn.Sequential per level."""
     prefix = "one2one_" if branch == ONE2ONE else ""
 
     def part(name: str) -> Any:
         """Return one of the branch's lists of towers."""
         return getattr(head, prefix + name)
 
-    found = {BOXES: part("cv2"), SCORES: part("cv3")}
+    parts = {BOXES: part("cv2"), SCORES: part("cv3")}
     task = TASK_OF[type(head)]
     if task == "segment":
-        found[COEFFICIENTS] = part("cv4")
+        parts[COEFFICIENTS] = part("cv4")
     elif task == "obb":
         raw = type(head).__name__ == "OBB26"
-        found[ANGLES] = part("cv4") if raw else nn.ModuleList(nn.Sequential(*t, _Angle()) for t in part("cv4"))
+        parts[ANGLES] = part("cv4") if raw else nn.ModuleList(nn.Sequential(*t, _Angle()) for t in part("cv4"))
     elif task == "pose" and hasattr(head, "cv4_kpts"):
         for name, last in ((KEYPOINTS, "cv4_kpts"), (SIGMAS, "cv4_sigma")):
             if part(last) is not None:
-                found[name] = nn.ModuleList(nn.Sequential(*t, end) for t, end in zip(part("cv4"), part(last)))
+                parts[name] = nn.ModuleList(nn.Sequential(*t, end) for t, end in zip(part("cv4"), part(last)))
     elif task == "pose":
-        found[KEYPOINTS] = part("cv4")
-    return found
+        parts[KEYPOINTS] = part("cv4")
+    return parts
 
 
 class _Angle(nn.Module):
-    """Makes an angle in radians of what YOLOv8's and 11's heads for rotated boxes predict."""
+    """Converts the raw output of YOLOv8's and 11's heads for rotated boxes to an angle in radians."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return angles between -pi / 4 and 3 pi / 4."""
@@ -104,10 +104,10 @@ class _Angle(nn.Module):
 
 
 def stem_features(head: Any, branch: str, feats: list[Tensor], levels: Sequence[int]) -> dict[str, list[Tensor]]:
-    """Return what the first block of the towers of scores and boxes makes of the head's inputs.
+    """Return the head's inputs after the first block of the towers of scores and boxes.
 
     The student's towers run in training mode: `frozen_statistics` keeps this second pass out of BatchNorm's averages.
-    It runs in float32, as the weights are, whatever AMP made of the features.
+    It runs in float32, as the weights are in float32 even under AMP.
 
     Args:
         head (Detect): Detection head.
@@ -118,22 +118,22 @@ def stem_features(head: Any, branch: str, feats: list[Tensor], levels: Sequence[
     Returns:
         (dict[str, list[Tensor]]): Features per tower and level, each of shape (B, C, H, W).
     """
-    found = towers(head, branch)
+    parts = towers(head, branch)
     with frozen_statistics(head):
-        return {name: [found[name][level][0](x.float()) for level, x in zip(levels, feats)] for name in (SCORES, BOXES)}
+        return {name: [parts[name][level][0](x.float()) for level, x in zip(levels, feats)] for name in (SCORES, BOXES)}
 
 
 def finish_towers(
     head: Any, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor], levels: Sequence[int]
 ) -> Branch:
-    """Run the rest of each tower on features as `stem_features` gives them.
+    """Run the rest of each tower on features that `stem_features` returned.
 
     Returns:
         (Branch): The branch's scores and boxes.
     """
-    found = towers(head, branch)
+    parts = towers(head, branch)
     out = {
-        name: torch.cat([found[name][i][1:](x).flatten(2) for i, x in zip(levels, stems[name])], dim=-1)
+        name: torch.cat([parts[name][i][1:](x).flatten(2) for i, x in zip(levels, stems[name])], dim=-1)
         for name in (SCORES, BOXES)
     }
     return Branch(out[SCORES].transpose(1, 2), out[BOXES].transpose(1, 2), feats)
@@ -141,7 +141,7 @@ def finish_towers(
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm in training mode use the batch's statistics without adding them to its running ones."""
+    """Let BatchNorm in training mode use the batch's statistics without adding them to its running averages."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.track_running_stats = False
@@ -154,33 +154,33 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 # Frozen heads ---------------------------------------------------------------------------------------------------------
 class RawHead(nn.Module):
-    """Stands for the head in a frozen model: only the towers that are read, no decoding, no top-k, no NMS.
+    """Replaces the head of a frozen model: runs only the towers that are read, without decoding, top-k or NMS.
 
     Attributes:
-        f (list[int]): Layers whose outputs the head reads, as Ultralytics' models want to know.
+        f (list[int]): Layers whose outputs the head reads; Ultralytics' models need it.
         i (int): Index of the head in the model.
         towers (nn.ModuleDict): Towers by branch and part, one per level.
-        proto (nn.Module | None): What makes the mask prototypes, if they are read.
-        levels (list[int]): Levels that are read.
+        proto (nn.Module | None): The module of the mask prototypes, if they are read.
+        levels (list[int]): Index of each level that is read.
     """
 
     def __init__(self, head: Detect, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None):
-        """Take towers over from a head.
+        """Share towers with a head.
 
         Args:
-            head (Detect): Detection-like head; its towers are shared, not copied.
-            reads (Mapping[str, Collection[str]]): The parts to read, as `towers` names them, and "proto", by branch.
+            head (Detect): Detection-like head; its towers are not copied.
+            reads (Mapping[str, Collection[str]]): Parts to return by branch, as `towers` names them, and "proto".
             strides (Sequence[int], optional): Strides of the levels to read; all if None.
         """
         super().__init__()
         self.f, self.i = head.f, head.i
-        own = [int(s) for s in head.stride.tolist()]
-        self.levels = [own.index(s) for s in strides or own]
+        all_strides = [int(s) for s in head.stride.tolist()]
+        self.levels = [all_strides.index(s) for s in strides or all_strides]
         self.towers: Any = nn.ModuleDict()
         for branch, parts in reads.items():
-            found = towers(head, branch)
+            lists = towers(head, branch)
             self.towers[branch] = nn.ModuleDict(
-                {part: nn.ModuleList(found[part][i] for i in self.levels) for part in sorted(parts) if part in found}
+                {part: nn.ModuleList(lists[part][i] for i in self.levels) for part in sorted(parts) if part in lists}
             )
         self.proto: Any = head.proto if any(PROTO in parts for parts in reads.values()) else None
         self.fuses_levels = hasattr(self.proto, "feat_refine")  # YOLO26's prototypes read all levels
@@ -198,8 +198,8 @@ class RawHead(nn.Module):
         return out
 
 
-def read_raw(model: Any, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None) -> None:
-    """Let a frozen model return raw outputs of the branches, parts and levels that are read, not its predictions."""
+def use_raw_head(model: Any, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None) -> None:
+    """Make a frozen model return raw outputs of the branches, parts and levels that are read."""
     model.model[-1] = RawHead(detect_head(model), reads, strides)
 
 
@@ -207,7 +207,7 @@ def read_raw(model: Any, reads: Mapping[str, Collection[str]], strides: Sequence
 def keep_branches(model: nn.Module) -> Iterator[None]:
     """Let `model.fuse()` fold BatchNorm into convolutions without dropping a head branch."""
     head = find_head(model)
-    if not isinstance(head, Detect):  # other heads have no branch to drop
+    if not isinstance(head, Detect):  # other heads have no branches
         yield
         return
     head.fuse = lambda: None
@@ -218,11 +218,11 @@ def keep_branches(model: nn.Module) -> Iterator[None]:
 
 
 def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: int) -> None:
-    """Let a model score other classes than it was trained for, in place; NMS and top-k then work on those.
+    """Make a model score other classes than it was trained for, in place; NMS and top-k then use those.
 
     Args:
         model (nn.Module): Model with a detection-like head.
-        mapping (Callable): Makes logits of shape (..., nc) from the model's own of shape (..., own nc).
+        mapping (Callable): Maps the model's logits of shape (..., model nc) to logits of shape (..., nc).
         nc (int): Number of classes that the mapping returns.
     """
     head = detect_head(model)
@@ -233,7 +233,7 @@ def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: 
 
 
 def map_channels(mapping: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return (B, C) or (B, C, H, W) with a mapping of the last dimension applied to the channels."""
+    """Apply a mapping of the last dimension to the channels of (B, C) or (B, C, H, W)."""
     return mapping(x.movedim(1, -1)).movedim(-1, 1)
 
 

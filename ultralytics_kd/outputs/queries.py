@@ -1,4 +1,4 @@
-"""What RT-DETR's decoder says: a set of queries, each a box with its class scores."""
+"""Predictions of RT-DETR's decoder: a set of queries, each a box with its class scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 from .grid import FeatureLayout
 from .heads import find_head
 
-GRID = ("anchors", "valid_mask")  # what a decoder keeps, but not as a buffer
+GRID = ("anchors", "valid_mask")  # tensors that a decoder holds, but not as buffers
 
 
 def has_queries(model: nn.Module) -> bool:
@@ -21,7 +21,7 @@ def has_queries(model: nn.Module) -> bool:
 
 
 def query_features(model: Any, channels: int) -> FeatureLayout:
-    """Return the maps that the decoder reads; their strides are found by looking at a small image.
+    """Return the layout of the maps that the decoder reads, measured on a small image.
 
     Args:
         model (nn.Module): RT-DETR model.
@@ -29,22 +29,22 @@ def query_features(model: Any, channels: int) -> FeatureLayout:
     """
     decoder = find_head(model)
     side = 256
-    seen: list[Any] = []
-    hook = decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    maps: list[Tensor] = []
+    hook = decoder.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs[0]))
     first = next(model.parameters())
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, side, side, device=first.device, dtype=first.dtype))
     finally:
         hook.remove()
-    return FeatureLayout(tuple(side // f.shape[-1] for f in seen[0]), tuple(f.shape[1] for f in seen[0]))
+    return FeatureLayout(tuple(side // f.shape[-1] for f in maps), tuple(f.shape[1] for f in maps))
 
 
 class RawDecoder(nn.Module):
-    """Stands for the decoder in a frozen RT-DETR: its queries as they are, without top-k, and the maps it read."""
+    """Replaces the decoder of a frozen RT-DETR: returns all queries, without top-k, and the maps that it reads."""
 
     def __init__(self, decoder: Any):
-        """Take the decoder over."""
+        """Wrap the decoder."""
         super().__init__()
         self.decoder = decoder
         self.f, self.i = decoder.f, decoder.i
@@ -55,17 +55,17 @@ class RawDecoder(nn.Module):
         return {"boxes": boxes[-1], "scores": scores[-1], "feats": list(feats)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RawDecoder:
-        """Move to a device or a precision, with the anchors that the decoder keeps of the last size of image."""
+        """Move to a device or a precision, with the anchors that the decoder holds for the last image size."""
         super()._apply(fn, recurse)
         for name in GRID:
             setattr(self.decoder, name, fn(getattr(self.decoder, name)))
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Return the decoder's anchors as its own: older releases of Ultralytics move those of a model's last layer."""
+        """Return the decoder's anchors: older releases of Ultralytics look for them in a model's last layer."""
         return getattr(self.decoder, name) if name in GRID else super().__getattr__(name)
 
 
-def read_queries(model: Any) -> None:
-    """Let a frozen RT-DETR return its queries in place of its predictions."""
+def use_raw_decoder(model: Any) -> None:
+    """Make a frozen RT-DETR return all its queries instead of the best ones."""
     model.model[-1] = RawDecoder(model.model[-1])

@@ -1,4 +1,4 @@
-"""Answers: what a teacher returns for a batch of images. They travel to the loss as `batch["teacher"]`."""
+"""Answers that teachers return for a batch of images. They reach the loss as `batch["teacher"]`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..outputs import Branch
 
 @dataclass(frozen=True)
 class Reads:
-    """What the terms read of a teacher's answer: it need not compute more.
+    """What the terms read of a teacher's answer; it need not compute the rest.
 
     Attributes:
-        parts (Mapping[str, Collection[str]] | None): Parts, as `predictions.towers` names them, by head branch; None
-            for scores and boxes of all branches.
+        parts (Mapping[str, Collection[str]] | None): Parts, as `outputs.towers` names them, by head branch; None for
+            scores and boxes of all branches.
         strides (Sequence[int] | None): Strides of the levels whose parts are read; None for all.
-        features (Sequence[int]): Strides of the feature maps that are read; a teacher gives those of them that it has.
+        features (Sequence[int]): Strides of the feature maps that are read; a teacher returns those that it has.
     """
 
     parts: Mapping[str, Collection[str]] | None = None
@@ -31,15 +31,13 @@ class Reads:
 
 @dataclass
 class Answer:
-    """What a teacher with a YOLO head says about a batch, anchor point by anchor point.
-
-    It travels to the loss as `batch["teacher"]`, as do answers of other kinds.
+    """Predictions of a teacher with a YOLO head for a batch, at every anchor point.
 
     Attributes:
-        branches (dict[str, Branch]): Raw outputs per head branch, class logits already those of `classes`.
-        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
-        teacher (Any): The teacher, for terms that let it go on from the student's features.
-        features (list[list[Tensor]]): Feature maps of every teacher behind the answer, one list of levels each.
+        branches (dict[str, Branch]): Raw outputs by head branch; their class logits are those of `classes`.
+        classes (Tensor | None): Student classes of the logits; None if they are all, in order.
+        teacher (Any): The teacher, for terms that pass the student's features on to its head.
+        features (list[list[Tensor]]): Feature maps of each model behind the answer, one list of levels each.
     """
 
     branches: dict[str, Branch]
@@ -50,13 +48,13 @@ class Answer:
 
 @dataclass
 class DenseAnswer:
-    """What a teacher says about a batch, without anchor points.
+    """Predictions of a teacher without anchor points for a batch.
 
     Attributes:
         value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W), which is
-            infinite where the teacher knows none.
-        classes (Tensor | None): Student classes that the logits stand for; None if they are all, in order.
-        features (list[list[Tensor]]): Feature maps of every teacher behind the answer.
+            infinite where the teacher is at its limits.
+        classes (Tensor | None): Student classes of the logits; None if they are all, in order.
+        features (list[list[Tensor]]): Feature maps of each model behind the answer, one list of levels each.
     """
 
     value: Tensor
@@ -72,7 +70,7 @@ class Instances:
         boxes (Tensor): Corners in pixels of the input, shape (N, 4).
         labels (Tensor): Class of each, shape (N,).
         image (Tensor): Index of each one's image, shape (N,), int64.
-        confidence (Tensor): How sure the teacher is of each, shape (N,); 1 for labels.
+        confidence (Tensor): The teacher's confidence in each, shape (N,); 1 for labels.
     """
 
     boxes: Tensor
@@ -82,7 +80,7 @@ class Instances:
     _inside: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def pairs(self, assigner: Any, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return instance and anchor point of every pair that may be assigned; the branches of a head share them.
+        """Return instance and anchor point of every pair that may be assigned, computed once for all branches.
 
         Args:
             assigner (TaskAlignedAssigner): The base loss's assigner.
@@ -98,14 +96,14 @@ class Instances:
 
 @dataclass
 class SetAnswer:
-    """What a teacher says about a batch as a set of instances: stored answers, RT-DETR's queries, any detections.
+    """Instances that a teacher predicts for a batch: stored answers, RT-DETR's queries, or any detections.
 
     Attributes:
-        bboxes (Tensor): Boxes of shape (M, 4): x, y, w, h as shares of the image, of all images together.
+        bboxes (Tensor): Boxes of all images, shape (M, 4): x, y, w, h as shares of the image.
         probs (Tensor): Probabilities of the taught classes, shape (M, k).
         batch_idx (Tensor): Index of each box's image, shape (M,).
-        classes (Tensor | None): Student classes that the probabilities stand for; None if they are all, in order.
-        features (list[list[Tensor]]): Feature maps of the teachers that offer some, one list of levels each.
+        classes (Tensor | None): Student classes of the probabilities; None if they are all, in order.
+        features (list[list[Tensor]]): Feature maps of each model that offers some, one list of levels each.
     """
 
     bboxes: Tensor
@@ -116,11 +114,11 @@ class SetAnswer:
     _instances: dict[tuple[int, int], Instances] = field(default_factory=dict, repr=False)
 
     def instances(self, size: tuple[int, int]) -> Instances:
-        """Return the boxes for images of a height and width in pixels, each with its likeliest class."""
+        """Return the instances for images of a height and width in pixels, each with its most probable class."""
         if size not in self._instances:
             none = self.probs.new_zeros(0)
-            confidence, likeliest = self.probs.max(1) if len(self.probs) else (none, none.long())
-            labels = likeliest if self.classes is None else self.classes[likeliest]
+            confidence, best = self.probs.max(1) if len(self.probs) else (none, none.long())
+            labels = best if self.classes is None else self.classes[best]
             height, width = size
             scale = self.bboxes.new_tensor((width, height, width, height), dtype=torch.float32)
             self._instances[size] = Instances(xywh2xyxy(self.bboxes * scale), labels, self.batch_idx.long(), confidence)

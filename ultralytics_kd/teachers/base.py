@@ -1,12 +1,11 @@
-"""What every teacher is: a source of answers about batches of images, in the student's classes."""
+"""The base of all teachers: from a batch of images to an answer in the student's classes."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,22 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from ..errors import KDError
+from ..errors import KDError, ModelError
 from ..outputs import Branch, FeatureLayout, Layout
 from .answers import Reads
 from .class_map import ClassMap, match_classes
-from .detections import Detections, Sieve
-from .finite import Watch
+from .detections import Detections, Thresholds
+from .finite import FiniteCheck
 
 
 class Teacher:
     """A frozen model that answers batches of images.
 
-    It is no nn.Module on purpose: assigned to a trainer or a loss, it enters no state dict, no optimizer, no EMA, no
-    checkpoint and no DDP bucket.
+    A call runs the model (`_run`), checks that its outputs (`_tensors`) are finite, and converts them to the student's
+    classes (`_answer`). Each kind of teacher implements these three, and `_prepare`, which makes the model that runs.
+
+    A teacher is not an nn.Module, so that a trainer or a loss can hold it: it enters no state dict, no optimizer, no
+    EMA, no checkpoint and no DDP bucket.
 
     Attributes:
         original (Any): The model as it was given, for validation and for saving beside a run; None if there is none.
@@ -36,24 +38,29 @@ class Teacher:
         task (str): Its task.
         names (dict[int, str]): Its class names.
         channels (int): Channels of the images that it reads.
-        layout (Layout | None): Its head's layout if it answers anchor point by anchor point.
-        maps (list[FeatureLayout]): Feature maps that it offers, one entry for every model behind it.
-        classes (ClassMap | None): How its classes teach the student's; set before use.
+        layout (Layout | None): Layout of its head, if it predicts at anchor points.
+        maps (list[FeatureLayout]): Feature maps that it offers, one entry for each model behind it.
+        classes (ClassMap | None): How its classes teach the student's; set by `match`.
+        shares (list[float]): Weight of each member; they sum to 1.
+        model (Any): The model that runs; set by `prepare`.
         dtype (torch.dtype): Precision that it runs in.
     """
 
     original: Any = None
     channels: int = 3
     layout: Layout | None = None
+    model: Any = None
     ready: bool = False  # whether `prepare` was called
     portable: bool = True  # whether it can be saved beside a run, or named there
     follows_student: bool = False  # whether it is made of the student itself
-    own_precision: bool = False  # whether it runs as it likes, whatever precision and compilation are asked for
-    answers_separately: bool = False  # whether several teachers answer with a list, one answer each
-    waits: bool = False  # whether each answer is looked at before it is used, though the host must wait for it
+    own_precision: bool = False  # whether it runs in a precision of its own, whatever is asked for
+    answers_separately: bool = False  # whether several teachers give a list of answers, one each
+    can_validate: bool = False  # whether `validator_model` has a model
+    checks_at_once: bool = False  # whether each answer is checked before it is used, even if the host has to wait
+    float32_advice: str = "its weights are broken"  # what an error says if outputs are not finite in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
-        """Take note of a model.
+        """Hold a model.
 
         Args:
             original (Any): The model, frozen and in float32; None if there is none to hold.
@@ -64,43 +71,50 @@ class Teacher:
         self.original, self.source, self.task, self.names = original, source, task, dict(names)
         self.classes: ClassMap | None = None
         self.maps: list[FeatureLayout] = []
+        self.shares: list[float] = [1.0]
         self.dtype = torch.float32
         self._reads = Reads()
         self._fall_back = False
-        self._watch = Watch()
+        self._check = FiniteCheck()
+        self._factor: Tensor | None = None
         self._parameters = 0
-        self._sound: Tensor | None = None
-        self.shares: list[float] = [1.0]  # weight of every member; they sum to 1
 
+    # Before training --------------------------------------------------------------------------------------------------
     def inspect(self) -> None:
-        """Look at the model and its names, before anything is downloaded or written for its sake.
+        """Inspect the model and its names, before anything is downloaded or written.
 
         Raises:
             KDError: If it cannot teach.
         """
 
     def _check_names(self, nc: int) -> None:
-        """Raise unless there is a name for each of so many classes."""
+        """Raise unless each of `nc` classes has a name."""
         if len(self.names) != nc:
             raise KDError(
-                f"the teacher scores {nc} classes and names {len(self.names)}: give its `names` one for each class, in "
+                f"the teacher scores {nc} classes and has {len(self.names)} `names`: give one name for each class, in "
                 "the order of its scores."
             )
 
-    def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
-        """Match its classes with the student's, as `classes.match_classes` does.
+    def match(
+        self,
+        names: Mapping[int, str],
+        spec: Any = "auto",
+        keep: Iterable[int] | None = None,
+        single_cls: bool = False,
+    ) -> None:
+        """Match its classes with the student's, as `match_classes` does.
 
         Raises:
-            KDError: If no class is matched, or the map has a name that is unknown.
+            KDError: If no class matches, or the map has an unknown name.
         """
-        self.classes = match_classes(names, self.names, spec, keep)
+        self.classes = match_classes(names, self.names, spec, keep, single_cls)
 
     def follow(self, student: nn.Module, current: Callable[[], nn.Module]) -> None:
-        """Take note of the student, if the teacher is made of it.
+        """Take the student's layout, if the teacher is made of the student.
 
         Args:
             student (nn.Module): The student.
-            current (Callable): Returns its moving average, or the student itself as long as there is none.
+            current (Callable): Returns the student's moving average, or the student as long as there is none.
         """
 
     def prepare(
@@ -111,13 +125,13 @@ class Teacher:
         fall_back: bool = False,
         compile: bool | str = False,
     ) -> Teacher:
-        """Make what runs: frozen, fused where it can be, on its device, and no more of it than is read.
+        """Make the model that runs: frozen, fused, on its device, and without outputs that no term reads.
 
         Args:
             device (torch.device): Where it runs.
-            reads (Reads, optional): What the terms read; all if None.
+            reads (Reads, optional): What the terms read; everything if None.
             dtype (torch.dtype): Precision that it runs in.
-            fall_back (bool): Whether float32 takes the place of a precision in which its answers are not finite.
+            fall_back (bool): Whether it continues in float32 if its outputs are not finite in `dtype`.
             compile (bool | str): Whether to compile it, or `torch.compile`'s mode.
 
         Raises:
@@ -125,93 +139,132 @@ class Teacher:
         """
         self.inspect()
         self._device, self._reads, self._compile, self._fall_back = device, reads or Reads(), compile, fall_back
-        self._build(dtype)
+        self._prepare_in(dtype)
         self.ready = True
         return self
 
-    def _build(self, dtype: torch.dtype) -> None:
-        """Make what runs, in a precision, and set `dtype`."""
-        self.dtype, self._watch = dtype, Watch(lags=self._device.type == "cuda" and not self.waits)
+    def _prepare_in(self, dtype: torch.dtype) -> None:
+        """Make the model that runs, in a precision."""
+        self.dtype = torch.float32 if self.own_precision else dtype
+        self._check = FiniteCheck(delayed=self._device.type == "cuda" and not self.checks_at_once)
+        self._prepare(self._device, self._reads, self.dtype, self._compile)
 
+    def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
+        """Make the model that runs; the arguments are those of `prepare`."""
+        raise NotImplementedError
+
+    # Every batch ------------------------------------------------------------------------------------------------------
     def __call__(self, images: Tensor) -> Any:
         """Return the teacher's answer in the student's classes, without gradient.
 
         Args:
             images (Tensor): Images of shape (B, C, H, W) in [0, 1], the very pixels that the student sees.
-        """
-        raise NotImplementedError
 
-    def answer(self, images: Tensor, sieve: Sieve) -> tuple[list[Detections], list[list[Tensor]]]:
-        """Return detections per image in the teacher's own classes and in pixels, and feature maps that are read.
+        Raises:
+            KDError: If its outputs are not finite.
+        """
+        return self._answer(self.run(images), images)
+
+    def detect(self, images: Tensor, thresholds: Thresholds) -> tuple[list[Detections], list[list[Tensor]]]:
+        """Return detections in the teacher's own classes, and the feature maps that are read.
 
         Args:
             images (Tensor): Images of shape (B, C, H, W) in [0, 1].
-            sieve (Sieve): Which detections are kept.
+            thresholds (Thresholds): Which detections are kept.
+
+        Returns:
+            detections (list[Detections]): One for each image, in pixels.
+            features (list[list[Tensor]]): Feature maps of each model behind the teacher.
         """
-        raise NotImplementedError
+        return self._detections(self.run(images), images, thresholds)
 
-    def _map_classes(self, branch: Branch) -> Branch:
-        """Return a branch whose logits are those of the student's taught classes."""
-        assert self.classes is not None
-        if not branch.scores.shape[-1]:  # nobody reads them
-            return branch
-        return replace(branch, scores=self.classes.map_scores(branch.scores))
-
-    def _wanted(self, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
-        """Return the feature maps that are read, of those of all strides."""
-        return [f for f, s in zip(features, strides) if s in self._reads.features]
-
-    def _run_checked(self, images: Tensor) -> Any:
-        """Return what `_run` does, as far as it is known to be finite.
+    def run(self, images: Tensor) -> Any:
+        """Return the model's raw outputs, checked to be finite; they are computed in float32 again if they are not.
 
         Raises:
-            KDError: If it is not, in float32 neither if that may take the place of another precision.
+            KDError: If they are not finite and float32 is not allowed or does not help.
         """
         while True:
-            answer = self._run(images)
-            numbers = self._numbers(answer)
-            if self._watch(numbers):
-                self._sound = self._mended(numbers)
-                return answer
-            precision = str(self.dtype).removeprefix("torch.")
-            said = f"teacher={self.source} answers in {precision} with numbers that are not finite"
-            if self.dtype is torch.float32 or not self._fall_back:
-                advice = "its weights are broken" if self.dtype is torch.float32 else "use kd_precision=fp32"
-                advice = "it must not" if self.own_precision else advice
-                raise KDError(f"{said}: {advice}.")
-            LOGGER.warning(f"{said}: it runs in float32.")
-            self._build(torch.float32)
+            raw = self._run(images)
+            tensors = self._tensors(raw)
+            if self._check(tensors):
+                break
+            self._use_float32()
+        self._factor = self._zero_nonfinite(tensors)
+        return raw
 
-    def _mended(self, numbers: list[Tensor]) -> Tensor | None:
-        """Put 0 in place of what is no number in an answer that nobody has looked at yet, and return what it counts.
+    def _run(self, images: Tensor) -> Any:
+        """Return the model's raw outputs."""
+        raise NotImplementedError
 
-        Else the one batch until it is known would be lost: not only the terms, but by their gradient the labels too.
+    def _tensors(self, raw: Any) -> list[Tensor]:
+        """Return the floating-point tensors in raw outputs."""
+        raise NotImplementedError
+
+    def _answer(self, raw: Any, images: Tensor) -> Any:
+        """Return the answer in the student's classes."""
+        raise NotImplementedError
+
+    def _detections(
+        self, raw: Any, images: Tensor, thresholds: Thresholds
+    ) -> tuple[list[Detections], list[list[Tensor]]]:
+        """Return what `detect` does, from raw outputs."""
+        raise NotImplementedError
+
+    def _use_float32(self) -> None:
+        """Make the model anew in float32, after its outputs were not finite in another precision.
+
+        Raises:
+            KDError: If it runs in float32 already, or the precision was asked for.
         """
-        finite = self._watch.unjudged
+        fault = f"returned NaN or Inf in {str(self.dtype).removeprefix('torch.')}"
+        if self.dtype is torch.float32:
+            raise ModelError(self.source, f"{fault}: {self.float32_advice}.")
+        if not self._fall_back:
+            raise ModelError(self.source, f"{fault}: use kd_precision=fp32.")
+        LOGGER.warning(f"teacher={self.source} {fault}: it continues in float32.")
+        self._prepare_in(torch.float32)
+
+    def _zero_nonfinite(self, tensors: list[Tensor]) -> Tensor | None:
+        """Zero non-finite outputs whose check is delayed; return a 0/1 factor for the loss, None if none is needed.
+
+        A delayed check finds them one batch late. Until then a NaN would reach the student's gradient, and the batch's
+        labels would be lost with the terms.
+        """
+        finite = self._check.pending
         if finite is None or self.dtype is torch.float32 or not self._fall_back:
-            return None  # looked at already, or about to end the run
-        for x in numbers:
+            return None  # checked already, or the next check ends the run
+        for x in tensors:
             torch.nan_to_num_(x, 0.0, 0.0, 0.0)
         return finite.float()
 
     @property
-    def sound(self) -> Tensor | None:
-        """What the last answer counts: 0 if any of it was no number, else 1, a scalar; None if that is known."""
-        found = [member._sound for member in self.members if member._sound is not None]
-        return torch.stack(found).prod() if found else None
+    def finite_factor(self) -> Tensor | None:
+        """Factor for the terms of the last answer: 0 if an output was not finite, else 1; None if all were checked."""
+        factors = [member._factor for member in self.members if member._factor is not None]
+        return torch.stack(factors).prod() if factors else None
 
-    def _run(self, images: Tensor) -> Any:
-        """Return the model's own answer."""
-        raise NotImplementedError
+    def _map_classes(self, branch: Branch) -> Branch:
+        """Return a branch whose logits are those of the student's taught classes."""
+        assert self.classes is not None
+        if not branch.scores.shape[-1]:  # no term reads them
+            return branch
+        return replace(branch, scores=self.classes.map_scores(branch.scores))
 
-    @staticmethod
-    def _numbers(answer: Any) -> list[Tensor]:
-        """Return the tensors in what `_run` returns."""
-        raise NotImplementedError
+    def _read_maps(self, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+        """Return the feature maps that a term reads, from those of all strides."""
+        return [f for f, s in zip(features, strides) if s in self._reads.features]
 
+    # Around training --------------------------------------------------------------------------------------------------
     def __deepcopy__(self, memo: dict) -> Teacher:
-        """Return itself: copies of what holds a teacher share it."""
+        """Return itself: copies of an object that holds a teacher share it."""
         return self
+
+    def unprepared_copy(self) -> Teacher:
+        """Return a teacher of the same model and classes, to be prepared in another way; this one stays as it is."""
+        twin = copy(self)
+        twin.model, twin.ready = None, False
+        return twin
 
     @property
     def members(self) -> list[Teacher]:
@@ -220,7 +273,7 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """Short name: the file's, or what kind of object it was."""
+        """Short name: that of its file, or the type of the object."""
         return Path(self.source).name
 
     def fingerprint(self) -> str:
@@ -232,32 +285,30 @@ class Teacher:
         return digest.hexdigest()
 
     def release(self) -> None:
-        """Give the weights back to memory; what was learnt about them stays."""
+        """Free the memory of the weights; names, classes and sizes stay."""
         self._parameters = self.parameters()
-        self.original, self.ready = None, False
-        self._let_go()
+        self.original = self.model = None
+        self.ready = False
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows, which names none
-            ctypes.CDLL(None).malloc_trim(0)
-
-    def _let_go(self) -> None:
-        """Drop what `prepare` made."""
 
     def parameters(self) -> int:
-        """Return the number of parameters, 0 if nobody knows."""
+        """Return the number of parameters, 0 if it is unknown."""
         return get_num_params(self.original) if isinstance(self.original, nn.Module) else self._parameters
 
     def gflops(self, imgsz: int) -> float:
-        """Return the GFLOPs at an image size, 0 if nobody knows."""
+        """Return the GFLOPs at an image size, 0 if they are unknown."""
         return get_flops(self.original, imgsz) if isinstance(self.original, nn.Module) else 0.0
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a model that Ultralytics' validator scores on the student's val set, None if there is none.
+        """Return a model that Ultralytics' validator scores on the student's val set; the teacher stays as it is.
 
         Args:
             nc (int): The student's number of classes.
             names (Mapping[int, str]): Their names.
+
+        Raises:
+            NotImplementedError: If `can_validate` is False.
         """
-        return None
+        raise NotImplementedError(f"teacher={self.source} cannot be validated")

@@ -14,10 +14,12 @@ import yaml
 from torch import Tensor
 from ultralytics.nn.autobackend import check_class_names
 
-from ..errors import KDError
+from ..errors import KDError, NoSharedClassError
 from ..files import YAML_ERRORS, check_yaml_text, load_yaml
+from .plurals import match_plurals
 
 UNKNOWN = -50.0  # a logit whose sigmoid is 0 for every purpose, and that half precision can hold
+SINGLE_CLASS = "item"  # what Ultralytics names the class of a training with single_cls=True
 
 
 @dataclass(frozen=True)
@@ -53,62 +55,64 @@ class ClassMap:
         n = len(self.student_names)
         return len(self.teacher_names) == n and all(self.sources.get(i) == (i,) for i in range(n))
 
-    def map_scores(self, scores: Tensor, exclusive: bool = False) -> Tensor:
+    def map_scores(self, scores: Tensor, softmax: bool = False) -> Tensor:
         """Return the teacher's logits for the student's taught classes.
 
-        Where several teacher classes stand for one student class, the most confident one speaks; of classes that
-        exclude each other, as a softmax has them, all together.
+        Where several teacher classes teach one student class, the result is their maximum. For logits of a softmax it
+        is their logsumexp, which stands for the sum of their probabilities.
 
         Args:
-            scores (Tensor): Teacher logits (or probabilities, if not `exclusive`) of shape (..., teacher nc).
-            exclusive (bool): Whether the logits are those of a softmax.
+            scores (Tensor): Teacher logits (or probabilities, if not `softmax`) of shape (..., teacher nc).
+            softmax (bool): Whether the logits are those of a softmax.
 
         Returns:
             (Tensor): Logits of shape (..., len(self.student)), in the order of `student`.
         """
         if self.identity:
             return scores
-        if exclusive and len(self.student) == 1:  # a softmax over one class says nothing: its odds against all others
+        if softmax and len(self.student) == 1:  # a softmax over one class carries no information, its odds do
             return self._odds(scores)
         if all(len(s) == 1 for s in self.sources.values()):
-            return scores.index_select(-1, self._index(scores.device, [self.sources[i][0] for i in self.student]))
-        columns = [scores.index_select(-1, self._index(scores.device, self.sources[i])) for i in self.student]
-        return torch.stack([c.logsumexp(-1) if exclusive else c.amax(-1) for c in columns], dim=-1)
+            return scores.index_select(-1, self.index(scores.device, [self.sources[i][0] for i in self.student]))
+        columns = [scores.index_select(-1, self.index(scores.device, self.sources[i])) for i in self.student]
+        return torch.stack([c.logsumexp(-1) if softmax else c.amax(-1) for c in columns], dim=-1)
 
-    def map_exclusive(self, scores: Tensor) -> Tensor:
-        """Return `map_scores` of the logits of a softmax."""
-        return self.map_scores(scores, exclusive=True)
+    def map_softmax(self, scores: Tensor) -> Tensor:
+        """Return `map_scores` for the logits of a softmax."""
+        return self.map_scores(scores, softmax=True)
 
     def _odds(self, scores: Tensor) -> Tensor:
-        """Return the log-odds of the one class that is taught, shape (..., 1)."""
+        """Return the log-odds of the one taught class against all other classes, shape (..., 1)."""
         own = self.sources[self.student[0]]
         others = [i for i in range(scores.shape[-1]) if i not in own]
-        inside, outside = (scores.index_select(-1, self._index(scores.device, part)) for part in (own, others))
-        return (inside.logsumexp(-1) - outside.logsumexp(-1)).unsqueeze(-1) if others else inside
+        inside = scores.index_select(-1, self.index(scores.device, own)).logsumexp(-1, keepdim=True)
+        if not others:
+            return inside
+        return inside - scores.index_select(-1, self.index(scores.device, others)).logsumexp(-1, keepdim=True)
 
     def taught(self, device: torch.device) -> Tensor | None:
         """Return the student's taught classes as an index tensor on a device; None if they are all, in order."""
-        return None if self.identity else self._index(device, self.student)
+        return None if self.identity else self.index(device, self.student)
 
-    def _index(self, device: torch.device, classes: Iterable[int]) -> Tensor:
-        """Return an index tensor, made once: a copy to the device on every step would make the host wait."""
+    def index(self, device: torch.device, classes: Iterable[int]) -> Tensor:
+        """Return an index tensor, made once: copying it to the device in every step would make the host wait."""
         key = (device, tuple(classes))
         if key not in self._indices:
             self._indices[key] = torch.tensor(key[1], device=device)
         return self._indices[key]
 
-    def all_scores(self, scores: Tensor, exclusive: bool = False) -> Tensor:
-        """Return logits for all of the student's classes, with next to no confidence in those that nobody teaches.
+    def all_scores(self, scores: Tensor, softmax: bool = False) -> Tensor:
+        """Return logits for all of the student's classes; those that no teacher class teaches get `UNKNOWN`.
 
         Args:
             scores (Tensor): Teacher logits of shape (..., teacher nc).
-            exclusive (bool): Whether the logits are those of a softmax.
+            softmax (bool): Whether the logits are those of a softmax.
 
         Returns:
             (Tensor): Logits of shape (..., student nc).
         """
         mapped = scores.new_full((*scores.shape[:-1], len(self.student_names)), UNKNOWN)
-        mapped[..., self.student] = self.map_scores(scores, exclusive)
+        mapped[..., self.student] = self.map_scores(scores, softmax)
         return mapped
 
 
@@ -117,101 +121,108 @@ def match_classes(
     teacher_names: Mapping[int, str],
     spec: str | Mapping[str, str] = "auto",
     keep: Iterable[int] | None = None,
+    single_cls: bool = False,
 ) -> ClassMap:
     """Match classes by name or by a given map.
 
     Args:
-        student_names (Mapping[int, str]): Class names of the data set that the student learns.
+        student_names (Mapping[int, str]): Class names of the data set that the student learns, before `single_cls`
+            makes them one.
         teacher_names (Mapping[int, str]): Class names of the teacher.
-        spec (str | Mapping): "auto" compares names, without regard to case and spaces where no name is equal, and to
-            plural and singular where that finds none either; a mapping {teacher name: student name}, or the path of a
-            YAML with one, says it outright.
+        spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case and spaces, then
+            plural and singular. A mapping {teacher name: student name}, or the path of a YAML with one, sets the match.
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
+        single_cls (bool): Whether all student classes are one class "item", as with Ultralytics' argument. All teacher
+            classes that match any of them teach it; a teacher with one class always does.
 
     Returns:
         (ClassMap): The match.
 
     Raises:
-        KDError: If a name in the map is unknown or stands for several classes, or no class is matched.
+        KDError: If a name in the map is unknown or stands for several classes, or no class matches.
+
+    Examples:
+        >>> match_classes({0: "car", 1: "person"}, {0: "people", 1: "bus", 2: "Car"}).sources
+        {1: (0,), 0: (2,)}
+        >>> match_classes({0: "vehicle"}, {0: "car", 1: "bus"}, {"car": "vehicle", "bus": "vehicle"}).sources
+        {0: (0, 1)}
     """
     students, teachers = dict(student_names), dict(teacher_names)
+    automatic = isinstance(spec, str) and spec.lower() == "auto"
+    if single_cls and automatic and len(teachers) == 1:
+        return ClassMap({0: tuple(teachers)}, {0: SINGLE_CLASS}, teachers)
     plurals: list[tuple[int, int]] = []
-    if isinstance(spec, str) and spec.lower() == "auto":
-        pairs, plurals = _by_name(students, teachers)
+    if automatic:
+        pairs, plurals = _match_names(students, teachers)
     else:
         pairs = [
-            (_find(theirs, teachers, "teacher"), _find(ours, students, "data"))
-            for theirs, ours in load_map(spec).items()
+            (_index_of(teacher, teachers, "teacher"), _index_of(student, students, "data"))
+            for teacher, student in load_map(spec).items()
         ]
     sources: dict[int, tuple[int, ...]] = {}
     for teacher_index, student_index in pairs:
         if keep is None or student_index in keep:
             sources[student_index] = (*sources.get(student_index, ()), teacher_index)
     if not sources:
-        raise KDError(
-            f"teacher and student have no class in common: the teacher knows {_list(teachers)}, the data has "
-            f"{_list(students)}{'' if keep is None else f', of which classes={list(keep)} are used'}; "
+        raise NoSharedClassError(
+            f"teacher and student have no class in common: the teacher has {_list(teachers)}, the data has "
+            f"{_list(students)}{'' if keep is None else f' (only classes={list(keep)} are used)'}; "
             'give kd_classes=\'{"teacher name": "student name"}\' if names differ.'
         )
-    said = tuple((str(teachers[i]), str(students[j])) for i, j in plurals if j in sources)
-    return ClassMap(sources, students, teachers, said)
+    plural_names = tuple((str(teachers[i]), str(students[j])) for i, j in plurals if j in sources)
+    if single_cls:
+        sources, students = {0: tuple(sorted({i for each in sources.values() for i in each}))}, {0: SINGLE_CLASS}
+    return ClassMap(sources, students, teachers, plural_names)
 
 
-def _by_name(
+def _match_names(
     students: Mapping[int, str], teachers: Mapping[int, str]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return (teacher index, student index) of classes of the same name, and which of them differ in number."""
+    """Match classes by name.
+
+    Returns:
+        pairs (list[tuple[int, int]]): Teacher and student index of every match.
+        plurals (list[tuple[int, int]]): Those of them whose names are plural and singular.
+    """
     if students == teachers:  # even if several classes share a name
         return [(i, i) for i in students], []
     pairs = []
     for i, name in teachers.items():
         equal = [j for j, other in students.items() if str(other) == str(name)]
         # "a" must not teach "A" where the teacher has an "A" of its own
-        alike = [
+        similar = [
             j for j, other in students.items() if match_key(other) == match_key(name) and other not in teachers.values()
         ]
-        found = equal or alike
-        if len(found) > 1:
+        matches = equal or similar
+        if len(matches) > 1:
             raise KDError(
-                f"the data has {len(found)} classes named '{name}': {found}; a class needs a name of its own."
+                f"the data has {len(matches)} classes named '{name}': {matches}; give each class a name of its own."
             )
-        pairs += [(i, j) for j in found]
-    taught, teaching = {j for _, j in pairs}, {i for i, _ in pairs}
-    plurals = [
-        (i, j)
-        for i, name in teachers.items()
-        for j, other in students.items()
-        if i not in teaching and j not in taught and _singular(name) == _singular(other)
-    ]
+        pairs += [(i, j) for j in matches]
+    teaching, taught = {i for i, _ in pairs}, {j for _, j in pairs}
+    plurals = match_plurals(
+        {j: match_key(name) for j, name in students.items() if j not in taught},
+        {i: match_key(name) for i, name in teachers.items() if i not in teaching},
+    )
     return [*pairs, *plurals], plurals
 
 
-def _singular(name: object) -> str:
-    """Return a name as `match_key` does, with its last word in the singular if it is a regular English plural."""
-    key = match_key(name)
-    if key.endswith("ies") and len(key) > 4:
-        return f"{key[:-3]}y"
-    if key.endswith(("sses", "xes", "zes", "ches", "shes")):
-        return key[:-2]
-    return key[:-1] if key.endswith("s") and not key.endswith(("ss", "us", "is")) and len(key) > 2 else key
-
-
-def _find(name: object, names: Mapping[int, str], owner: str) -> int:
+def _index_of(name: object, names: Mapping[int, str], owner: str) -> int:
     """Return the index of a name in a map that the user gave."""
     equal = [i for i, other in names.items() if str(other) == str(name)]
-    found = equal or [i for i, other in names.items() if match_key(other) == match_key(name)]
-    if not found:
-        raise KDError(f"kd_classes names '{name}', which is no class of the {owner}: {_list(names)}.")
-    if len(found) > 1:
-        raise KDError(f"kd_classes names '{name}', which stands for {len(found)} classes of the {owner}: {found}.")
-    return found[0]
+    matches = equal or [i for i, other in names.items() if match_key(other) == match_key(name)]
+    if not matches:
+        raise KDError(f"kd_classes names '{name}', which is not a class of the {owner}: {_list(names)}.")
+    if len(matches) > 1:
+        raise KDError(f"kd_classes names '{name}', which stands for {len(matches)} classes of the {owner}: {matches}.")
+    return matches[0]
 
 
 def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
-    """Return the map itself, read from a YAML if a path is given, or from a text that is one.
+    """Return a map of class names, read from a text or from a YAML file unless it is one already.
 
     Raises:
-        KDError: If there is none.
+        KDError: If it is not a map of names.
     """
     loaded = spec if isinstance(spec, Mapping) else _read_map(spec)
     if not loaded or not all(_is_name(name) for name in (*loaded, *loaded.values())):
@@ -221,12 +232,12 @@ def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _is_name(value: object) -> bool:
-    """Return whether a class may be called so: YAML makes numbers and dates of some names."""
+    """Return whether a value of a YAML can be a class name: YAML reads some names as numbers and dates."""
     return isinstance(value, (str, float, date)) or (isinstance(value, int) and abs(value) <= sys.maxsize)
 
 
 def _read_map(spec: Any) -> Mapping:
-    """Return the mapping in a text or a YAML file; an empty one if something else is there."""
+    """Return the mapping in a text or a YAML file; an empty one if it holds something else."""
     if not isinstance(spec, (str, Path)):
         raise KDError(f"kd_classes is a {type(spec).__name__}: give 'auto', a map, or a YAML file with one.")
     try:
@@ -236,23 +247,23 @@ def _read_map(spec: Any) -> Mapping:
         else:
             loaded = load_yaml(spec)
     except (OSError, *YAML_ERRORS) as e:
-        said = " ".join(str(e).split())
-        raise KDError(f"kd_classes='{spec}' is neither 'auto', nor a map, nor a readable YAML file: {said}") from e
+        reason = " ".join(str(e).split())
+        raise KDError(f"kd_classes='{spec}' is neither 'auto', nor a map, nor a readable YAML file: {reason}") from e
     return loaded if isinstance(loaded, Mapping) else {}
 
 
 def class_names(model: Any) -> dict[int, str]:
-    """Return a model's class names by index, from whatever form they have; none if there are none.
+    """Return a model's class names by index; an empty dict if it has none.
 
     Args:
-        model (Any): Any object; its `names` are looked at.
+        model (Any): Any object; its `names` are a mapping or a sequence.
     """
     names = getattr(model, "names", None)
     try:
         if names is not None and not isinstance(names, (str, Mapping)):
             names = dict(enumerate(names))
         return check_class_names(names) if isinstance(names, Mapping) and names else {}
-    except (KeyError, ValueError, TypeError, OverflowError):  # no names, or indices with gaps: teachers count them
+    except (KeyError, ValueError, TypeError, OverflowError):  # not names, or indices with gaps
         return {}
 
 
@@ -262,6 +273,6 @@ def match_key(name: object) -> str:
 
 
 def _list(names: Mapping[int, str], most: int = 8) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     shown = ", ".join(str(n) for n in list(names.values())[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Detectors from elsewhere: any object with `names` and `teach`."""
+"""Detectors from other libraries: any object with `names` and `teach`."""
 
 from __future__ import annotations
 
@@ -9,194 +9,202 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import KDError, first_line
+from ..errors import KDError, ModelError, first_line
 from ..outputs import FeatureLayout
+from .answers import Reads
 from .class_map import class_names
-from .detections import Detections, Sieve, surest
+from .detections import Detections, Thresholds, most_confident
 from .sets import SetTeacher
 
 DETECTION_KEYS = ("boxes", "probs", "scores", "labels")
 
 
 class CustomTeacher(SetTeacher):
-    """Any object with `names` and `teach(images)`: a detector from elsewhere.
+    """Any object with `names` and `teach(images)`: a detector from another library.
 
-    `teach` is given images of shape (B, C, H, W), float32 in [0, 1], RGB, on the training's device, and returns
+    `teach` is given images of shape (B, C, H, W), float32 in [0, 1], RGB, on the training's device. It returns
 
     - a list with a dict for each image: "boxes" of shape (n, 4) as x1, y1, x2, y2 in pixels, and either "probs", class
       probabilities of shape (n, nc), or "scores" and "labels", each of shape (n,), as torchvision's detectors do; or
-    - a dict with such a list as "detections", and as "features" a list of maps, each of shape (B, C, H, W), of the
-      `strides` and `channels` that the object names. One of the two is enough.
+    - a dict with such a list as "detections", and as "features" a list of maps, each of shape (B, C, H, W), for the
+      `strides` and `channels` that the object has. One of the two is enough.
 
-    `names` are the class names, by index or as a list. An object that has them is also asked for `to(device)` and
-    `eval()` before the first batch, and for `input_channels` (3).
+    `names` are the class names, by index or as a list. If the object has `to(device)` and `eval()`, they are called
+    before the first batch. `input_channels` is optional (3).
     """
 
-    waits = True  # what a stranger says is looked at in every batch
+    checks_at_once = True  # code from elsewhere is checked in every batch
     own_precision = True
+    float32_advice = "make teach() return finite values"
 
     def __init__(self, model: Any, source: str):
-        """Take note of an object with `names` and `teach`.
+        """Hold an object with `names` and `teach`.
 
         Raises:
-            KDError: If its names are no names of classes, or it cannot be asked.
+            KDError: If its names are not class names, or its `teach` is not callable.
         """
         names = class_names(model)
         if not names:
-            raise KDError(f"teacher={source} needs `names`: those of its classes, in the order of their numbers.")
+            raise ModelError(source, "needs `names`: its class names, in the order of their indices.")
         if not callable(model.teach):
-            raise KDError(f"teacher={source} needs `teach(images)`, and its `teach` cannot be called.")
+            raise ModelError(source, "needs a method `teach(images)`, and its `teach` is not callable.")
         super().__init__(model, source, getattr(model, "task", "detect"), names)
         self.channels = getattr(model, "input_channels", 3)
         self.portable = False
-        self._seen_boxes = False
+        self._boxes_checked = False
 
     def inspect(self) -> None:
-        """Take note of the feature maps that the object offers.
+        """Read which feature maps the object offers.
 
         Raises:
-            KDError: If their strides and channels do not go together.
+            KDError: If its strides and channels do not match.
         """
         try:
             strides, channels = (tuple(map(int, getattr(self.original, name, ()))) for name in ("strides", "channels"))
         except (TypeError, ValueError) as e:
-            raise KDError(f"teacher={self.source} needs `strides` and `channels` to be lists of whole numbers.") from e
+            raise ModelError(self.source, "needs `strides` and `channels` to be lists of whole numbers.") from e
         if len(strides) != len(channels):
-            raise KDError(f"teacher={self.source} names {len(strides)} strides and {len(channels)} channels.")
+            raise ModelError(self.source, f"has {len(strides)} strides and {len(channels)} channels.")
         self.maps = [FeatureLayout(strides, channels)] if strides else []
 
-    def _build(self, dtype: torch.dtype) -> None:
-        """Move the object to the device, if it can be; its precision is its own affair."""
+    def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
+        """Move the object to the device, if it can be moved; it runs in a precision of its own."""
         if callable(getattr(self.original, "to", None)):
-            self.original.to(self._device)
+            self.original.to(device)
         if callable(getattr(self.original, "eval", None)):
             self.original.eval()
-        super()._build(torch.float32)
 
     def _run(self, images: Tensor) -> dict[str, Any]:
-        """Return what the object says, as a dict of tensors."""
+        """Return what `teach` returned, as a dict of tensors."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            said = self.original.teach(images.to(torch.float32, copy=True))  # it may change them, as many do
-        whole = said if isinstance(said, Mapping) else {"detections": said}
-        found = whole.get("detections")
-        if found is None and not self.maps:
-            raise KDError(f"teacher={self.source} returns no detections: teach() must return a dict for each image.")
-        if found is None:
+            returned = self.original.teach(images.to(torch.float32, copy=True))  # many normalise images in place
+        output = returned if isinstance(returned, Mapping) else {"detections": returned}
+        detections = output.get("detections")
+        if detections is None and not self.maps:
+            raise ModelError(self.source, "returns no detections: teach() must return a dict for each image.")
+        if detections is None:
             none = images.new_zeros(0)
-            found = [{"boxes": none, "probs": none}] * len(images)
+            detections = [{"boxes": none, "probs": none}] * len(images)
         try:
-            found = [self._tensors(each, images.device) for each in found]
-            features = [torch.as_tensor(f, device=images.device) for f in self._given(whole.get("features"))]
+            detections = [self._image_tensors(each, images.device) for each in detections]
+            features = [torch.as_tensor(f, device=images.device) for f in self._feature_list(output.get("features"))]
         except (TypeError, ValueError, RuntimeError) as e:
             if isinstance(e, KDError):
                 raise
-            raise KDError(f"teacher={self.source} answers with what is no array of numbers: {first_line(e)}") from e
-        self._check_shapes(features, found, len(images))
-        return {"detections": found, "features": features}
+            raise ModelError(self.source, f"returned values that are not numbers: {first_line(e)}") from e
+        self._check_shapes(features, detections, len(images))
+        return {"detections": detections, "features": features}
 
     @staticmethod
-    def _given(features: Any) -> list[Any]:
-        """Return feature maps as a list, if it is one that was given."""
+    def _feature_list(features: Any) -> list[Any]:
+        """Return feature maps as a list; an empty one for None."""
         if isinstance(features, Tensor):
-            raise TypeError("features are a list of maps, one for each stride, and not one tensor")
+            raise TypeError("features must be a list of maps, one for each stride, not one tensor")
         return [] if features is None else list(features)
 
-    def _tensors(self, said: Any, device: torch.device) -> dict[str, Tensor]:
-        """Return what the object says about an image as tensors, boxes of shape (n, 4).
+    def _image_tensors(self, output: Any, device: torch.device) -> dict[str, Tensor]:
+        """Return the detections of one image as tensors, boxes of shape (n, 4).
 
         Raises:
-            KDError: If it is no dict of the keys that are needed, or their lengths do not go together.
+            KDError: If it is not a dict with the keys that are needed, or their lengths differ.
         """
-        keys = set(said) if isinstance(said, Mapping) else set()
+        keys = set(output) if isinstance(output, Mapping) else set()
         if not ({"boxes", "probs"} <= keys or {"boxes", "scores", "labels"} <= keys):
-            raise KDError(
-                f"teacher={self.source} answers an image with {type(said).__name__ if not keys else sorted(keys)}: a "
-                "dict with 'boxes' and 'probs', or 'boxes', 'scores' and 'labels', is needed, empty ones included."
+            raise ModelError(
+                self.source,
+                f"returned {type(output).__name__ if not keys else sorted(keys)} for an image: "
+                "return a dict with 'boxes' and 'probs', or with 'boxes', 'scores' and 'labels'; they may be empty.",
             )
-        found = {k: torch.as_tensor(said[k], device=device).detach() for k in DETECTION_KEYS if k in keys}
-        count = len(found["boxes"]) if found["boxes"].numel() else 0
+        tensors = {k: torch.as_tensor(output[k], device=device).detach() for k in DETECTION_KEYS if k in keys}
+        count = len(tensors["boxes"]) if tensors["boxes"].numel() else 0
         needed = {"boxes": (count, 4), "probs": (count, len(self.names)), "scores": (count,), "labels": (count,)}
-        for key, values in found.items():
+        for key, values in tensors.items():
             if not values.numel() and not count:
-                found[key] = values.new_zeros(needed[key])
+                tensors[key] = values.new_zeros(needed[key])
             elif values.shape != needed[key]:
-                raise KDError(
-                    f"teacher={self.source} answers an image with {count} boxes and '{key}' of shape "
-                    f"{tuple(values.shape)}, where {needed[key]} is needed."
+                raise ModelError(
+                    self.source,
+                    f"returned {count} boxes and '{key}' of shape {tuple(values.shape)} for an "
+                    f"image; '{key}' needs shape {needed[key]}.",
                 )
-        return found
+        return tensors
 
-    def _check_shapes(self, features: list[Tensor], found: list[dict[str, Tensor]], count: int) -> None:
-        """Raise if there is not an answer for each image, or a map for each stride that the object names."""
-        if len(found) != count:
-            raise KDError(f"teacher={self.source} was given {count} images and answers {len(found)}.")
-        named = [(count, c) for maps in self.maps for c in maps.channels]
+    def _check_shapes(self, features: list[Tensor], detections: list[dict[str, Tensor]], count: int) -> None:
+        """Raise unless there are detections for each image, and a map for each stride of the object."""
+        if len(detections) != count:
+            raise ModelError(self.source, f"was given {count} images and returned {len(detections)} answers.")
+        expected = [(count, c) for maps in self.maps for c in maps.channels]
         shapes = [tuple(f.shape) for f in features]
-        if self._reads.features and ([s[:2] for s in shapes] != named or any(len(s) != 4 for s in shapes)):
-            raise KDError(
-                f"teacher={self.source} returns features of shape {shapes}, where (images, channels, height, width) "
-                f"with images and channels {named} is needed."
+        if self._reads.features and ([s[:2] for s in shapes] != expected or any(len(s) != 4 for s in shapes)):
+            raise ModelError(
+                self.source,
+                f"returned features of shape {shapes}; they need shape (images, channels, height,"
+                f" width) with images and channels {expected}.",
             )
 
-    @staticmethod
-    def _numbers(answer: dict[str, Any]) -> list[Tensor]:
-        """Return all tensors of an answer that are no indices."""
-        found = [d[k].float() for d in answer["detections"] for k in ("boxes", "probs", "scores") if k in d]
-        return [*found, *answer["features"]]
+    def _tensors(self, raw: dict[str, Any]) -> list[Tensor]:
+        """Return all outputs that are not class indices."""
+        values = [d[k].float() for d in raw["detections"] for k in ("boxes", "probs", "scores") if k in d]
+        return [*values, *raw["features"]]
 
-    def answer(self, images: Tensor, sieve: Sieve) -> tuple[list[Detections], list[list[Tensor]]]:
-        """Return what the object says, checked."""
-        said = self._run_checked(images)
-        found = said["detections"]
-        features = [self._wanted(said["features"], maps.strides) for maps in self.maps]
-        self._check_values([d[k].flatten() for d in found for k in ("probs", "scores") if k in d])
-        if not self._seen_boxes:
-            self._check_boxes(torch.cat([d["boxes"] for d in found]).float(), images)
-        return [self._detections(d, sieve) for d in found], features
+    def _detections(
+        self, raw: dict[str, Any], images: Tensor, thresholds: Thresholds
+    ) -> tuple[list[Detections], list[list[Tensor]]]:
+        """Return the object's detections, checked, and the feature maps that are read."""
+        detections = raw["detections"]
+        self._check_scores([d[k].flatten() for d in detections for k in ("probs", "scores") if k in d])
+        if not self._boxes_checked:
+            self._check_boxes(torch.cat([d["boxes"] for d in detections]).float(), images)
+        features = [self._read_maps(raw["features"], maps.strides) for maps in self.maps]
+        return [self._image_detections(d, thresholds) for d in detections], features
 
-    def _check_values(self, values: list[Tensor]) -> None:
-        """Raise if a probability is none: logits, in whatever batch."""
-        given = torch.cat(values) if values else torch.zeros(0)
-        if len(given) and not bool(((given >= 0) & (given <= 1 + 1e-3)).all()):
-            raise KDError(f"teacher={self.source} answers with probabilities that are not between 0 and 1.")
+    def _check_scores(self, scores: list[Tensor]) -> None:
+        """Raise if scores lie outside [0, 1]; checked in every batch."""
+        values = torch.cat(scores) if scores else torch.zeros(0)
+        if len(values) and not bool(((values >= 0) & (values <= 1 + 1e-3)).all()):
+            raise ModelError(
+                self.source, "returned probabilities outside [0, 1]: apply a sigmoid or softmax in teach()."
+            )
 
     def _check_boxes(self, boxes: Tensor, images: Tensor) -> None:
-        """Raise if none of the first boxes covers a pixel: they are in another unit or order than was asked for."""
+        """Raise if none of the first boxes covers a pixel: their unit or the order of their corners is wrong."""
         if not len(boxes):
             return
         height, width = images.shape[-2:]
         corners = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
         if not bool(((corners[:, 2:] - corners[:, :2]).amin(1) > 1).any()):
             raise KDError(
-                f"teacher={self.source}: none of the first {len(boxes)} boxes covers a pixel of its image; boxes are "
-                "x1, y1, x2, y2 in pixels of the images that teach() was given."
+                f"teacher={self.source}: none of the first {len(boxes)} boxes covers a pixel of its image; return boxes"
+                " as x1, y1, x2, y2 in pixels of the images that teach() was given."
             )
-        self._seen_boxes = True
+        self._boxes_checked = True
 
-    def _detections(self, said: Mapping[str, Tensor], sieve: Sieve) -> Detections:
+    def _image_detections(self, output: Mapping[str, Tensor], thresholds: Thresholds) -> Detections:
         """Return an image's detections, most confident first."""
-        boxes = said["boxes"].float()
-        if "probs" in said:
-            return surest(boxes, said["probs"].float(), sieve)
-        probs, known = boxes.new_zeros(len(boxes), len(self.names)), said["labels"].long()
-        if len(known) and not 0 <= int(known.min()) <= int(known.max()) < len(self.names):
-            raise KDError(
-                f"teacher={self.source} answers with labels from {int(known.min())} to {int(known.max())} and "
-                f"names {len(self.names)} classes."
+        boxes = output["boxes"].float()
+        if "probs" in output:
+            return most_confident(boxes, output["probs"].float(), thresholds)
+        probs, labels = boxes.new_zeros(len(boxes), len(self.names)), output["labels"].long()
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.names):
+            raise ModelError(
+                self.source,
+                f"returned labels from {int(labels.min())} to {int(labels.max())} and has "
+                f"`names` for {len(self.names)} classes.",
             )
-        probs[torch.arange(len(boxes), device=boxes.device), known] = said["scores"].float()
-        return surest(boxes, probs, sieve)
+        probs[torch.arange(len(boxes), device=boxes.device), labels] = output["scores"].float()
+        return most_confident(boxes, probs, thresholds)
 
     def fingerprint(self) -> str:
-        """Return the object's own `fingerprint()`.
+        """Return a hash of the object's own `fingerprint()`.
 
         Raises:
             KDError: If it has none.
         """
-        own: Callable[[], str] | None = getattr(self.original, "fingerprint", None)
-        if not callable(own):
-            raise KDError(
-                f"teacher={self.source} has no `fingerprint()`, a text that changes with its weights, by which stored "
-                "answers know whose they are: add one, or train without kd_cache."
+        fingerprint: Callable[[], str] | None = getattr(self.original, "fingerprint", None)
+        if not callable(fingerprint):
+            raise ModelError(
+                self.source,
+                "has no `fingerprint()`: add one that returns a text which changes with its "
+                "weights, so that stored answers can be told apart, or train without kd_cache.",
             )
-        return hashlib.sha256(str(own()).encode()).hexdigest()
+        return hashlib.sha256(str(fingerprint()).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -10,128 +11,132 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ultralytics.nn.tasks import BaseModel
 
 from .. import outputs
-from ..errors import KDError, first_line
-from .answers import DenseAnswer
+from ..errors import KDError, ModelError, first_line
+from .answers import DenseAnswer, Reads
 from .base import Teacher
 from .class_map import ClassMap
-from .inference import fused_copy, placed
-from .validation import Scored
+from .inference import fused_copy, to_device
+from .validation import ValidationModel
 
 
 class DenseTeacher(Teacher):
-    """A classifier, from wherever it comes, a semantic segmenter or a depth estimator.
+    """A classifier of any library, a semantic segmenter or a depth estimator.
 
     Attributes:
-        model (nn.Module | None): What runs.
+        imgsz (int | None): Side of the images that it reads, if it reads only one size.
+        mean (Sequence[float] | None): Mean by which images are normalised.
+        std (Sequence[float] | None): Standard deviation by which images are normalised.
     """
 
-    model: Any = None
-    imgsz: int | None = None  # side of the images that it can read, if it is only one
-    mean: Sequence[float] | None = None  # of the images that it was trained with, by which they are normalised
+    can_validate = True
+    imgsz: int | None = None
+    mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
+    # Before training --------------------------------------------------------------------------------------------------
     def inspect(self) -> None:
-        """Look at the model's head and names.
+        """Inspect the model's output for a grey image, and its names.
 
         Raises:
-            KDError: If it does not answer as a model of its task does, or there is not a name for each class.
+            KDError: If its output is not that of its task, or a class has no name.
         """
         if self.maps:
             return
-        self._take_preprocessing()
+        self._read_preprocessing()
         side = self.imgsz or outputs.SIDE
         try:
-            said, self.channels = outputs.look(self.original, side=side)
-            value = outputs.dense_output(self.task, said)
-        except Exception as e:  # a model from elsewhere may raise whatever it likes
-            raise KDError(f"teacher={self.source} cannot read an image of {side} px: {first_line(e)}") from e
+            preds, self.channels = outputs.probe(self.original, side=side)
+            value = outputs.dense_output(self.task, preds)
+        except Exception as e:  # a model of another library may raise any error
+            raise ModelError(self.source, f"cannot read an image of {side} px: {first_line(e)}") from e
         needed = "(images, classes)" if self.task == "classify" else "(images, channels, height, width)"
         if not isinstance(value, Tensor) or value.ndim != (2 if self.task == "classify" else 4):
             shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise KDError(f"teacher={self.source} returns {shape}, and of task '{self.task}' {needed} is needed.")
+            raise ModelError(self.source, f"returns {shape}, and task '{self.task}' needs {needed}.")
         if self.task != "depth":
             self._check_names(value.shape[1])
         for name, given in (("mean", self.mean), ("std", self.std)):
             if given is not None and len(given) not in {1, self.channels}:
-                raise KDError(
-                    f"teacher={self.source} has a `{name}` of {len(given)} numbers for {self.channels} channels."
-                )
+                raise ModelError(self.source, f"has a `{name}` of {len(given)} numbers for {self.channels} channels.")
         self.maps = [outputs.dense_maps(self.original, self.task, self.channels, side)]
 
-    def _take_preprocessing(self) -> None:
-        """Take note of how a classifier from elsewhere wants its images: of timm's description, or its attributes."""
-        described = getattr(self.original, "pretrained_cfg", None) or {}
-        self.mean, self.std = (self._numbers_of(name, described.get(name)) for name in ("mean", "std"))
+    def _read_preprocessing(self) -> None:
+        """Read how a classifier normalises its images, from its attributes or from timm's configuration."""
+        timm = getattr(self.original, "pretrained_cfg", None) or {}
+        self.mean, self.std = (self._numbers(name, timm.get(name)) for name in ("mean", "std"))
         if (self.mean is None) != (self.std is None):
-            raise KDError(f"teacher={self.source} has one of `mean` and `std`: give both, or none.")
-        if described.get("fixed_input_size"):
-            self.imgsz = int(described["input_size"][-1])
+            raise ModelError(self.source, "has one of `mean` and `std`: give both, or neither.")
+        if timm.get("fixed_input_size"):
+            self.imgsz = int(timm["input_size"][-1])
         elif isinstance(getattr(self.original, "image_size", None), int):  # torchvision's vision transformers
             self.imgsz = self.original.image_size
 
-    def _numbers_of(self, name: str, otherwise: Any) -> list[float] | None:
-        """Return an attribute of the model that is a number or several, or what there is otherwise."""
-        given = getattr(self.original, name, None)
-        given = otherwise if given is None or callable(given) else given
+    def _numbers(self, name: str, default: Any) -> list[float] | None:
+        """Return an attribute of the model that holds one number or several; the default if it has none."""
+        value = getattr(self.original, name, None)
+        value = default if value is None or callable(value) else value
         try:
-            return None if given is None else torch.as_tensor(given, dtype=torch.float32).flatten().tolist()
+            return None if value is None else torch.as_tensor(value, dtype=torch.float32).flatten().tolist()
         except (TypeError, ValueError, RuntimeError) as e:
-            raise KDError(f"teacher={self.source} has a `{name}` that is no list of numbers.") from e
+            raise ModelError(self.source, f"has a `{name}` that is not a list of numbers.") from e
 
-    def match(self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None) -> None:
+    def match(
+        self,
+        names: Mapping[int, str],
+        spec: Any = "auto",
+        keep: Iterable[int] | None = None,
+        single_cls: bool = False,
+    ) -> None:
         """Match its classes with the student's; depth has none.
 
         Raises:
-            KDError: If there is nothing to learn from the match, or depth is given one.
+            KDError: If the matched classes carry no information, or depth is given a map.
         """
         if self.task == "depth":
             if not (isinstance(spec, str) and spec.lower() == "auto"):
-                raise KDError("'kd_classes' has no use for depth, which has no classes: drop it.")
+                raise KDError("'kd_classes' has no effect on depth, which has no classes: drop it.")
             self.classes = ClassMap({i: (i,) for i in names}, dict(names), dict(names))
         else:
-            super().match(names, spec, keep)
-            check_exclusive(self.classes, self.source)
+            super().match(names, spec, keep, single_cls)
+            check_softmax(self.classes, self.source)
 
-    def _build(self, dtype: torch.dtype) -> None:
-        """Make the model that runs, in a precision."""
-        model: Any = self.original
-        own = callable(getattr(model, "fuse", None))  # Ultralytics'
-        model = fused_copy(model) if own else deepcopy(model).float().eval().requires_grad_(False)
-        self._seen: list[list[Tensor]] = []
-        if self._reads.features:
-            self._ears = outputs.tapped(model, self._seen.append, self.imgsz or outputs.SIDE)
-            self._ears.__enter__()
+    def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
+        """Make the model that runs, and capture the feature maps that are read."""
+        if self._ultralytics:
+            model = fused_copy(self.original)
+        else:
+            model = deepcopy(self.original).float().eval().requires_grad_(False)
+        self._captured: list[list[Tensor]] = []
+        self._capture = ExitStack()
+        if reads.features:
+            side = self.imgsz or outputs.SIDE
+            self._capture.enter_context(outputs.capture_maps(model, self._captured.append, side))
         if self.task == "depth":
-            self._calibration = [x.to(self._device) for x in outputs.calibration(self.original)]
-        self.model = placed(model, self._device, dtype, self._compile)
-        super()._build(dtype)
+            self._calibration = [x.to(device) for x in outputs.calibration(self.original)]
+        self.model = to_device(model, device, dtype, compile)
 
-    def __call__(self, images: Tensor) -> DenseAnswer:
-        """Return the answer in the student's classes."""
-        assert self.classes is not None
-        value, features = self._run_checked(images)
-        if self.task == "depth":
-            calibration = (x.to(value) for x in self._calibration)
-            said = outputs.uncalibrated(value, *calibration)
-            return DenseAnswer(outputs.within_limits(value, said), None, [features])
-        value = outputs.map_channels(self.classes.map_exclusive, value)
-        return DenseAnswer(value, self.classes.taught(images.device), [features])
+    @property
+    def _ultralytics(self) -> bool:
+        """Whether the model is one of Ultralytics'."""
+        return isinstance(self.original, BaseModel)
 
+    # Every batch ------------------------------------------------------------------------------------------------------
     def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return logits or depth in float32, and the feature maps that are read."""
-        images = self._normalised(images.float())
-        self._seen.clear()
+        images = self._normalize(images.float())
+        self._captured.clear()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            own = callable(getattr(self.original, "fuse", None))
-            out = self.model(images.to(self.dtype, copy=not own))  # one from elsewhere may change what it is given
-        maps = self._seen[-1] if self._seen else []
-        self._seen.clear()
-        return outputs.dense_output(self.task, out).float(), self._wanted(maps, self.maps[0].strides)
+            # A model of another library may change its input in place
+            preds = self.model(images.to(self.dtype, copy=not self._ultralytics))
+        maps = self._captured[-1] if self._captured else []
+        self._captured.clear()
+        return outputs.dense_output(self.task, preds).float(), self._read_maps(maps, self.maps[0].strides)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """Return images as the model was trained with."""
+    def _normalize(self, images: Tensor) -> Tensor:
+        """Return images resized and normalised as in the model's training."""
         if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
             images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", align_corners=False)
         if self.mean is None or self.std is None:
@@ -139,42 +144,55 @@ class DenseTeacher(Teacher):
         mean, std = (images.new_tensor(list(v)).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
 
-    @staticmethod
-    def _numbers(answer: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
-        """Return all tensors of an answer."""
-        return [answer[0], *answer[1]]
+    def _tensors(self, raw: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+        """Return all raw outputs."""
+        return [raw[0], *raw[1]]
 
-    def _let_go(self) -> None:
-        """Drop what `prepare` made."""
-        self.model = None
-
-    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a copy that answers in the student's classes."""
+    def _answer(self, raw: tuple[Tensor, list[Tensor]], images: Tensor) -> DenseAnswer:
+        """Return the answer in the student's classes."""
         assert self.classes is not None
-        if self.task == "depth" and callable(getattr(self.original, "fuse", None)):
+        value, features = raw
+        if self.task == "depth":
+            uncalibrated = outputs.uncalibrated(value, *(x.to(value) for x in self._calibration))
+            return DenseAnswer(outputs.within_limits(value, uncalibrated), None, [features])
+        value = outputs.map_channels(self.classes.map_softmax, value)
+        return DenseAnswer(value, self.classes.taught(images.device), [features])
+
+    # After training ---------------------------------------------------------------------------------------------------
+    def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
+        """Return a copy of the model that predicts the student's classes."""
+        if self.task == "depth" and self._ultralytics:
             return deepcopy(self.original)
-        return ScoredDense(self, nc, names)
+        return DenseModel(self, nc, names)
 
 
-def check_exclusive(classes: ClassMap | None, source: str) -> None:
-    """Check that there is something to learn from a softmax over the classes that both know.
+def check_softmax(classes: ClassMap | None, source: str) -> None:
+    """Raise if a softmax over the taught classes carries no information, because it is always 1.
 
     Args:
         classes (ClassMap | None): The match.
         source (str): Where the teacher came from.
 
     Raises:
-        KDError: If it is one class of several, which is always certain among itself.
+        KDError: If only one class of several is taught, or all the teacher's classes teach the same one.
     """
-    if classes is not None and len(classes.student) == 1 < len(classes.student_names):
+    if classes is None or len(classes.student) != 1:
+        return
+    if len(classes.student_names) > 1:
+        raise ModelError(
+            source,
+            f"knows one of the {len(classes.student_names)} classes that the student learns, and a "
+            "softmax over one class carries no information: give a teacher, kd_classes or classes with more of them.",
+        )
+    if len(classes.sources[classes.student[0]]) == len(classes.teacher_names) > 1:
         raise KDError(
-            f"teacher={source} knows one of the {len(classes.student_names)} classes that are learnt here, and what it "
-            "says of one class alone is nothing: give a teacher, kd_classes or classes with more of them."
+            f"all classes of teacher={source} teach one class, and a softmax over one class carries no information: "
+            "drop single_cls, or give another teacher."
         )
 
 
-class ScoredDense(Scored):
-    """A copy of a teacher's model, in float32."""
+class DenseModel(ValidationModel):
+    """A copy of a dense teacher's model, in float32."""
 
     def __init__(self, teacher: DenseTeacher, nc: int, names: Mapping[int, str]):
         """Copy the model.
@@ -186,23 +204,29 @@ class ScoredDense(Scored):
         """
         super().__init__(teacher, getattr(teacher.original, "stride", torch.tensor([32.0])), nc, names)
         self.inner: Any = deepcopy(teacher.original).float().eval()
-        self._normalise, self._classes = teacher._normalised, teacher.classes
+        self._normalize, self._classes = teacher._normalize, teacher.classes
+
+    def fuse(self, verbose: bool = False, **_: Any) -> ValidationModel:
+        """Fuse the model inside, if it is Ultralytics'."""
+        if isinstance(self.inner, BaseModel):
+            self.inner.fuse(verbose=False)
+        return self
 
     def forward(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return what the teacher says in the student's classes."""
-        out = outputs.dense_output(self.task, self.inner(self._normalise(images)))
+        """Return probabilities of the student's classes for a classifier, else logits or depth."""
+        preds = outputs.dense_output(self.task, self.inner(self._normalize(images)))
         assert self._classes is not None
-        mapped = outputs.map_channels(partial(self._classes.all_scores, exclusive=True), out)
+        mapped = outputs.map_channels(partial(self._classes.all_scores, softmax=True), preds)
         return mapped.softmax(1) if self.task == "classify" else mapped
 
 
 def average(answers: list[DenseAnswer], shares: list[float], task: str) -> DenseAnswer:
-    """Return the mean of the answers of several teachers of the same classes: of probabilities, or of log-depth.
+    """Return the mean answer of several teachers of the same classes: of probabilities, or of log-depth.
 
-    Logits keep their mean height, which no softmax over classes sees, but one over places does.
+    The logits keep their mean logsumexp. A softmax over classes ignores it; a softmax over pixels does not.
 
     Args:
-        answers (list[DenseAnswer]): An answer of each.
+        answers (list[DenseAnswer]): One answer of each teacher.
         shares (list[float]): Weight of each; they sum to 1.
         task (str): Their task.
     """

@@ -1,4 +1,4 @@
-"""Detections with whole class-probability vectors: suppressed, and merged from several views or teachers."""
+"""Detections with class-probability vectors: suppression, and fusion of several views or teachers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FUSE_IOU = 0.55  # overlap above which detections of different views are of one 
 
 
 @dataclass(frozen=True)
-class Sieve:
+class Thresholds:
     """Which detections are kept.
 
     Attributes:
-        conf (float): Least confidence.
+        conf (float): Lowest confidence.
         iou (float): Overlap above which two detections are of one object.
         topk (int): Most detections of an image.
     """
@@ -32,7 +32,7 @@ class Sieve:
 
 @dataclass
 class Detections:
-    """What a view of an image shows, or several.
+    """Detections in one image.
 
     Attributes:
         boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels.
@@ -43,88 +43,89 @@ class Detections:
     probs: Tensor
 
 
-def suppress(branch: Branch, layout: Layout, sieve: Sieve) -> list[Detections]:
+def suppress(branch: Branch, layout: Layout, thresholds: Thresholds) -> list[Detections]:
     """Return the detections in a branch's raw outputs, image by image, most confident first, in pixels.
 
     Args:
-        branch (Branch): Raw outputs, scores and boxes among them.
+        branch (Branch): Raw outputs with scores and boxes.
         layout (Layout): The head that made them.
-        sieve (Sieve): Which are kept.
+        thresholds (Thresholds): Which are kept.
     """
-    return suppress_boxes(pixels(branch, layout), branch.scores.float().sigmoid(), sieve)
+    return suppress_boxes(pixels(branch, layout), branch.scores.float().sigmoid(), thresholds)
 
 
-def suppress_boxes(boxes: Tensor, probs: Tensor, sieve: Sieve) -> list[Detections]:
-    """Return what non-maximum suppression leaves of each image's boxes, most confident first.
+def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list[Detections]:
+    """Return each image's boxes after non-maximum suppression, most confident first.
 
-    Suppression is blind to classes: one object is one detection, and its vector says what it may be.
+    Suppression ignores classes: one object is one detection, and its vector holds the probability of each class.
 
     Args:
         boxes (Tensor): Boxes of shape (B, n, 4) as x1, y1, x2, y2 in pixels.
         probs (Tensor): Class probabilities of shape (B, n, nc).
-        sieve (Sieve): Which are kept.
+        thresholds (Thresholds): Which are kept.
     """
     centred = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs), -1)
     _, kept = non_max_suppression(
         centred.transpose(1, 2),
-        conf_thres=sieve.conf,
-        iou_thres=sieve.iou,
+        conf_thres=thresholds.conf,
+        iou_thres=thresholds.iou,
         agnostic=True,
-        max_det=sieve.topk,
+        max_det=thresholds.topk,
         nc=probs.shape[-1],
-        max_time_img=1e9,  # a slow machine must not answer less
+        max_time_img=1e9,  # a slow machine must return the same detections
         return_idxs=True,
     )
     index = [k.flatten().long() for k in kept]
     return [Detections(b[i], p[i]) for b, p, i in zip(boxes, probs, index)]
 
 
-def surest(boxes: Tensor, probs: Tensor, sieve: Sieve) -> Detections:
-    """Return an image's boxes that are sure enough of something, most confident first, without suppression.
+def most_confident(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> Detections:
+    """Return an image's most confident boxes, most confident first, without suppression.
 
     Args:
         boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels.
         probs (Tensor): Class probabilities of shape (n, nc).
-        sieve (Sieve): Which are kept.
+        thresholds (Thresholds): Which are kept.
     """
-    order = probs.amax(1).argsort(descending=True, stable=True)[: sieve.topk]
-    order = order[probs[order].amax(1) > sieve.conf]
+    order = probs.amax(1).argsort(descending=True, stable=True)[: thresholds.topk]
+    order = order[probs[order].amax(1) > thresholds.conf]
     return Detections(boxes[order], probs[order])
 
 
 def fuse(views: list[Detections], known: Tensor, conf: float, weights: list[float] | None = None) -> Detections:
-    """Merge the views of an image: weighted boxes fusion of Solovyev et al. (https://arxiv.org/abs/1910.13302).
+    """Fuse the detections of several views of an image.
 
-    Detections gather around the most confident one. A box is the mean of its group, weighted by confidence; a
-    probability is the mean over all views whose teacher knows the class, so that what one view alone sees counts less.
+    This is the weighted boxes fusion of Solovyev et al. (https://arxiv.org/abs/1910.13302). Detections are grouped
+    around the most confident one. A box is the mean of its group, weighted by confidence. A probability is the mean
+    over all views whose teacher knows the class, so that an object in one view alone counts less.
 
     Args:
         views (list[Detections]): Detections of every view.
         known (Tensor): Summed weight of the views whose teacher knows each class, shape (nc,).
-        conf (float): Least confidence of a detection that is kept.
+        conf (float): Lowest confidence of a detection that is kept.
         weights (list[float], optional): Weight of every view, 1 if None.
     """
     boxes, probs = torch.cat([v.boxes for v in views]), torch.cat([v.probs for v in views])
     view = torch.cat([torch.full((len(v.boxes),), i, device=boxes.device) for i, v in enumerate(views)])
     order = probs.amax(1).argsort(descending=True, stable=True) if len(probs) else view.long()
     boxes, probs, view = boxes[order], probs[order], view[order]
-    of_view = boxes.new_tensor(weights or [1.0] * len(views))
-    near, free = box_iou(boxes, boxes) > FUSE_IOU, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    merged, vectors = [], []
+    view_weights = boxes.new_tensor(weights or [1.0] * len(views))
+    overlaps, free = box_iou(boxes, boxes) > FUSE_IOU, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    fused_boxes, fused_probs = [], []
     for i in range(len(boxes)):
         if not free[i]:
             continue
-        group = (near[i] & free).nonzero().flatten()
+        group = (overlaps[i] & free).nonzero().flatten()
         free[group] = False
-        best = np.unique(view[group].cpu().numpy(), return_index=True)[1]  # of every view its most confident one
-        group = group[torch.as_tensor(np.sort(best), device=group.device)]
-        share = of_view[view[group].long()][:, None]
+        first = np.unique(view[group].cpu().numpy(), return_index=True)[1]  # the most confident one of every view
+        group = group[torch.as_tensor(np.sort(first), device=group.device)]
+        share = view_weights[view[group].long()][:, None]
         weight = probs[group].amax(1, keepdim=True) * share
-        merged.append((boxes[group] * weight).sum(0) / weight.sum())
-        vectors.append((probs[group] * share).sum(0) / known.clamp(min=1e-9))
-    if not merged:
+        fused_boxes.append((boxes[group] * weight).sum(0) / weight.sum())
+        fused_probs.append((probs[group] * share).sum(0) / known.clamp(min=1e-9))
+    if not fused_boxes:
         return Detections(boxes[:0], probs[:0])
-    boxes, probs = torch.stack(merged), torch.stack(vectors)
+    boxes, probs = torch.stack(fused_boxes), torch.stack(fused_probs)
     order = probs.amax(1).argsort(descending=True, stable=True)
     order = order[probs[order].amax(1) > conf]
     return Detections(boxes[order], probs[order])

@@ -1,4 +1,4 @@
-"""Whether what a teacher says are numbers, found out without making the host wait for the device."""
+"""Whether a teacher's outputs are finite, without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -8,51 +8,57 @@ import torch
 from torch import Tensor
 
 
-class Watch:
-    """Looks at the answers of what runs, one after the other.
+class FiniteCheck:
+    """Checks that a model's outputs are finite, batch by batch.
 
-    The first is looked at before it is used, and every one where that costs no time, as on the CPU. If it lags it is
-    the answer before that is judged, which the device has finished by then: one batch later, but for nothing.
+    The first batch is checked before its outputs are used, and so is every batch on a CPU. On a GPU that would make the
+    host wait. There the check is delayed: a call returns the result of the batch before, which has arrived by then.
 
     Attributes:
-        unjudged (Tensor | None): Whether the last answer is finite, on its device, if nobody has looked yet.
+        pending (Tensor | None): Whether the last outputs are finite, on their device; None if a call returned it.
     """
 
-    unjudged: Tensor | None = None
+    pending: Tensor | None = None
 
-    def __init__(self, lags: bool = False):
-        """Begin.
+    def __init__(self, delayed: bool = False):
+        """Start with the first batch.
 
         Args:
-            lags (bool): Whether it is the answer before that is judged, from the second on.
+            delayed (bool): Whether a call returns the result of the batch before, from the second batch on.
         """
-        self.lags, self.first = lags, True
+        self.delayed, self.first = delayed, True
         self._before: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def __call__(self, numbers: Sequence[Tensor]) -> bool:
-        """Return whether the numbers are finite, or those before were.
+    def __call__(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether outputs are finite; if delayed, whether those of the batch before were.
 
         Args:
-            numbers (Sequence[Tensor]): All floating-point tensors of an answer.
+            tensors (Sequence[Tensor]): All floating-point outputs for a batch.
         """
-        given = [x for x in numbers if x.numel()]
-        if not given:
+        filled = [x for x in tensors if x.numel()]
+        if not filled:
             return True
-        # A sum is finite if all it sums is, and one pass over memory
-        finite = torch.stack([x.sum(dtype=torch.float32) for x in given]).isfinite().all()
-        if self.first or not self.lags:
-            self.first, self.unjudged = False, None
+        # A sum is finite if all its terms are, and it takes one pass over memory
+        finite = torch.stack([x.sum(dtype=torch.float32) for x in filled]).isfinite().all()
+        if self.first or not self.delayed:
+            self.first, self.pending = False, None
             return bool(finite)
-        self.unjudged = finite
-        before, self._before = self._before, self._sent(finite)
+        self.pending = finite
+        before, self._before = self._before, self._send(finite)
         if before is None:
             return True
-        before[1].synchronize()
-        return bool(before[0])
+        flag, arrived = before
+        arrived.synchronize()
+        return bool(flag)
 
     @staticmethod
-    def _sent(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Send a flag to the host, and return where it arrives and when."""
+    def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Copy a flag to the host without waiting.
+
+        Returns:
+            host (Tensor): The flag on the host.
+            arrived (Event): The event after which it is valid.
+        """
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(flag, non_blocking=True)
         event = torch.cuda.Event()

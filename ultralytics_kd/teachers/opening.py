@@ -1,4 +1,4 @@
-"""From the `teacher` argument to a teacher: what kind it is, and where it is found."""
+"""From the `teacher` argument to a teacher: where its model comes from, and which kind of teacher it is."""
 
 from __future__ import annotations
 
@@ -35,38 +35,44 @@ from .sets import QueryTeacher, SetTeacher
 from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
-EXPORTED = (  # what Ultralytics' AutoBackend knows a model by
+EXPORTED = (  # suffixes by which Ultralytics' AutoBackend recognises exported models
     *(".onnx", ".torchscript", ".engine", ".mlpackage", ".mlmodel", ".pb", ".tflite", ".mnn"),
     *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_imx_model", "_rknn_model"),
 )
-DATA_ALONE = (".onnx", ".tflite", ".mnn", "_openvino_model", "_ncnn_model")  # graphs; others can hold programs
-UNTRUSTED = "if you trust where it comes from, say kd_trust_teacher=True"
+DATA_ALONE = (".onnx", ".tflite", ".mnn", "_openvino_model", "_ncnn_model")  # these formats hold no code
+UNTRUSTED = "if you trust its origin, set kd_trust_teacher=True"
 _loading = threading.Lock()
 
 
 def open_teacher(
     source: Any, task: str = "detect", weights: Sequence[float] | None = None, trust: bool = False
 ) -> Teacher:
-    """Return the teacher behind a `teacher` argument, inspected but for one that follows the student.
+    """Return the teacher of a `teacher` argument, inspected unless it follows the student.
 
     Args:
-        source (Any): A name that Ultralytics downloads, a local path, a URL or `ul://` URI of trained weights; an
+        source (Any): Trained weights as a name that Ultralytics downloads, a local path, a URL or a `ul://` URI; an
             exported file; a classifier as `torchvision:NAME` or `timm:NAME`; `module:name` of a Python object; "ema"
-            for the student's own moving average; a `YOLO` or a model in memory, both of which stay untouched, or an
-            object with `names` and `teach`; or a list of such.
+            for the student's own moving average; a `YOLO` or a model in memory, which is not changed; an object with
+            `names` and `teach`; or a list of these.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
-        trust (bool): Whether files may run code when they are opened. A `.pt` is a pickle, which can hold any; without
-            trust only the classes of models that Ultralytics knows are made from it.
+        trust (bool): Whether files may run code when they are opened. A `.pt` is a pickle, which can run any code;
+            without trust only the classes of Ultralytics' own models are loaded from it.
 
     Raises:
-        KDError: If nothing that can teach is found there, or it is of another task, or would have to be trusted.
+        KDError: If the source holds no model that can teach, has another task, or needs trust.
+
+    Examples:
+        >>> teacher = open_teacher("yolo26x.pt")
+        >>> teacher.match({0: "person", 1: "car"})  # the student's classes
+        >>> teacher.prepare(torch.device("cpu"))
+        >>> teacher(images).branches["one2many"].scores  # logits of shape (B, anchor points, 2)
     """
     if isinstance(source, (list, tuple)):
         if not source:
             raise KDError("teacher=[] is an empty list: name the teachers, or drop it.")
         if any(isinstance(each, (list, tuple)) for each in source):
-            raise KDError("'teacher' is a list with lists in it: give all teachers in one.")
+            raise KDError("'teacher' is a list with lists in it: give one list of all teachers.")
         members = [open_teacher(each, task, trust=trust) for each in source]
         if any(m.follows_student for m in members) and len(members) > 1:
             raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers.")
@@ -88,59 +94,61 @@ def open_teacher(
     if isinstance(teacher, SetTeacher) and task != "detect":
         raise ModelError(
             teacher.source,
-            f"answers with detections, which teach a detector alone: for task '{task}' give trained weights (.pt).",
+            f"predicts detections, which can only teach a detector: for task '{task}' give trained weights (.pt).",
         )
     teacher.inspect()
     return teacher
 
 
 def _open(source: Any, trust: bool) -> Teacher:
-    """Return the teacher behind one source."""
-    said = _name(source)
+    """Return the teacher of one source."""
+    name = _name(source)
     if isinstance(source, str):
-        source = zoo_model(source) or (import_object("teacher", source, _made) if names_object(source) else source)
+        source = zoo_model(source) or source
+    if isinstance(source, str) and names_object(source):
+        source = import_object("teacher", source, _instantiate)
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
         return ExportedTeacher(_exported_file(source, trust))
     if hasattr(source, "teach") and not isinstance(source, Model):
-        return CustomTeacher(source() if isinstance(source, type) else source, said)
+        return CustomTeacher(source() if isinstance(source, type) else source, name)
     model = _load(source, trust)
     names = class_names(model)
     if outputs.has_queries(model):
-        return QueryTeacher(model, said, "detect", names)
+        return QueryTeacher(model, name, "detect", names)
     task = getattr(model, "task", None) or guess_model_task(model)
     if task in outputs.DENSE_TASK_OF.values():
-        return DenseTeacher(model, said, task, names)
-    return GridTeacher(model, said, task, names)
+        return DenseTeacher(model, name, task, names)
+    return GridTeacher(model, name, task, names)
 
 
 def _name(source: Any) -> str:
-    """Return how a teacher is spoken of: as it was given, or the type of an object and the file that it came from."""
+    """Return a teacher's name in messages: as it was given, or an object's type and the file that it came from."""
     if isinstance(source, (str, Path)):
         return str(source)
     file = getattr(source.model if isinstance(source, Model) else source, "pt_path", None)
     return " ".join([type(source).__name__, *([Path(file).name] if file else [])]) + IN_MEMORY
 
 
-def _made(found: Any) -> Any:
-    """Return the teacher that a name of the user's code stands for: a function or class is called for it."""
-    ready = isinstance(found, nn.Module) or hasattr(found, "teach") or not callable(found)
-    made = found if ready else found()
-    return made() if isinstance(made, type) else made
+def _instantiate(imported: Any) -> Any:
+    """Return the teacher of an object of the user's code: a function or class is called to make it."""
+    ready = isinstance(imported, nn.Module) or hasattr(imported, "teach") or not callable(imported)
+    teacher = imported if ready else imported()
+    return teacher() if isinstance(teacher, type) else teacher
 
 
 def _exported_file(source: str | Path, trust: bool) -> str:
     """Return the path of an exported model.
 
     Raises:
-        KDError: If it is not there, or can hold programs and is not trusted.
+        KDError: If it does not exist, or can hold code and is not trusted.
     """
     path = Path(str(source).strip())
     if not path.exists():
         raise ModelError(source, "was not found.")
     if not trust and not path.name.lower().endswith(DATA_ALONE):
-        raise ModelError(source, f"is of a format that can hold programs, which would run here: {UNTRUSTED}.")
+        raise ModelError(source, f"has a format that can hold code, which would run here: {UNTRUSTED}.")
     return str(path)
 
 
@@ -158,14 +166,14 @@ def _load(source: Any, trust: bool) -> nn.Module:
     path = str(source).strip()
     if path.endswith(IN_MEMORY):
         raise KDError(
-            f"teacher={path}: this run was taught by an object that could not be saved beside it: give it again, "
+            f"teacher={path}: the teacher of this run was an object that could not be saved beside it: give it again, "
             "teacher=..."
         )
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
         raise ModelError(source, "is an untrained architecture: give trained weights (.pt).")
     if Path(path).suffix.lower() != ".pt":
-        raise ModelError(source, "is no PyTorch checkpoint and no exported model: give trained weights (.pt).")
+        raise ModelError(source, "is neither a PyTorch checkpoint nor an exported model: give trained weights (.pt).")
     try:
         with _restricted(not trust):
             return load_checkpoint(path)[0]
@@ -173,27 +181,27 @@ def _load(source: Any, trust: bool) -> nn.Module:
         raise
     except FileNotFoundError as e:
         raise ModelError(source, f"was not found: {first_line(e)}") from e
-    except Exception as e:  # whatever a damaged file makes the unpickler raise, the sentence is the same
-        refused = None if trust else _refused(e)
-        if refused:
+    except Exception as e:  # a damaged file can make the unpickler raise any error
+        code = None if trust else _named_code(e)
+        if code:
             raise ModelError(
                 source,
-                f"is no plain YOLO checkpoint: opening it would run code that the file names ({refused}); {UNTRUSTED}.",
+                f"is not a plain YOLO checkpoint: opening it would run code that the file names ({code}); {UNTRUSTED}.",
             ) from e
         raise ModelError(source, f"could not be read as a YOLO checkpoint: {first_line(e)}") from e
 
 
 @contextmanager
 def _restricted(on: bool) -> Iterator[None]:
-    """Let Ultralytics load checkpoints without running what they name, or as its own settings have it.
+    """Make Ultralytics load checkpoints without running code that they name; if not `on`, change nothing.
 
-    Its switch is one for the process, which `load_checkpoint` has no argument for: it is turned for this one file.
+    `load_checkpoint` has no argument for it. Ultralytics' setting is global, so it is set for this one file.
     """
     if not on:
         yield
         return
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it all the same
-        raise KDError(f"torch {torch.__version__} has no loader for files that are not trusted: use 2.6 or newer.")
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it anyway
+        raise KDError(f"torch {torch.__version__} cannot load untrusted files safely: use torch 2.6 or newer.")
     with _loading:
         before, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
         try:
@@ -202,14 +210,14 @@ def _restricted(on: bool) -> Iterator[None]:
             tasks.SAFE_LOAD = before
 
 
-def _refused(error: BaseException) -> str | None:
-    """Return what a file names that is no part of a plain checkpoint, if that is why it was not opened."""
-    found = re.search(r"\bGLOBAL:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _said(error), re.IGNORECASE)
-    return next(name for name in found.groups() if name) if found else None
+def _named_code(error: BaseException) -> str | None:
+    """Return the function or class that an error says a file names and a plain checkpoint does not; None if none."""
+    match = re.search(r"\bGLOBAL:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _messages(error), re.IGNORECASE)
+    return next(name for name in match.groups() if name) if match else None
 
 
-def _said(error: BaseException) -> str:
-    """Return the messages of an error and of what caused it."""
+def _messages(error: BaseException) -> str:
+    """Return the messages of an error and of its causes."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -217,14 +225,14 @@ def _said(error: BaseException) -> str:
 
 
 def _fetch(source: str) -> str:
-    """Return where a URL or `ul://` URI was downloaded to, found as that of `model=` is.
+    """Download a URL or `ul://` URI as Ultralytics does for `model=`, and return the file.
 
     Raises:
-        KDError: If it cannot be had.
+        KDError: If it does not exist or the download fails.
     """
     try:
         return str(check_file(source, download_dir=SETTINGS["weights_dir"]))
     except FileNotFoundError as e:
         raise ModelError(source, f"was not found: {first_line(e)}") from e
-    except Exception as e:  # no key, a wrong one, no access, no network: each has a class of its own
+    except Exception as e:  # a missing or wrong key, no access, no network: each raises another type
         raise ModelError(source, f"could not be downloaded: {first_line(e)}") from e

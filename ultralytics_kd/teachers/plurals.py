@@ -1,0 +1,39 @@
+"""Class names of which one is the English plural of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def match_plurals(students: Mapping[int, str], teachers: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Match names that differ as plural and singular.
+
+    Args:
+        students (Mapping[int, str]): The student's names by index, in lower case.
+        teachers (Mapping[int, str]): The teacher's names by index, in lower case.
+
+    Returns:
+        (list[tuple[int, int]]): Teacher and student index of every match.
+    """
+    if not students or not teachers:
+        return []
+    forms = _plurals({*students.values(), *teachers.values()})
+    return [
+        (i, j)
+        for i, teacher in teachers.items()
+        for j, student in students.items()
+        if teacher in forms[student] or student in forms[teacher]
+    ]
+
+
+def _plurals(names: set[str]) -> dict[str, set[str]]:
+    """Return the plurals of each name; "person" has people and persons.
+
+    Only plurals are formed. The singular of a name would be a guess, as "lens" would have the singular "len".
+    """
+    import inflect  # takes a second to import, and is needed only where names differ
+
+    engines = inflect.engine(), inflect.engine()
+    engines[1].classical(all=True)
+    # Shorter names are often letters, and "as" is not the plural of "a"
+    return {name: {str(e.plural_noun(name)) for e in engines} if len(name) > 2 else set() for name in names}
