@@ -210,7 +210,7 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
         ({"kd_unlabeled": 7}, "give a folder of images"),
         ({"kd_unlabeled": "FOLDER", "kd_unlabeled_ratio": 0}, "greater than 0"),
         ({"kd_unlabeled": "FOLDER", "rect": True}, "exclude each other"),
-        ({"kd_unlabeled": "FOLDER", "kd_cache": True}, "has answers to the images of data= alone"),
+        ({"kd_unlabeled": "FOLDER", "kd_cache": True}, "has answers for the images of data= only"),
         ({"kd_unlabeled": "FOLDER", "teacher": None}, "no effect without a teacher"),
     ],
 )
@@ -235,7 +235,7 @@ def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
     LOGGER.propagate = True
     YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled_ratio=2.0)
     LOGGER.propagate = False
-    assert "'kd_unlabeled_ratio=2' has no effect without kd_unlabeled" in caplog.text
+    assert "'kd_unlabeled_ratio=2' has no effect: there are no images of kd_unlabeled" in caplog.text
     assert YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_unlabeled"] is None
 
 

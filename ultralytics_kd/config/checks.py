@@ -215,24 +215,22 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
 
 # Arguments of any command ---------------------------------------------------------------------------------------------
 def check_plain(given: Mapping[str, Any]) -> None:
-    """Raise if an argument has no text for a name, or is nested too deeply or too large to print and to save.
+    """Raise if the name of an argument is not a text, or its value is too large or nested too deeply to print.
 
     Args:
         given (Mapping): Arguments.
 
     Raises:
-        KDTypeError: If one is. Lists may hold themselves, and YAML aliases make large ones of a few lines.
+        KDTypeError: If there is one: a list may contain itself, and a few lines of YAML aliases stand for a huge one.
     """
     for name, value in given.items():
         if not isinstance(name, str):
             raise KDTypeError(f"the name of an argument must be a text, not {name!r} ({type(name).__name__}).")
-        level: list[Any] = [value]
-        for depth in range(MAX_DEPTH + 2):
+        depth, level = 0, [value]
+        while level:
             if depth > MAX_DEPTH or len(level) > MAX_PARTS:
                 raise KDTypeError(f"'{name}' holds a list or map that is nested too deeply or has too many parts.")
-            level = list(islice(chain.from_iterable(map(_parts, level)), MAX_PARTS + 1))
-            if not level:
-                break
+            depth, level = depth + 1, list(islice(chain.from_iterable(map(_parts, level)), MAX_PARTS + 1))
 
 
 def _parts(value: Any) -> Iterable[Any]:

@@ -18,7 +18,7 @@ from ..errors import KDError
 
 ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
-DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils.checks")  # what it checks a data set with
+DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it reads one with these
 
 
 def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = tuple) -> bool:
