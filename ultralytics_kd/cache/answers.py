@@ -47,7 +47,7 @@ class StoredAnswers:
                 if row.key in wanted:
                     probs = map_probabilities(row.probs, classes)
                     confidence = row.probs.max(1, initial=0)
-                    # Instances of classes that are not taught are dropped: at no scale is a taught class likely enough
+                    # Drop instances whose taught classes stay below the lowest confidence at every scale
                     best = probs.max(1, initial=0) / confidence.clip(1) * row.scale_confidence.max(1, initial=0)
                     keep = best > manifest.conf * SCALE
                     parts = row.boxes, probs, confidence, row.scale_confidence, row.sides * np.float32(imgsz)

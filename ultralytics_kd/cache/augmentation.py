@@ -53,7 +53,7 @@ class CarriesAnswers:
         return labels
 
     def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters, with what they hold of labels replaced by stored instances.
+        """Return the parameters with stored instances in place of labels.
 
         Args:
             answers (dict): Result of `answers_as_labels`.

@@ -45,6 +45,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
         KDError: If an argument is missing, unknown or invalid, or an image cannot be answered.
 
     Examples:
+        >>> from ultralytics_kd import YOLO
         >>> store = make_cache({"teacher": "yolo26x.pt", "data": "coco8.yaml", "kd_cache": "answers"})
         >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt", kd_cache=str(store.folder))
     """
@@ -80,6 +81,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
         KDError: If the folder holds something else, a teacher's answers cannot be stored, or an image cannot be read.
 
     Examples:
+        >>> register_arguments()
         >>> args = get_cfg(overrides={"data": "coco8.yaml", "kd_cache": "answers"})
         >>> store = build_cache(args, ["yolo26x.pt"], check_options(CACHE_ONLY))
     """
@@ -87,7 +89,8 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
     for teacher in teachers:
         if teacher.follows_student:
             raise KDError(
-                f"teacher={teacher.source} changes during training, so its answers cannot be stored: drop kd_cache."
+                f"teacher={teacher.source} changes during training, so its answers cannot be stored: give another "
+                "teacher, or train without kd_cache."
             )
     data = check_det_dataset(args.data)
     device = select_device(args.device, verbose=False)
@@ -113,7 +116,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
 
 @contextmanager
 def _executor(ray: bool | int, teachers: list[Teacher], manifest: Manifest, device: torch.device) -> Iterator[Executor]:
-    """Yield what hashes and answers images: this process, or a Ray cluster."""
+    """Yield the executor: this process, or a Ray cluster."""
     if not ray:
         yield LocalExecutor(teachers, manifest, device)
         return
@@ -161,7 +164,7 @@ def _manifest(
 
 
 def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
-    """Return the given folder, or one among the runs whose name depends only on data, teachers and size."""
+    """Return the given folder, or a default one: its name depends only on data, teachers and size."""
     if isinstance(args.kd_cache, (str, Path)):
         return Path(args.kd_cache).resolve()
     with override_configs(

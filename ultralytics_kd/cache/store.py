@@ -146,7 +146,7 @@ class Store:
     def _tables(self) -> Iterator[tuple[Path, pl.DataFrame | None]]:
         """Yield every shard's file and rows; None instead of rows that cannot be used."""
         shards = self.shards()
-        if shards:  # a cache whose making was interrupted early has neither shards nor a manifest
+        if shards:  # a cache that was interrupted early has neither shards nor a manifest
             manifest = self.manifest()
             for path in shards:
                 yield path, read_shard(path, manifest)
