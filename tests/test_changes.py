@@ -109,7 +109,7 @@ def test_every_change_says_what_it_is_for_and_temporary_ones_who_makes_them():
 
 
 def assigned() -> set[str]:
-    """Return the names in modules of Ultralytics that this package assigns to, outside of the table's machinery."""
+    """Return the names in modules of Ultralytics that this package assigns to, or whose object it adds a filter to."""
     found = set()
     for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -120,10 +120,13 @@ def assigned() -> set[str]:
             elif isinstance(node, ast.Import):
                 names |= {a.asname: a.name for a in node.names if a.asname and a.name.startswith("ultralytics.")}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
-                target = ast.unparse(node.value)
-                if target in names:
-                    found.add(f"{names[target]}.{node.attr}")
+            if not isinstance(node, ast.Attribute) or ast.unparse(node.value) not in names:
+                continue
+            target = names[ast.unparse(node.value)]
+            if isinstance(node.ctx, (ast.Store, ast.Del)):
+                found.add(f"{target}.{node.attr}")
+            elif node.attr in {"addFilter", "addHandler"}:
+                found.add(target)
     return found
 
 

@@ -18,7 +18,8 @@ import ultralytics_kd
 from ultralytics_kd import KDError, compat
 from ultralytics_kd.cache import augmentation, dataset
 from ultralytics_kd.compat import INTERNALS, NEWEST, OLDEST, check_parts, check_ultralytics
-from ultralytics_kd.install import PATCHED
+from ultralytics_kd.config.registration import parts_of
+from ultralytics_kd.install import CHANGES
 from ultralytics_kd.report.validation import recording_validator
 from ultralytics_kd.trainer import DistillationMixin
 from ultralytics_kd.training import unlabeled
@@ -191,7 +192,7 @@ def test_every_method_that_the_package_overrides_is_checked(ours, theirs):
 
 def test_what_is_patched_is_checked_with_the_rest():
     listed = {f"{module}.{part}" for module in INTERNALS for part in INTERNALS[module]}
-    assert {f"{module}.{part}" for module in PATCHED for part in PATCHED[module]} <= listed
+    assert {f"{module}.{part}" for module, parts in parts_of(CHANGES).items() for part in parts} <= listed
 
 
 BROKEN = """

@@ -1,4 +1,6 @@
-"""Everything that is changed in Ultralytics' own modules, how it is put in place and how it is undone.
+"""Everything that is changed in Ultralytics' own modules: what, why, and how it is undone.
+
+`CHANGES` is the whole list. `uninstall` puts the originals back; a change of a `with` block ends with the block.
 
 After `yolo-kd enable` this module is imported while Ultralytics is being imported. The trainers that distil need more
 of Ultralytics than is there by then, so they are imported when they are first asked for.
@@ -12,6 +14,7 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
+from .compat import check_parts
 from .config import changes
 from .config.changes import Change
 from .config.recipes import check_call, check_unfinished
@@ -57,7 +60,7 @@ def _checked_tune(stock: Callable[..., Any]) -> Callable[..., Any]:
     return tune
 
 
-# The whole list: no other module of this package changes Ultralytics -------------------------------------------------
+# The list -------------------------------------------------------------------------------------------------------------
 MODEL_CHANGES = (
     Change(
         "ultralytics.models.yolo.model",
@@ -86,6 +89,12 @@ TEMPORARY_CHANGES = (
         during="the final evaluation of a run with a teacher; ultralytics_kd.training",
     ),
     Change(
+        "ultralytics.utils",
+        "LOGGER",
+        "A filter puts the checkpoint in the place of the new file in what `strip_optimizer` logs.",
+        during="a checkpoint is stripped; ultralytics_kd.training",
+    ),
+    Change(
         "ultralytics.nn.tasks",
         "SAFE_LOAD",
         "Code that a teacher's file names does not run.",
@@ -93,7 +102,6 @@ TEMPORARY_CHANGES = (
     ),
 )
 CHANGES: tuple[Change, ...] = (*ARGUMENT_CHANGES, *TRAINER_CHANGES, *MODEL_CHANGES, *TEMPORARY_CHANGES)
-PATCHED = parts_of(CHANGES)  # for `compat`, which checks that they are there
 
 
 def install() -> None:
@@ -109,6 +117,7 @@ def install() -> None:
         >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt")
     """
     register()
+    check_parts(parts_of(MODEL_CHANGES))
     changes.make(MODEL_CHANGES)
 
 
