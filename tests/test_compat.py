@@ -46,7 +46,7 @@ NOT_CHECKED = {  # not every release has the first three, which are asked for wh
 
 
 @pytest.fixture
-def said(monkeypatch, caplog):
+def logged(monkeypatch, caplog):
     """Return what is logged, by a process that has not warned yet."""
     monkeypatch.setattr(compat, "_warned", False)
     monkeypatch.setattr(LOGGER, "propagate", True)
@@ -54,16 +54,16 @@ def said(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("version", ["8.3.0", "8.4.152", "8.4.191", "8.10.0", "9.0.0rc1"])
-def test_release_outside_the_tested_range_is_one_warning(said, version):
+def test_release_outside_the_tested_range_is_one_warning(logged, version):
     for _ in range(2):
         check_ultralytics(version)
-    assert said.text.count(f"is tested with ultralytics>={OLDEST},<={NEWEST}, found {version}") == 1
+    assert logged.text.count(f"is tested with ultralytics>={OLDEST},<={NEWEST}, found {version}") == 1
 
 
 @pytest.mark.parametrize("version", [OLDEST, "8.4.163", NEWEST])
-def test_tested_release_is_nothing_to_speak_of(said, version):
+def test_tested_release_is_no_warning(logged, version):
     check_ultralytics(version)
-    assert not said.text
+    assert not logged.text
 
 
 def test_installed_package_asks_for_the_oldest_tested_release():
@@ -156,7 +156,7 @@ def test_every_name_that_the_package_takes_from_ultralytics_is_checked():
 
 
 def taken(tree: ast.Module) -> set[str]:
-    """Return the names of Ultralytics that a module of ours imports, or reads from Ultralytics' modules."""
+    """Return the names of Ultralytics that a module of this package imports, or reads from Ultralytics' modules."""
     modules, found = {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ultralytics":
@@ -175,7 +175,7 @@ def taken(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "ours, theirs",
+    "derived, stock",
     [
         (DistillationMixin, DetectionTrainer),
         (recording_validator(DetectionValidator), DetectionValidator),
@@ -184,8 +184,8 @@ def taken(tree: ast.Module) -> set[str]:
         (augmentation.CarriesAnswers, augment.BaseTransform),
     ],
 )
-def test_every_method_that_the_package_overrides_is_checked(ours, theirs):
-    names = {n for n, f in vars(ours).items() if callable(f) and n in dir(theirs) and not n.startswith("__")}
+def test_every_method_that_the_package_overrides_is_checked(derived, stock):
+    names = {n for n, f in vars(derived).items() if callable(f) and n in dir(stock) and not n.startswith("__")}
     listed = {part.partition("(")[0].rpartition(".")[2] for module in INTERNALS for part in INTERNALS[module]}
     assert names and names <= listed, "add them to compat.INTERNALS"
 
