@@ -26,6 +26,8 @@ latency.ROUNDS = 6  # images that are timed; few are enough to see that they are
 
 # With `ULTRALYTICS_KD_TEST_DEVICE=0` the trainings of the tests run on a GPU, and test_cuda.py is not skipped
 DEVICE = os.environ.get("ULTRALYTICS_KD_TEST_DEVICE", "cpu")
+MODELS = Path(__file__).parent / "models"
+STUDENT, TEACHER = str(MODELS / "yolo0n.yaml"), str(MODELS / "yolo0s.yaml")  # small and quick, of one architecture
 NAMES = {0: "disc", 1: "box", 2: "bar"}
 # Small, quick and repeatable; every training of the tests uses these
 QUICK = {
@@ -119,7 +121,7 @@ def data(tmp_path_factory) -> str:
 def teacher(tmp_path_factory) -> str:
     """Return the path of a teacher: wider than the student, same classes."""
     torch.manual_seed(0)
-    return str(save_model(tmp_path_factory.mktemp("teacher") / "teacher.pt", "yolo26s.yaml"))
+    return str(save_model(tmp_path_factory.mktemp("teacher") / "teacher.pt", TEACHER))
 
 
 @pytest.fixture

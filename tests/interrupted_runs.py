@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-from conftest import QUICK
+from conftest import QUICK, STUDENT
 from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO
@@ -93,7 +93,7 @@ def prepare(model: YOLO, moment: str, seed: int) -> None:
 def run(order: dict) -> None:
     """Begin or resume a training, with a trap."""
     last = Path(order["project"]) / "run" / "weights" / "last.pt"
-    model = YOLO(last if last.is_file() else "yolo26n.yaml")
+    model = YOLO(last if last.is_file() else STUDENT)
     prepare(model, order["moment"], order["seed"])
     if last.is_file():
         model.train(resume=True)

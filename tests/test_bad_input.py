@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, make_model, save_model
+from conftest import NAMES, STUDENT, TEACHER, make_model, save_model
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, remove_colorstr
@@ -20,7 +20,7 @@ from ultralytics_kd.teachers import opening
 
 
 def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
-    """Return teacher arguments that cannot work, with what is said of each."""
+    """Return teacher arguments that cannot work, with the message of each."""
     (folder / "junk.pt").write_bytes(b"no checkpoint at all")
     (folder / "half.pt").write_bytes(save_model(folder / "whole.pt").read_bytes()[:4096])
     model = SegmentationModel("yolo26n-seg.yaml", nc=3, verbose=False)
@@ -45,7 +45,7 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
         "missing": (str(folder / "nowhere.pt"), "was not found"),
         "unreadable": (str(folder / "junk.pt"), "could not be read"),
         "truncated": (str(folder / "half.pt"), "could not be read"),
-        "architecture": ("yolo26s.yaml", "untrained architecture"),
+        "architecture": (TEACHER, "untrained architecture"),
         "no model": (str(folder / "model.bin"), "neither a PyTorch checkpoint nor an exported model"),
         "no exported model": (str(folder / "gone.onnx"), "gone.onnx was not found"),
         "broken exported model": (str(folder / "model.onnx"), "cannot be run here"),
@@ -77,12 +77,12 @@ def teachers(tmp_path_factory):
 def test_teacher_that_cannot_teach_is_one_sentence_and_leaves_nothing(teachers, kind, quick, capfd):
     source, message = teachers[kind]
     args = [f"{k}={v}" for k, v in quick.items()]
-    assert cli.main(["train", "model=yolo26n.yaml", f"teacher={source}", *args]) == 1
-    said = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line] or [""]
+    assert cli.main(["train", f"model={STUDENT}", f"teacher={source}", *args]) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if "ERROR" in line] or [""]
     assert not Path(quick["project"]).exists()
     with pytest.raises(KDError, match=message) as error:
-        YOLO("yolo26n.yaml").train(**quick, teacher=source)
-    assert "\n" not in str(error.value) and len(said) == 1
+        YOLO(STUDENT).train(**quick, teacher=source)
+    assert "\n" not in str(error.value) and len(errors) == 1
     assert not Path(quick["project"]).exists()
 
 
@@ -109,7 +109,7 @@ def test_every_kind_of_bad_teacher_is_tested(teachers):
 )
 def test_arguments_that_cannot_work_are_one_sentence_and_leave_nothing(quick, teacher, given, message):
     with pytest.raises(KDError, match=message) as error:
-        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})
+        YOLO(STUDENT).train(**{**quick, "teacher": teacher, **given})
     assert "\n" not in str(error.value)
     assert not Path(quick["project"]).exists()
 
@@ -121,17 +121,17 @@ GIVEN = "'kd_cls=2.0' has no effect without a teacher: add teacher=PATH or drop 
 @pytest.mark.parametrize("method", ["train", "tune"])
 def test_kd_argument_without_a_teacher_is_refused_even_with_its_default(quick, method):
     with pytest.raises(KDError, match=GIVEN):
-        getattr(YOLO("yolo26n.yaml"), method)(**quick, kd_cls=2.0)
+        getattr(YOLO(STUDENT), method)(**quick, kd_cls=2.0)
     assert not Path(quick["project"]).exists()
 
 
 @pytest.mark.core
 def test_kd_argument_without_a_teacher_is_refused_on_the_command_line_too(quick, tmp_path, caplog):
-    YAML.save(tmp_path / "copy.yaml", {**DEFAULT_CFG_DICT, **quick, "model": "yolo26n.yaml"})  # as yolo-kd copy-cfg
+    YAML.save(tmp_path / "copy.yaml", {**DEFAULT_CFG_DICT, **quick, "model": STUDENT})  # as yolo-kd copy-cfg
     LOGGER.propagate = True
     for line in ([f"{k}={v}" for k, v in quick.items()], [f"cfg={tmp_path / 'copy.yaml'}"]):
         caplog.clear()
-        assert cli.main(["train", "model=yolo26n.yaml", "kd_cls=2.0", *line]) == 1 and GIVEN in caplog.text
+        assert cli.main(["train", f"model={STUDENT}", "kd_cls=2.0", *line]) == 1 and GIVEN in caplog.text
     LOGGER.propagate = False
     assert not Path(quick["project"]).exists()
 
@@ -142,31 +142,31 @@ def test_kd_arguments_that_nobody_gives_and_those_with_a_teacher_are_accepted(qu
     """Defaults come from a recipe, or from Ultralytics' tuner, which passes every argument of a plain run on."""
     trained = []
     monkeypatch.setattr(Model, "train", lambda self, trainer=None, **kwargs: trained.append(kwargs))
-    recipe = {**DEFAULT_CFG_DICT, **quick, "model": "yolo26n.yaml"}
+    recipe = {**DEFAULT_CFG_DICT, **quick, "model": STUDENT}
     YAML.save(tmp_path / "copy.yaml", recipe)
     YAML.save(tmp_path / "kd.yaml", {"kd_cls": 2.0, "teacher": "t.pt"})
     if way == "line":
         uninstall()  # and install again, over the `train` of this test
         assert cli.main(["train", f"cfg={tmp_path / 'copy.yaml'}"]) == 0
-        assert cli.main(["train", "model=yolo26n.yaml", f"cfg={tmp_path / 'kd.yaml'}", "kd_box=8.0"]) == 0
+        assert cli.main(["train", f"model={STUDENT}", f"cfg={tmp_path / 'kd.yaml'}", "kd_box=8.0"]) == 0
         uninstall()
         register()
     elif way == "call":
-        YOLO("yolo26n.yaml").train(cfg=str(tmp_path / "copy.yaml"))
-        YOLO("yolo26n.yaml").train(cfg=str(tmp_path / "kd.yaml"), kd_box=8.0)
+        YOLO(STUDENT).train(cfg=str(tmp_path / "copy.yaml"))
+        YOLO(STUDENT).train(cfg=str(tmp_path / "kd.yaml"), kd_box=8.0)
     elif way == "tuner":
-        YOLO("yolo26n.yaml").train(**recipe)
-        YOLO("yolo26n.yaml").train(teacher=False, kd_cls=2.0)
+        YOLO(STUDENT).train(**recipe)
+        YOLO(STUDENT).train(teacher=False, kd_cls=2.0)
     else:
-        YOLO("yolo26n.yaml").train(resume=True, kd_trust_teacher=True)
-        YOLO("yolo26n.yaml").train(resume="last.pt", kd_trust_teacher=True)
+        YOLO(STUDENT).train(resume=True, kd_trust_teacher=True)
+        YOLO(STUDENT).train(resume="last.pt", kd_trust_teacher=True)
     assert len(trained) == 2
 
 
 @pytest.mark.core
 def test_error_of_ultralytics_own_leaves_nothing_either(quick, teacher):
     with pytest.raises(NotImplementedError, match="not found in list of available optimizers"):
-        YOLO("yolo26n.yaml").train(**quick | {"optimizer": "nosuch"}, teacher=teacher)
+        YOLO(STUDENT).train(**quick | {"optimizer": "nosuch"}, teacher=teacher)
     assert not Path(quick["project"]).exists()
 
 
@@ -180,7 +180,7 @@ def test_trainer_that_does_not_distil_never_ignores_a_teacher(quick, teacher):
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     with pytest.raises(KDError, match="DetectionTrainer does not distil"):
-        YOLO("yolo26n.yaml").train(trainer=DetectionTrainer, **quick, teacher=teacher)
+        YOLO(STUDENT).train(trainer=DetectionTrainer, **quick, teacher=teacher)
     assert not Path(quick["project"]).exists()
 
 
@@ -189,7 +189,7 @@ def test_a_folder_that_was_there_before_is_kept(quick, teacher, tmp_path):
     (Path(quick["project"]) / "run" / "mine.txt").write_text("mine")
     save_model(tmp_path / "other.pt", names={0: "cat"})
     with pytest.raises(KDError, match="no class in common"):
-        YOLO("yolo26n.yaml").train(**quick, exist_ok=True, teacher=str(tmp_path / "other.pt"))
+        YOLO(STUDENT).train(**quick, exist_ok=True, teacher=str(tmp_path / "other.pt"))
     assert (Path(quick["project"]) / "run" / "mine.txt").read_text() == "mine"
 
 
@@ -203,7 +203,7 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setitem(__import__("ultralytics.utils", fromlist=["SETTINGS"]).SETTINGS, "weights_dir", str(tmp_path))
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=f"http://127.0.0.1:{server.server_port}/{Path(teacher).name}")
     server.shutdown()
     assert (tmp_path / Path(teacher).name).read_bytes() == Path(teacher).read_bytes()
@@ -223,7 +223,7 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
 def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
     fetched, loaded = [], []
     monkeypatch.setattr(opening, "check_file", lambda uri, download_dir: fetched.append(uri) or "downloaded.pt")
-    monkeypatch.setattr(opening, "load_checkpoint", lambda path: loaded.append(path) or [make_model("yolo26n.yaml")])
+    monkeypatch.setattr(opening, "load_checkpoint", lambda path: loaded.append(path) or [make_model(STUDENT)])
     opening.open_teacher(source)
     uri = "://" in source
     assert fetched == ([asked] if uri else []) and loaded == ["downloaded.pt" if uri else asked]

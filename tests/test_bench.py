@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conftest import NAMES, QUICK, draw_dataset, save_model
+from conftest import NAMES, QUICK, STUDENT, TEACHER, draw_dataset, save_model
 
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
@@ -25,7 +25,7 @@ from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
 from ultralytics_kd.teachers import open_teacher
 
-TRAINING = {"data": "d.yaml", "model": "yolo26n.yaml", "teacher": "t.pt"}
+TRAINING = {"data": "d.yaml", "model": STUDENT, "teacher": "t.pt"}
 
 
 def plan(**given):
@@ -81,7 +81,7 @@ def test_seeds_are_a_number_or_a_list():
 def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
     (tmp_path / "r.yaml").write_text("model: yolo26m.yaml\nkd_cls: 2.0\nepochs: 7\nseeds: 2\n")
     made = plan(cfg=str(tmp_path / "r.yaml"))
-    assert (made.common["model"], made.common["epochs"], made.seeds) == ("yolo26n.yaml", 7, [0, 1])
+    assert (made.common["model"], made.common["epochs"], made.seeds) == (STUDENT, 7, [0, 1])
     assert made.arms[-1].args["kd_cls"] == 2.0
 
 
@@ -89,10 +89,10 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
     ("given", "sentence"),
     [
         ({"teacher": None}, "arm 'builtin' needs a teacher"),
-        ({"teacher_model": "yolo26s.yaml", "teacher_epochs": 2}, "give one of them"),
-        ({"teacher": None, "teacher_model": "yolo26s.yaml"}, "go together"),
+        ({"teacher_model": TEACHER, "teacher_epochs": 2}, "give one of them"),
+        ({"teacher": None, "teacher_model": TEACHER}, "go together"),
         ({"teacher_epochs": 3}, "go together"),
-        ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 0}, "whole number"),
+        ({"teacher": None, "teacher_model": TEACHER, "teacher_epochs": 0}, "whole number"),
         ({"teacher": torch.nn.Identity()}, "save the teacher"),
         ({"arms": "alone"}, "no arm uses the teacher"),
         ({"arms": "alone,mine"}, "arm 'mine' is unknown"),
@@ -113,7 +113,7 @@ def test_a_recipe_gives_arguments_and_the_command_line_wins(tmp_path):
         ({"batch": 0.7}, "AutoBatch"),
         ({"data": ["a.yaml", "b.yaml"]}, "data=... with a single value"),
         ({"holdout": 0.2, "split": "test"}, "exclude each other"),
-        ({"teacher": None, "teacher_model": "yolo26s.yaml", "teacher_epochs": 2, "time": 1}, "exclude each other"),
+        ({"teacher": None, "teacher_model": TEACHER, "teacher_epochs": 2, "time": 1}, "exclude each other"),
         ({"seeds": 0}, "seeds=0"),
         ({"seeds": "1,1"}, "different ones"),
         ({"seeds": True}, "is invalid"),
@@ -226,7 +226,7 @@ def bench(tmp_path, teacher):
     """Return the arguments of a quick bench with a data set of its own."""
     data = draw_dataset(tmp_path / "shapes", 8)
     rest = {k: v for k, v in QUICK.items() if k not in {"plots", "verbose"}}
-    return {**rest, "data": str(data), "model": "yolo26n.yaml", "teacher": teacher, "project": str(tmp_path / "out"),
+    return {**rest, "data": str(data), "model": STUDENT, "teacher": teacher, "project": str(tmp_path / "out"),
             "name": "bench", "arms": "alone,kd"}  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def test_a_killed_bench_goes_on_and_ends_like_one_that_was_not(bench, tmp_path):
 def test_a_bench_trains_its_teacher_holds_images_out_and_runs_several_at_a_time(bench, tmp_path):
     bench.pop("teacher")
     report = run_bench(
-        {**bench, "teacher_model": "yolo26s.yaml", "teacher_epochs": 1, "holdout": 0.25, "jobs": 2, "seeds": 1,
+        {**bench, "teacher_model": TEACHER, "teacher_epochs": 1, "holdout": 0.25, "jobs": 2, "seeds": 1,
          "arms": "builtin,kd"}
     )  # fmt: skip
     folder = tmp_path / "out" / "bench"

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import NAMES, draw_dataset, save_model
+from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import YAML
 from ultralytics.utils.ops import xywh2xyxy
@@ -222,7 +222,7 @@ def test_ray_gives_the_same_rows(tmp_path, data, teacher, cache):
 
 # Answers --------------------------------------------------------------------------------------------------------------
 @pytest.mark.core
-@pytest.mark.parametrize("cfg", ["yolo26s.yaml", "yolo11n.yaml"])
+@pytest.mark.parametrize("cfg", [TEACHER, "yolo11n.yaml"])
 def test_answers_are_the_teachers_predictions(tmp_path, cfg):
     """Boxes, confidence and classes equal those of `predict` with class-agnostic NMS, in images of any shape."""
     torch.manual_seed(0)
@@ -355,7 +355,7 @@ def test_a_training_from_stored_answers_keeps_no_teacher_in_memory(quick, teache
         return [o for o in gc.get_objects() if isinstance(o, torch.nn.Module) and hasattr(o, "yaml")]
 
     model, record, others = (
-        YOLO("yolo26n.yaml"),
+        YOLO(STUDENT),
         {},
         {id(m): m for m in living_models()},
     )  # models that other tests keep
@@ -387,7 +387,7 @@ def test_with_augmentation_off_a_batch_holds_the_teachers_predictions_for_its_im
     off = ("mosaic", "translate", "scale", "fliplr", "hsv_h", "hsv_s", "hsv_v")
     given = {**quick, **dict.fromkeys(off, 0.0), "data": str(data), "teacher": teacher, "kd_cache": True, "epochs": 1}
     batches = []
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_train_start", lambda t: batches.extend(t.preprocess_batch(b) for b in t.train_loader))
     model.train(**given, augmentations=[])
     known = {"imgsz": 64, "conf": 0.05, "iou": 0.7, "max_det": 100, "agnostic_nms": True, "end2end": False}
@@ -413,12 +413,12 @@ def test_with_augmentation_off_a_batch_holds_the_teachers_predictions_for_its_im
 
 
 def test_kd_cache_true_makes_the_cache_once(quick, teacher):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1, "teacher": teacher, "kd_cache": True})
     folder = Path(model.trainer.args.kd_cache)
     assert folder.parent == Path(quick["project"]).resolve() / "kd_cache" and len(Store(folder).keys()) == 8
     shards = [p.stat().st_mtime_ns for p in Store(folder).shards()]
-    again = YOLO("yolo26n.yaml")
+    again = YOLO(STUDENT)
     again.train(**{**quick, "epochs": 1, "teacher": teacher, "kd_cache": True, "exist_ok": True})
     assert (
         again.trainer.args.kd_cache == str(folder) and [p.stat().st_mtime_ns for p in Store(folder).shards()] == shards
@@ -427,7 +427,7 @@ def test_kd_cache_true_makes_the_cache_once(quick, teacher):
 
 @pytest.mark.core
 def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
 
     def stop(trainer):
         if trainer.epoch == 0:
@@ -458,18 +458,18 @@ def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
 )
 def test_unsupported_arguments_are_refused_before_training(quick, teacher, cache, args, message):
     with pytest.raises((KDError, TypeError), match=message):
-        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, "kd_cache": str(cache.folder), **args})
+        YOLO(STUDENT).train(**{**quick, "teacher": teacher, "kd_cache": str(cache.folder), **args})
     assert not (Path(quick["project"]) / "run").exists()
 
 
 def test_answers_of_another_teacher_or_to_other_images_are_refused(quick, tmp_path, cache, teacher):
     torch.manual_seed(5)
-    other = save_model(tmp_path / "other.pt", "yolo26s.yaml")
+    other = save_model(tmp_path / "other.pt", TEACHER)
     with pytest.raises(KDError, match=r"holds answers of other weights \(teacher.pt\)"):
-        YOLO("yolo26n.yaml").train(**{**quick, "teacher": str(other), "kd_cache": str(cache.folder)})
+        YOLO(STUDENT).train(**{**quick, "teacher": str(other), "kd_cache": str(cache.folder)})
     data = draw_dataset(tmp_path / "more", images=10, seed=7)
     with pytest.raises(KDError, match="has no answer to 10 of 10 training images \\(for example"):
-        YOLO("yolo26n.yaml").train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(cache.folder)})
+        YOLO(STUDENT).train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(cache.folder)})
 
 
 def test_classes_of_stored_answers_are_matched(cache, data):

@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from conftest import STUDENT
 from ultralytics.utils import LOGGER, YAML, remove_colorstr
 
 import ultralytics_kd
@@ -52,7 +53,7 @@ def test_copied_cfg_holds_kd_arguments_and_can_be_used(tmp_path, monkeypatch):
 
 @pytest.mark.core
 def test_training_by_command_line_takes_kd_keys_from_cfg_and_arguments(quick, teacher, tmp_path):
-    YAML.save(tmp_path / "my.yaml", {**quick, "model": "yolo26n.yaml", "teacher": teacher, "kd_cls": 0.5, "epochs": 1})
+    YAML.save(tmp_path / "my.yaml", {**quick, "model": STUDENT, "teacher": teacher, "kd_cls": 0.5, "epochs": 1})
     assert cli.main(["train", f"cfg={tmp_path / 'my.yaml'}", "kd_box=2"]) == 0
     saved = YAML.load(Path(quick["project"]) / "run" / "args.yaml")
     assert (saved["kd_cls"], saved["kd_box"], saved["teacher"]) == (0.5, 2, teacher)
@@ -78,7 +79,7 @@ def test_several_data_sets_are_distilled_in_one_sweep(quick, teacher, data):
     """Ultralytics starts a process for each: those understand kd arguments too."""
     args = {**quick, "epochs": 1, "data": f"[{data!r},{data!r}]", "name": "sweep"}
     out = run(
-        sys.executable, "-m", "ultralytics_kd", "train", "model=yolo26n.yaml", f"teacher={teacher}",
+        sys.executable, "-m", "ultralytics_kd", "train", f"model={STUDENT}", f"teacher={teacher}",
         *(f"{k}={v}" for k, v in args.items()), cwd=Path(data).parent,
     )  # fmt: skip
     logs = list(Path(quick["project"]).rglob("results.csv"))
@@ -96,7 +97,7 @@ def test_own_commands_refuse_what_they_do_not_know(args):
 )
 def test_ordinary_mistakes_are_one_sentence_too(args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "model=yolo26n.yaml", f"project={tmp_path}", *args]) == 1
+    assert cli.main(["train", f"model={STUDENT}", f"project={tmp_path}", *args]) == 1
 
 
 def test_kd_arguments_outside_of_training_are_warned_of(teacher, data, tmp_path, caplog):
@@ -140,7 +141,7 @@ def environment(tmp_path) -> Path:
 def test_enable_reaches_plain_yolo_and_disable_leaves_no_trace(environment, quick, teacher, tmp_path):
     python, site = str(environment), environment.parents[1] / "lib"
     before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
-    yolo = [python, "-m", "ultralytics.cfg.__init__", "train", "model=yolo26n.yaml", f"teacher={teacher}"]
+    yolo = [python, "-m", "ultralytics.cfg.__init__", "train", f"model={STUDENT}", f"teacher={teacher}"]
     yolo += [f"{k}={v}" for k, v in {**quick, "epochs": 1}.items()]
 
     refused = subprocess.run(yolo, capture_output=True, text=True, cwd=tmp_path, check=False)

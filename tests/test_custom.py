@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, save_model
+from conftest import NAMES, STUDENT, save_model
 from task_models import task_model
 from ultralytics import YOLO as StockYOLO
 
@@ -47,13 +47,13 @@ def test_fingerprint_that_fails_costs_no_run(quick, caplog, monkeypatch):
         def fingerprint(self):
             raise OSError("no weights here")
 
-    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=Broken())
+    YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=Broken())
     assert "its fingerprint() fails, so that resume cannot compare weights: no weights here" in caplog.text
 
 
 def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_path):
     last = tmp_path / "last.pt"
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     answers = []
     model.add_callback("on_train_end", lambda t: answers.append(t.teacher(torch.rand(2, 3, 64, 64))))
@@ -82,7 +82,7 @@ def test_object_of_a_module_is_named_by_a_text_and_resumed(quick, tmp_path, monk
     )
     monkeypatch.chdir(tmp_path)
     last = tmp_path / "last.pt"
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     model.train(**quick, teacher="my_teacher:Mine")
     assert model.trainer.loss_items["kd_cls"] > 0
@@ -170,7 +170,7 @@ class Later:
 @pytest.mark.parametrize("answers", [0, 1])
 def test_only_a_run_whose_teacher_made_sense_once_leaves_a_folder(quick, answers):
     with pytest.raises(KDError, match="NaN or Inf"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=Later(answers))
+        YOLO(STUDENT).train(**quick, teacher=Later(answers))
     assert Path(quick["project"]).exists() == bool(answers)
 
 
@@ -319,7 +319,7 @@ def test_error_of_the_first_answer_leaves_nothing(quick):
         raise ArithmeticError("my own error")
 
     with pytest.raises(ArithmeticError, match="my own error"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=Sure(fail))
+        YOLO(STUDENT).train(**quick, teacher=Sure(fail))
     assert not Path(quick["project"]).exists()
 
 
@@ -438,22 +438,22 @@ def test_teacher_that_cannot_be_saved_teaches_and_is_said_to_be_needed_again(tmp
 # Arguments ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("teacher", ["ema", Sure()])
 def test_precision_of_a_teacher_that_has_its_own_is_said_to_be_idle(teacher, quick, caplog):
-    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=teacher, kd_precision="bf16")
+    YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=teacher, kd_precision="bf16")
     assert "'kd_precision=bf16' has no effect: this teacher runs in a precision of its own" in caplog.text
 
 
 def test_one_class_may_be_chosen_by_its_number(quick, teacher):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1, "classes": 1}, teacher=teacher)
     assert model.trainer.teacher.classes.student == [1]
 
 
 def test_map_may_be_a_text(quick, teacher):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_classes='{"disc": "box"}')
     assert model.trainer.teacher.classes.sources == {1: (0,)}
     with pytest.raises(KDError, match="holds no map"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_classes="{disc}")
+        YOLO(STUDENT).train(**quick, teacher=teacher, kd_classes="{disc}")
 
 
 def test_exported_file_in_a_model_is_that_file(quick, tmp_path):
@@ -462,7 +462,7 @@ def test_exported_file_in_a_model_is_that_file(quick, tmp_path):
     torch.manual_seed(0)
     save_model(tmp_path / "model.pt", "yolo11n.yaml")
     path = StockYOLO(tmp_path / "model.pt").export(format="onnx", imgsz=64)
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=StockYOLO(path, task="detect"))
     assert model.trainer.args.teacher == str(Path(path).resolve())
 
@@ -471,7 +471,7 @@ def test_exported_file_in_a_model_is_that_file(quick, tmp_path):
 def test_teacher_with_a_coarser_level_is_scored(quick, tmp_path, cfg):
     torch.manual_seed(0)
     path = save_model(tmp_path / "p6.pt", cfg)
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1, "imgsz": 64}, teacher=str(path))
     metrics = model.trainer.teacher_metrics
     stock = StockYOLO(path).val(
@@ -485,14 +485,14 @@ def test_stored_answers_of_an_object_are_compared_with_it(quick, tmp_path):
         def fingerprint(self):
             return "one"
 
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=Marked(), kd_cache=True)
     assert "metrics/mAP50-95(B)" in model.trainer.teacher_metrics
 
 
 def test_search_needs_a_teacher_that_travels(quick):
     with pytest.raises(KDError, match="cannot follow to the processes that search"):
-        YOLO("yolo26n.yaml").tune(data=quick["data"], teacher=Sure(), iterations=1)
+        YOLO(STUDENT).tune(data=quick["data"], teacher=Sure(), iterations=1)
 
 
 @pytest.mark.parametrize("precision, outcome", [("auto", torch.float32), ("fp16", None)])

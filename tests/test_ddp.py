@@ -300,6 +300,86 @@ def test_processes_without_a_teacher_are_ultralytics_own(quick, monkeypatch):
     assert trainer.world_size == 0 and trainer.args.device == quick["device"]
 
 
+PLAIN = """
+import socket, sys
+from ultralytics_kd.training import distributed
+socket.gethostname = lambda: sys.argv[1]
+print(distributed.several_machines(), distributed._processes_here())
+"""
+
+
+@pytest.mark.parametrize(("hosts", "expected"), [(("a", "a"), "False 2"), (("a", "b"), "True 1")])
+def test_all_ranks_of_a_launcher_that_names_no_local_size_agree_on_the_machines(hosts, expected):
+    assert ranks(PLAIN, hosts) == [expected, expected]
+
+
+ONE_FAILS = """
+import sys
+from types import SimpleNamespace
+import torch.distributed as dist
+from ultralytics_kd.training import evaluation
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+
+class Validator:
+    args, callbacks = SimpleNamespace(), {}
+
+    def __call__(self, model):
+        if sys.argv[1] == "while":
+            if rank == 1:
+                raise ValueError("broken")
+            dist.barrier()  # as Ultralytics gathers its statistics
+        return {"metrics/mAP50-95(B)": 0.5}
+
+
+def make():
+    if rank == 1 and sys.argv[1] == "before":
+        raise ValueError("broken")
+    return Validator()
+
+
+teacher = SimpleNamespace(source="t.pt", can_validate=True, validator_model=lambda nc, names: object())
+distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None)
+validator = SimpleNamespace(args=SimpleNamespace())
+trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator)
+evaluation.score_teacher(distillation, trainer, make)
+print(sorted(trainer.metrics))
+"""
+
+
+@pytest.mark.parametrize(("fails", "codes"), [("never", [0, 0]), ("before", [0, 0]), ("while", [1, 1])])
+def test_no_rank_waits_for_one_that_cannot_validate_the_teacher(fails, codes):
+    processes = start_ranks(ONE_FAILS, (fails, fails))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [int(process.returncode != 0) for process in processes] == codes, outputs
+    scored = [out.strip().endswith("['teacher/mAP50-95(B)']") for out in outputs]
+    assert scored == [fails == "never"] * 2
+
+
+def start_ranks(script: str, arguments: tuple[str, ...]) -> list[subprocess.Popen]:
+    """Start a process for each argument, as a launcher does that sets the common variables alone."""
+    port = str(find_free_network_port())
+    shared = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    inherited = {k: v for k, v in os.environ.items() if k != "LOCAL_WORLD_SIZE"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, argument],
+            env={**inherited, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, argument in enumerate(arguments)
+    ]
+
+
+def ranks(script: str, arguments: tuple[str, ...]) -> list[str]:
+    """Return the last line of every process."""
+    return [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in start_ranks(script, arguments)]
+
+
 # What takes longer ----------------------------------------------------------------------------------------------------
 @pytest.mark.nightly
 def test_run_of_several_processes_that_was_cut_is_resumed(launcher, tmp_path, data, teacher):

@@ -1,4 +1,4 @@
-"""Faults while a student learns: numbers that are none, full disks, lost files; nothing is lost."""
+"""Faults while a student trains: NaN and Inf, full disks, lost files. Nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_dataset
+from conftest import STUDENT, draw_dataset
 from test_training import KD, results
 from ultralytics.engine import trainer as engine
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError, files
-from ultralytics_kd.distillation.loss import SOUND, FirstNonFinite
+from ultralytics_kd.distillation.loss import FINITE_FACTOR, FirstNonFinite
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
 
@@ -40,7 +40,7 @@ def broken(value: float):
 def test_teacher_whose_answers_become_no_numbers_stops_the_run_with_its_last_checkpoint_whole(
     quick, teacher, monkeypatch, value
 ):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     monkeypatch.setattr(GridTeacher, "_stock_run", GridTeacher._run, raising=False)
 
     def breaks(trainer):
@@ -92,18 +92,19 @@ def _poisoned(out):
     return out
 
 
-def test_terms_of_an_answer_that_does_not_count_are_zero_and_push_nothing(quick, teacher):
+def test_terms_of_an_answer_that_is_not_finite_are_zero_and_have_no_gradient(quick, teacher):
     """The labels' gradient of that batch is what it would be without a teacher."""
-    model, seen = YOLO("yolo26n.yaml"), {}
+    model, seen = YOLO(STUDENT), {}
 
     def look(trainer):
         student, batch = trainer.model, trainer.preprocess_batch(next(iter(trainer.train_loader)))
-        for name, sound in (("off", torch.tensor(0.0)), ("on", torch.tensor(1.0))):
+        for name, factor in (("off", torch.tensor(0.0)), ("on", torch.tensor(1.0))):
             student.zero_grad()
-            loss, items = student({**batch, SOUND: sound})
+            loss, items = student({**batch, FINITE_FACTOR: factor})
             loss.sum().backward()
             seen[name] = items, [p.grad.clone() for p in student.parameters() if p.grad is not None]
         student.zero_grad()
+        student.criterion.requires_answer = False
         loss, items = student({k: v for k, v in batch.items() if k != "teacher"})
         loss.sum().backward()
         seen["labels"] = items, [p.grad.clone() for p in student.parameters() if p.grad is not None]
@@ -118,7 +119,7 @@ def test_terms_of_an_answer_that_does_not_count_are_zero_and_push_nothing(quick,
 
 
 def poison(monkeypatch, when):
-    """Let the feature term be no number when `when()` says so."""
+    """Make the feature term NaN while `when()` is true."""
     stock = FeatureTerm.__call__
 
     def term(self, pair):
@@ -131,14 +132,14 @@ def poison(monkeypatch, when):
 def test_term_that_is_no_number_in_the_first_epoch_is_named_and_ends_the_run(quick, teacher, monkeypatch):
     poison(monkeypatch, lambda: True)
     with pytest.raises(KDError, match=r"kd_feat became NaN or Inf in epoch 1.*lower its weight or set it to 0"):
-        YOLO("yolo26n.yaml").train(**quick, **KD, teacher=teacher)
+        YOLO(STUDENT).train(**quick, **KD, teacher=teacher)
 
 
 def test_after_a_number_that_is_none_the_run_goes_on_from_its_checkpoint_with_adapters_and_gains(
     quick, teacher, monkeypatch, caplog
 ):
     """Epoch 2 fails once and is repeated: adapters are those of the checkpoint, and the gains do not skip an epoch."""
-    model, seen = YOLO("yolo26n.yaml"), {"gains": {}, "adapters": [], "failed": False}
+    model, seen = YOLO(STUDENT), {"gains": {}, "adapters": [], "failed": False}
     monkeypatch.setattr(engine.LOGGER, "propagate", True)
 
     def start(trainer):
@@ -163,7 +164,7 @@ def test_after_a_number_that_is_none_the_run_goes_on_from_its_checkpoint_with_ad
 
 
 def test_number_that_is_none_in_every_attempt_ends_the_run_with_a_sentence(quick, teacher, monkeypatch):
-    model, seen = YOLO("yolo26n.yaml"), {}
+    model, seen = YOLO(STUDENT), {}
     model.add_callback("on_train_epoch_start", lambda t: seen.update(epoch=t.epoch))
     poison(monkeypatch, lambda: seen["epoch"] == 1)
     with pytest.raises(
@@ -193,7 +194,7 @@ def test_thin_data_train_to_the_end_with_numbers(quick, teacher, tmp_path, kind)
         lines = [line for line in file.read_text().splitlines() if line.startswith("0")]
         file.write_text("" if kind == "no objects" else "\n".join(lines))
     args = {**quick, "data": str(data), "batch": 1 if kind == "one image" else 2, "epochs": 1}
-    YOLO("yolo26n.yaml").train(**args, **KD, teacher=teacher)
+    YOLO(STUDENT).train(**args, **KD, teacher=teacher)
     (row,) = results(Path(quick["project"]) / "run")
     assert all(value == value and abs(value) != float("inf") for value in row.values())
     assert row["train/kd_cls"] > 0 and row["train/kd_feat"] > 0
@@ -209,7 +210,7 @@ def test_out_of_memory_in_the_first_epoch_halves_the_batch_of_teacher_and_studen
         return stock(self, images)
 
     monkeypatch.setattr(GridTeacher, "_run", run)
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, **KD, teacher=teacher)
     assert sizes[:4] == [4, 4, 2, 2] and model.trainer.args.batch == 2
     (row,) = results(Path(quick["project"]) / "run")
@@ -221,15 +222,15 @@ CODE = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import QUICK
+from conftest import QUICK, STUDENT
 from ultralytics_kd import YOLO
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-def fills(trainer):  # no file can grow beyond 2 MB from the second epoch on: a checkpoint has more
+def fills(trainer):  # no file can grow beyond 100 kB from the second epoch on: a checkpoint has more
     if trainer.epoch == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
-model = YOLO("yolo26n.yaml")
+model = YOLO(STUDENT)
 model.add_callback("on_train_epoch_start", fills)
 try:
     model.train(**QUICK, data=sys.argv[2], teacher=sys.argv[3], project=sys.argv[4], name="run")
@@ -254,7 +255,7 @@ def test_disk_that_fills_up_while_a_checkpoint_is_written_costs_one_epoch(quick,
 
 def test_folder_that_cannot_be_written_is_one_sentence(quick, teacher):
     with pytest.raises(KDError, match=r"cannot be written to \(.*\): give another project=FOLDER"):
-        YOLO("yolo26n.yaml").train(**{**quick, "project": "/sys/kernel/runs"}, teacher=teacher)
+        YOLO(STUDENT).train(**{**quick, "project": "/sys/kernel/runs"}, teacher=teacher)
 
 
 def test_only_faults_of_the_disk_are_spoken_of_as_such(tmp_path):
@@ -280,7 +281,7 @@ def test_unreadable_image_is_left_out_and_a_deleted_one_ends_the_run_with_its_ch
     data = draw_dataset(tmp_path / "d")
     images = sorted((tmp_path / "d" / "images" / "train").iterdir())
     images[0].write_bytes(b"no image")
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
 
     def delete(trainer):
         if trainer.epoch == 1:

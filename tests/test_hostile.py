@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import ultralytics.cfg as ul_cfg
-from conftest import NAMES, make_model
+from conftest import NAMES, STUDENT, TEACHER, make_model
 from test_training import results
 from ultralytics import YOLO as StockYOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -40,7 +40,7 @@ class Payload:
 def hostile(folder: Path, place: str) -> tuple[Path, Path]:
     """Write a checkpoint with a payload somewhere in it; return it and the file that a payload that runs would make."""
     ran, file = folder / "ran", folder / "hostile.pt"
-    model = make_model("yolo26n.yaml")
+    model = make_model(STUDENT)
     model.names = dict(NAMES)
     content = {"model": model, "train_args": {"task": "detect"}}
     if place == "model":
@@ -77,22 +77,22 @@ def test_code_in_a_teacher_file_does_not_run(tmp_path, place):
 @pytest.mark.parametrize("way", ["train", "python", "cache", "report", "tune"])
 def test_no_command_opens_a_hostile_teacher(tmp_path, quick, data, teacher, way, capfd):
     file, ran = hostile(tmp_path, "model")
-    said = r"kd_trust_teacher=True"
+    message = r"kd_trust_teacher=True"
     if way == "train":
         args = [f"{k}={v}" for k, v in quick.items()]
-        assert cli.main(["train", "model=yolo26n.yaml", f"teacher={file}", *args]) == 1
+        assert cli.main(["train", f"model={STUDENT}", f"teacher={file}", *args]) == 1
     elif way == "python":
-        with pytest.raises(KDError, match=said):
-            YOLO("yolo26n.yaml").train(**quick, teacher=[teacher, str(file)])
+        with pytest.raises(KDError, match=message):
+            YOLO(STUDENT).train(**quick, teacher=[teacher, str(file)])
     elif way == "cache":
-        with pytest.raises(KDError, match=said):
+        with pytest.raises(KDError, match=message):
             make_cache({"teacher": str(file), "data": data, "kd_cache": str(tmp_path / "c")})
     elif way == "report":
-        with pytest.raises(KDError, match=said):
+        with pytest.raises(KDError, match=message):
             run_report({"teacher": str(file), "student": teacher, "data": data, "project": quick["project"]})
     else:
-        with pytest.raises(KDError, match=said):
-            YOLO("yolo26n.yaml").tune(**quick, teacher=str(file), iterations=1)
+        with pytest.raises(KDError, match=message):
+            YOLO(STUDENT).tune(**quick, teacher=str(file), iterations=1)
     assert not ran.exists() and not Path(quick["project"]).exists()
 
 
@@ -104,13 +104,13 @@ class Strange(torch.nn.Module):
 
 
 def test_teacher_with_the_users_own_layers_is_opened_when_it_is_trusted_and_resumed(quick, tmp_path):
-    model = make_model("yolo26s.yaml")
+    model = make_model(TEACHER)
     model.names, model.model[0].act = dict(NAMES), torch.nn.Sequential(model.model[0].act, Strange())
     file, last = tmp_path / "own.pt", tmp_path / "last.pt"
     torch.save({"model": model, "train_args": {"task": "detect"}}, file)
     with pytest.raises(KDError, match=r"would run code that the file names \(test_hostile.Strange\)"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=str(file))
-    student = YOLO("yolo26n.yaml")
+        YOLO(STUDENT).train(**quick, teacher=str(file))
+    student = YOLO(STUDENT)
     student.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     student.train(**quick, teacher=str(file), kd_trust_teacher=True)
     assert results(Path(quick["project"]) / "run")[-1]["train/kd_cls"] > 0
@@ -121,9 +121,9 @@ def test_teacher_with_the_users_own_layers_is_opened_when_it_is_trusted_and_resu
 
 def test_teacher_with_own_layers_that_was_given_in_memory_is_resumed_from_beside_the_checkpoint(quick, monkeypatch):
     """It is as trusted as the checkpoint itself, which Ultralytics unpickles."""
-    model = make_model("yolo26s.yaml")
+    model = make_model(TEACHER)
     model.names, model.model[0].act = dict(NAMES), torch.nn.Sequential(model.model[0].act, Strange())
-    student, stopped = YOLO("yolo26n.yaml"), {}
+    student, stopped = YOLO(STUDENT), {}
 
     def stop(trainer):
         stopped["at"] = trainer.epoch
@@ -169,13 +169,13 @@ def test_recipe_neither_runs_code_nor_says_that_it_is_trusted(tmp_path, quick, t
     (tmp_path / "stranger.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, **RECIPES[kind]}
+    recipe = {"model": STUDENT, "teacher": teacher, **quick, **RECIPES[kind]}
     YAML.save(tmp_path / "recipe.yaml", recipe)
     if way == "command line":
         assert cli.main(["train", "cfg=recipe.yaml"]) == 1
     else:
         with pytest.raises(KDError, match=r"cfg=recipe\.yaml"):
-            YOLO("yolo26n.yaml").train(cfg="recipe.yaml")
+            YOLO(STUDENT).train(cfg="recipe.yaml")
     assert not (tmp_path / "ran").exists() and not Path(quick["project"]).exists()
 
 
@@ -197,7 +197,7 @@ def test_command_itself_may_name_code_beside_a_recipe(tmp_path, quick, teacher, 
     (tmp_path / "stranger.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, "epochs": 1, **RECIPES["loss"]}
+    recipe = {"model": STUDENT, "teacher": teacher, **quick, "epochs": 1, **RECIPES["loss"]}
     YAML.save(tmp_path / "recipe.yaml", recipe)
     assert cli.main(["train", "cfg=recipe.yaml", *given]) == 0
     assert (tmp_path / "ran").exists() and results(Path(quick["project"]) / "run")[0]["train/kd_feat"] > 0
@@ -224,18 +224,18 @@ def test_recipe_runs_no_code_by_any_other_door(tmp_path, quick, data, teacher, m
     (tmp_path / "stranger.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    recipe = {"model": "yolo26n.yaml", "teacher": teacher, **quick, "epochs": 1, **RECIPES[kind]}
+    recipe = {"model": STUDENT, "teacher": teacher, **quick, "epochs": 1, **RECIPES[kind]}
     if door == "several data sets":
         recipe["data"] = [data, data]
     YAML.save(tmp_path / "recipe.yaml", recipe)
-    YAML.save(tmp_path / "mine.yaml", {"model": "yolo26n.yaml"})
-    YAML.save(tmp_path / "arms.yaml", {"theirs": {k: v for k, v in recipe.items() if k in RECIPES[kind]}})
+    YAML.save(tmp_path / "mine.yaml", {"model": STUDENT})
+    YAML.save(tmp_path / "arms.yaml", {"other": {k: v for k, v in recipe.items() if k in RECIPES[kind]}})
     lines = {
         "resume": ["train", "resume", f"model={teacher}", "cfg=recipe.yaml"],
         "two recipes": ["train", "cfg=recipe.yaml", "cfg=mine.yaml"],
         "several data sets": ["train", "--cfg=recipe.yaml"],
         "bench": ["bench", "cfg=recipe.yaml", "seeds=1"],
-        "bench's arms": ["bench", "model=yolo26n.yaml", f"data={data}", f"teacher={teacher}", "arms=arms.yaml"],
+        "bench's arms": ["bench", f"model={STUDENT}", f"data={data}", f"teacher={teacher}", "arms=arms.yaml"],
     }
     if door in lines:
         assert cli.main(lines[door]) == 1
@@ -248,13 +248,13 @@ def test_recipe_runs_no_code_by_any_other_door(tmp_path, quick, data, teacher, m
 def knock(door: str) -> None:
     """Train by one of the ways that do not lead through our command line."""
     if door == "tune":
-        YOLO("yolo26n.yaml").tune(cfg="recipe.yaml", iterations=1)
+        YOLO(STUDENT).tune(cfg="recipe.yaml", iterations=1)
     elif door == "a trainer's own":
         KDDetectionTrainer(cfg="recipe.yaml")
     elif door == "no distiller":
-        StockYOLO("yolo26n.yaml").train(trainer=DetectionTrainer, cfg="recipe.yaml")
+        StockYOLO(STUDENT).train(trainer=DetectionTrainer, cfg="recipe.yaml")
     elif door == "stock YOLO":
-        StockYOLO("yolo26n.yaml").train(trainer=KDDetectionTrainer, cfg="recipe.yaml")
+        StockYOLO(STUDENT).train(trainer=KDDetectionTrainer, cfg="recipe.yaml")
     else:  # as `ultralytics` is called after `yolo-kd enable`
         install()
         before = ul_cfg.ARGV[:]
@@ -274,7 +274,7 @@ def test_argument_of_another_program_that_is_called_cfg_is_no_business_of_ours(t
 
 
 def test_bench_trusts_a_teacher_when_the_command_does_and_no_sooner(tmp_path, teacher, data):
-    given = {"model": "yolo26n.yaml", "data": data, "teacher": teacher, "project": str(tmp_path)}
+    given = {"model": STUDENT, "data": data, "teacher": teacher, "project": str(tmp_path)}
     assert make_plan(given).trust is False
     assert make_plan({**given, "kd_trust_teacher": True}).trust is True
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import STUDENT
 from ultralytics.engine import trainer as engine
 from ultralytics.utils import YAML
 
@@ -57,7 +58,7 @@ def test_data_sets_that_cannot_be_read_are_sentences(folder, teacher, content, m
         (folder / "d.yaml").write_text(content)
     for more in ([], [f"teacher={teacher}"]):
         caplog.clear()
-        assert cli.main(["train", "model=yolo26n.yaml", "data=d.yaml", f"project={folder / 'runs'}", *more]) == 1
+        assert cli.main(["train", f"model={STUDENT}", "data=d.yaml", f"project={folder / 'runs'}", *more]) == 1
         assert message in caplog.text and "Dataset 'd.yaml'" in caplog.text
 
 
@@ -92,7 +93,7 @@ def test_a_fault_of_the_code_keeps_its_traceback(fault, monkeypatch):
 def test_a_fault_while_a_data_set_is_read_keeps_its_traceback(fault, folder, monkeypatch, quick):
     monkeypatch.setattr(engine, "check_det_dataset", lambda *_, **__: fault())
     with pytest.raises(RuntimeError, match=r"Dataset '.*' error"):
-        cli.main(["train", "model=yolo26n.yaml", *(f"{k}={v}" for k, v in quick.items())])
+        cli.main(["train", f"model={STUDENT}", *(f"{k}={v}" for k, v in quick.items())])
 
 
 def test_a_missing_file_is_input_if_the_command_names_it(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import NAMES, make_model, save_model
+from conftest import NAMES, STUDENT, TEACHER, make_model, save_model
 from test_training import KD, results
 
 from ultralytics_kd import YOLO, KDError
@@ -37,7 +37,7 @@ def test_teacher_is_gone_after_training_and_the_model_is_trained_again_with_anot
         modules = [own.original, own.model, *([own.head] if own.head is not None else [])]
         seen.extend(weakref.ref(x) for x in (*modules, *own.original.parameters(), *own.model.parameters()))
 
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_train_start", look)
     args = {**quick, "epochs": 1, "exist_ok": True}
     model.train(**args, kd_feat=1.0, kd_feat_loss=loss, teacher=teacher)
@@ -62,9 +62,9 @@ def test_teacher_is_gone_after_training_and_the_model_is_trained_again_with_anot
 
 
 def test_teacher_in_memory_is_the_users_alone_afterwards_and_a_failed_run_keeps_none(quick):
-    mine, seen = make_model("yolo26s.yaml"), []
+    mine, seen = make_model(TEACHER), []
     mine.names = dict(NAMES)
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
 
     def fail(trainer):
         seen.extend(weakref.ref(x) for x in (trainer.teacher.original, trainer.teacher.model))
@@ -84,7 +84,7 @@ def test_teacher_in_memory_is_the_users_alone_afterwards_and_a_failed_run_keeps_
 def test_memory_and_open_files_stay_flat_over_epochs(quick, teacher):
     """With `ULTRALYTICS_KD_TEST_EPOCHS=200` it sees leaks of a few kB a step."""
     process, memory, files = psutil.Process(), [], []
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
 
     def measure(trainer):
         gc.collect()

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import NAMES, make_model, save_model
+from conftest import NAMES, STUDENT, make_model, save_model
 from task_models import task_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import get_cfg
@@ -332,7 +332,7 @@ def test_names_in_a_page_are_text_and_no_markup(tmp_path, data):
 
 def test_a_teacher_of_other_classes_and_several_teachers_are_reported(tmp_path, data, teacher):
     """Same weights with permuted classes: the same figures. Two of the same weights: one set of detections."""
-    model = make_model("yolo26n.yaml")
+    model = make_model(STUDENT)
     torch.save({"model": model, "train_args": {"task": "detect"}}, tmp_path / "student.pt")
     model.names = {0: NAMES[1], 1: NAMES[2], 2: NAMES[0]}
     head = model.model[-1]
@@ -365,7 +365,7 @@ def test_a_teacher_of_other_classes_and_several_teachers_are_reported(tmp_path, 
         ({"match_conf": 2}, "'match_conf=2' is an invalid value"),
         ({"match_conf": "high"}, "'match_conf=high' must be a number"),
         ({"nms": True}, "'nms=False' compares the NMS-free heads"),
-        ({"student": "yolo26n.yaml"}, "student=yolo26n.yaml is no PyTorch checkpoint"),
+        ({"student": STUDENT}, "student=yolo26n.yaml is no PyTorch checkpoint"),
         ({"student": "gone.pt"}, "student=gone.pt was not found"),
         ({"baseline": "gone.pt"}, "baseline=gone.pt was not found"),
         ({"teacher": "ema"}, "teacher=ema"),
@@ -502,7 +502,7 @@ def test_verdict_names_what_the_teacher_does_not_know():
 
 
 def test_a_distillation_ends_with_a_report(quick, teacher):
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1, "plots": True}, teacher=teacher)
     made = json.loads((Path(quick["project"]) / "run/report/report.json").read_text())
     best = str(Path(quick["project"]) / "run/weights/best.pt")

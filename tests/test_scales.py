@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import STUDENT
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.cache import make_cache
@@ -96,7 +97,7 @@ def test_a_batch_of_half_the_size_is_taught_the_confidence_at_that_scale(quick, 
             small = torch.nn.functional.interpolate(batch["img"], scale_factor=0.5)
             batches[0].append(trainer.distillation.add_answer({**batch, "img": small}))
 
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_train_start", look)
     off = dict.fromkeys(("mosaic", "translate", "scale", "fliplr", "hsv_h", "hsv_s", "hsv_v"), 0.0)
     run = {**quick, **off, "data": data, "teacher": teacher, "kd_cache": str(store.folder), "epochs": 1}

@@ -338,7 +338,7 @@ def test_background_of_polygons_is_taught_too_when_classes_are_chosen(sets, teac
         ("semantic", {"kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "needs the anchor points of a detector"),
         ("obb", {"kd_box_loss": "ld"}, "rotated"),
         ("segment", {"kd_cache": True}, "stores detections"),
-        ("classify", {"teacher": "EXPORT"}, "answers with detections, which teach a detector alone"),
+        ("classify", {"teacher": "EXPORT"}, "predicts detections, which can only teach a detector"),
     ],
 )
 def test_what_does_not_suit_a_task_is_refused(task, given, message, sets, teachers, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK
+from conftest import QUICK, STUDENT
 from ultralytics import YOLO as StockYOLO
 from ultralytics.engine import tuner
 from ultralytics.utils import YAML
@@ -49,7 +49,7 @@ def search(tmp_path_factory, arguments, teacher) -> Path:
         keep = SimpleNamespace(copy2=shutil.copy2, rmtree=lambda *_, **__: None)  # runs that are not the best too
         patch.setattr(tuner, "shutil", keep)
         for iterations, resume in ((1, False), (2, True)):
-            YOLO("yolo26n.yaml").tune(
+            YOLO(STUDENT).tune(
                 space=SPACE, iterations=iterations, resume=resume, project=str(project), name="search", **arguments
             )
     return project / "search"
@@ -79,7 +79,7 @@ def test_ray_searches_the_same_space_by_distillations(tmp_path, arguments, teach
     tune = pytest.importorskip("ray.tune")
     monkeypatch.chdir(Path(teacher).parent)
     space = {**SPACE, "kd_box_loss": tune.choice(["l1"])}
-    found = YOLO("yolo26n.yaml").tune(
+    found = YOLO(STUDENT).tune(
         True, 2, space=space, search_alg="random", project=str(tmp_path), name="search", **arguments
     )
     configs = [result.config for result in found]
@@ -114,7 +114,7 @@ def test_space_that_cannot_be_searched_is_a_sentence_before_anything_is_written(
     quick, teacher, space, given, sentence, use_ray
 ):
     with pytest.raises(KDError, match=sentence):
-        YOLO("yolo26n.yaml").tune(use_ray, space=space, **{**quick, "teacher": teacher, **given})
+        YOLO(STUDENT).tune(use_ray, space=space, **{**quick, "teacher": teacher, **given})
     assert not Path(quick["project"]).exists()
 
 
@@ -122,11 +122,11 @@ def test_kinds_of_ray_need_ray_and_are_checked_value_by_value(quick, teacher):
     tune = pytest.importorskip("ray.tune")
     choice = {"kd_cls_loss": tune.choice(["bckd", "kl"])}
     with pytest.raises(KDError, match="use_ray=True"):
-        YOLO("yolo26n.yaml").tune(space=choice, teacher=teacher, **quick)
+        YOLO(STUDENT).tune(space=choice, teacher=teacher, **quick)
     with pytest.raises(KDError, match="does not suit task 'detect'"):
-        YOLO("yolo26n.yaml").tune(True, space={"kd_cls_loss": tune.choice(["kl", "dkd"])}, teacher=teacher, **quick)
+        YOLO(STUDENT).tune(True, space={"kd_cls_loss": tune.choice(["kl", "dkd"])}, teacher=teacher, **quick)
     with pytest.raises(KDError, match="is given and in space="):
-        YOLO("yolo26n.yaml").tune(True, space=SPACE, teacher=teacher, kd_cls=1.0, **quick)
+        YOLO(STUDENT).tune(True, space=SPACE, teacher=teacher, kd_cls=1.0, **quick)
 
 
 def test_bounds_become_rays_kinds_and_other_values_stay(teacher):
@@ -153,7 +153,7 @@ def test_answers_are_stored_once_for_all_iterations_of_a_search(quick, teacher):
 
 def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quick, teacher, tmp_path):
     """Searches and sweeps hand the student over in a file."""
-    StockYOLO("yolo26n.yaml").save(tmp_path / "student.pt")
+    StockYOLO(STUDENT).save(tmp_path / "student.pt")
     trainer = KDDetectionTrainer(overrides={**quick, "model": str(tmp_path / "student.pt"), "teacher": teacher})
     trainer.setup_model()
     assert trainer.initialized > 0
@@ -166,4 +166,4 @@ def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quic
 def test_plain_yolo_searches_kd_arguments_where_the_plugin_is_enabled(data):
     install()
     with pytest.raises(KDError, match="'kd_cls' in space= has no effect without a teacher"):
-        StockYOLO("yolo26n.yaml").tune(data=data, space={"kd_cls": (0.2, 4.0)})
+        StockYOLO(STUDENT).tune(data=data, space={"kd_cls": (0.2, 4.0)})

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import draw_dataset
+from conftest import STUDENT, TEACHER, draw_dataset
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
@@ -49,7 +49,7 @@ def batches(model: YOLO, **args) -> tuple[list, dict]:
 @pytest.mark.core
 def test_batches_grow_and_the_base_loss_sees_the_labelled_part_alone(quick, teacher, folder):
     sizes = []
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     from ultralytics_kd.trainer import KDDetectionTrainer
 
     class Looking(KDDetectionTrainer):
@@ -70,7 +70,7 @@ def test_unlabelled_images_do_not_touch_the_base_loss(quick, teacher, folder):
     """Gradient of the base loss is 0 in their predictions: nothing in them counts as background."""
     from test_teachers import batch_of, build, pair
 
-    student, teacher, _, loss = pair("yolo26n.yaml", build("yolo26s.yaml"), kd_cls=1.0, kd_box=1.0)
+    student, teacher, _, loss = pair(STUDENT, build(TEACHER), kd_cls=1.0, kd_box=1.0)
     batch = batch_of()
     preds = student.eval()(batch["img"])[1]
     for branch in preds.values():
@@ -90,7 +90,7 @@ def test_unlabelled_images_do_not_touch_the_base_loss(quick, teacher, folder):
 def test_base_loss_of_a_batch_is_that_without_the_other_images():
     from test_teachers import batch_of, build, pair
 
-    student, teacher, _, loss = pair("yolo26n.yaml", build("yolo26s.yaml"), kd_cls=1.0)
+    student, teacher, _, loss = pair(STUDENT, build(TEACHER), kd_cls=1.0)
     student.eval()
     alone, both = batch_of(1), batch_of(2)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_run_says_it_saves_it_and_resumes_with_it(quick, teacher, folder, tmp_pa
     import shutil
 
     last = tmp_path / "last.pt"
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     LOGGER.propagate = True
     model.train(**quick, teacher=teacher, kd_unlabeled=str(folder))
@@ -123,7 +123,7 @@ def test_images_that_have_moved_are_named_anew_on_resume(quick, teacher, folder,
 
     last, before, now = tmp_path / "last.pt", tmp_path / "before", tmp_path / "now"
     shutil.copytree(folder, before)
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
     model.train(**quick, teacher=teacher, kd_unlabeled=before)
     before.rename(now)
@@ -137,7 +137,7 @@ def test_images_that_have_moved_are_named_anew_on_resume(quick, teacher, folder,
 @pytest.mark.core
 def test_unlabelled_images_are_augmented_until_mosaics_are_closed(quick, teacher, folder):
     kinds = []
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.add_callback(
         "on_train_epoch_end",
         lambda t: kinds.append(next(x.p for x in t.unlabeled.dataset.transforms.transforms[0].transforms[:1])),
@@ -181,7 +181,7 @@ def test_a_list_of_files_and_several_sources_do_as_well(quick, teacher, folder, 
     (tmp_path / "more").mkdir()
     cv2.imwrite(str(tmp_path / "more" / "one.png"), np.zeros((32, 48, 3), np.uint8))
     for sources in ([str(tmp_path / "rest.txt"), str(tmp_path / "more")], f"[{tmp_path}/rest.txt,{tmp_path}/more]"):
-        model = YOLO("yolo26n.yaml")
+        model = YOLO(STUDENT)
         model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=sources)
         assert len(model.trainer.unlabeled.dataset) == 3
         assert model.trainer.args.kd_unlabeled == [f"{tmp_path}/rest.txt", f"{tmp_path}/more"]
@@ -193,7 +193,7 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
     cv2.imwrite(str(tmp_path / "odd" / "good.png"), np.zeros((64, 64, 3), np.uint8))
     val = Path(quick["data"]).parent / "images" / "val"
     LOGGER.propagate = True
-    model = YOLO("yolo26n.yaml")
+    model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=[str(tmp_path / "odd"), str(val)])
     LOGGER.propagate = False
     assert len(model.trainer.unlabeled.dataset) == 5
@@ -219,7 +219,7 @@ def test_errors_are_one_sentence_and_leave_nothing(quick, teacher, folder, tmp_p
     places = {"EMPTY": str(tmp_path / "empty"), "FOLDER": str(folder), "IMAGE": str(next(folder.glob("*.png")))}
     given = {k: places.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
     with pytest.raises(KDError, match=message) as error:
-        YOLO("yolo26n.yaml").train(**{**quick, "teacher": teacher, **given})
+        YOLO(STUDENT).train(**{**quick, "teacher": teacher, **given})
     assert "\n" not in str(error.value) and not Path(quick["project"]).exists()
 
 
@@ -227,13 +227,13 @@ def test_folder_whose_images_are_all_broken_is_named(quick, teacher, tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "broken.png").write_bytes(b"no image")
     with pytest.raises(KDError, match="none of its 1 images can be read"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_unlabeled=tmp_path / "odd")
+        YOLO(STUDENT).train(**quick, teacher=teacher, kd_unlabeled=tmp_path / "odd")
     assert not Path(quick["project"]).exists()
 
 
 def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
     LOGGER.propagate = True
-    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled_ratio=2.0)
+    YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled_ratio=2.0)
     LOGGER.propagate = False
     assert "'kd_unlabeled_ratio=2' has no effect: there are no images of kd_unlabeled" in caplog.text
     assert YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_unlabeled"] is None
@@ -241,7 +241,7 @@ def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
 
 def test_multi_scale_and_plots_go_with_it(quick, teacher, folder):
     run = Path(quick["project"]) / "run"
-    YOLO("yolo26n.yaml").train(
+    YOLO(STUDENT).train(
         **{**quick, "epochs": 1, "plots": True, "multi_scale": 0.5}, teacher=teacher, kd_unlabeled=folder
     )
     assert (run / "train_batch0.jpg").exists() and (run / "results.png").exists()
