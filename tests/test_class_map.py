@@ -2,10 +2,12 @@
 
 import string
 
+import numpy as np
 import pytest
 import torch
 
 from ultralytics_kd import KDError
+from ultralytics_kd.cache.answers import map_probabilities
 from ultralytics_kd.teachers.class_map import UNKNOWN, match_classes
 
 pytestmark = pytest.mark.core  # of .ci/releases
@@ -87,3 +89,75 @@ def test_yaml_that_holds_no_map_is_one_sentence(tmp_path, text):
 def test_keep_that_leaves_nothing_says_so():
     with pytest.raises(KDError, match=r"only classes=\[2\] are used"):
         match_classes(DATA, {0: "person"}, keep=[2])
+
+
+# Plurals --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "singular, plural",
+    [
+        ("bus", "buses"),
+        ("knife", "knives"),
+        ("lens", "lenses"),
+        ("glass", "glasses"),
+        ("person", "people"),
+        ("person", "persons"),
+        ("man", "men"),
+        ("Box", "boxes"),
+        ("cookie", "Cookies"),
+        ("traffic  light", "traffic lights"),
+        ("scissors", "scissors"),
+    ],
+)
+def test_plural_and_singular_match_in_both_directions(singular, plural):
+    for student, teacher in ((singular, plural), (plural, singular)):
+        classes = match_classes({0: student, 1: "zebra"}, {0: "apple", 1: teacher})
+        assert classes.sources == {0: (1,)}
+        assert classes.plurals == (() if student == teacher else ((teacher, student),))
+
+
+@pytest.mark.parametrize(
+    "student, teacher",
+    [("len", "glasses"), ("bu", "bus"), ("a", "as"), ("glass", "grass"), ("scissor", "glass"), ("", "s")],
+)
+def test_names_that_are_not_plural_and_singular_do_not_match(student, teacher):
+    with pytest.raises(KDError, match="no class in common"):
+        match_classes({0: student}, {0: teacher, 1: "zebra"})
+
+
+def test_name_without_a_plural_does_not_stop_the_others():
+    assert match_classes({0: "-of-b'", 1: "box"}, {0: "boxes", 1: "日本"}).sources == {1: (0,)}
+
+
+def test_equal_names_match_before_plurals():
+    assert match_classes({0: "bus", 1: "buses"}, {0: "buses", 1: "bus"}).sources == {0: (1,), 1: (0,)}
+
+
+# single_cls -----------------------------------------------------------------------------------------------------------
+def test_single_cls_makes_one_class_of_all_teacher_classes_that_match():
+    classes = match_classes(DATA, {0: "dog", 1: "people", 2: "hard hat"}, single_cls=True)
+    assert classes.sources == {0: (1, 2)} and classes.student_names == {0: "item"} and classes.unmatched == []
+    assert classes.map_scores(torch.tensor([[9.0, 0.2, 0.7]])).tolist() == [[pytest.approx(0.7)]]
+    assert classes.all_scores(torch.tensor([[9.0, 0.2, 0.7]])).tolist() == [[pytest.approx(0.7)]]
+    assert classes.taught(torch.device("cpu")).tolist() == [0]
+
+
+def test_single_cls_takes_a_map_and_the_classes_that_are_kept():
+    teacher = {0: "man", 1: "dog", 2: "jacket"}
+    assert match_classes(DATA, teacher, {"man": "person", "jacket": "vest"}, single_cls=True).sources == {0: (0, 2)}
+    assert match_classes(DATA, DATA, keep=[1, 2], single_cls=True).sources == {0: (1, 2)}
+
+
+def test_teacher_with_one_class_teaches_the_single_class_whatever_its_name():
+    classes = match_classes(DATA, {0: "thing"}, keep=[1], single_cls=True)
+    assert classes.sources == {0: (0,)} and classes.identity
+
+
+def test_single_cls_with_no_class_in_common_is_refused():
+    with pytest.raises(KDError, match="no class in common"):
+        match_classes(DATA, {0: "cat", 1: "dog"}, single_cls=True)
+
+
+def test_stored_probabilities_of_a_single_class_are_the_largest_of_those_that_match():
+    classes = match_classes(DATA, {0: "dog", 1: "person", 2: "vest"}, single_cls=True)
+    probs = np.array([[9, 2, 7], [9, 5, 1]], dtype=np.uint16)
+    assert map_probabilities(probs, classes).tolist() == [[7], [5]]

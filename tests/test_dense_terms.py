@@ -26,7 +26,7 @@ def padded(images: torch.Tensor, top: int, left: int, grey: float = 114 / 255) -
 
 
 @pytest.mark.parametrize("grey", [114 / 255, 0.31])  # as the letterbox leaves it, and after a change of brightness
-def test_padding_is_told_from_the_image(grey):
+def test_padding_is_distinguished_from_the_image(grey):
     images = torch.rand(2, 3, 32, 32)
     images[0, :, 20] = 0.5  # a grey row inside is a part of the image
     inside = not_padding(padded(images, 8, 4, grey))
@@ -39,7 +39,7 @@ def test_padding_is_told_from_the_image(grey):
 
 
 @pytest.mark.parametrize("term", [DepthTerm(), PixelTerm("kl", None), PixelTerm("cwd", None)])
-def test_nothing_is_learnt_from_padding(term):
+def test_padding_has_no_gradient(term):
     torch.manual_seed(0)
     images = padded(torch.rand(2, 3, 64, 64), 32, 0)
     channels = 1 if isinstance(term, DepthTerm) else 3
@@ -49,8 +49,8 @@ def test_nothing_is_learnt_from_padding(term):
     assert not student.grad[:, :, :8].any() and student.grad[:, :, 8:].any()
 
 
-def test_padding_does_not_thin_what_is_learnt_of_the_rest():
-    """The mean is that over the image alone, whatever the batch is padded with."""
+def test_padding_does_not_change_the_loss_of_the_rest():
+    """The mean is over the image only, whatever the padding of the batch."""
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 1, 3, 16, 16)
     images, term = padded(torch.rand(1, 3, 64, 64), 32, 0), PixelTerm("kl", None)
@@ -58,7 +58,7 @@ def test_padding_does_not_thin_what_is_learnt_of_the_rest():
     torch.testing.assert_close(term(DensePair(student, teacher, images=images)), whole)
 
 
-def test_batch_without_anything_but_padding_is_no_reason_to_stop():
+def test_batch_of_padding_only_has_a_loss_of_zero():
     images = torch.full((1, 3, 64, 64), 0.4)
     for term in (DepthTerm(), PixelTerm("kl", None), PixelTerm("cwd", None)):
         student = torch.ones(1, 1 if isinstance(term, DepthTerm) else 3, 16, 16, requires_grad=True)
@@ -74,8 +74,8 @@ def calibrated(model, offset: float):
     return model
 
 
-def test_moving_average_of_a_calibrated_student_has_nothing_to_teach_an_equal_one():
-    """In training a student says depth uncalibrated: its scale would run away from one that is corrected."""
+def test_moving_average_of_a_calibrated_student_agrees_with_an_equal_student():
+    """In training a student predicts uncalibrated depth: a calibrated target would make its scale drift."""
     student = calibrated(task_model("depth"), 0.5)
     from ultralytics.cfg import get_cfg
 
@@ -128,7 +128,7 @@ def test_teacher_at_its_limits_does_not_spoil_the_mean_of_several():
 
 
 @pytest.mark.parametrize("loss", ["kl", "cwd"])
-def test_several_equal_teachers_of_pixels_say_what_one_says(loss):
+def test_several_equal_teachers_of_pixels_answer_as_one_does(loss):
     teacher = open_teacher([task_model("semantic")] * 2, "semantic")
     teacher.match(teacher.members[0].names)
     teacher.prepare(CPU)
@@ -140,7 +140,13 @@ def test_several_equal_teachers_of_pixels_say_what_one_says(loss):
 
 
 @pytest.mark.parametrize("task", ["classify", "semantic"])
-def test_moving_average_kept_to_one_class_has_nothing_to_say(task):
+def test_moving_average_with_one_class_is_refused_for_a_softmax(task):
     teacher = open_teacher("ema", task)
     with pytest.raises(KDError, match="knows one of the 3 classes"):
         teacher.match({0: "a", 1: "b", 2: "c"}, keep=[1])
+
+
+def test_classifier_whose_classes_are_all_one_is_refused():
+    teacher = open_teacher(task_model("classify"), "classify")
+    with pytest.raises(KDError, match="a softmax over one class carries no information: drop single_cls"):
+        teacher.match(teacher.names, single_cls=True)

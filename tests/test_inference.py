@@ -14,7 +14,7 @@ from ultralytics.utils import autobatch
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.distillation.distillers import GridDistiller
 from ultralytics_kd.errors import KDTypeError
-from ultralytics_kd.teachers import grid, inference, open_teacher
+from ultralytics_kd.teachers import inference, open_teacher
 from ultralytics_kd.teachers.class_map import match_classes
 from ultralytics_kd.teachers.finite import FiniteCheck
 from ultralytics_kd.training.autobatch import StudentWithTeacher
@@ -71,23 +71,6 @@ def test_raw_outputs_are_those_of_the_original():
         for part in ("scores", "boxes"):
             difference = (got[branch][part] - expected[branch][part]).norm() / expected[branch][part].norm()
             assert difference < 1e-3 and expected[branch][part].std() > 0.01  # something was compared
-
-
-def test_split_batch_has_the_same_answer(monkeypatch):
-    _, teacher, _ = pair(kd_box=1.0)
-    images = torch.rand(5, 3, 64, 64)
-    whole = teacher(images)
-    monkeypatch.setattr(grid, "MAX_ACTIVATION", 2 * 32 * 32 * 32 * 4)
-    sizes = []
-    forward = teacher.model.forward
-    monkeypatch.setattr(teacher.model, "forward", lambda x: (sizes.append(len(x)), forward(x))[1])
-    parts = teacher(images)
-    assert sizes == [2, 2, 1]
-    for name, branch in whole.branches.items():
-        torch.testing.assert_close(parts.branches[name].scores, branch.scores, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(parts.branches[name].boxes, branch.boxes, rtol=1e-4, atol=1e-4)
-        for a, b in zip(parts.branches[name].feats, branch.feats):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_answers_are_near_and_crosskd_still_works():

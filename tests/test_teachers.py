@@ -21,7 +21,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.distillation.distillers import GridDistiller
 from ultralytics_kd.distillation.loss import DistillationLoss
-from ultralytics_kd.teachers import SetAnswer, open_teacher
+from ultralytics_kd.teachers import Reads, SetAnswer, open_teacher
 from ultralytics_kd.teachers.ensemble import GridEnsemble, SetEnsemble
 
 CPU = torch.device("cpu")
@@ -570,3 +570,89 @@ def test_rtdetr_is_scored_by_its_queries_without_suppression():
         one = torch.cat((box, expected[:, 4:]), -1)[:100][seen]
         nearest = (found[None] - one[:, None]).abs().amax(-1).amin(1)  # those as sure as each other have no order
         assert seen.sum() > 30 and nearest.max() < 0.01
+
+
+# Validation changes no teacher ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "sources, scored",
+    [
+        (["yolo26n.yaml"], True),
+        (["yolov8n-rtdetr.yaml"], True),
+        (["yolo26n.yaml", "yolo26n.yaml"], True),
+        (["yolo26n.yaml", "yolov8n-rtdetr.yaml"], True),
+        (["ema"], False),
+    ],
+    ids=["grid", "queries", "grids", "sets", "average"],
+)
+def test_whether_a_teacher_can_be_validated_is_known_without_a_model(sources, scored, monkeypatch):
+    opened = open_teacher([s if s == "ema" else build(s) for s in sources])
+    monkeypatch.setattr(type(opened), "validator_model", lambda *_: pytest.fail("no model is needed"))
+    assert opened.can_validate is scored
+
+
+@pytest.mark.parametrize(
+    "sources", [["yolov8n-rtdetr.yaml"], ["yolo26n.yaml", "yolo26n.yaml"], ["yolo26n.yaml", "yolov8n-rtdetr.yaml"]]
+)
+def test_teacher_answers_after_its_validation_as_before(sources):
+    """With its thresholds, its precision and only the outputs that the terms read."""
+    teacher = open_teacher([build(s) for s in sources])
+    teacher.match(NAMES)
+    teacher.prepare(CPU, Reads({"one2many": {"scores"}}, (8, 16), (16,)), torch.bfloat16)
+    images = torch.rand(2, 3, 64, 64)
+    before, models = teacher(images), [m.model for m in teacher.members]
+    scored = teacher.validator_model(3, NAMES)(images)
+    after = teacher(images)
+    assert [m.model for m in teacher.members] == models and all(m.dtype is torch.bfloat16 for m in teacher.members)
+    if isinstance(before, SetAnswer):
+        assert torch.equal(before.bboxes, after.bboxes) and torch.equal(before.probs, after.probs)
+        assert len(before.probs) and before.probs.amax(1).min() > teacher.thresholds.conf > 0.01
+        assert 0.001 < scored[..., 4][scored[..., 4] > 0].min() < teacher.thresholds.conf
+    else:
+        assert torch.equal(before.branches["one2many"].scores, after.branches["one2many"].scores)
+        assert not after.branches["one2many"].boxes.numel() and scored.shape[1] == 4 + 3
+    assert [[f.shape for f in maps] for maps in before.features] == [[f.shape for f in maps] for maps in after.features]
+
+
+# single_cls -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("members", [1, 2])
+def test_single_cls_teaches_one_class_with_the_maximum_of_all_that_match(members):
+    model = reorder(build("yolo26n.yaml"), [0, 2, 1], {0: "disc", 1: "zebra", 2: "boxes"})
+    teacher, whole = (open_teacher([deepcopy(model) for _ in range(members)]) for _ in range(2))
+    teacher.match(NAMES, single_cls=True)
+    whole.match({0: "disc", 1: "box"})
+    images = torch.rand(2, 3, 64, 64)
+    one, both = (t.prepare(CPU)(images) for t in (teacher, whole))
+    assert one.classes is None if members == 2 else one.classes.tolist() == [0]
+    expected = both.branches["one2many"].scores.amax(-1, keepdim=True)
+    torch.testing.assert_close(one.branches["one2many"].scores, expected, rtol=1e-3, atol=1e-3)
+    scored = teacher.validator_model(1, {0: "item"}).eval()(images)
+    scored = scored if isinstance(scored, torch.Tensor) else scored[1]["one2many"]["scores"]
+    assert scored.shape[1] == (5 if members == 2 else 1)
+
+
+def test_single_cls_of_a_set_keeps_the_detections_of_all_classes_that_match():
+    teacher = open_teacher(build("yolov8n-rtdetr.yaml"))
+    teacher.match({0: "bar", 1: "disc"}, single_cls=True)
+    answer = teacher.prepare(CPU)(torch.rand(2, 3, 64, 64))
+    assert answer.probs.shape[1] == 1 and len(answer.probs) and answer.classes.tolist() == [0]
+
+
+def test_moving_average_of_a_single_class_is_that_class():
+    teacher = open_teacher("ema")
+    teacher.match(NAMES, keep=[1], single_cls=True)
+    assert teacher.names == {0: "item"} and teacher.classes.identity
+
+
+@pytest.mark.parametrize("names", [{0: "disc", 1: "zebra", 2: "bars"}, {0: "thing"}], ids=["several", "one"])
+def test_student_of_a_single_class_begins_with_the_scores_of_a_matched_class(names):
+    from ultralytics_kd.outputs.weight_selection import select_weights
+
+    torch.manual_seed(0)
+    big, student = make_model("yolo26s.yaml", len(names)), make_model("yolo26n.yaml", 1)
+    big.names = names
+    teacher = open_teacher(big)
+    teacher.match(NAMES, single_cls=True)
+    rows = {student: sources[0] for student, sources in teacher.classes.sources.items()}
+    assert select_weights(student, big, None if teacher.classes.identity else rows) > 0
+    ours, theirs = student.model[-1].cv3[0][-1], big.model[-1].cv3[0][-1]
+    assert torch.equal(ours.bias, theirs.bias[:1])

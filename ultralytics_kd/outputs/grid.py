@@ -128,24 +128,6 @@ def _branch(out: dict[str, Any]) -> Branch:
     )
 
 
-def join(parts: list[dict[str, Branch]]) -> dict[str, Branch]:
-    """Return the outputs of a batch from those of its parts; branches of one model share their features."""
-    if len(parts) == 1:
-        return parts[0]
-    some = [next(iter(part.values())) for part in parts]
-    feats = [torch.cat(level) for level in zip(*(branch.feats for branch in some))]
-    protos = [branch.proto for branch in some if branch.proto is not None]
-    proto = torch.cat(protos) if protos else None
-
-    def joined(name: str) -> Branch:
-        """Return one branch of the batch."""
-        mine = [part[name] for part in parts]
-        extras = {key: torch.cat([b.extras[key] for b in mine]) for key in mine[0].extras}
-        return Branch(torch.cat([b.scores for b in mine]), torch.cat([b.boxes for b in mine]), feats, extras, proto)
-
-    return {name: joined(name) for name in parts[0]}
-
-
 def on_levels(branch: Branch, layout: Layout, strides: Sequence[int]) -> Branch:
     """Return a branch with the anchor points of some levels only.
 

@@ -1,9 +1,18 @@
-"""Weight selection: a student without trained weights begins with a part of its teacher's.
+"""Weight selection (`kd_init`): an untrained student begins with a part of its teacher's weights.
 
-Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): of every layer of the
-bigger model the smaller one takes evenly spaced channels. Here the channels that a convolution reads are also those
-that the layers before it took, through concatenations, split blocks and attention heads, so that what student and
-teacher compute stays related. It knows Ultralytics' building blocks by their names.
+Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): the smaller model takes
+evenly spaced channels of every layer of the bigger one. Here a convolution reads the channels that the layers before it
+took, so that student and teacher compute related features. What each part of a model takes:
+
+    Convolutions and BatchNorm: evenly spaced output channels, and the input channels that its sources took.
+    Concatenations: the channels of each source, at their place in the teacher's concatenation.
+    Split blocks (C2f, C3k2, A2C2f): evenly spaced channels of each chunk, never across chunks.
+    Attention: whole heads, evenly spaced. A head keeps its queries, keys and values together; single channels would
+        turn queries into keys. `proj` and `pe` take the channels of the same heads. If the two models' heads differ in
+        width, nothing is kept together: `qkv` takes evenly spaced channels, as any convolution does.
+    Heads: class scores from the matching classes of the teacher, everything else as above.
+
+Blocks are recognised by the names that Ultralytics gives their parts: cv1, cv2, m, qkv, proj, pe.
 """
 
 from __future__ import annotations
@@ -15,35 +24,39 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils.torch_utils import get_num_params
 
-Pick = Tensor  # indices of the teacher's channels that the student takes, in order
+Pick = Tensor  # indices of the teacher's channels that the student takes, in the student's order
 
 
 def never_trained(model: Any) -> bool:
-    """Return whether a model has the random weights it was built with.
+    """Return whether a model still has its random first weights: its BatchNorms have seen no batch.
 
-    Searches and sweeps save a student that was built from a YAML to a file for the processes that train it, which would
-    take it for one with weights of its own. What tells is that its norms have never seen a batch.
+    Searches and sweeps build a student from a YAML and save it to a file for the processes that train it. Those
+    processes cannot tell it from trained weights by its file.
 
     Args:
-        model (nn.Module): Ultralytics model; one without norms, as after fusing, counts as trained.
+        model (nn.Module): Ultralytics model; without BatchNorm, as after fusing, it counts as trained.
     """
     norms = [m.state_dict() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return bool(norms) and not any(n["running_mean"].any() or (n["running_var"] != 1).any() for n in norms)
 
 
 def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None = None) -> int:
-    """Give a student the evenly spaced part of a teacher's weights, in place.
+    """Copy an evenly spaced part of a teacher's weights into a student.
 
     Args:
-        student (nn.Module): Ultralytics model to begin with.
-        teacher (nn.Module): Trained model of the same architecture at another scale; not changed.
-        classes (Mapping[int, int], optional): The teacher's class that each of the student's takes the scores of; those
-            that are not in it keep their own. None if both have the same classes in the same order.
+        student (nn.Module): Ultralytics model, changed in place.
+        teacher (nn.Module): Trained model of the same architecture at a bigger scale; it is not changed.
+        classes (Mapping[int, int], optional): Student class -> teacher class whose scores it takes; other student
+            classes keep their weights. None if both have the same classes in the same order.
 
     Returns:
-        (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is no
-            bigger: a student of its size would begin as its copy, and a wider one with twin channels that no gradient
-            ever tells apart.
+        (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is not
+            bigger. A student of its size would be a copy. A wider one would have equal channels, which get the same
+            gradient and stay equal.
+
+    Examples:
+        >>> student = DetectionModel("yolo26n.yaml", nc=80)
+        >>> select_weights(student, load_checkpoint("yolo26s.pt")[0])  # both score the same 80 classes
     """
     if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
         return 0
@@ -65,7 +78,7 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None
                 into, rows = torch.tensor(list(classes)), torch.tensor(list(classes.values()))
             elif module.out_channels > source.out_channels:
                 continue
-            # A teacher that was fused has no norms, and biases in their place
+            # A fused teacher has biases in the place of BatchNorm
             if module.in_channels <= source.in_channels and (norms[0] is None) == (norms[1] is None):
                 count += _take(module, source, norms, into, rows, columns)
     return count
@@ -77,10 +90,10 @@ def _scores_classes(name: str) -> bool:
 
 
 def _take_whole(module: Any, source: Any, classes: Mapping[int, int] | None) -> int:
-    """Copy a layer without BatchNorm that no other layer's picks depend on, and return the number of parameters.
+    """Copy a linear layer or an upsampling convolution, and return the number of parameters.
 
-    They are a classifier's last layer, which reads as many channels at every scale, the layers of a flow, which has one
-    size, and the upsampling in a mask head, whose neighbours take evenly spaced channels.
+    These are a classifier's last layer, whose inputs are equally many at every scale; the layers of a normalising flow,
+    which has one size; and the upsampling in a mask head, whose neighbours take evenly spaced channels.
     """
     if isinstance(module, nn.Linear):
         if module.in_features != source.in_features or (module.bias is None) != (source.bias is None):
@@ -93,50 +106,52 @@ def _take_whole(module: Any, source: Any, classes: Mapping[int, int] | None) -> 
         if module.bias is not None:
             module.bias[into] = source.bias[rows]
         return source.weight[rows].numel() + (0 if module.bias is None else len(into))
-    rows, columns = (
-        evenly(ours, theirs)
-        for ours, theirs in ((module.in_channels, source.in_channels), (module.out_channels, source.out_channels))
-    )
+    rows = evenly(module.in_channels, source.in_channels)
+    columns = evenly(module.out_channels, source.out_channels)
     module.weight.copy_(source.weight[rows][:, columns] * (source.in_channels / len(rows)))
     module.bias.copy_(source.bias[columns])
     return module.weight.numel() + module.bias.numel()
 
 
 def _take(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], into: Pick, rows: Pick, columns: Pick) -> int:
-    """Copy the picked channels of a convolution and the BatchNorm behind it, and return the number of parameters."""
+    """Copy the chosen channels of a convolution and the BatchNorm behind it, and return the number of parameters."""
     weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
     if weight.shape[1:] != module.weight.shape[1:]:
         return 0
-    norm, its = norms
-    # Without BatchNorm after it, a sum over a part of the inputs has to stand for the whole
+    norm, source_norm = norms
+    # BatchNorm would correct the scale; without it, the sum over some inputs is scaled to that over all
     module.weight[into] = weight * (1.0 if norm is not None or module.groups > 1 else source.in_channels / len(columns))
     count = weight.numel()
     if module.bias is not None and source.bias is not None:
         module.bias[into] = source.bias[rows]
         count += len(into)
     if norm is not None:
-        theirs = its.state_dict()
+        state = source_norm.state_dict()
         for key, value in norm.state_dict().items():  # tensors that share the norm's memory
-            value.copy_(theirs[key][rows] if value.dim() else theirs[key])
+            value.copy_(state[key][rows] if value.dim() else state[key])
         count += sum(p.numel() for p in norm.parameters())
     return count
 
 
 def same_architecture(student: Any, teacher: Any) -> bool:
-    """Return whether two models were built from the same layers, at whatever scales."""
-    ours, theirs = (getattr(m, "yaml", None) or {} for m in (student, teacher))
+    """Return whether two models were built from the same layers, at any scales."""
+    built = [getattr(m, "yaml", None) or {} for m in (student, teacher)]  # a model of another library has no `yaml`
     keys = ("backbone", "head", "reg_max", "end2end", "channels")
-    return bool(ours) and all(ours.get(k) == theirs.get(k) for k in keys)
+    return bool(built[0]) and all(built[0].get(k) == built[1].get(k) for k in keys)
 
 
 class Picks:
     """Which of the teacher's channels each of the student's convolutions takes.
 
     Attributes:
+        student (dict[str, nn.Module]): The student's modules by name.
         teacher (dict[str, nn.Module]): The teacher's modules by name.
+        inputs (dict[str, Tensor]): Input channels of convolutions that do not take evenly spaced ones, by name.
+        outputs (dict[str, Tensor]): Output channels of such convolutions.
     """
 
     def __init__(self, student: Any, teacher: Any):
+        """Follow the layers of both models, then the inside of each block."""
         self.student = dict(student.named_modules())
         self.teacher: dict[str, Any] = dict(teacher.named_modules())
         self.inputs: dict[str, Pick] = {}
@@ -154,42 +169,42 @@ class Picks:
 
     def of(self, name: str) -> tuple[Pick, Pick]:
         """Return the teacher's output and input channels for one of the student's convolutions."""
-        ours, theirs = self.student[name], self.teacher[name]
-        outputs = self.outputs.get(name, evenly(ours.out_channels, theirs.out_channels))
-        return outputs, self.inputs.get(name, evenly(ours.in_channels, theirs.in_channels))
+        conv, source = self.student[name], self.teacher[name]
+        outputs = self.outputs.get(name, evenly(conv.out_channels, source.out_channels))
+        return outputs, self.inputs.get(name, evenly(conv.in_channels, source.in_channels))
 
     def norms(self, name: str) -> tuple[Any, Any]:
-        """Return the student's and teacher's BatchNorm behind a convolution, None without one."""
+        """Return the student's and the teacher's BatchNorm behind a convolution; None for one that has none."""
         if not name.endswith(".conv"):
             return None, None
-        other = f"{name.removesuffix('conv')}bn"
-        return self.student.get(other), self.teacher.get(other)
+        norm = f"{name.removesuffix('conv')}bn"
+        return self.student.get(norm), self.teacher.get(norm)
 
     def _follow_layers(self, student: Any) -> None:
-        """Note what layers behind a concatenation read: the channels that each of its sources took."""
-        made: list[Pick | None] = []
+        """Set the input channels of each layer: those that its sources took."""
+        layer_picks: list[Pick | None] = []
         for i, layer in enumerate(student.model):
             name = f"model.{i}"
-            sources = [made[f if f >= 0 else i + f] if i else None for f in _as_list(layer.f)]
+            sources = [layer_picks[f if f >= 0 else i + f] if i else None for f in _as_list(layer.f)]
             if type(layer).__name__ == "Concat":
-                made.append(self._concatenated(sources, [f if f >= 0 else i + f for f in _as_list(layer.f)]))
+                layer_picks.append(self._concatenated(sources, [f if f >= 0 else i + f for f in _as_list(layer.f)]))
             elif not any(True for _ in layer.parameters()):
-                made.append(sources[0])
+                layer_picks.append(sources[0])
             else:
                 entry = f"{name}.cv1.conv"
                 if entry in self.student and sources[0] is not None:
                     self.inputs[entry] = sources[0]
-                made.append(self.output(name))
+                layer_picks.append(self.output(name))
 
     def output(self, name: str) -> Pick | None:
-        """Return what a layer of convolutions puts out; its last one is called cv2 in blocks."""
+        """Return the output channels of a layer, those of its last convolution; blocks call it cv2."""
         for last in (f"{name}.cv2.conv", f"{name}.conv"):
             if isinstance(self.student.get(last), nn.Conv2d) and last in self.teacher:
                 return evenly(self.student[last].out_channels, self.teacher[last].out_channels)
         return None
 
     def _concatenated(self, sources: list[Pick | None], layers: list[int]) -> Pick | None:
-        """Return the channels of a concatenation, numbered as in the teacher's."""
+        """Return the channels of a concatenation, at their place in the teacher's."""
         offset, parts = 0, []
         for pick, layer in zip(sources, layers):
             width = self._teacher_width(layer)
@@ -200,39 +215,40 @@ class Picks:
         return torch.cat(parts)
 
     def _teacher_width(self, layer: int) -> int | None:
-        """Return the number of channels that one of the teacher's layers puts out."""
+        """Return the number of output channels of one of the teacher's layers."""
         module = self.teacher[f"model.{layer}"]
         if type(module).__name__ == "Upsample":
             return self._teacher_width(layer + module.f)
         last = self.teacher.get(f"model.{layer}.cv2.conv") or self.teacher.get(f"model.{layer}.conv")
         return last.out_channels if last is not None else None
 
-    def _follow_block(self, name: str, ours: Any, theirs: Any) -> None:
-        """Note what the inside of a block takes where evenly spaced channels would mix things up."""
-        if isinstance(getattr(ours, "m", None), nn.ModuleList) and hasattr(ours, "cv2"):  # C2f and its kin
-            # cv2 reads what cv1 made (two chunks of `c` channels in C2f, one in A2C2f), then one chunk per inner block
-            chunk, width = (getattr(block, "c", block.cv1.conv.out_channels) for block in (ours, theirs))
-            count = ours.cv2.conv.in_channels // chunk
-            self.inputs[f"{name}.cv2.conv"] = torch.cat([evenly(chunk, width) + j * width for j in range(count)])
-        elif hasattr(ours, "qkv") and ours.head_dim == theirs.head_dim:
-            heads = evenly(ours.num_heads, theirs.num_heads)  # whole heads, or queries would become keys
-            key_dim = getattr(ours, "key_dim", ours.head_dim)
-            self.outputs[f"{name}.qkv.conv"] = _rows(heads, ours.head_dim + 2 * key_dim)
-            values = _rows(heads, ours.head_dim)
+    def _follow_block(self, name: str, block: Any, source: Any) -> None:
+        """Set the channels inside a block where evenly spaced ones would mix its chunks or attention heads."""
+        if isinstance(getattr(block, "m", None), nn.ModuleList) and hasattr(block, "cv2"):  # C2f and its relatives
+            # cv2 reads the chunks of cv1 (two of `c` channels in C2f, one in A2C2f), then one chunk per inner block
+            width, source_width = (getattr(each, "c", each.cv1.conv.out_channels) for each in (block, source))
+            chunks = range(block.cv2.conv.in_channels // width)
+            picks = [evenly(width, source_width) + chunk * source_width for chunk in chunks]
+            self.inputs[f"{name}.cv2.conv"] = torch.cat(picks)
+        elif hasattr(block, "qkv") and block.head_dim == source.head_dim:
+            heads = evenly(block.num_heads, source.num_heads)
+            key_dim = getattr(block, "key_dim", block.head_dim)
+            self.outputs[f"{name}.qkv.conv"] = _head_channels(heads, block.head_dim + 2 * key_dim)
+            values = _head_channels(heads, block.head_dim)
             self.inputs[f"{name}.proj.conv"] = values
             self.outputs[f"{name}.pe.conv"] = self.inputs[f"{name}.pe.conv"] = values
 
 
-def evenly(ours: int, theirs: int) -> Pick:
-    """Return evenly spaced indices into the teacher's channels; all of them where there are no more."""
-    return (torch.arange(ours) * theirs).div(max(ours, 1), rounding_mode="floor")
+def evenly(student: int, teacher: int) -> Pick:
+    """Return evenly spaced indices into the teacher's channels, as many as the student has."""
+    return (torch.arange(student) * teacher).div(max(student, 1), rounding_mode="floor")
 
 
-def _rows(heads: Pick, width: int) -> Pick:
-    """Return the channels of whole heads."""
+def _head_channels(heads: Pick, width: int) -> Pick:
+    """Return the channels of whole attention heads of a width."""
     return (heads[:, None] * width + torch.arange(width)).flatten()
 
 
 def _as_list(value: int | list[int]) -> list[int]:
-    """Return what a layer reads as a list."""
+    """Return the layers that a layer reads, as a list."""
     return value if isinstance(value, list) else [value]

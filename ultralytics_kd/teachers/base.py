@@ -60,14 +60,7 @@ class Teacher:
     float32_advice: str = "its weights are broken"  # what an error says if outputs are not finite in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
-        """Hold a model.
-
-        Args:
-            original (Any): The model, frozen and in float32; None if there is none to hold.
-            source (str): Where it came from.
-            task (str): Its task.
-            names (Mapping[int, str]): Its class names by index.
-        """
+        """Hold a model in float32; the arguments are the attributes of the same names."""
         self.original, self.source, self.task, self.names = original, source, task, dict(names)
         self.classes: ClassMap | None = None
         self.maps: list[FeatureLayout] = []
@@ -96,11 +89,7 @@ class Teacher:
             )
 
     def match(
-        self,
-        names: Mapping[int, str],
-        spec: Any = "auto",
-        keep: Iterable[int] | None = None,
-        single_cls: bool = False,
+        self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
         """Match its classes with the student's, as `match_classes` does.
 
@@ -173,7 +162,7 @@ class Teacher:
             thresholds (Thresholds): Which detections are kept.
 
         Returns:
-            detections (list[Detections]): One for each image, in pixels.
+            detections (list[Detections]): Detections of each image, in pixels.
             features (list[list[Tensor]]): Feature maps of each model behind the teacher.
         """
         return self._detections(self.run(images), images, thresholds)
@@ -302,11 +291,7 @@ class Teacher:
         return get_flops(self.original, imgsz) if isinstance(self.original, nn.Module) else 0.0
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a model that Ultralytics' validator scores on the student's val set; the teacher stays as it is.
-
-        Args:
-            nc (int): The student's number of classes.
-            names (Mapping[int, str]): Their names.
+        """Return a model that Ultralytics' validator scores on the student's `nc` classes; the teacher stays as it is.
 
         Raises:
             NotImplementedError: If `can_validate` is False.

@@ -84,11 +84,7 @@ class DenseTeacher(Teacher):
             raise ModelError(self.source, f"has a `{name}` that is not a list of numbers.") from e
 
     def match(
-        self,
-        names: Mapping[int, str],
-        spec: Any = "auto",
-        keep: Iterable[int] | None = None,
-        single_cls: bool = False,
+        self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
         """Match its classes with the student's; depth has none.
 

@@ -49,11 +49,7 @@ class MovingAverage(Teacher):
         self._parameters = sum(p.numel() for p in student.parameters())
 
     def match(
-        self,
-        names: Mapping[int, str],
-        spec: Any = "auto",
-        keep: Iterable[int] | None = None,
-        single_cls: bool = False,
+        self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
         """Take the student's classes.
 

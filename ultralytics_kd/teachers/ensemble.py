@@ -25,11 +25,7 @@ class Ensemble(Teacher):
     """Several teachers of any family and with any classes. Each is matched with the student on its own."""
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None):
-        """Combine teachers.
-
-        Args:
-            members (Sequence[Teacher]): The teachers, two or more.
-            weights (Sequence[float], optional): Weight of each; equal if None.
+        """Combine two or more teachers; `weights` are equal if None.
 
         Raises:
             KDError: If their tasks differ, or the number of weights does.
@@ -74,11 +70,7 @@ class Ensemble(Teacher):
         self.maps = [maps for m in self._members for maps in m.maps]
 
     def match(
-        self,
-        names: Mapping[int, str],
-        spec: Any = "auto",
-        keep: Iterable[int] | None = None,
-        single_cls: bool = False,
+        self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
         """Match every teacher's classes with the student's; each uses the part of a map that names its classes.
 
@@ -242,11 +234,7 @@ class DenseEnsemble(Ensemble):
     """
 
     def match(
-        self,
-        names: Mapping[int, str],
-        spec: Any = "auto",
-        keep: Iterable[int] | None = None,
-        single_cls: bool = False,
+        self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
         """Match every teacher's classes with the student's; depth has none."""
         if self.task != "depth":
@@ -302,12 +290,7 @@ def _in_union(detections: Detections, classes: ClassMap, columns: Tensor, nc: in
 
 
 def ensemble(members: Sequence[Teacher], weights: Sequence[float] | None = None) -> Ensemble:
-    """Return several teachers as one: averaged where they share a grid, else merged as sets of detections.
-
-    Args:
-        members (Sequence[Teacher]): The teachers, inspected.
-        weights (Sequence[float], optional): Weight of each; equal if None.
-    """
+    """Return several inspected teachers as one: averaged if they share a grid, else merged as sets of detections."""
     if members[0].task in outputs.DENSE_TASK_OF.values():
         return DenseEnsemble(members, weights)
     if members[0].task != "detect":

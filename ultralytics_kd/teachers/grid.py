@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import outputs
 from ..outputs import ONE2MANY, Branch
@@ -17,8 +16,6 @@ from .base import Teacher
 from .detections import Detections, Thresholds, suppress
 from .inference import raw_output_copy
 from .validation import PaddedModel
-
-MAX_ACTIVATION = 31 * 2**20  # bytes; glibc returns larger blocks to the system each time
 
 
 class GridTeacher(Teacher):
@@ -58,8 +55,7 @@ class GridTeacher(Teacher):
         padded = images.shape[-2], images.shape[-1]
         # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it measured no faster
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            parts = split_batch(images, outputs.first_conv(self.original), self.dtype.itemsize)
-            raw = outputs.join([outputs.branches(self.model(part.to(self.dtype))) for part in parts])
+            raw = outputs.branches(self.model(images.to(self.dtype)))
         if padded != shape:
             raw = {name: outputs.crop(b, self._strides, shape, padded) for name, b in raw.items()}
         return raw
@@ -115,21 +111,3 @@ class GridTeacher(Teacher):
             model.names = dict(names)
         # The student's val images are padded for its own strides, a multiple of 32 at least
         return PaddedModel(self, model, nc, names) if max(self.layout.strides) > 32 else model
-
-
-def split_batch(images: Tensor, first: nn.Conv2d, itemsize: int) -> tuple[Tensor, ...]:
-    """Split a batch on a CPU so that the allocator keeps the memory of the largest activation, the first layer's.
-
-    Larger blocks come from the system and go back to it in every layer. At 640 px the split saves a YOLO26s 20% of its
-    time; up to 320 px and batch 8 there is nothing to split.
-
-    Args:
-        images (Tensor): Images of shape (B, C, H, W).
-        first (nn.Conv2d): The model's first convolution.
-        itemsize (int): Bytes per value of its output.
-    """
-    if images.device.type != "cpu":
-        return (images,)
-    area = images.shape[-2] * images.shape[-1] / (first.stride[0] * first.stride[1])
-    count = math.ceil(len(images) * first.out_channels * area * itemsize / MAX_ACTIVATION)
-    return images.split(math.ceil(len(images) / count))

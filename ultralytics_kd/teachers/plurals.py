@@ -35,5 +35,14 @@ def _plurals(names: set[str]) -> dict[str, set[str]]:
 
     engines = inflect.engine(), inflect.engine()
     engines[1].classical(all=True)
-    # Shorter names are often letters, and "as" is not the plural of "a"
-    return {name: {str(e.plural_noun(name)) for e in engines} if len(name) > 2 else set() for name in names}
+
+    def plurals(name: str) -> set[str]:
+        """Return the plurals of one name."""
+        if len(name) < 3:  # often a letter, and "as" is not the plural of "a"
+            return set()
+        try:
+            return {str(engine.plural_noun(name)) for engine in engines}
+        except Exception:  # inflect fails on some texts that are not English, as "-of-b'"
+            return set()
+
+    return {name: plurals(name) for name in names}
