@@ -1,4 +1,4 @@
-"""A feature loss of your own, in your own file: the example that EXTENDING.md explains.
+"""Feature losses in a file of your own; EXTENDING.md explains them.
 
 python examples/own_loss.py OUT                                        distil with it on a drawn data set
 yolo-kd train ... teacher=big.pt kd_feat=1 kd_feat_loss=own_loss:cosine    from the folder with this file
@@ -17,11 +17,11 @@ from ultralytics_kd.demo.shapes import draw_dataset
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return how far the directions of the features at each position are apart, on the mean.
+    """Return 1 - the cosine similarity of the features at each position, averaged.
 
     Args:
         student (Tensor): The student's features behind the adapter, shape (B, C, H, W), float32.
-        teacher (Tensor): The teacher's, of the same shape, without gradient.
+        teacher (Tensor): The teacher's features, of the same shape, without gradient.
 
     Returns:
         (Tensor): Scalar from 0 to 2.
@@ -30,10 +30,11 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Relations(nn.Module):
-    """A loss with parameters: how alike positions are to each other, seen through a projection of the student's.
+    """A loss with parameters, which compares the similarities between positions.
 
-    It is made once for every level, and its parameters train as adapters do: with the student, and not shipped. After
-    Park et al., Relational Knowledge Distillation (CVPR 2019, arXiv:1904.05068), on positions in place of images.
+    There is one module for each level. Its parameters train with the student and are not saved in the finished model.
+    After Park et al., Relational Knowledge Distillation (CVPR 2019, https://arxiv.org/abs/1904.05068), which compares
+    images instead of positions.
     """
 
     def __init__(self, student: int, teacher: int, side: int = 8):
@@ -42,7 +43,7 @@ class Relations(nn.Module):
         Args:
             student (int): The student's channels.
             teacher (int): The teacher's channels.
-            side (int): Positions along a side that are compared; maps are averaged down to it.
+            side (int): Number of positions along a side; larger maps are averaged down to it.
         """
         super().__init__()
         self.side = side
@@ -52,19 +53,19 @@ class Relations(nn.Module):
         """Return the mean absolute difference of all similarities, a scalar.
 
         Args:
-            student (Tensor): The student's features as they are, shape (B, C_s, H, W).
-            teacher (Tensor): The teacher's, shape (B, C_t, H, W).
+            student (Tensor): The student's features without an adapter, shape (B, C_s, H, W).
+            teacher (Tensor): The teacher's features, shape (B, C_t, H, W).
         """
-        return F.l1_loss(self.alike(self.project(student)), self.alike(teacher))
+        return F.l1_loss(self.similarities(self.project(student)), self.similarities(teacher))
 
-    def alike(self, features: Tensor) -> Tensor:
+    def similarities(self, features: Tensor) -> Tensor:
         """Return the cosine similarity of every pair of positions, shape (B, N, N)."""
         rows = F.normalize(F.adaptive_avg_pool2d(features, self.side).flatten(2), dim=1)
         return rows.transpose(1, 2) @ rows
 
 
 def main(out: Path) -> None:
-    """Train a teacher for a moment, then a student that learns from it by the loss above."""
+    """Train a teacher briefly, then a student with the loss above."""
     quick = {"data": str(draw_dataset(out / "shapes", train_images=16, val_images=8, size=96)), "imgsz": 96,
              "batch": 8, "workers": 0, "plots": False, "project": str(out.resolve()), "exist_ok": True}  # fmt: skip
     teacher = YOLO("yolo26s.yaml")
@@ -76,7 +77,7 @@ def main(out: Path) -> None:
         name="student",
         teacher=str(teacher.trainer.best),
         kd_feat=1.0,
-        kd_feat_loss="own_loss:cosine",  # module:name, so that other processes and a resumed run find it too
+        kd_feat_loss="own_loss:cosine",  # module:name, so that other processes and a resumed run can import it
     )
 
 

@@ -1,7 +1,7 @@
-"""Let a torchvision detector teach a YOLO, offline: any object with `names` and `teach(images)` is a teacher.
+"""A torchvision detector as teacher of a YOLO, offline: any object with `names` and `teach(images)` is a teacher.
 
-A Faster R-CNN as torchvision publishes it would be `fasterrcnn_resnet50_fpn_v2(weights="DEFAULT")`, with
-`weights.meta["categories"]` as names. Here a small one is trained for a few steps on drawn data.
+The trained Faster R-CNN of torchvision is `fasterrcnn_resnet50_fpn_v2(weights="DEFAULT")`, with
+`weights.meta["categories"]` as names. This example trains a small one for a few steps on drawn data.
 
 Usage:
     $ python examples/torchvision_teacher.py [folder]
@@ -24,10 +24,10 @@ from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset
 
 
 class TorchvisionTeacher:
-    """What the plugin asks of a detector from elsewhere."""
+    """A detector of torchvision in the form of a teacher."""
 
     def __init__(self, detector: torch.nn.Module, names: tuple[str, ...]):
-        """Take a detector and the names of its classes; torchvision's number 0 is the background."""
+        """Take a detector and the names of its classes, without the background, which is torchvision's class 0."""
         self.detector, self.names = detector.eval(), names
 
     def to(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class TorchvisionTeacher:
 
     def teach(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Return the detections in images of shape (B, 3, H, W) in [0, 1], RGB: boxes in pixels, scores, labels."""
-        return [{**found, "labels": found["labels"] - 1} for found in self.detector(list(images))]
+        return [{**each, "labels": each["labels"] - 1} for each in self.detector(list(images))]
 
 
 def train_detector(folder: Path, steps: int = 30) -> torch.nn.Module:
@@ -57,7 +57,7 @@ def train_detector(folder: Path, steps: int = 30) -> torch.nn.Module:
 
 
 def read_labels(image: Path, size: int = 64) -> dict[str, Tensor]:
-    """Return the labels of an image as torchvision wants them."""
+    """Return the labels of an image in torchvision's format."""
     file = image.parents[2] / "labels" / image.parent.name / f"{image.stem}.txt"
     rows = np.loadtxt(file, ndmin=2, dtype=np.float32)
     center, half = rows[:, 1:3] * size, rows[:, 3:] * size / 2

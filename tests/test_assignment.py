@@ -41,7 +41,7 @@ def setup(cfg, images=2, **args):
 
 
 @pytest.mark.parametrize("cfg", ["yolo26n.yaml", "yolo11n.yaml", "yolov10n.yaml"])
-def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
+def test_labels_as_answers_have_the_targets_of_the_base_loss(cfg, monkeypatch):
     """Class targets, boxes and anchor points are those of the assigner of each branch."""
     student, loss, batch = setup(cfg)
     preds = student(batch["img"])
@@ -49,13 +49,13 @@ def test_the_truth_as_answers_gives_the_base_loss_its_targets(cfg, monkeypatch):
     forward = TaskAlignedAssigner.forward
 
     def spy(self, *args):
-        found = forward(self, *args)
-        calls.append((self, deepcopy(found)))
-        return found
+        assignment = forward(self, *args)
+        calls.append((self, deepcopy(assignment)))
+        return assignment
 
     monkeypatch.setattr(TaskAlignedAssigner, "forward", spy)
     loss.base(preds, batch)
-    expected = {id(assigner): found for assigner, found in calls}
+    expected = {id(assigner): assignment for assigner, assignment in calls}
     for name, out in outputs.branches(preds).items():
         pair = assign(batch["teacher"], name, out, loss.distiller.student_layout, loss.bases[name], InstanceAssigner())
         _, boxes, scores, foreground, instance = expected[id(loss.bases[name].assigner)]
@@ -78,10 +78,10 @@ def test_uncertain_answers_have_lower_targets():
     preds = student(batch["img"])
     branch = outputs.branches(preds)["one2many"]
     arguments = ("one2many", branch, loss.distiller.student_layout, loss.bases["one2many"], InstanceAssigner())
-    sure, answer = assign(batch["teacher"], *arguments), batch["teacher"]
+    full, answer = assign(batch["teacher"], *arguments), batch["teacher"]
     half = assign(SetAnswer(answer.bboxes, answer.probs / 2 + 0.1, answer.batch_idx, None), *arguments)
-    on = sure.assigned
-    torch.testing.assert_close(half.target[on].amax(-1), sure.target[on].amax(-1) * 0.6)
+    on = full.assigned
+    torch.testing.assert_close(half.target[on].amax(-1), full.target[on].amax(-1) * 0.6)
     assert (half.target[on] > 0).all()  # all classes of the vector have a target
     assert not half.target[~on].any()
 
@@ -130,7 +130,7 @@ def test_only_matched_classes_learn_from_stored_answers():
     assert gradient[1] == 0 and gradient[0] > 0 and gradient[2] > 0
 
 
-def test_shape_and_batch_size_do_not_change_what_an_image_is_taught():
+def test_shape_and_batch_size_do_not_change_the_targets_of_an_image():
     """In rectangular batches boxes are shares of width and height; images without answers in between."""
     student, loss, _ = setup("yolo26n.yaml")
     student.eval()

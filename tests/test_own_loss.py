@@ -1,4 +1,4 @@
-"""A feature loss of the user's own code: found, checked, trained with and resumed."""
+"""Losses of the user's own code: imported, checked, trained with and resumed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from test_training import results
 from torch import nn
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.config.checks import check_values
+from ultralytics_kd.config.checks import check_combination, check_user_losses, check_values
 from ultralytics_kd.config.user_code import import_object
-from ultralytics_kd.distillation.pairs import FeaturePair
+from ultralytics_kd.distillation.pairs import DensePair, FeaturePair
+from ultralytics_kd.distillation.terms.dense import ImageTerm, PixelTerm
+from ultralytics_kd.distillation.terms.detection import BoxTerm, ClassTerm
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
-from ultralytics_kd.outputs import FeatureLayout
+from ultralytics_kd.outputs import FeatureLayout, Layout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODULE = """
@@ -35,6 +38,14 @@ def map_(student, teacher):
     return (student - teacher).square()
 def number(student, teacher):
     return 1.0
+def boxes(student, teacher, weight, avg_factor):
+    assert student.dtype == torch.float32 and student.shape[:-1] == weight.shape and not teacher.requires_grad
+    return ((student - teacher).abs().mean(-1) * weight).sum() / avg_factor
+def scores(student, teacher, avg_factor):
+    return (student - teacher).square().sum() / avg_factor
+def number_of_classes(student, teacher):
+    assert student.shape == teacher.shape
+    return torch.tensor(float(student.shape[1]))
 class Plain:
     def __init__(self, student, teacher):
         pass
@@ -75,7 +86,7 @@ def test_function_is_given_adapted_features_and_its_value_is_the_term(own):
     assert seen.student[0].grad.abs().sum() > 0 and made.adapters[0].weight.grad.abs().sum() > 0
 
 
-def test_class_is_made_for_every_level_and_trains(own):
+def test_a_class_makes_a_module_for_every_level_which_trains(own):
     layout = FeatureLayout((8, 16), (4, 5))
     made = FeatureTerm("own_loss:Relations", None, layout, [FeatureLayout((8, 16), (6, 7))])
     assert [(m.project.in_channels, m.project.out_channels) for m in made.adapters] == [(4, 6), (5, 7)]
@@ -111,15 +122,15 @@ def test_losses_of_the_example_are_zero_for_equal_features(own):
         ("my_losses:Needy", "kd_feat_loss=my_losses:Needy could not be made: TypeError"),
     ],
 )
-def test_what_cannot_be_a_loss_is_one_sentence(loss, sentence, own):
+def test_an_unusable_feature_loss_is_one_sentence(loss, sentence, own):
     with pytest.raises(KDError, match=re.escape(sentence)):
         term(loss)
 
 
-def test_what_is_imported_or_made_later_is_found_and_blamed_rightly(own, tmp_path):
+def test_what_the_users_code_imports_later_is_found_and_its_errors_are_named(own, tmp_path):
     (tmp_path / "my_helper.py").write_text("def double(x):\n    return 2 * x\n")
     with pytest.raises(KDError, match=r"could not be made: AttributeError: .* has no attribute .Foo"):
-        import_object("teacher", "my_losses:nn", lambda found: found.Foo())
+        import_object("teacher", "my_losses:nn", lambda module: module.Foo())
     seen = pair()
     made = term("my_losses:lazy")
     torch.testing.assert_close(
@@ -127,14 +138,74 @@ def test_what_is_imported_or_made_later_is_found_and_blamed_rightly(own, tmp_pat
     )
 
 
-@pytest.mark.parametrize(("loss", "said"), [("map_", "a tensor of shape (2, 6, 8, 8)"), ("number", "float")])
-def test_what_is_no_scalar_is_one_sentence(loss, said, own):
-    with pytest.raises(KDError, match=re.escape(f"my_losses:{loss} returns {said}: it must return a scalar tensor")):
+def boxes(*weights: float) -> dict:
+    """Return what a box term sees of a pair: N boxes of student and teacher, and their weights."""
+    torch.manual_seed(0)
+    corner, size = torch.rand(2, len(weights), 2) * 10, torch.rand(2, len(weights), 2) * 5 + 1
+    student, teacher = torch.cat((corner, corner + size), -1)
+    return {
+        "student_boxes": student.requires_grad_(),
+        "teacher_boxes": teacher,
+        "student_scores": torch.randn(len(weights), 3, requires_grad=True),
+        "teacher_scores": torch.randn(len(weights), 3),
+        "box_weight": torch.tensor(weights),
+        "avg_factor": torch.tensor(2.0),
+    }
+
+
+def test_box_and_class_losses_are_called_with_what_the_built_in_ones_get(own):
+    seen = SimpleNamespace(**boxes(0.0, 0.5, 1.0))
+    layout = Layout((8,), (4,), 3, 1, ("one2many",))
+    value = BoxTerm("my_losses:boxes", 7.0, layout, [layout])(seen)
+    torch.testing.assert_close(value, BoxTerm("l1", None, layout, [layout])(seen))
+    value.backward()
+    assert not seen.student_boxes.grad[0].any() and seen.student_boxes.grad[1:].any()
+    value = ClassTerm("my_losses:scores", None)(seen)
+    torch.testing.assert_close(value, (seen.student_scores - seen.teacher_scores).square().sum() / 2)
+    rotated = Layout((8,), (4,), 3, 1, ("one2many",), "obb")
+    turned = SimpleNamespace(**{**vars(seen), "student_boxes": torch.rand(3, 5), "teacher_boxes": torch.rand(3, 5)})
+    expected = (turned.student_boxes - turned.teacher_boxes).abs().mean(-1) @ turned.box_weight / 2
+    torch.testing.assert_close(BoxTerm("my_losses:boxes", None, rotated, [rotated])(turned), expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "shape"), [("classify", ImageTerm, (2, 3)), ("semantic", PixelTerm, (2, 3, 4, 4))]
+)
+def test_class_losses_of_other_tasks_get_the_logits(own, task, kind, shape):
+    student, teacher = torch.randn(2, *shape)
+    value = kind("my_losses:number_of_classes", None)(DensePair(student, teacher))
+    assert value == 3
+    check_combination({"teacher": "t.pt", "task": task, "kd_cls": 1.0, "kd_cls_loss": "my_losses:number_of_classes"})
+
+
+@pytest.mark.parametrize("argument", ["kd_cls_loss", "kd_box_loss"])
+def test_an_unusable_class_or_box_loss_is_one_sentence(own, argument):
+    for name, sentence in (
+        ("nowhere:loss", "names no object that can be imported"),
+        ("my_losses:not_callable", "is neither a function nor a class"),
+        ("my_losses:Plain", "is a class: give a function"),
+    ):
+        cfg = {"task": "detect", "kd_cls": 1.0, "kd_box": 1.0, argument: name}
+        with pytest.raises(KDError, match=f"{argument}={name} {sentence}"):
+            check_user_losses(cfg)
+        check_user_losses({**cfg, argument.removesuffix("_loss"): 0.0})  # the term is off
+
+
+def test_box_loss_of_the_users_is_trained_with(own, quick, teacher):
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=teacher, kd_box_loss="my_losses:boxes")
+    run = Path(quick["project"]) / "run"
+    assert results(run)[0]["train/kd_box"] > 0
+    assert "kd_box_loss: my_losses:boxes" in (run / "args.yaml").read_text()
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("map_", "a tensor of shape (2, 6, 8, 8)"), ("number", "float")])
+def test_a_loss_that_returns_no_scalar_is_one_sentence(loss, kind, own):
+    with pytest.raises(KDError, match=re.escape(f"my_losses:{loss} returns {kind}: it must return a scalar tensor")):
         term(f"my_losses:{loss}")(pair())
 
 
 @pytest.mark.parametrize("value", ["my loss:f", "module:", ":f", "a.b:c d", "pkdd", lambda s, t: 0])
-def test_what_names_no_object_is_no_loss(value):
+def test_a_value_that_names_no_object_is_refused(value):
     with pytest.raises(KDError, match="valid ones are pkd, cwd, mgd, sl2, crosskd, and module:name of your own"):
         check_values({"kd_feat_loss": value})
 

@@ -51,7 +51,7 @@ def task_batch(task: str, images: int = 4, imgsz: int = 64) -> dict:
 
 
 @pytest.mark.parametrize("task", OTHERS)
-def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(task):
+def test_terms_of_a_student_equal_to_its_teacher_are_zero(task):
     """Terms are 0 then, and grow when the student moves."""
     model = task_model(task)
     student, teacher, _, loss = parts(task, deepcopy(model))
@@ -100,7 +100,7 @@ def test_terms_of_a_task_fall_between_families(task, student_family, teacher_fam
         assert 0 < last < 0.97 * first, (term, first, last)
 
 
-def test_masks_are_compared_as_composed_not_coefficient_by_coefficient():
+def test_composed_masks_are_compared_not_coefficients():
     """Prototypes in another order, and coefficients with them, are the same masks."""
     student, teacher, _, loss = parts("segment", task_model("segment", "yolo26s"))
     batch = task_batch("segment")
@@ -128,7 +128,7 @@ def test_number_of_keypoints_must_be_the_same():
 
 
 @pytest.mark.parametrize("loss", [losses.probiou_loss, losses.rotated_l1_loss, losses.angle_loss])
-def test_rotated_boxes_that_are_the_same_are_the_same_however_described(loss):
+def test_equal_rotated_boxes_have_no_loss_in_any_description(loss):
     box = torch.tensor([[10.0, 12.0, 8.0, 3.0, 0.4]])
     same = [box + torch.tensor([0, 0, 0, 0, math.pi]), torch.tensor([[10.0, 12.0, 3.0, 8.0, 0.4 - math.pi / 2]])]
     one = torch.ones(1)
@@ -139,15 +139,15 @@ def test_rotated_boxes_that_are_the_same_are_the_same_however_described(loss):
 
 
 @pytest.mark.parametrize("loss", [losses.probiou_loss, losses.rotated_l1_loss])
-def test_flat_rotated_box_is_drawn_open(loss):
+def test_gradient_opens_a_flat_rotated_box(loss):
     flat = torch.tensor([[5.0, 5.0, 0.0, 0.05, 0.0]], requires_grad=True)
     loss(flat, torch.tensor([[5.0, 5.0, 4.0, 4.0, 0.0]]), torch.ones(1), 1.0).backward()
     assert flat.grad[0, 2] < 0 and flat.grad[0, 3] < 0
 
 
 @pytest.mark.parametrize("length", [400.0, 1e3, 1e5])
-def test_slender_rotated_boxes_have_finite_gradients_whatever_they_weigh(length):
-    """Their covariance cannot be inverted in float32, and 0 times the derivative of a root at 0 is no number."""
+def test_slender_rotated_boxes_have_finite_gradients_with_any_weight(length):
+    """Their covariance is singular in float32, and 0 times the derivative of a root at 0 is NaN."""
     torch.manual_seed(0)
     student, teacher = torch.rand(2, 2000, 5) * torch.tensor([length, length, length, 0.2, 6.0])
     student.requires_grad_()
@@ -155,7 +155,7 @@ def test_slender_rotated_boxes_have_finite_gradients_whatever_they_weigh(length)
     assert student.grad.isfinite().all()
 
 
-def test_part_of_a_box_outside_the_image_does_not_thin_its_mask():
+def test_part_of_a_box_outside_the_image_does_not_change_the_mask_loss():
     student, teacher = torch.randn(2, 1, 8, 8)
     inside, beyond = torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[-5.0, -5.0, 5.0, 5.0]])
     torch.testing.assert_close(losses.mask_loss(student, teacher, inside), losses.mask_loss(student, teacher, beyond))
@@ -163,7 +163,7 @@ def test_part_of_a_box_outside_the_image_does_not_thin_its_mask():
 
 @pytest.mark.parametrize("task", ["segment", "pose"])
 def test_terms_are_finite_on_outputs_in_half_precision(task):
-    """Sums over all outputs overflow there: 0 times such a sum would be no number."""
+    """Sums over all outputs overflow there, and 0 times such a sum would be NaN."""
     student, teacher, distiller, loss = parts(task, task_model(task, "yolo26s"))
     batch = task_batch(task)
     distiller.gains = {"one2many": 1.0, "one2one": 1.0}
@@ -190,7 +190,7 @@ def test_crosskd_is_refused_for_rotated_boxes():
 
 
 @pytest.mark.parametrize("importance", [None, 3.0])
-def test_likelihood_of_a_keypoint_counts_both_coordinates_and_what_the_base_loss_makes_of_it(importance, monkeypatch):
+def test_likelihood_of_a_keypoint_sums_both_coordinates_with_the_gain_of_the_base_loss(importance, monkeypatch):
     from ultralytics_kd.distillation.terms import keypoint
 
     _, teacher, distiller, loss = parts("pose", task_model("pose", "yolo26s"))
@@ -233,7 +233,7 @@ def test_laplace_divergence_is_zero_at_equality_and_positive_elsewhere():
     assert got.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_depth_is_learnt_where_the_teacher_is_valid():
+def test_depth_is_compared_where_the_teacher_is_valid():
     teacher = torch.full((1, 1, 8, 8), 3.0)
     student = teacher.clone()
     student[..., :2] = 9.0
@@ -261,7 +261,7 @@ def test_classes_that_the_teacher_of_a_softmax_lacks_get_no_gradient():
     torch.testing.assert_close(answer.value[:, 1], own[:, 1:3].logsumexp(1))
 
 
-def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
+def test_one_matched_class_of_a_softmax_is_compared_by_its_odds_against_all_others():
     """A student that segments roads alone learns from a teacher that also knows cars."""
     from ultralytics_kd.teachers.class_map import match_classes
 
@@ -271,7 +271,7 @@ def test_one_class_of_a_softmax_is_taught_by_its_odds_against_all_others():
     torch.testing.assert_close(match.map_scores(logits, softmax=True).sigmoid(), expected)
 
 
-def test_transformer_of_one_size_reads_images_of_any():
+def test_transformer_of_a_fixed_size_reads_images_of_any_size():
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(image_size=224, patch_size=32, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16)
@@ -281,14 +281,14 @@ def test_transformer_of_one_size_reads_images_of_any():
     assert teacher.prepare(CPU)(torch.rand(2, 3, 64, 64)).value.shape == (2, 1000)
 
 
-def test_one_class_of_several_is_nothing_to_learn_from_a_softmax():
+def test_a_single_matched_class_of_a_softmax_is_refused():
     teacher = open_teacher(task_model("classify"), "classify")
     with pytest.raises(KDError, match="knows one of the 6 classes"):
         teacher.match(teacher.names, {teacher.names[0]: teacher.names[0]})
 
 
-def test_classifiers_of_other_classes_are_heard_one_by_one():
-    """What one is unsure of among its own classes must not stand beside what the other is sure of."""
+def test_classifiers_of_different_classes_answer_separately():
+    """Their softmaxes run over different classes, so they cannot be averaged."""
     one, other = task_model("classify"), task_model("classify", "yolo11n")
     names = dict(one.names)
     other.names = {i: (names[i] if i < 3 else f"other {i}") for i in names}

@@ -1,4 +1,4 @@
-"""The terms, over every combination of heads."""
+"""The terms of detection, over every combination of heads."""
 
 import functools
 import itertools
@@ -100,7 +100,7 @@ def test_every_loss_has_a_finite_gradient_to_the_student_and_none_to_the_teacher
 
 @pytest.mark.parametrize("loss_name", LOSSES["kd_feat"])
 def test_terms_are_float32_under_mixed_precision(loss_name):
-    """Autocast hands half precision predictions and features to terms and adapters; the numbers hardly change."""
+    """Autocast gives half-precision predictions and features to terms and adapters; the values hardly change."""
     args = {"kd_cls": 1.0, "kd_box": 1.0, "kd_feat": 1.0, "kd_feat_loss": loss_name}
     student, teacher, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", imgsz=128, **args)
 
@@ -130,7 +130,7 @@ def test_ld_is_refused_where_a_side_has_no_bins():
     "weight, name",
     [(w, n) for w, names in LOSSES.items() for n in names if n != "mgd"],
 )
-def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(cfg, weight, name):
+def test_terms_of_a_student_equal_to_its_teacher_are_zero(cfg, weight, name):
     """The term is 0, and grows when the student moves. (MGD must generate what it hides: see its own test.)"""
     if not possible(name, cfg, cfg):
         return
@@ -180,8 +180,8 @@ def test_crosskd_leaves_the_students_batchnorm_statistics_alone():
 
 
 @pytest.mark.core
-def test_single_headed_teacher_teaches_one_to_many_alone():
-    """Its duplicates must not reach the head that does without NMS."""
+def test_teacher_with_one_branch_teaches_only_one_to_many():
+    """Its duplicates must not reach the branch that works without NMS."""
     student, _, _, batch, loss = setup("yolo26n.yaml", "yolo11s.yaml", kd_cls=1.0, kd_box=1.0)
     total, _ = loss(student(batch["img"]), batch)
     total[-3:].sum().backward()
@@ -209,7 +209,7 @@ def test_terms_follow_the_branch_gains_and_the_schedule():
 
 
 def test_moving_average_is_measured_with_the_gains_of_the_model_that_trains():
-    """Ultralytics moves on the gains of that model's loss alone; kd columns of train and val must compare."""
+    """Ultralytics updates the gains of that model's loss only; kd columns of train and val must be comparable."""
     student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
     average = DistillationLoss(student.init_criterion(), distiller, student.model[-1], trains=False)
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_moving_average_is_measured_with_the_gains_of_the_model_that_trains():
         torch.testing.assert_close(average(preds, batch)[1]["kd_cls"], expected)
 
 
-def test_building_and_using_adapters_draws_nothing_from_the_global_stream():
+def test_adapters_leave_the_global_random_stream_alone():
     torch.manual_seed(3)
     expected = torch.rand(1)
     student, _, _, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_feat=1.0, kd_feat_loss="mgd")
@@ -243,6 +243,54 @@ def test_weights_mean_the_same_at_any_batch_size():
         two, two_items = loss(student(twice["img"]), twice)
     torch.testing.assert_close(two[-3:], 2 * one[-3:], rtol=1e-5, atol=0)
     torch.testing.assert_close(two_items["kd_cls"], one_items["kd_cls"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.core
+def test_a_training_batch_without_an_answer_raises_where_one_is_required():
+    """A trainer that overrides preprocess_batch must not train plainly without a word; validation and EMA need none."""
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
+    average = DistillationLoss(student.init_criterion(), distiller, student.model[-1], trains=False)
+    loss.requires_answer = average.requires_answer = True
+    loss(student(batch["img"]), batch)
+    del batch["teacher"]
+    preds = student(batch["img"])
+    with pytest.raises(KDError, match=r"no answer of the teacher.*must return super\(\)\.preprocess_batch\(batch\)"):
+        loss(preds, batch)
+    for criterion, grad in ((loss, False), (average, False), (average, True)):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(criterion(preds, batch)[0], criterion.base(preds, batch)[0])
+    loss.requires_answer = False
+    assert torch.equal(loss(preds, batch)[0], loss.base(preds, batch)[0])
+
+
+TAU_LOSSES = {"kd_cls": "kl", "kd_box": "ld", "kd_feat": "cwd"}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("term", TAU_LOSSES)
+def test_the_temperature_of_a_term_wins_over_kd_tau_and_reaches_no_other_term(term):
+    losses_of = {f"{name}_loss": loss for name, loss in TAU_LOSSES.items()}
+    for cfg in ("yolo11n.yaml", "yolo11s.yaml"):
+        build(cfg)  # the first build draws random numbers, which later ones do not
+
+    def items(**args):
+        student, _, _, batch, loss = setup(
+            "yolo11n.yaml", "yolo11s.yaml", **dict.fromkeys(TAU_LOSSES, 1.0), **losses_of, **args
+        )
+        return loss(student(batch["img"]), batch)[1]
+
+    default, softer, one, own = (
+        items(),
+        items(kd_tau=4.0),
+        items(**{f"{term}_tau": 4.0}),
+        items(kd_tau=4.0, **{f"{term}_tau": 7.0}),
+    )
+    for name in TAU_LOSSES:
+        assert not torch.equal(default[name], softer[name])
+        assert torch.equal(one[name], softer[name] if name == term else default[name])
+        assert torch.equal(own[name], softer[name]) == (name != term)
+    defaults = {"kd_cls_tau": 1.0, "kd_box_tau": 10.0, "kd_feat_tau": 1.0}
+    assert all(torch.equal(value, default[name]) for name, value in items(**defaults).items())
 
 
 @pytest.mark.core
@@ -278,8 +326,8 @@ def test_unmatched_student_classes_get_no_gradient_from_the_teacher():
 
 
 @pytest.mark.core
-def test_teacher_answers_with_what_the_model_says_in_eval_mode():
-    """Fusing, skipping the decoding and both branches at once change no number."""
+def test_teacher_answers_with_the_outputs_of_the_model_in_eval_mode():
+    """Fusing, skipping the decoding and running both branches at once change no value."""
     model = make_model("yolo26s.yaml").eval()
     teacher = open_teacher(model)
     teacher.classes = match_classes(NAMES, NAMES)
@@ -316,8 +364,8 @@ def test_decoded_boxes_equal_ultralytics_own():
         torch.testing.assert_close(xywh[regular], decoded[0, :4].T[regular], rtol=1e-4, atol=1e-3)
 
 
-def test_grid_of_coarse_floats_is_that_of_fine_ones():
-    """Of a thousand columns bfloat16 knows every fourth alone."""
+def test_anchor_points_of_half_precision_maps_are_those_of_float32():
+    """bfloat16 can represent only every fourth of a thousand columns."""
     layout = outputs.layout(make_model("yolo26n.yaml"))
     feats = [torch.zeros(1, 8, 2, 8192 // s) for s in layout.strides]
     boxes = torch.full((1, sum(f.shape[2] * f.shape[3] for f in feats), 4), 2.0)
@@ -328,8 +376,8 @@ def test_grid_of_coarse_floats_is_that_of_fine_ones():
     assert torch.equal(fine, coarse) and fine[0, 1, 0] - fine[0, 0, 0] == layout.strides[0]
 
 
-def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
-    """YOLO26 predicts bare distances: sides that cross must neither make an IoU above 1 nor stay where they are."""
+def test_box_with_crossed_sides_counts_as_flat_and_its_gradient_opens_it():
+    """YOLO26 predicts plain distances: crossed sides must neither give an IoU above 1 nor lose their gradient."""
     layout = outputs.Layout((8,), (16,), 1, 1, ("one2many",))
     grid = [torch.zeros(1, 16, 1, 1)]
     student = torch.tensor([[[-3.0, 1.0, -2.0, 1.0]]], requires_grad=True)
@@ -343,7 +391,7 @@ def test_box_that_is_inside_out_counts_as_flat_and_is_drawn_open():
     assert student.grad[0, 0, 0] < 0 and student.grad[0, 0, 2] < 0  # a step down the gradient opens the box
 
 
-def test_box_of_a_small_object_beside_its_anchor_point_is_learnt():
+def test_box_of_a_small_object_beside_its_anchor_point_has_a_gradient():
     """Objects below a cell are trained on anchor points outside their box: one distance is negative."""
     layout = outputs.Layout((8,), (16,), 1, 1, ("one2many",))
     grid = [torch.zeros(1, 16, 1, 1)]

@@ -15,9 +15,7 @@ from ..outputs import ONE2MANY
 from .distillers import Distiller
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
-SOUND = (
-    "kd_sound"  # in a batch: 0 if the teacher's answer contained NaN or Inf, else 1; absent if it is known to be finite
-)
+FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
 NO_ANSWER = (
     "a training batch has no answer of the teacher, so the student would learn from labels alone: a trainer with its "
     "own preprocess_batch must return super().preprocess_batch(batch)."
@@ -79,8 +77,8 @@ class DistillationLoss:
             self.distiller.gains = self.gains
         terms = self.distiller(preds, answer, self.head, self.bases, batch)
         kd = torch.stack(list(terms.values()))
-        if batch.get(SOUND) is not None:
-            kd = kd * batch[SOUND]
+        if batch.get(FINITE_FACTOR) is not None:
+            kd = kd * batch[FINITE_FACTOR]
         items = {**items, **dict(zip(terms, kd.detach()))}
         if self.trains:
             self.first_nonfinite.update(items)

@@ -16,7 +16,7 @@ from ..cache.answers import StoredAnswers
 from ..cache.dataset import AnsweredDataset
 from ..cache.manifest import Manifest
 from ..cache.store import Store
-from ..distillation.loss import SOUND
+from ..distillation.loss import FINITE_FACTOR
 from ..teachers import SetAnswer, Teacher
 from ..teachers.class_map import ClassMap
 
@@ -40,7 +40,7 @@ class LiveTeacher:
 
         Args:
             batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU, a 0/1 factor for the
-                terms goes to "kd_sound" while nobody knows yet whether the answer is finite.
+                terms goes to "kd_finite_factor" while nobody knows yet whether the answer is finite.
         """
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(batch["img"])
@@ -59,7 +59,7 @@ class LiveTeacher:
         """Return what the teacher adds to a batch."""
         answer = {"teacher": self.teacher(images)}
         factor = self.teacher.finite_factor
-        return answer if factor is None else {**answer, SOUND: factor}
+        return answer if factor is None else {**answer, FINITE_FACTOR: factor}
 
 
 class ValAnswers:
