@@ -53,11 +53,11 @@ class Teacher:
     ready: bool = False  # whether `prepare` was called
     portable: bool = True  # whether it can be saved beside a run, or named there
     follows_student: bool = False  # whether it is made of the student itself
-    own_precision: bool = False  # whether it runs in a precision of its own, whatever is asked for
+    own_precision: bool = False  # whether it ignores the precision that is asked for
     answers_separately: bool = False  # whether several teachers give a list of answers, one each
     can_validate: bool = False  # whether `validator_model` has a model
     checks_at_once: bool = False  # whether each answer is checked before it is used, even if the host has to wait
-    float32_advice: str = "its weights are broken"  # what an error says if outputs are not finite in float32
+    float32_advice: str = "its weights are broken"  # in the error about outputs that are not finite in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
         """Hold a model in float32; the arguments are the attributes of the same names."""
@@ -266,7 +266,7 @@ class Teacher:
         return Path(self.source).name
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights, whatever file they came in."""
+        """Return the SHA-256 of the weights, which does not depend on their file."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.original.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -107,7 +107,7 @@ class Ensemble(Teacher):
             member.prepare(device, reads, dtype, self._fall_back, compile)
 
     def _member_reads(self, reads: Reads) -> Reads:
-        """Return what is read of each member."""
+        """Return the parts to read from each member."""
         return reads
 
     def _run(self, images: Tensor) -> list[Any]:
@@ -167,7 +167,7 @@ class GridEnsemble(Ensemble):
         self.layout = Layout(strides, (0,) * len(strides), len(self.names), 1, (ONE2MANY,), self.task)
 
     def _member_reads(self, reads: Reads) -> Reads:
-        """Return what is read of each member: scores too where boxes are read, as they weigh the boxes."""
+        """Return the parts to read from each member: boxes need scores too, which weigh them."""
         assert self.layout is not None
         parts = reads.parts or dict.fromkeys(self.layout.branches, ("scores", "boxes"))
         needed = {b: {*names, "scores"} if "boxes" in names else set(names) for b, names in parts.items()}
@@ -256,7 +256,7 @@ class SetEnsemble(Ensemble, SetTeacher):
     """Detectors without a common grid: their detections are merged by weighted boxes fusion."""
 
     def _member_reads(self, reads: Reads) -> Reads:
-        """Return what is read of each member: detections of the branch that all teachers have."""
+        """Return the parts to read from each member: those of the branch that all teachers have."""
         return Reads({ONE2MANY: {"scores", "boxes"}}, None, reads.features)
 
     def _run(self, images: Tensor) -> list[Any]:

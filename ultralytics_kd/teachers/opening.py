@@ -211,7 +211,7 @@ def _restricted(on: bool) -> Iterator[None]:
 
 
 def _named_code(error: BaseException) -> str | None:
-    """Return the function or class that an error says a file names and a plain checkpoint does not; None if none."""
+    """Return the function or class in a loading error that is not part of a plain checkpoint; None if there is none."""
     match = re.search(r"\bGLOBAL:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _messages(error), re.IGNORECASE)
     return next(name for name in match.groups() if name) if match else None
 

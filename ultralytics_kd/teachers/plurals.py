@@ -1,4 +1,4 @@
-"""Class names of which one is the English plural of the other."""
+"""English plurals: which class names of teacher and student are plural and singular of each other."""
 
 from __future__ import annotations
 
