@@ -143,7 +143,7 @@ def match_classes(
 
     Examples:
         >>> match_classes({0: "car", 1: "person"}, {0: "people", 1: "bus", 2: "Car"}).sources
-        {1: (0,), 0: (2,)}
+        {0: (2,), 1: (0,)}
         >>> match_classes({0: "vehicle"}, {0: "car", 1: "bus"}, {"car": "vehicle", "bus": "vehicle"}).sources
         {0: (0, 1)}
     """
