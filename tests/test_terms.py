@@ -254,7 +254,7 @@ def test_a_training_batch_without_an_answer_raises_where_one_is_required():
     loss(student(batch["img"]), batch)
     del batch["teacher"]
     preds = student(batch["img"])
-    with pytest.raises(KDError, match=r"no answer of the teacher.*must return super\(\)\.preprocess_batch\(batch\)"):
+    with pytest.raises(KDError, match=r"no answer from the teacher.*must return super\(\)\.preprocess_batch\(batch\)"):
         loss(preds, batch)
     for criterion, grad in ((loss, False), (average, False), (average, True)):
         with torch.set_grad_enabled(grad):

@@ -17,7 +17,7 @@ from .distillers import Distiller
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
 FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
 NO_ANSWER = (
-    "a training batch has no answer of the teacher, so the student would learn from labels alone: a trainer with its "
+    "a training batch has no answer from the teacher, so the student would learn from labels alone: a trainer with its "
     "own preprocess_batch must return super().preprocess_batch(batch)."
 )
 
