@@ -357,6 +357,9 @@ def test_single_class_and_mapped_classes_are_scored(tmp_path, data):
     args = {"data": data, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
     item = save_model(tmp_path / "item.pt", names={0: "item"})
     assert set(score(str(item), {**args, "single_cls": True})["scores"]) == {"nms", "end2end"}
+    several = save_model(tmp_path / "several.pt", names={0: "disc", 1: "zebra", 2: "bars"})
+    row = score(str(several), {**args, "single_cls": True})
+    assert set(row["scores"]) == {"nms", "end2end"} and row["unmatched"] == []
     other = save_model(tmp_path / "other.pt", names={0: "round", 1: "long"})
     assert score(str(other), args, {"round": "disc", "long": "bar"})["unmatched"] == ["box"]
 

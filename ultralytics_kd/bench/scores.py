@@ -38,9 +38,8 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     """
     task = YOLO(weights).task
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
-    names = class_names_of(data, task, bool(args.get("single_cls")))
     teacher = open_teacher(weights, task, trust=True)  # YOLO has opened these weights already
-    teacher.match(names, classes)
+    teacher.match(class_names_of(data, task), classes, single_cls=bool(args.get("single_cls")))
     assert teacher.classes is not None
     model = load(weights, teacher)
     if task in GRID_TASKS and teacher.layout is not None:
