@@ -65,3 +65,14 @@ def test_every_module_that_the_architecture_names_exists():
     assert not [
         name for name in names if not any((folder / name).exists() for folder in (ROOT, ROOT / "ultralytics_kd"))
     ]
+
+
+def test_every_test_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"pytest [^`\n]*?((?:tests/\w+\.py ?)+)(?:-k (\w+))?", text)
+    assert len(commands) > 10
+    for files, word in commands:
+        names = [
+            re.findall(r"^def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"), re.M) for file in files.split()
+        ]
+        assert all(any(word in name for name in each) for each in names), (files, word)
