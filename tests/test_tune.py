@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUICK, STUDENT
+from conftest import QUICK, STUDENT, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.engine import tuner
 from ultralytics.utils import YAML
@@ -151,9 +151,10 @@ def test_answers_are_stored_once_for_all_iterations_of_a_search(quick, teacher):
     assert len(folders) == 1 and Path(folders.pop(), "manifest.json").is_file()
 
 
-def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quick, teacher, tmp_path):
+def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quick, tmp_path):
     """Searches and sweeps hand the student over in a file."""
-    StockYOLO(STUDENT).save(tmp_path / "student.pt")
+    teacher = str(save_model(tmp_path / "teacher.pt", "yolo26s.yaml"))
+    StockYOLO("yolo26n.yaml").save(tmp_path / "student.pt")
     trainer = KDDetectionTrainer(overrides={**quick, "model": str(tmp_path / "student.pt"), "teacher": teacher})
     trainer.setup_model()
     assert trainer.initialized > 0

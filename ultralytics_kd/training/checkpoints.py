@@ -20,7 +20,7 @@ from ultralytics.utils import LOGGER
 
 from ..distillation.distillers import Distiller
 from ..errors import KDError
-from ..files import disk_fault, put
+from ..files import disk_fault, move_into_place
 from ..teachers import Teacher
 from .random_streams import random_state
 
@@ -56,7 +56,7 @@ def save_whole(trainer: Any, save: Callable[[], Any]) -> Any:
                 parts, (trainer.wdir, trainer.last, trainer.best) = trainer.wdir, places
             # last.pt is moved last: it holds the best fitness, so best.pt must be there before it
             for part in sorted(parts.iterdir(), key=lambda p: p.name == trainer.last.name):
-                put(part, trainer.wdir / part.name)
+                move_into_place(part, trainer.wdir / part.name)
     return saved
 
 
@@ -107,7 +107,7 @@ def stripped_whole(trainer: Any) -> Iterator[None]:
             with _replaced_in_log(f" saved as {part},", f" saved as {s}," if s else ""):
                 stripped = stock(f, str(part), updates)
             if part.exists() and Path(s or f) != trainer.last:  # Ultralytics writes none if there was no checkpoint
-                put(part, Path(s or f))
+                move_into_place(part, Path(s or f))
         return stripped
 
     trainer.wdir.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def stripped_whole(trainer: Any) -> Iterator[None]:
             engine.strip_optimizer = stock
         part = Path(folder) / trainer.last.name
         if part.exists():
-            put(part, trainer.last)
+            move_into_place(part, trainer.last)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tables that a distillation prints at start and at end."""
+"""The tables that a distillation prints at its start and at its end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..teachers import Teacher
 
 
 def start_table(
-    args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, beginning: str, unlabeled: int = 0
+    args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, weights: str, unlabeled: int = 0
 ) -> str:
-    """Return who teaches whom, which classes match and which terms are on.
+    """Return the start table: teacher and student, matched classes, compared levels, and active terms.
 
     Args:
         args (Namespace): Arguments of the training.
         student (nn.Module): The student.
         teacher (Teacher): The teacher.
         distiller (Distiller): The terms.
-        beginning (str): Which weights the student begins with, as `beginning` says.
+        weights (str): Which weights the student starts from, as `initial_weights` returns it.
         unlabeled (int): Number of images without labels.
     """
     assert teacher.classes is not None
@@ -32,7 +32,7 @@ def start_table(
     rows = [
         *(("teacher", _teacher(m, args.imgsz, share, len(shares))) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
-        ("weights", beginning),
+        ("weights", weights),
         ("classes", _classes(teacher, "name" if str(args.kd_classes).lower() == "auto" else "kd_classes")),
         ("levels", distiller.levels),
     ]
@@ -49,14 +49,14 @@ def start_table(
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
-def beginning(student: nn.Module, asked: bool, untrained: bool, initialized: int) -> str:
-    """Return which weights the student begins with.
+def initial_weights(student: nn.Module, asked: bool, untrained: bool, initialized: int) -> str:
+    """Return which weights the student starts from.
 
     Args:
         student (nn.Module): The student.
         asked (bool): The `kd_init` argument.
         untrained (bool): Whether the student came without trained weights.
-        initialized (int): Number of its parameters that the teacher's weights began.
+        initialized (int): Number of its parameters that the teacher's weights initialized.
     """
     if not untrained:
         return "the student's own, trained"
@@ -65,49 +65,53 @@ def beginning(student: nn.Module, asked: bool, untrained: bool, initialized: int
     return f"random ({'kd_init: the teacher is no bigger model of the same kind' if asked else 'kd_init=False'})"
 
 
-def end_table(student: dict[str, float], teacher: dict[str, float], model: nn.Module, answerer: Teacher) -> str:
+def end_table(
+    student_metrics: dict[str, float], teacher_metrics: dict[str, float], student: nn.Module, teacher: Teacher
+) -> str:
     """Return student and teacher side by side on the same val set.
 
     Args:
-        student (dict[str, float]): Metrics of the best student.
-        teacher (dict[str, float]): Metrics of the teacher.
-        model (nn.Module): The student.
-        answerer (Teacher): The teacher.
+        student_metrics (dict[str, float]): Metrics of the best student.
+        teacher_metrics (dict[str, float]): Metrics of the teacher.
+        student (nn.Module): The student.
+        teacher (Teacher): The teacher.
     """
-    main = TASK2METRIC[answerer.task]
-    keys = [main, *(k for k in student if k.startswith("metrics/") and k != main)]
+    main = TASK2METRIC[teacher.task]
+    keys = [main, *(k for k in student_metrics if k.startswith("metrics/") and k != main)]
     title = f"    {'':<8}{'params':>12}" + "".join(f"{k.removeprefix('metrics/'):>14}" for k in keys)
     lines = [colorstr("Distillation:"), title]
     for name, size, scores in (
-        ("teacher", answerer.parameters(), teacher),
-        ("student", get_num_params(model), student),
+        ("teacher", teacher.parameters(), teacher_metrics),
+        ("student", get_num_params(student), student_metrics),
     ):
         values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
         lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
-    assert answerer.classes is not None
-    if answerer.classes.unmatched:  # they count as missed by the teacher, which makes a ratio meaningless
-        known = len(answerer.classes.student_names) - len(answerer.classes.unmatched)
-        lines.append(f"    The teacher knows {known} of the {len(answerer.classes.student_names)} classes.")
-    elif teacher.get(main):
-        lines.append(f"    The student keeps {student[main] / teacher[main]:.1%} of the teacher's {main}.")
+    assert teacher.classes is not None
+    if teacher.classes.unmatched:  # the teacher scores 0 in them, which makes a ratio meaningless
+        known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
+        lines.append(f"    The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
+    elif teacher_metrics.get(main):
+        lines.append(
+            f"    The student keeps {student_metrics[main] / teacher_metrics[main]:.1%} of the teacher's {main}."
+        )
     return "\n".join(lines)
 
 
 def _size(parameters: int, gflops: float) -> str:
-    """Return parameters and GFLOPs in columns, as far as they are known."""
+    """Return parameters and GFLOPs in columns, if they are known."""
     if not parameters:
         return f"{'of unknown size':>41}"
     return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
 
 
 def _teacher(teacher: Teacher, imgsz: int, share: float, count: int) -> str:
-    """Return what a teacher is, and what it counts beside others."""
+    """Return size and source of a teacher, and its weight beside others."""
     size = _size(teacher.parameters(), teacher.gflops(imgsz))
     return f"{size}  {teacher.source}" + (f" (weight {share:.0%})" if count > 1 else "")
 
 
 def _loss(args: Any, name: str) -> str:
-    """Return the loss of a term, if it has a choice."""
+    """Return the loss of a term, if there is a choice."""
     if name == "kd_cls":
         return f"{class_loss(args, args.task)} x "
     loss = getattr(args, f"{name}_loss", None)
@@ -115,7 +119,7 @@ def _loss(args: Any, name: str) -> str:
 
 
 def _classes(teacher: Teacher, matched_by: str) -> str:
-    """Return how many classes are matched, and which are not."""
+    """Return how many classes are matched, and which classes are not."""
     assert teacher.classes is not None
     total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
     text = f"{total - len(unmatched)} of {total} matched by {matched_by}"

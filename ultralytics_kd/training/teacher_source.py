@@ -14,7 +14,7 @@ from ultralytics.utils.patches import torch_save
 
 from ..config import as_list
 from ..errors import KDError, first_line
-from ..files import part_of
+from ..files import replacing
 from ..teachers import Teacher, open_teacher
 from ..teachers.opening import IN_MEMORY
 
@@ -106,7 +106,7 @@ def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
         try:
             model: Any = deepcopy(teacher.original)
             model.criterion = None
-            with part_of(path) as part:
+            with replacing(path) as part:
                 torch_save({"model": model, "train_args": {"task": teacher.task}}, part)
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             LOGGER.warning(f"teacher={teacher.source} cannot be saved; give it again to resume the run: {e}")
