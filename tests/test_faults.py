@@ -7,18 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import STUDENT, draw_dataset
 from test_training import KD, results
 from ultralytics.engine import trainer as engine
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDError, files
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, files
 from ultralytics_kd.distillation.loss import FINITE_FACTOR, FirstNonFinite
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
+from ultralytics_kd.training.resuming import ResumedRun
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -251,6 +254,35 @@ def test_disk_that_fills_up_while_a_checkpoint_is_written_costs_one_epoch(quick,
     assert sorted(p.name for p in weights.iterdir()) == ["best.pt", "last.pt"]
     YOLO(weights / "last.pt").train(resume=True)
     assert [row["epoch"] for row in results(weights.parent)] == [1, 2]
+
+
+def test_a_disk_that_is_full_while_results_are_trimmed_says_how_to_resume(tmp_path, monkeypatch):
+    (tmp_path / "results.csv").write_text("epoch,time\n1,2\n2,3\n3,")
+    (tmp_path / "last.pt").touch()
+    run = SimpleNamespace(csv=tmp_path / "results.csv", last=tmp_path / "last.pt", start_epoch=1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KDError, match=rf"^no space is left in .*go on with resume model={tmp_path / 'last.pt'}"):
+        ResumedRun.trim_results(run)
+    assert (tmp_path / "results.csv").read_text() == "epoch,time\n1,2\n2,3\n3,"
+    monkeypatch.undo()
+    ResumedRun.trim_results(run)
+    assert (tmp_path / "results.csv").read_text() == "epoch,time\n1,2\n"
+
+
+def test_a_trainer_whose_batches_get_no_answer_stops_before_it_trains(quick, teacher):
+    """Its preprocess_batch stands in the place of ours: nobody asks the teacher."""
+
+    class Own(KDDetectionTrainer):
+        def preprocess_batch(self, batch):
+            return DetectionTrainer.preprocess_batch(self, batch)
+
+    with pytest.raises(KDError, match=r"a training batch has no answer from the teacher.*super\(\).preprocess_batch"):
+        YOLO(STUDENT).train(**quick, trainer=Own, teacher=teacher)
+    assert not Path(quick["project"]).exists()
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(quick, teacher):

@@ -95,7 +95,7 @@ def test_a_batch_of_half_the_size_is_taught_the_confidence_at_that_scale(quick, 
             batch = trainer.preprocess_batch(batch)
             batches[1].append(batch)
             small = torch.nn.functional.interpolate(batch["img"], scale_factor=0.5)
-            batches[0].append(trainer.distillation.add_answer({**batch, "img": small}))
+            batches[0].append(trainer.distillation.answers.add_answer({**batch, "img": small}))
 
     model = YOLO(STUDENT)
     model.add_callback("on_train_start", look)

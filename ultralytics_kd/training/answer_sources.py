@@ -28,15 +28,16 @@ class LiveTeacher:
 
     Attributes:
         teacher (Teacher): The teacher.
+        answered (bool): Whether it has answered a training batch; a run that fails before leaves nothing on disk.
     """
 
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
-        self.teacher = teacher
+        self.teacher, self.answered = teacher, False
         self._val_answers = ValAnswers()
 
-    def add_answer(self, batch: dict[str, Any]) -> None:
-        """Add the teacher's answer to a training batch.
+    def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the teacher's answer to a training batch, and return the batch.
 
         Args:
             batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU, a 0/1 factor for the
@@ -44,6 +45,8 @@ class LiveTeacher:
         """
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(batch["img"])
+            self.answered = True
+        return batch
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
         """Add the teacher's answer to a val batch. It is computed in the first epoch and kept for the others.
@@ -104,11 +107,12 @@ class CachedTeacher:
         store (Store): The cache.
         manifest (Manifest): Whose answers it holds, and how they were computed.
         classes (ClassMap): Match of the stored classes to the student's.
+        answered (bool): Whether a training batch had answers; a run that fails before leaves nothing on disk.
     """
 
     def __init__(self, store: Store, classes: ClassMap):
         """Take a cache whose classes are matched."""
-        self.store, self.classes = store, classes
+        self.store, self.classes, self.answered = store, classes, False
         self.manifest: Manifest = store.manifest()
 
     def adopt(self, dataset: Any, imgsz: int) -> None:
@@ -120,19 +124,21 @@ class CachedTeacher:
         """
         AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
 
-    def add_answer(self, batch: dict[str, Any]) -> None:
-        """Add the stored answers to a training batch, with the confidence at the size that the student sees.
+    def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the stored answers to a training batch and return it; confidence is that at the size the student sees.
 
         Args:
             batch (dict): Prepared images, and what `AnsweredDataset` collated. The answer goes to "teacher".
         """
-        if augmentation.BOXES not in batch:
-            return
+        if augmentation.BOXES not in batch:  # the loss refuses a training batch without an answer
+            return batch
         boxes, rows, images = (batch[name] for name in (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES))
         shape = tuple(batch["img"].shape[2:])
         probs, visible = scales.decode_rows(boxes, rows, self.manifest.scales, shape, self.manifest.conf)
         taught = self.classes.taught(boxes.device)
         batch["teacher"] = SetAnswer(boxes[visible], probs[visible], images[visible], taught)
+        self.answered = True
+        return batch
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
         """Add nothing: a cache holds no answers to val images."""

@@ -21,7 +21,7 @@ from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
-from ..distillation.loss import LABELED, DistillationLoss
+from ..distillation.loss import DistillationLoss
 from ..errors import KDError
 from ..outputs.weight_selection import never_trained, select_weights
 from ..report.datasets import class_names_of
@@ -52,7 +52,6 @@ class Distillation:
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
         untrained (bool): Whether the student came without trained weights.
         initialized (int): Number of the student's parameters that the teacher's weights initialized.
-        started (bool): Whether a batch was answered; a run that fails before leaves nothing on disk.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
     """
 
@@ -71,7 +70,7 @@ class Distillation:
         self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
-        self.untrained, self.initialized, self.started = False, 0, False
+        self.untrained, self.initialized = False, 0
         self.teacher_metrics: dict[str, float] = {}
         self._listeners = (
             ExitStack()
@@ -233,18 +232,6 @@ class Distillation:
             self.teacher.release()
 
     # Steps ------------------------------------------------------------------------------------------------------------
-    def add_unlabeled(self, batch: dict[str, Any]) -> None:
-        """Add images without labels to a batch as it comes from the loader."""
-        if self.unlabeled is not None:
-            batch[LABELED] = len(batch["img"])
-            batch["img"] = torch.cat((batch["img"], self.unlabeled.take(len(batch["img"]))))
-
-    def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the answer to a prepared training batch, under "teacher"."""
-        self.answers.add_answer(batch)
-        self.started = self.started or "teacher" in batch
-        return batch
-
     def add_val_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the answer to a prepared val batch, for the val losses."""
         assert self.distiller is not None

@@ -294,7 +294,7 @@ class DistillationMixin(_Trainer):
             yield
         except Exception as e:  # it is raised again
             distillation = self.distillation
-            if self.run_folder is None or (distillation is not None and distillation.started):
+            if self.run_folder is None or (distillation is not None and distillation.answers.answered):
                 raise
             if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
                 self.run_callbacks("teardown")
@@ -318,6 +318,7 @@ class DistillationMixin(_Trainer):
             self.resumed.restore_random_state(self)
         if self.distiller is not None:
             self.distiller.start_epoch(min(self.epoch / max(self.epochs - 1, 1), 1.0))
+            unwrap_model(self.model).criterion.requires_answer = True
 
     def _close_dataloader_mosaic(self) -> None:
         """Continue without mosaics."""
@@ -329,8 +330,9 @@ class DistillationMixin(_Trainer):
         """Add images without labels, prepare the batch, and add the teacher's answer."""
         if self.distillation is None:
             return super().preprocess_batch(batch)
-        self.distillation.add_unlabeled(batch)
-        return self.distillation.add_answer(super().preprocess_batch(batch))
+        if self.distillation.unlabeled is not None:
+            self.distillation.unlabeled.add_to(batch)
+        return self.distillation.answers.add_answer(super().preprocess_batch(batch))
 
     def optimizer_step(self) -> None:
         """Average the adapters' gradients over ranks, then step."""

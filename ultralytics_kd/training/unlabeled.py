@@ -23,6 +23,7 @@ from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
 from ..config import as_list, parse_list
+from ..distillation.loss import LABELED
 from ..errors import KDError
 from ..files import reason_of
 from . import distributed
@@ -305,10 +306,15 @@ class UnlabeledPart:
         if shared and RANK in {-1, 0}:
             LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the scores will flatter the student.")
 
-    def take(self, labeled: int) -> Tensor:
-        """Return the images that go with a number of labelled ones, shape (n, C, H, W)."""
+    def add_to(self, batch: dict[str, Any]) -> None:
+        """Add images without labels to a batch as it comes from the loader, behind those with labels.
+
+        Args:
+            batch (dict): Images under "img"; their number goes to "kd_labeled".
+        """
         assert self.stream is not None
-        return self.stream.take(labeled)
+        batch[LABELED] = len(batch["img"])
+        batch["img"] = torch.cat((batch["img"], self.stream.take(len(batch["img"]))))
 
     def close_mosaic(self) -> None:
         """Continue without mosaics."""
