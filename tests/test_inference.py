@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import autobatch
@@ -232,9 +232,9 @@ class Memory(TorchDispatchMode):
 
 
 @pytest.mark.core
-def test_autobatch_profiles_teacher_terms_and_adapters(quick, teacher, monkeypatch):
+def test_autobatch_profiles_teacher_terms_and_adapters(quick, tmp_path, monkeypatch):
     """What Ultralytics profiles takes the memory of a whole step, and leaves nothing behind in the adapters."""
-    seen = {}
+    seen, teacher = {}, str(save_model(tmp_path / "teacher.pt", "yolo26s.yaml"))
 
     def measure(model, imgsz, amp, batch, max_num_obj, dataset_size):
         copy = deepcopy(model).train()

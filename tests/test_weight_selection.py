@@ -143,6 +143,13 @@ def test_class_scores_are_taken_from_the_matching_classes():
     assert torch.equal(some.weight[1], expected.weight[1]) and torch.equal(some.weight[[0, 2]], before[[0, 2]])
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    """Return the path of a bigger model of the student's architecture."""
+    torch.manual_seed(0)
+    return str(save_model(tmp_path_factory.mktemp("teacher") / "teacher.pt", "yolo26s.yaml"))
+
+
 def first_weights(quick, teacher, model="yolo26n.yaml", **kd) -> tuple[dict[str, torch.Tensor], str]:
     """Return a student's weights as its training begins."""
     seen: dict[str, torch.Tensor] = {}
