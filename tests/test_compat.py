@@ -22,7 +22,7 @@ from ultralytics_kd.config.registration import parts_of
 from ultralytics_kd.install import CHANGES
 from ultralytics_kd.report.validation import recording_validator
 from ultralytics_kd.trainer import DistillationMixin
-from ultralytics_kd.training import unlabeled
+from ultralytics_kd.training import unlabeled_images
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -179,7 +179,7 @@ def taken(tree: ast.Module) -> set[str]:
     [
         (DistillationMixin, DetectionTrainer),
         (recording_validator(DetectionValidator), DetectionValidator),
-        (unlabeled.UnlabeledImages, unlabeled.YOLODataset),
+        (unlabeled_images.UnlabeledImages, unlabeled_images.YOLODataset),
         (dataset.AnsweredDataset, dataset.YOLODataset),
         (augmentation.CarriesAnswers, augment.BaseTransform),
     ],

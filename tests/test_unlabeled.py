@@ -15,7 +15,7 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.distillation.loss import LABELED
-from ultralytics_kd.training.unlabeled import UnlabeledImages
+from ultralytics_kd.training.unlabeled_images import UnlabeledImages
 
 
 @pytest.fixture(scope="module")
