@@ -9,6 +9,7 @@ import torch
 from conftest import make_model, save_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.cfg import get_cfg
+from ultralytics.nn.modules import Conv
 from ultralytics.utils import autobatch
 
 from ultralytics_kd import YOLO, KDError
@@ -61,16 +62,30 @@ def test_only_the_branches_and_towers_that_a_term_reads_are_computed(args, stude
         assert [f.shape[1] for f in branch.feats] == list(teacher.layout.channels)
 
 
-def test_raw_outputs_are_those_of_the_original():
+def test_fused_convolutions_return_the_outputs_of_the_original():
     original = make_model("yolo26s.yaml").eval()
-    quick, _ = inference.raw_output_copy(original, EVERY, CPU)
+    fused, _ = inference.raw_output_copy(original, EVERY, CPU)
+    assert any("forward" in vars(m) for m in fused.modules() if isinstance(m, Conv))
     with torch.no_grad():
         images = torch.rand(2, 3, 96, 96)
-        expected, got = original(images)[1], quick(images)
+        expected, outputs = original(images)[1], fused(images)
     for branch in EVERY:
         for part in ("scores", "boxes"):
-            difference = (got[branch][part] - expected[branch][part]).norm() / expected[branch][part].norm()
+            difference = (outputs[branch][part] - expected[branch][part]).norm() / expected[branch][part].norm()
             assert difference < 1e-3 and expected[branch][part].std() > 0.01  # something was compared
+
+
+@pytest.mark.parametrize("fault", [AttributeError, RuntimeError, "other values"])
+def test_a_torch_without_the_fused_operator_runs_the_plain_one(monkeypatch, fault):
+    def operator(module, x):
+        if fault == "other values":
+            return torch.full((1, module.conv.out_channels, 4, 4), 9.0)
+        raise fault("no such operator")
+
+    monkeypatch.setattr(inference, "_fused_conv", operator)
+    model = make_model("yolo26n.yaml").eval()
+    assert not inference.fuse_activations(model.fuse(verbose=False))
+    assert model(torch.rand(1, 3, 64, 64))[0].isfinite().all()
 
 
 def test_half_precision_answers_are_near_and_crosskd_still_works():
