@@ -303,6 +303,7 @@ def test_records_of_other_versions_bring_one_warning(tmp_path, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_finished_runs_are_kept_while_their_arguments_are_the_same(bench, tmp_path, capsys):
     run_bench({**bench, "seeds": 1})
     record = tmp_path / "out/bench/records/kd-0.json"
@@ -392,6 +393,7 @@ def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_trained(b
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_another_task_is_compared_by_its_own_metric(tmp_path):
     from ultralytics_kd.demo.tasks import draw_task_dataset
 

@@ -182,6 +182,7 @@ make_cache({"data": sys.argv[2], "teacher": sys.argv[3], "kd_cache": sys.argv[4]
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cache_that_was_killed_repeatedly_equals_one_that_was_not(tmp_path, teacher):
     """After SIGKILL at random points at most one shard is lost, and the finished cache has the same files."""
     most = 10 if os.environ.get("ULTRALYTICS_KD_TEST_KILLS") else 3
@@ -212,6 +213,7 @@ def test_a_cache_that_was_killed_repeatedly_equals_one_that_was_not(tmp_path, te
     assert whole.manifest() == cut.manifest() and not list(cut.folder.glob("*.tmp"))
 
 
+@pytest.mark.nightly
 def test_ray_gives_the_same_rows(tmp_path, data, teacher, cache):
     pytest.importorskip("ray")
     given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "r"), "kd_cache_shard": 3, "ray": 2}

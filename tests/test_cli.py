@@ -75,6 +75,7 @@ def test_other_modes_and_bare_flags_are_yolos_own(quick, teacher, data):
     assert list(Path(quick["project"]).glob("val*")) and list(Path(quick["project"]).glob("predict*/0.jpg"))
 
 
+@pytest.mark.nightly
 def test_several_data_sets_are_distilled_in_one_sweep(quick, teacher, data):
     """Ultralytics starts a process for each: those understand kd arguments too."""
     args = {**quick, "epochs": 1, "data": f"[{data!r},{data!r}]", "name": "sweep"}

@@ -19,7 +19,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md"))]
 SHORTER = {"export.py": ["formats=torchscript"]}  # test_export.py has the others
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+LONG = {"export.py", "torchvision_teacher.py"}
+SCRIPTS = [
+    pytest.param(script, id=script.name, marks=pytest.mark.nightly if script.name in LONG else ())
+    for script in sorted((ROOT / "examples").glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_example_runs_offline(script, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(tmp_path), *SHORTER.get(script.name, ())]

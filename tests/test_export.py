@@ -131,6 +131,7 @@ def quantized(tmp_path_factory, data, teacher) -> tuple[Path, YOLO]:
     return folder / "run", resumed
 
 
+@pytest.mark.nightly
 def test_quantization_aware_distillation_trains_resumes_and_saves(quantized):
     run, model = quantized
     header, *rows = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
@@ -145,6 +146,7 @@ def test_quantization_aware_distillation_trains_resumes_and_saves(quantized):
     assert "metrics/mAP50-95(B)" in model.trainer.teacher_metrics
 
 
+@pytest.mark.nightly
 def test_quantization_aware_student_is_exported_with_the_ranges_it_learned(quantized, data, tmp_path):
     onnx = pytest.importorskip("onnx")
     student = example.Student(quantized[0] / "weights" / "best.pt", data, 64, tmp_path, 1.0)

@@ -298,6 +298,7 @@ def quick_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda m, mode=None, backend=None: compile(m, backend="aot_eager"))
 
 
+@pytest.mark.nightly
 def test_a_compiled_student_with_a_compiled_teacher_trains_to_the_end_with_the_losses_of_eager(
     quick, teacher, quick_compiler
 ):
