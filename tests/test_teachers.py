@@ -126,7 +126,7 @@ def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
             "yolo26n.yaml",
             "yolov8n-rtdetr.yaml",
             (8, 16, 32),
-            "detections assigned as labels are to one2many and one2one",
+            "detections assigned like labels to one2many and one2one",
         ),
     ],
 )

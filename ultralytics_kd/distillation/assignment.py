@@ -12,8 +12,8 @@ from ..teachers.answers import SetAnswer
 from .pairs import AssignedPair
 from .task_aligned import InstanceAssigner
 
-# The student's class logit above which a background anchor point is kept, with a target of 0: where the student sees
-# nothing either, there is nothing to correct
+# A background anchor point is kept, with a target of 0, if the student has a class logit above this. At the others the
+# student predicts background too, so there is nothing to correct
 CONFIDENT = log(0.05 / 0.95)
 
 
@@ -27,11 +27,11 @@ def assign(
         name (str): The branch.
         student (Branch): The student's raw outputs.
         layout (Layout): The student's head.
-        base (v8DetectionLoss): The branch's base loss, whose assigner's rule is used.
-        assigner (InstanceAssigner): Applies the rule.
+        base (v8DetectionLoss): The branch's base loss; its assigner sets the rule.
+        assigner (InstanceAssigner): Assigns by this rule.
 
     Returns:
-        (AssignedPair): The anchor points with an instance, and the background ones where the student is confident.
+        (AssignedPair): The anchor points with an instance, and background anchor points where the student is confident.
     """
     points, strides = anchors(student.feats, layout)
     boxes, scores = decode(student.boxes.float(), student.feats, layout), student.scores.float()

@@ -115,9 +115,9 @@ class DistillationLoss:
 
 
 class FirstNonFinite:
-    """Records which parts of a loss were NaN or Inf in the first batch where any was, without a device sync.
+    """Records which parts of a loss were NaN or Inf in the first batch with such a part, without a device sync.
 
-    In later batches the student's weights may be NaN, and then every part is.
+    Later batches tell nothing: the student's weights may be NaN by then, and then every part is NaN.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a term sees: the outputs of student and teacher for one batch, side by side.
+"""The input of the terms: the outputs of student and teacher for one batch, side by side.
 
 `Pair` and `AssignedPair` also decide how much each anchor point counts. In both, `avg_factor` is the divisor of all
 terms and `box_weight` the weight of each box. Background anchor points:
@@ -23,7 +23,7 @@ from ultralytics.utils.tal import dist2rbox
 from ..outputs import ANGLES, Branch, Layout, anchors, decode, distances
 
 MIN_BOX_SIDE = 1e-3  # in strides; a smaller box has no area to compare
-MAX_PADDING_RANGE = 1e-3  # how much channels and pixels of padding may differ; one step of 8 bits is four times that
+MAX_PADDING_RANGE = 1e-3  # largest difference between values of padding; one step of 8 bits is four times that
 
 
 @dataclass
@@ -133,9 +133,9 @@ class AssignedPair:
         name (str): "one2many" or "one2one".
         student_scores (Tensor): The student's float32 logits, shape (M, k).
         student_boxes (Tensor): The student's boxes in strides, shape (M, 4).
-        target (Tensor): Target probabilities, shape (M, k): those of the instance, times the alignment of the anchor
-            point relative to the instance's best one. The base loss also multiplies its target for a label by the
-            overlap; a teacher's probability already reflects how well it found the object.
+        target (Tensor): Target probabilities, shape (M, k): the instance's probabilities, times the alignment of the
+            anchor point relative to the instance's best anchor point. The base loss also multiplies its target for a
+            label by the overlap; a teacher's probability already reflects how well it located the object.
         teacher_boxes (Tensor): The instances' boxes in strides, shape (M, 4).
         assigned (Tensor): Whether an instance is assigned to the anchor point, shape (M,).
     """
@@ -193,7 +193,7 @@ class DensePair:
 
     Attributes:
         student (Tensor): Class logits (B, nc), class logits of pixels (B, nc, H, W), or depth (B, 1, H, W).
-        teacher (Tensor): The teacher's; its logits are those of `classes`.
+        teacher (Tensor): The teacher's output, of the same kind; its logits are those of `classes`.
         classes (Tensor | None): Indices of the student's classes that the teacher has too; None if it has all.
         labels (Tensor | None): Class of each labelled image; these images come first in the batch.
         images (Tensor | None): The images, shape (B, C, height, width); their padding is excluded from the loss.
@@ -220,10 +220,10 @@ class DensePair:
 
 
 def not_padding(images: Tensor) -> Tensor:
-    """Return which pixels are not padding; neither labels nor the teacher's training covered padding.
+    """Return which pixels are not padding. Padding has no labels, and the teacher did not learn from it either.
 
-    Padding are the outer rows and columns that have a single grey throughout. Ultralytics' letterbox and its random
-    shift and scale make such rows and columns, and its change of colours keeps them grey.
+    Padding is every outer row and column of one uniform grey. Ultralytics' letterbox and its random shift and scale
+    make such rows and columns, and its change of colours keeps them grey.
 
     Args:
         images (Tensor): Images of shape (B, C, H, W) in [0, 1].
@@ -237,13 +237,13 @@ def not_padding(images: Tensor) -> Tensor:
 
 
 def _outer_runs(flags: Tensor) -> Tensor:
-    """Return the runs of true flags, shape (B, n), that start at either end."""
+    """Return the true flags of shape (B, n) that are connected to either end by true flags alone."""
     first, last = (side.cumprod(1) for side in (flags.long(), flags.long().flip(1)))
     return (first + last.flip(1)).bool()
 
 
 def zero_of(*outputs: Tensor) -> Tensor:
-    """Return 0 that depends on outputs of the student, for a term that may use none of their values in a batch.
+    """Return a 0 that depends on outputs of the student, for a term that may use none of their values in some batches.
 
     DDP requires that every output takes part in the loss. The sum is over an empty slice: a sum over all values could
     overflow in half precision, and 0 times infinity is NaN.

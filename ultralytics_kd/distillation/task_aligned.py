@@ -34,8 +34,8 @@ class Assignment:
         image (Tensor): Index of the image, shape (P,).
         point (Tensor): Index of the anchor point, shape (P,).
         instance (Tensor): Index of the instance, shape (P,).
-        target_score (Tensor): The base loss's target for the class of a label there, from 0 to 1, shape (P,): the
-            alignment relative to the best one of the instance, times the instance's largest overlap.
+        target_score (Tensor): The target of the label's class in the base loss, from 0 to 1, shape (P,): the alignment
+            relative to the instance's best anchor point, times the instance's largest overlap.
     """
 
     image: Tensor
@@ -70,13 +70,13 @@ def assign_sparse(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, 
     image = instances.image[instance]
     cell = image * anchors + point  # index of the anchor point in the batch
     overlap = assigner.iou_calculation(instances.boxes[instance], boxes[image, point])
-    score = scores[image, point, instances.labels[instance]].sigmoid()  # indexed, as flattening would copy all scores
+    score = scores[image, point, instances.labels[instance]].sigmoid()  # flattening first would copy all scores
     metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
 
     chosen = _top_k(metric, instance, assigner.topk)
     # Where several instances chose an anchor point, the one with the highest overlap gets it, even if it did not choose
-    # it. The confidence is a factor, because the less confident of two predictions of one object would teach that
-    # hardly anything is there
+    # it. The overlap is multiplied by the confidence: of two predictions of one object, the less confident one would
+    # teach that hardly anything is there
     claims = torch.zeros(len(boxes) * anchors, dtype=torch.int32, device=boxes.device).index_add_(0, cell, chosen.int())
     contested = (claims[cell] > 1).nonzero().flatten()
     priority = overlap[contested] * instances.confidence[instance[contested]]
@@ -94,8 +94,8 @@ def assign_sparse(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, 
 
 
 def _top_k(values: Tensor, group: Tensor, k: int) -> Tensor:
-    """Return whether each value is among the k largest of its group; groups are in order, values not negative."""
-    # The bits of floats that are not negative sort like the floats: a single sort by group and value is enough
+    """Return whether each value is among the k largest of its group; groups are sorted, values are not negative."""
+    # Non-negative floats sort like their bits, so one sort by group and value is enough
     largest_first = 0x7FFFFFFF - values.float().view(torch.int32).long()
     order = (group << 32 | largest_first).argsort(stable=True)
     sizes = torch.bincount(group)
@@ -106,7 +106,7 @@ def _top_k(values: Tensor, group: Tensor, k: int) -> Tensor:
 
 
 def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
-    """Return whether each value is the largest of its cell; of equal ones only the first is."""
+    """Return whether each value is the largest of its cell; of several equal ones, only the first counts."""
     maximum = values.new_full((total,), -1).scatter_reduce_(0, cell, values, "amax")
     largest = values == maximum[cell]
     index = torch.arange(len(cell), device=cell.device)
@@ -170,7 +170,7 @@ def _sparse_rule_agrees(
 
 
 def same_assignment(one: Assignment, other: Assignment, images: int, anchors: int) -> bool:
-    """Return whether two assignments are the same but for a few ties.
+    """Return whether two assignments are the same, except for a few ties.
 
     Args:
         one (Assignment): The first.
@@ -204,15 +204,15 @@ def assign_dense(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, i
     """
     per_image = torch.bincount(instances.image, minlength=len(boxes))
     order = instances.image.argsort(stable=True)
-    within = torch.arange(len(order), device=boxes.device) - (per_image.cumsum(0) - per_image)[instances.image[order]]
-    place = instances.image[order], within
+    column = torch.arange(len(order), device=boxes.device) - (per_image.cumsum(0) - per_image)[instances.image[order]]
+    place = instances.image[order], column
     shape = len(boxes), int(per_image.max()) if len(order) else 0
-    truth, row = boxes.new_zeros((*shape, 4)), torch.zeros(shape, dtype=torch.long, device=boxes.device)
-    truth[place], row[place] = instances.boxes[order], order
+    padded, row = boxes.new_zeros((*shape, 4)), torch.zeros(shape, dtype=torch.long, device=boxes.device)
+    padded[place], row[place] = instances.boxes[order], order
     labels = instances.labels[row].unsqueeze(-1) if len(order) else row.unsqueeze(-1)
-    valid = truth.any(-1, keepdim=True).to(truth.dtype)
-    _, _, target, foreground, owner = assigner(scores.sigmoid(), boxes, points, labels, truth, valid)
+    valid = padded.any(-1, keepdim=True).to(padded.dtype)
+    _, _, target, foreground, owner = assigner(scores.sigmoid(), boxes, points, labels, padded, valid)
     image, point = foreground.nonzero(as_tuple=True)
-    target_score = target[image, point].sum(-1)  # a single class is not 0
+    target_score = target[image, point].sum(-1)  # the targets of all other classes are 0
     instance = row[image, owner[image, point].long()] if len(order) else image
     return Assignment(image, point, instance, target_score)

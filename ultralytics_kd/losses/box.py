@@ -101,9 +101,9 @@ def ld(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | fl
 def probiou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float) -> Tensor:
     """Return the weighted mean Hellinger distance between rotated boxes as Gaussians, 1 - ProbIoU.
 
-    `loss = sum(weight * (1 - ProbIoU)) / avg_factor` (Llerena et al., https://arxiv.org/abs/2106.06072). An angle and
-    that angle plus pi give the same Gaussian, and so do sides that are exchanged together with a quarter turn. Equal
-    boxes are therefore equal in every description.
+    `loss = sum(weight * (1 - ProbIoU)) / avg_factor` (Llerena et al., https://arxiv.org/abs/2106.06072). Half a
+    turn of a box does not change its Gaussian. Nor does exchanging w and h together with a quarter turn. The loss is
+    therefore 0 for two descriptions of the same box.
 
     Args:
         student (Tensor): Boxes of shape (..., 5) as x, y, w, h and angle in radians.
@@ -127,7 +127,7 @@ def probiou_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: T
 
 
 def _with_min_sides(boxes: Tensor) -> Tensor:
-    """Return boxes (N, 5) with flat sides made longer; the gradient passes through, so that a flat box can open."""
+    """Return boxes (N, 5) with short sides made longer; the gradient still reaches these sides, so they can grow."""
     sides = boxes[:, 2:4]
     least = (sides.amax(1, keepdim=True) * MIN_ASPECT).clamp(min=MIN_SIDE)
     return torch.cat((boxes[:, :2], sides + (least - sides).clamp(min=0).detach(), boxes[:, 4:]), 1)
@@ -136,9 +136,10 @@ def _with_min_sides(boxes: Tensor) -> Tensor:
 def rotated_l1_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float) -> Tensor:
     """Return the weighted mean absolute difference of rotated boxes.
 
-    A box of sides w, h at an angle is also the box of sides h, w a quarter turn further; the nearer one of these two
-    descriptions of the teacher's box is used. The angle counts as the distance by which it moves the end of the longer
-    half side: `max(w, h) / 2 * |sin(difference)|`, which half a turn does not change. The five distances are averaged.
+    A box with sides w, h at an angle is also the box with sides h, w a quarter turn further. The loss uses the
+    description of the teacher's box that is nearer to the student's box. It turns the difference of angles into a
+    distance, `max(w, h) / 2 * |sin(difference)|`: how far the end of the longer side moves. Half a turn moves it by 0.
+    The loss averages the five distances.
 
     Args:
         student (Tensor): Boxes of shape (..., 5) as x, y, w, h and angle in radians, lengths in strides.
@@ -168,7 +169,7 @@ def rotated_l1_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor
 
 
 def angle_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Tensor | float) -> Tensor:
-    """Return the weighted mean squared sine of twice the angle between boxes, less for long boxes.
+    """Return the weighted mean of sin² of twice the angle between boxes; elongated boxes count less.
 
     `loss = sum(weight * sin²(2 * difference) * exp(-log²(w / h) / 9)) / avg_factor`, the angle loss of Ultralytics'
     rotated boxes. ProbIoU cannot tell how a square is turned; this loss can, up to a quarter turn.
@@ -195,8 +196,8 @@ def angle_loss(student: Tensor, teacher: Tensor, weight: Tensor, avg_factor: Ten
     return (difference * (-(log_aspect**2) / 9).exp() * weight).sum() / avg_factor
 
 
-# Choices of `kd_box_loss`. Each is called as loss(student, teacher, weight, avg_factor) and returns a scalar; a loss
-# with a parameter `tau` is also given the temperature, if the user sets one.
+# Choices of `kd_box_loss`. Each is called as loss(student, teacher, weight, avg_factor) and returns a scalar. A loss
+# with a parameter `tau` also gets the temperature, if the user sets one.
 BOX_LOSSES: dict[str, Callable[..., Tensor]] = {"iou": iou_loss, "l1": l1_loss}  # boxes (..., 4) as x1, y1, x2, y2
 ROTATED_BOX_LOSSES: dict[str, Callable[..., Tensor]] = {"iou": probiou_loss, "l1": rotated_l1_loss}  # boxes (..., 5)
 BIN_LOSSES: dict[str, Callable[..., Tensor]] = {"ld": ld}  # logits over bins (N, reg_max), a row for each side

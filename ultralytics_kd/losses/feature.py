@@ -84,7 +84,7 @@ def pkd_adapted(student: Tensor, weight: Tensor, teacher: Tensor, eps: float = 1
     if n < 2:
         return (rows.sum() + w.sum()) * 0
     targets = targets - targets.mean(0)
-    rows = rows - rows.detach().mean(0)  # the mean has no gradient: it is multiplied by centred matrices only
+    rows = rows - rows.detach().mean(0)  # the gradient of the mean is 0: only centred matrices multiply it
     covariance, gram = rows.T @ targets / (n - 1), _gram(rows) / (n - 1)
     teacher_std = (targets.square().sum(0) / (n - 1)).sqrt()  # Tensor.std() is several times slower on a CPU
     student_std = ((w @ gram) * w).sum(1).clamp(min=1e-20).sqrt()  # the root has no finite gradient at 0
@@ -94,7 +94,7 @@ def pkd_adapted(student: Tensor, weight: Tensor, teacher: Tensor, eps: float = 1
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """Return rows' @ rows with a cheaper backward pass, which is right only where the result is used symmetrically."""
+    """Return rows' @ rows with a cheaper backward pass, right only if the gradient to the result is symmetric."""
     product = rows.T @ rows.detach()
     return 2 * product - product.detach()
 
@@ -152,8 +152,8 @@ def mgd_distance(student: Tensor, teacher: Tensor, alpha: float = 2e-5) -> Tenso
 def at(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the attention transfer loss of Zagoruyko and Komodakis (ICLR 2017, https://arxiv.org/abs/1612.03928).
 
-    `loss = mean((a_s - a_t)²)`, with a the mean over channels of the squared features, normalised to length 1 in each
-    image.
+    `loss = mean((a_s - a_t)²)`. The attention a is the mean of the squared features over channels, normalised to
+    length 1 in each image.
 
     Args:
         student (Tensor): Features of shape (B, C1, H, W).
@@ -227,7 +227,7 @@ def sl2(student: Tensor, teacher: Tensor, score: Tensor, eps: float = 1e-9) -> T
     return (error * score).sum() / (score.sum() * student.shape[1] + eps)
 
 
-# Choices of `kd_feat_loss`; "crosskd" is a term of its own, in `distillation/terms/crosskd.py`. Each is called once for
-# each level as loss(student, teacher), float32 features of shape (B, C, H, W), the student's behind an adapter. A loss
-# with a parameter `tau` is also given the temperature, if the user sets one; "sl2" is also given the score.
+# Choices of `kd_feat_loss`; "crosskd" is a separate term, in `distillation/terms/crosskd.py`. Each is called for each
+# level as loss(student, teacher) with float32 features of shape (B, C, H, W); an adapter has brought the student's to
+# C channels. A loss with a parameter `tau` also gets the temperature, if the user sets one; "sl2" also gets the score.
 FEATURE_LOSSES: dict[str, Callable[..., Tensor]] = {"pkd": pkd, "cwd": cwd, "mgd": mgd_distance, "sl2": sl2}

@@ -50,8 +50,8 @@ def dkd(
 ) -> Tensor:
     """Return the decoupled distillation loss of Zhao et al. (https://arxiv.org/abs/2203.08679).
 
-    The KL divergence is split into TCKD, the labelled class against all others together, and NCKD, the others among
-    themselves: `loss = tau² * (alpha * TCKD + beta * NCKD)`.
+    `loss = tau² * (alpha * TCKD + beta * NCKD)`. The KL divergence is split into two parts. TCKD compares the labelled
+    class with all others together, and NCKD compares the others with each other.
 
     Args:
         student (Tensor): Logits of shape (N, nc).
@@ -261,14 +261,14 @@ def _binary_kl_everywhere(student: Tensor, teacher: Tensor, avg_factor: Tensor |
     return binary_kl(student, teacher, 1.0, avg_factor, tau)
 
 
-# Choices of `kd_cls_loss`; a loss with a parameter `tau` is also given the temperature, if the user sets one.
-# Of detectors: called as loss(student, teacher, avg_factor), logits of shape (..., nc) at all anchor points
+# Choices of `kd_cls_loss`. A loss with a parameter `tau` also gets the temperature, if the user sets one.
+# Detectors: called as loss(student, teacher, avg_factor) with logits of shape (..., nc) at all anchor points
 ANCHOR_LOSSES: dict[str, Callable[..., Tensor]] = {
     "bckd": bckd,
     "qfl": _qfl_everywhere,
     "kl": _binary_kl_everywhere,
 }
-# Of classifiers: called as loss(student, teacher), logits of shape (B, nc); "dkd" is also given the labels
+# Classifiers: called as loss(student, teacher) with logits of shape (B, nc); "dkd" also gets the labels
 IMAGE_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": kl, "dkd": dkd, "dist": dist}
-# Of semantic segmentation: called as loss(student, teacher), logits of shape (B, nc, H, W); "kl" is given rows (N, nc)
+# Semantic segmentation: called as loss(student, teacher) with logits of shape (B, nc, H, W), or (N, nc) for "kl"
 PIXEL_LOSSES: dict[str, Callable[..., Tensor]] = {"kl": kl, "cwd": cwd}

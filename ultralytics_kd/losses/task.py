@@ -102,7 +102,7 @@ def depth_loss(student: Tensor, teacher: Tensor, valid: Tensor, gradient: float 
 
     `loss = mean(|d|) + gradient * sum over scales and axes of mean(|diff(d)|)`, with d = log(student) - log(teacher).
     The gradients put edges where the teacher sees them, as in MiDaS (Ranftl et al., https://arxiv.org/abs/1907.01341).
-    They are compared where both of their pixels are valid.
+    A gradient counts if both of its pixels are valid.
 
     Args:
         student (Tensor): Depth of shape (B, 1, H, W), positive.
@@ -126,12 +126,12 @@ def depth_loss(student: Tensor, teacher: Tensor, valid: Tensor, gradient: float 
         if level:
             if min(difference.shape[-2:]) < 4:
                 break
-            share = F.avg_pool2d(mask, 2)
-            difference = F.avg_pool2d(difference * mask, 2) / share.clamp(min=1e-6)
-            mask = (share > 0).to(mask.dtype)
+            valid_share = F.avg_pool2d(mask, 2)
+            difference = F.avg_pool2d(difference * mask, 2) / valid_share.clamp(min=1e-6)
+            mask = (valid_share > 0).to(mask.dtype)
             difference = difference * mask
         for axis in (-1, -2):
-            both = mask.narrow(axis, 1, mask.shape[axis] - 1) * mask.narrow(axis, 0, mask.shape[axis] - 1)
-            step = torch.diff(difference, dim=axis).abs() * both
-            loss = loss + gradient * step.sum() / both.sum().clamp(min=1)
+            both_valid = mask.narrow(axis, 1, mask.shape[axis] - 1) * mask.narrow(axis, 0, mask.shape[axis] - 1)
+            step = torch.diff(difference, dim=axis).abs() * both_valid
+            loss = loss + gradient * step.sum() / both_valid.sum().clamp(min=1)
     return loss

@@ -1,4 +1,4 @@
-"""What the distillers of all tasks share: weights, schedule, adapters. No code here runs in a training step."""
+"""The base of all distillers: weights, schedule and adapters. No code here runs in a training step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Distiller:
         schedule (str): How the terms fade: "constant", "linear" or "cosine".
         fade (float): Factor of all terms in the current epoch.
         gains (dict[str, float]): Gain of each head branch in the base loss of the model that trains, in the last step.
-        reads (Reads): What the terms read of the teacher's answer; it need not compute more.
+        reads (Reads): Parts of the teacher's answer that the terms read; the teacher need not compute others.
     """
 
     def __init__(self, args: Any, task: str, terms: Mapping[str, Term], reads: Reads):
@@ -40,7 +40,7 @@ class Distiller:
             args (Namespace): Arguments of the training.
             task (str): Its task.
             terms (Mapping[str, Term]): Terms by the name of their weight, as `terms.build` returns them.
-            reads (Reads): What the terms read of the teacher's answer.
+            reads (Reads): Parts of the teacher's answer that the terms read.
         """
         self.names = TASK_WEIGHTS[task]
         self.weights = {name: float(getattr(args, name)) for name in self.names if getattr(args, name)}
@@ -70,7 +70,7 @@ class Distiller:
 
     @property
     def levels(self) -> str:
-        """What is compared, as text for the table at the start of a training."""
+        """The compared levels or pixels, as text for the table at the start of a training."""
         raise NotImplementedError
 
     @contextmanager
@@ -120,11 +120,11 @@ def adapters_random_stream(seed: int) -> Iterator[None]:
 
 
 def common_maps(maps: FeatureLayout, student: FeatureLayout) -> FeatureLayout:
-    """Return a teacher's feature maps without those of strides that the student lacks.
+    """Return a teacher's feature maps at the strides that the student has too.
 
     Args:
         maps (FeatureLayout): The teacher's feature maps.
-        student (FeatureLayout): The student's.
+        student (FeatureLayout): The student's feature maps.
     """
     kept = [(s, c) for s, c in zip(maps.strides, maps.channels) if s in student.strides]
     return FeatureLayout(tuple(s for s, _ in kept), tuple(c for _, c in kept), maps.vectors)

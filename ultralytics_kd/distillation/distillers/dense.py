@@ -54,7 +54,7 @@ class DenseDistiller(Distiller):
 
     @property
     def levels(self) -> str:
-        """What is compared, as text for the table at the start of a training."""
+        """The compared images or pixels, as text for the table at the start of a training."""
         return LEVELS[self.task]
 
     @contextmanager

@@ -62,7 +62,7 @@ class GridDistiller(Distiller):
         heads = [] if stored else _teacher_heads(teacher)
         self.strides = common_levels(self.student_layout, [head.layout for head in heads])
         self.teacher_heads = [TeacherHead(head.layout.only(self.strides), head.share) for head in heads]
-        # A teacher that predicts at anchor points gives the maps of the compared levels, others all maps that fit
+        # Of a teacher that predicts at anchor points, only the maps of the compared levels are used
         student_maps = self.student_layout.only(self.strides).maps if heads else self.student_layout.maps
         teacher_maps = [] if stored else [common_maps(maps, student_maps) for maps in teacher.maps]
         task = self.student_layout.task
@@ -74,7 +74,7 @@ class GridDistiller(Distiller):
     def _context(
         self, args: Any, student: nn.Module, teacher: Teacher, teacher_maps: Sequence[FeatureLayout]
     ) -> TermContext:
-        """Return what the terms are built from."""
+        """Return the heads, feature maps and arguments that the terms are built from."""
         heads = None
         if len(teacher.members) == 1 and len(self.teacher_heads) == 1 and teacher.original is not None:
             assert teacher.layout is not None
@@ -114,13 +114,13 @@ class GridDistiller(Distiller):
 
     @property
     def levels(self) -> str:
-        """What is compared, as text for the table at the start of a training."""
+        """The compared levels and branches, as text for the table at the start of a training."""
         strides = f"strides {list(self.strides)}"
         others = [s for s in self.student_layout.strides if s not in self.strides]
         if others:
             strides += f" (the student's {others} from labels alone)"
         if not self.teacher_heads:
-            return f"{strides}, detections assigned as labels are to {' and '.join(self.student_layout.branches)}"
+            return f"{strides}, detections assigned like labels to {' and '.join(self.student_layout.branches)}"
         return f"{strides}, {' and '.join(self._common_branches())}"
 
     def __call__(
@@ -152,8 +152,8 @@ class GridDistiller(Distiller):
                 if term.per_branch:
                     value = sum((share * self.gains[p.name] * term(p) for share, p in pairs), zero)
                 else:
-                    # Features are trained through the first branch only (one2one reads them detached). Without this
-                    # branch's gain, which falls from 0.8 to 0.1, the term would outweigh the labels at the end
+                    # Only the first branch trains the features (one2one reads them detached). Its gain falls from
+                    # 0.8 to 0.1; without this factor the term would outweigh the labels at the end
                     value = self.gains[ONE2MANY] * term(self._feature_pair(student, answer, pairs, term))
                 items[name] = value * self.weights[name] * self.fade
         return items
@@ -209,7 +209,7 @@ def common_levels(student: Layout, teachers: Sequence[Layout]) -> tuple[int, ...
         teachers (Sequence[Layout]): Heads of the teachers; empty where they predict sets of instances.
 
     Raises:
-        KDError: If there are none.
+        KDError: If they have none in common.
     """
     strides = outputs.common_strides([student, *teachers])
     if not strides:

@@ -1,4 +1,4 @@
-"""Terms: what of student and teacher is compared, at which anchor points, and by which loss."""
+"""Terms: each compares one output of student and teacher, at certain anchor points, by a loss."""
 
 from .build import Heads, Term, TermContext, build_terms, dense_terms
 

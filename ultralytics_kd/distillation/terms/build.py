@@ -60,14 +60,14 @@ class Heads:
 
 @dataclass(frozen=True)
 class TermContext:
-    """What a term of a detection-like task can be built from.
+    """The heads, feature maps and arguments from which the terms of a task with anchor points are built.
 
     Attributes:
         args (Namespace): Arguments of the training.
         student (Layout): The student's head, on the levels that are compared.
         teachers (Sequence[Layout]): The teachers' heads, on these levels; empty where they predict sets of instances.
         student_maps (FeatureLayout): The student's feature maps, of all levels.
-        teacher_maps (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has.
+        teacher_maps (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher that has feature maps.
         heads (Heads | None): The heads, if there is only one teacher and it has a YOLO head.
     """
@@ -148,7 +148,7 @@ def dense_terms(
         args (Namespace): Arguments of the training.
         task (str): Its task.
         student (FeatureLayout): Maps that enter the student's head.
-        teachers (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has.
+        teachers (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher.
 
     Returns:

@@ -18,8 +18,9 @@ class CrossKDTerm:
 
     The output of the first block of each of the student's head towers is adapted to the teacher's channels, aligned to
     the teacher's statistics, and passed through the rest of the teacher's frozen tower. These cross-head predictions
-    imitate the teacher's own, so labels and teacher do not pull the student's own predictions in two directions.
-    Classes are compared by quality focal loss, boxes by GIoU weighted by the teacher's confidence.
+    imitate the teacher's predictions. The student's own predictions learn from the labels alone, so that labels and
+    teacher do not pull them in two directions. Classes are compared by quality focal loss, and boxes by GIoU weighted
+    by the teacher's confidence.
     """
 
     per_branch = True

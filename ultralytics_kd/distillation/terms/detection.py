@@ -47,8 +47,8 @@ class ClassTerm:
 class BoxTerm:
     """Compares boxes at every anchor point, weighted by the teacher's confidence (`box_weight` of the pair).
 
-    BCKD weights boxes by the difference of the class scores, which switches the term off as soon as the classes agree.
-    The confidence keeps teaching the boxes of all objects that the teacher sees.
+    BCKD weights boxes by the difference of the class scores, so its term vanishes as soon as the classes agree. With
+    the confidence as weight, the boxes of all objects that the teacher detects keep training.
     """
 
     per_branch = True
@@ -65,8 +65,8 @@ class BoxTerm:
             teachers (Sequence[Layout]): The teachers' heads.
 
         Raises:
-            KDError: If the loss needs bins that the heads do not share or is not defined for rotated boxes, or the
-                user's function cannot be imported.
+            KDError: If the heads do not share the bins that the loss needs, if the loss is not defined for rotated
+                boxes, or if the user's function cannot be imported.
         """
         rotated = student.task == "obb"
         if rotated and loss not in ROTATED_BOX_LOSSES and loss in {*BOX_LOSSES, *BIN_LOSSES}:

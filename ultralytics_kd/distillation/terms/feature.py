@@ -38,17 +38,18 @@ class FeatureTerm:
         """Choose the loss and build the adapters.
 
         Args:
-            loss (str): A name in `FEATURE_LOSSES`, or "module:name" of the user's own code: a function of the adapted
-                student's and the teacher's features, each of shape (B, C, H, W), that returns a scalar; or a class that
-                is called with both numbers of channels for each level and makes an nn.Module. The module is called like
-                the function, but with the student's features before any adapter; its parameters train as adapters do.
+            loss (str): A name in `FEATURE_LOSSES`, or "module:name" of the user's own function or class. A function
+                gets the adapted student's and the teacher's features, each of shape (B, C, H, W), and returns a scalar.
+                A class is called for each level with the student's and the teacher's number of channels, and makes an
+                nn.Module. The module is called like a function, but with the student's features before any adapter.
+                Its parameters train like those of adapters.
             tau (float | None): Temperature; None for the loss's default.
             student (FeatureLayout): The student's feature maps.
-            teachers (Sequence[FeatureLayout]): Those of every teacher, of strides that the student has too.
+            teachers (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has too.
             shares (Sequence[float]): Weight of every teacher.
 
         Raises:
-            KDError: If the user's code cannot be imported, or makes no nn.Module.
+            KDError: If the user's code cannot be imported, or does not make an nn.Module.
         """
         self.name, self.shares = loss, shares
         self.reads = frozenset({SCORES}) if loss == "sl2" else frozenset()
@@ -58,8 +59,8 @@ class FeatureTerm:
             for maps, levels in zip(teachers, self.levels)
             for i, c in zip(levels, maps.channels)
         ]
-        # PKD removes the mean of every channel, so a bias would have no effect. MGD and modules of the user's take the
-        # place of these adapters, which still draw their random numbers: a run gives the same numbers in every release
+        # PKD removes the mean of every channel, so a bias would have no effect. MGD and the user's modules replace
+        # these adapters. They are still built, as this draws random numbers: a run must not change between releases
         self.adapters: nn.Module | None = nn.ModuleList(adapter(s, t, bias=loss != "pkd") for s, t in channels)
         if loss == "mgd":
             self.adapters = nn.ModuleList(MGD(s, t) for s, t in channels)
@@ -101,7 +102,7 @@ class FeatureTerm:
         """Return the module that the user's class makes for one level.
 
         Raises:
-            KDError: If it makes no nn.Module from two numbers of channels.
+            KDError: If the class does not make an nn.Module from two numbers of channels.
         """
         module = made("kd_feat_loss", self.name, lambda: kind(student, teacher))
         if not isinstance(module, nn.Module):
@@ -137,7 +138,7 @@ class MGD(nn.Module):
         x = self.adapter(x)
         b, _, h, w = x.shape
         if self._random is None or self._random.device != x.device:
-            # A separate stream, so that the student's training draws the same numbers as without; it differs by rank
+            # A separate stream: the student's training draws the same numbers with and without MGD. It differs by rank
             self._random = torch.Generator(x.device).manual_seed(torch.initial_seed() % 2**63)
         visible = torch.rand(b, 1, h, w, device=x.device, generator=self._random) >= self.masked
         return self.generation(x * visible)

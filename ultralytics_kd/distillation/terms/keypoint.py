@@ -19,8 +19,8 @@ PER_IMAGE = 64  # highest number of anchor points for each image, on average ove
 class KeypointTerm:
     """Compares positions and visibility of keypoints at the teacher's most confident boxes, with the base loss's gains.
 
-    Positions are compared by object keypoint similarity, weighted by the teacher's visibility. Where both heads predict
-    the uncertainty of a position (YOLO26's residual log-likelihood), that is compared too.
+    Positions are compared by object keypoint similarity, weighted by the teacher's visibility. If both heads predict
+    the uncertainty of a position (YOLO26's residual log-likelihood), the term compares it too.
     """
 
     per_branch = True
@@ -35,13 +35,13 @@ class KeypointTerm:
             teachers (Sequence[Layout]): The teachers' heads.
 
         Raises:
-            KDError: If they differ.
+            KDError: If the numbers differ.
         """
         expected, *counts = (layout.kpt_shape[0] if layout.kpt_shape else 0 for layout in (student, *teachers))
         for count in counts:
             if count != expected:
                 raise KDError(
-                    f"the student has {expected} keypoints and the teacher {count}: use a teacher with the same ones."
+                    f"the student has {expected} keypoints and the teacher {count}: use a teacher with as many."
                 )
 
     def __call__(self, pair: Pair) -> Tensor:

@@ -17,8 +17,8 @@ PER_IMAGE = 32
 class MaskTerm:
     """Compares masks at the teacher's most confident boxes.
 
-    Every model has its own prototypes, so coefficients of two models cannot be compared. The term compares the masks
-    that prototypes and coefficients compose, inside the teacher's box.
+    Every model has its own prototypes, so coefficients of two models cannot be compared. The term therefore composes
+    each model's masks from its prototypes and coefficients, and compares the masks inside the teacher's box.
     """
 
     per_branch = True

@@ -1,4 +1,4 @@
-"""From the name of a loss to a function: one of `losses`, or the user's own as `module:name`."""
+"""Find a loss by its name: a function of `losses`, or the user's own as `module:name`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def named_loss(argument: str, name: str, table: Mapping[str, Loss], tau: float |
 
 
 def at_temperature(loss: Loss, tau: float | None) -> Loss:
-    """Return a loss with its temperature set; the loss itself if it has none, or `tau` is None."""
+    """Return a loss with its temperature set; the loss itself if it takes none, or if `tau` is None."""
     if tau is None or "tau" not in inspect.signature(loss).parameters:
         return loss
     return functools.partial(loss, tau=tau)
