@@ -1,7 +1,7 @@
-"""One view of raw model outputs, the student's or the teacher's. Only these files know the layout of heads.
+"""Raw outputs of students and teachers in one common form. Only these files know the layout of heads.
 
 Files:
-    heads: YOLO heads from inside: their kind and layout, their towers, and frozen heads with raw outputs.
+    heads: kind, layout and towers of YOLO heads, and frozen heads that return raw outputs.
     grid: predictions of YOLO's detection-like heads at every anchor point.
     dense: outputs of models without anchor points: classification, semantic segmentation, depth.
     queries: predictions of RT-DETR's decoder.

@@ -15,8 +15,8 @@ from .heads import find_head
 
 DENSE_HEADS = {"Classify": "classify", "SemanticSegment": "semantic", "Depth": "depth"}
 DENSE_TASK_OF = {getattr(head_module, name): task for name, task in DENSE_HEADS.items() if hasattr(head_module, name)}
-NEAREST, FARTHEST = 0.02, 147.0  # limits in metres of Ultralytics' depth head, uncalibrated, with a margin
-SIDE = 224  # pixels of the image that `probe` uses; some transformers read no other size
+NEAREST, FARTHEST = 0.02, 147.0  # metres: limits of Ultralytics' depth head before calibration, with a margin
+SIDE = 224  # side in pixels of the image that `probe` uses; some transformers accept only this size
 
 
 def dense_output(task: str, preds: Any) -> Tensor:
@@ -37,7 +37,7 @@ def dense_output(task: str, preds: Any) -> Tensor:
 
 
 def calibration(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return factor and offset of a depth head's calibration.
+    """Return the factor and the offset of a depth head's calibration.
 
     In eval mode the head multiplies its log-depth by the factor and adds the offset. In training it does not.
 
@@ -50,7 +50,7 @@ def calibration(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def uncalibrated(depth: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """Return the depth that a head predicts in training, from the depth that it predicts in eval mode.
+    """Undo a depth head's calibration: convert depth of eval mode to depth of training mode.
 
     Args:
         depth (Tensor): Depth of shape (B, 1, H, W) in eval mode.
@@ -61,11 +61,11 @@ def uncalibrated(depth: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 
 def within_limits(depth: Tensor, uncalibrated: Tensor) -> Tensor:
-    """Return depth that is infinite where a head is at its limits: the true depth may lie beyond them.
+    """Replace depth at a head's limits by infinity, because the true depth may lie beyond them.
 
     Args:
         depth (Tensor): Depth of shape (B, 1, H, W).
-        uncalibrated (Tensor): The same before calibration, which moves the limits.
+        uncalibrated (Tensor): The same depth before calibration; the limits hold for it.
     """
     return depth.where((uncalibrated > NEAREST) & (uncalibrated < FARTHEST), torch.inf)
 
@@ -77,20 +77,20 @@ def capture_maps(model: nn.Module, receive: Callable[[list[Tensor]], None], side
     Args:
         model (nn.Module): Model of a dense task.
         receive (Callable): Called with the maps, each of shape (B, C, H, W); a vector is a map of one cell.
-        side (int): Side of an image that it can read.
+        side (int): Side in pixels of an image that the model can read.
     """
-    place = _map_place(model, side)
-    if place is None:
+    source = _find_maps(model, side)
+    if source is None:
         yield
         return
-    module, from_inputs = place
-    last = _channels_last(model)
+    module, from_inputs = source
+    channels_last = _channels_last(model)
 
     def forward_hook(_: nn.Module, inputs: Any, output: Any) -> None:
         """Pass on the maps of one forward pass."""
         maps = inputs[0] if from_inputs else output
         maps = list(maps) if isinstance(maps, (list, tuple)) else [maps]
-        maps = [f.movedim(-1, 1) if last and f.ndim == 4 else f for f in maps]
+        maps = [f.movedim(-1, 1) if channels_last and f.ndim == 4 else f for f in maps]
         receive([f if f.ndim == 4 else f.flatten(1)[:, :, None, None] for f in maps])
 
     hook = module.register_forward_hook(forward_hook)
@@ -103,14 +103,14 @@ def capture_maps(model: nn.Module, receive: Callable[[list[Tensor]], None], side
 def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> FeatureLayout:
     """Return the layout of the maps that enter a model's head.
 
-    A classifier has one map. Its stride does not matter, and is 0 for every family. For a classifier of another library
-    the layout may be empty, if no map was found.
+    A classifier has one map. Its stride is 0 in every family, so that student and teacher have the same. The layout of
+    another library's classifier is empty if no map is found.
 
     Args:
         model (nn.Module): The model.
         task (str): Its task.
         channels (int): Channels of its images.
-        side (int): Side of an image that it can read.
+        side (int): Side in pixels of an image that it can read.
     """
     captured: list[list[Tensor]] = []
     with capture_maps(model, captured.append, side):
@@ -121,12 +121,12 @@ def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> 
 
 
 def probe(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tuple[Any, int]:
-    """Return a model's predictions for one grey image, and the channels of that image; its state stays as it was.
+    """Return a model's predictions for one grey image, and the image's channels. The model's mode is restored.
 
     Args:
         model (nn.Module): The model.
-        channels (int, optional): Channels of the image; those that its first convolution reads if None.
-        side (int): Side of the image.
+        channels (int, optional): Channels of the image; if None, those that the first convolution reads.
+        side (int): Side of the image in pixels.
     """
     if channels is None:
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
@@ -140,15 +140,15 @@ def probe(model: nn.Module, channels: int | None = None, side: int = SIDE) -> tu
 
 
 def _channels_last(model: Any) -> bool:
-    """Return whether a model is one of timm's whose maps have their channels last."""
+    """Return whether a model is from timm and its maps have the channels last."""
     return "NHWC" in str(getattr(model, "output_fmt", ""))
 
 
-def _map_place(model: Any, side: int) -> tuple[Any, bool] | None:
-    """Return the module that has the maps, and whether they are its inputs or its output; None if there are none.
+def _find_maps(model: Any, side: int) -> tuple[Any, bool] | None:
+    """Return the module with the maps, and whether the maps are its inputs (else its output); None without maps.
 
     In Ultralytics' models they are the head's inputs. In a classifier of another library they are the last map before
-    pooling. A transformer ends in tokens: there it is the vector that the last linear layer reads.
+    pooling. A transformer ends in tokens: its map is the vector that the last linear layer reads.
     """
     head = find_head(model)
     if type(head) in DENSE_TASK_OF:
@@ -166,9 +166,9 @@ def _map_place(model: Any, side: int) -> tuple[Any, bool] | None:
     finally:
         for hook in hooks:
             hook.remove()
-    rows = 1 if _channels_last(model) else 2
+    height_dim = 1 if _channels_last(model) else 2
     for module, shape in reversed(shapes):
-        if len(shape) == 3 or (len(shape) == 4 and shape[rows : rows + 2] != (1, 1)):
+        if len(shape) == 3 or (len(shape) == 4 and shape[height_dim : height_dim + 2] != (1, 1)):
             if len(shape) == 4:
                 return module, False
             break

@@ -1,4 +1,4 @@
-"""Predictions of YOLO's detection-like heads at every anchor point: scores, boxes and what a task adds."""
+"""Predictions of YOLO's detection-like heads at every anchor point: scores, boxes and a task's other outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ultralytics.utils.tal import dist2bbox, make_anchors
 ONE2MANY, ONE2ONE = "one2many", "one2one"
 SCORES, BOXES = "scores", "boxes"
 COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES, PROTO = "mask_coefficient", "kpts", "kpts_sigma", "angle", "proto"
-EXTRAS = (COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES)  # what a task's head predicts beside scores and boxes
+EXTRAS = (COEFFICIENTS, KEYPOINTS, SIGMAS, ANGLES)  # outputs of a task's head beside scores and boxes
 PADDING = 114 / 255  # the grey that Ultralytics pads images with
 
 
@@ -27,7 +27,7 @@ class Branch:
         boxes (Tensor): Box outputs of shape (B, A, 4 * reg_max): distances to the four sides in strides, or bins.
             A part of a teacher's branch that no term reads is empty: (B, A, 0).
         feats (list[Tensor]): Head inputs per level, each of shape (B, C, H, W).
-        extras (dict[str, Tensor]): What the task's head adds at every anchor point, each of shape (B, A, c):
+        extras (dict[str, Tensor]): Other outputs of the task's head at every anchor point, of shape (B, A, c):
             "mask_coefficient", "kpts" and "kpts_sigma", or "angle" in radians.
         proto (Tensor | None): Mask prototypes of shape (B, nm, H, W).
     """
@@ -46,7 +46,7 @@ class FeatureLayout:
     Attributes:
         strides (tuple[int, ...]): Stride of each level in pixels.
         channels (tuple[int, ...]): Channels of each level.
-        vectors (bool): Whether each is one vector for the whole image, not a map.
+        vectors (bool): Whether each map is a single vector for the whole image.
     """
 
     strides: tuple[int, ...]
@@ -66,8 +66,8 @@ class Layout:
         branches (tuple[str, ...]): `("one2many",)` or `("one2many", "one2one")`.
         task (str): Task of the head.
         kpt_shape (tuple[int, int] | None): Number of keypoints and of values for each, for a pose head.
-        kpt_scale (float): Strides per unit of a keypoint's raw output: 2 in YOLOv8's pose head, which also measures
-            from the cell's corner, 1 in YOLO26's.
+        kpt_scale (float): Strides per unit of a keypoint's raw output: 2 in YOLOv8's pose head, 1 in YOLO26's. YOLOv8's
+            head also measures from the corner of the cell.
     """
 
     strides: tuple[int, ...]
@@ -96,7 +96,7 @@ class Layout:
 
 
 def common_strides(layouts: Iterable[Layout]) -> tuple[int, ...]:
-    """Return the strides that all heads have, in rising order; there may be none."""
+    """Return the strides that all heads have, in rising order; the tuple may be empty."""
     return tuple(sorted(set.intersection(*(set(each.strides) for each in layouts))))
 
 
@@ -183,8 +183,8 @@ def crop(branch: Branch, strides: Sequence[int], shape: tuple[int, int], padded:
     feats = [f[..., : height // s, : width // s] for f, s in zip(branch.feats, strides)]
     proto = branch.proto
     if proto is not None:
-        share = proto.shape[-2] / padded[0]
-        proto = proto[..., : round(height * share), : round(width * share)]
+        scale = proto.shape[-2] / padded[0]
+        proto = proto[..., : round(height * scale), : round(width * scale)]
     extras = {name: cut(values) for name, values in branch.extras.items()}
     return Branch(cut(branch.scores), cut(branch.boxes), feats, extras, proto)
 
@@ -208,7 +208,8 @@ def anchors(feats: list[Tensor], head_layout: Layout) -> tuple[Tensor, Tensor]:
     """Return anchor points (A, 2) in strides and the stride of each (A, 1), in float32.
 
     Args:
-        feats (list[Tensor]): Feature maps that give the grid of each level; bfloat16 cannot count their columns.
+        feats (list[Tensor]): Feature maps that give the grid of each level, in any precision. The grid is
+            computed in float32, because bfloat16 cannot hold every column index.
         head_layout (Layout): Layout of the head that made them.
     """
     return make_anchors([f[:1, :1].float() for f in feats], head_layout.strides, 0.5)
@@ -224,11 +225,11 @@ def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
-    # Without DFL a distance may be negative, as it must be where the anchor point lies outside a small object's box.
-    # Where opposite sides cross, the IoU would be meaningless. There the box is its middle, which a gradient can open.
+    # Without DFL a distance may be negative. It must be where the anchor point lies outside a small object's box. If
+    # opposite sides cross, the IoU is meaningless: both move to the middle, and a gradient can part them again.
     left_top, right_bottom = boxes.chunk(2, -1)
-    missing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
-    return torch.cat((left_top + missing, right_bottom + missing), -1)
+    crossing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
+    return torch.cat((left_top + crossing, right_bottom + crossing), -1)
 
 
 def pixels(branch: Branch, head_layout: Layout) -> Tensor:

@@ -1,4 +1,4 @@
-"""YOLO heads from inside: their kind and layout, their towers, and frozen heads with raw outputs."""
+"""Kind, layout and towers of YOLO heads, and frozen heads that return raw outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ..errors import KDError
 from .grid import ANGLES, BOXES, COEFFICIENTS, KEYPOINTS, ONE2MANY, ONE2ONE, PROTO, SCORES, SIGMAS, Branch, Layout
 
-# Heads that can be distilled. Some releases lack some of them; other subclasses of Detect predict from prompts
+# Heads that can be distilled; a release may lack some. Other subclasses of Detect need prompts and are left out
 GRID_HEADS = {
     "Detect": "detect",
     "v10Detect": "detect",
@@ -46,7 +46,7 @@ def detect_head(model: nn.Module) -> Any:
     if type(head) not in TASK_OF:
         kind = type(head).__name__ if head is not None else type(model).__name__
         raise KDError(f"distillation needs a YOLO detection head, and this model ends in '{kind}'.")
-    # fuse() sets the branch that it drops to None; a branch that a head never had is not an attribute
+    # fuse() sets the branch that it removes to None; a branch that the head never had is not an attribute
     if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
         raise KDError(
             "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
@@ -72,7 +72,7 @@ def layout(model: nn.Module) -> Layout:
 
 # Towers ---------------------------------------------------------------------------------------------------------------
 def towers(head: Any, branch: str) -> dict[str, Any]:
-    """Return the towers of a branch by the part that they predict, each a list with one nn.Sequential per level."""
+    """Return a branch's towers by the part that they predict: for each part, one nn.Sequential per level."""
     prefix = "one2one_" if branch == ONE2ONE else ""
 
     def part(name: str) -> Any:
@@ -84,8 +84,8 @@ def towers(head: Any, branch: str) -> dict[str, Any]:
     if task == "segment":
         parts[COEFFICIENTS] = part("cv4")
     elif task == "obb":
-        raw = type(head).__name__ == "OBB26"
-        parts[ANGLES] = part("cv4") if raw else nn.ModuleList(nn.Sequential(*t, _Angle()) for t in part("cv4"))
+        radians = type(head).__name__ == "OBB26"
+        parts[ANGLES] = part("cv4") if radians else nn.ModuleList(nn.Sequential(*t, _Angle()) for t in part("cv4"))
     elif task == "pose" and hasattr(head, "cv4_kpts"):
         for name, last in ((KEYPOINTS, "cv4_kpts"), (SIGMAS, "cv4_sigma")):
             if part(last) is not None:
@@ -104,10 +104,10 @@ class _Angle(nn.Module):
 
 
 def stem_features(head: Any, branch: str, feats: list[Tensor], levels: Sequence[int]) -> dict[str, list[Tensor]]:
-    """Return the head's inputs after the first block of the towers of scores and boxes.
+    """Run the first block of the score and box towers on the head's inputs.
 
-    The student's towers run in training mode: `frozen_statistics` keeps this second pass out of BatchNorm's averages.
-    It runs in float32, as the weights are in float32 even under AMP.
+    The student's towers are in training mode, so `frozen_statistics` keeps this second pass out of BatchNorm's running
+    averages. The pass is in float32, because the weights are in float32 even under AMP.
 
     Args:
         head (Detect): Detection head.
@@ -186,7 +186,7 @@ class RawHead(nn.Module):
         self.fuses_levels = hasattr(self.proto, "feat_refine")  # YOLO26's prototypes read all levels
 
     def forward(self, feats: list[Tensor]) -> dict[str, dict[str, Any]]:
-        """Return the parts that are read, each of shape (B, channels, A), and the features, by branch."""
+        """Return by branch the features and the parts that are read, each part of shape (B, channels, A)."""
         proto = None if self.proto is None else self.proto(feats if self.fuses_levels else feats[0])
         feats = [feats[i] for i in self.levels]
         empty = feats[0].new_empty((feats[0].shape[0], 0, sum(f.shape[-2] * f.shape[-1] for f in feats)))
@@ -218,7 +218,7 @@ def keep_branches(model: nn.Module) -> Iterator[None]:
 
 
 def map_head_classes(model: nn.Module, mapping: Callable[[Tensor], Tensor], nc: int) -> None:
-    """Make a model score other classes than it was trained for, in place; NMS and top-k then use those.
+    """Make a model score other classes than those of its training, in place. NMS and top-k use the new ones.
 
     Args:
         model (nn.Module): Model with a detection-like head.

@@ -12,7 +12,7 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 from .grid import FeatureLayout
 from .heads import find_head
 
-GRID = ("anchors", "valid_mask")  # tensors that a decoder holds, but not as buffers
+GRID = ("anchors", "valid_mask")  # tensors of a decoder that are not buffers: `_apply` must convert them
 
 
 def has_queries(model: nn.Module) -> bool:
@@ -50,19 +50,19 @@ class RawDecoder(nn.Module):
         self.f, self.i = decoder.f, decoder.i
 
     def forward(self, feats: list[Tensor], batch: Any = None) -> dict[str, Any]:
-        """Return boxes (B, Q, 4) as x, y, w, h in shares of the image, class logits (B, Q, nc) and the maps."""
+        """Return boxes (B, Q, 4) as x, y, w, h in fractions of the image, class logits (B, Q, nc) and the maps."""
         _, (boxes, scores, *_) = self.decoder(feats)
         return {"boxes": boxes[-1], "scores": scores[-1], "feats": list(feats)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RawDecoder:
-        """Move to a device or a precision, with the anchors that the decoder holds for the last image size."""
+        """Move or convert the decoder, and its anchors for the last image size."""
         super()._apply(fn, recurse)
         for name in GRID:
             setattr(self.decoder, name, fn(getattr(self.decoder, name)))
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Return the decoder's anchors: older releases of Ultralytics look for them in a model's last layer."""
+        """Return the decoder's anchors: older releases of Ultralytics read them from a model's last layer."""
         return getattr(self.decoder, name) if name in GRID else super().__getattr__(name)
 
 

@@ -1,15 +1,15 @@
 """Weight selection (`kd_init`): an untrained student begins with a part of its teacher's weights.
 
 Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): the smaller model takes
-evenly spaced channels of every layer of the bigger one. Here a convolution reads the channels that the layers before it
-took, so that student and teacher compute related features. What each part of a model takes:
+evenly spaced channels of every layer of the bigger one. Here each convolution takes the input channels that the layers
+before it selected. So student and teacher compute related features. Each part of a model takes:
 
-    Convolutions and BatchNorm: evenly spaced output channels, and the input channels that its sources took.
-    Concatenations: the channels of each source, at their place in the teacher's concatenation.
+    Convolutions and BatchNorm: evenly spaced output channels, and the input channels that its sources selected.
+    Concatenations: the channels of each source, at their positions in the teacher's concatenation.
     Split blocks (C2f, C3k2, A2C2f): evenly spaced channels of each chunk, never across chunks.
     Attention: whole heads, evenly spaced. A head keeps its queries, keys and values together; single channels would
         turn queries into keys. `proj` and `pe` take the channels of the same heads. If the two models' heads differ in
-        width, nothing is kept together: `qkv` takes evenly spaced channels, as any convolution does.
+        width, heads are not kept together: `qkv` takes evenly spaced channels, as any convolution does.
     Heads: class scores from the matching classes of the teacher, everything else as above.
 
 Blocks are recognised by the names that Ultralytics gives their parts: cv1, cv2, m, qkv, proj, pe.
@@ -28,13 +28,13 @@ Pick = Tensor  # indices of the teacher's channels that the student takes, in th
 
 
 def never_trained(model: Any) -> bool:
-    """Return whether a model still has its random first weights: its BatchNorms have seen no batch.
+    """Return whether a model still has its initial random weights: its BatchNorms have seen no batch.
 
     Searches and sweeps build a student from a YAML and save it to a file for the processes that train it. Those
-    processes cannot tell it from trained weights by its file.
+    processes cannot tell from the file whether the weights are trained.
 
     Args:
-        model (nn.Module): Ultralytics model; without BatchNorm, as after fusing, it counts as trained.
+        model (nn.Module): Ultralytics model. One without BatchNorm, such as a fused model, counts as trained.
     """
     norms = [m.state_dict() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return bool(norms) and not any(n["running_mean"].any() or (n["running_var"] != 1).any() for n in norms)
@@ -51,8 +51,8 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None
 
     Returns:
         (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is not
-            bigger. A student of its size would be a copy. A wider one would have equal channels, which get the same
-            gradient and stay equal.
+            bigger. A student of the same size would be a copy. A wider student would have duplicate channels, which get
+            the same gradient and stay equal.
 
     Examples:
         >>> student = DetectionModel("yolo26n.yaml", nc=80)
@@ -68,67 +68,80 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None
                 continue
             source = picks.teacher[name]
             if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
-                count += _take_whole(module, source, classes if name == f"{head}linear" else None)
+                count += _copy_linear_or_upsampling(module, source, classes if name == f"{head}linear" else None)
             if not isinstance(module, nn.Conv2d):
                 continue
             norms = picks.norms(name)
-            rows, columns = picks.of(name)
-            into = torch.arange(module.out_channels)
+            outputs, inputs = picks.of(name)
+            targets = torch.arange(module.out_channels)
             if classes is not None and name.startswith(head) and _scores_classes(name) and module.bias is not None:
-                into, rows = torch.tensor(list(classes)), torch.tensor(list(classes.values()))
+                targets, outputs = torch.tensor(list(classes)), torch.tensor(list(classes.values()))
             elif module.out_channels > source.out_channels:
                 continue
-            # A fused teacher has biases in the place of BatchNorm
+            # A fused teacher has biases instead of BatchNorm: its convolutions do not fit a student with BatchNorm
             if module.in_channels <= source.in_channels and (norms[0] is None) == (norms[1] is None):
-                count += _take(module, source, norms, into, rows, columns)
+                count += _copy_conv(module, source, norms, targets, outputs, inputs)
     return count
 
 
 def _scores_classes(name: str) -> bool:
-    """Return whether a convolution in a head ends in class scores, if it has a bias."""
+    """Return whether a convolution is in a head's class tower; the one with a bias outputs the class scores."""
     return bool({"cv3", "one2one_cv3", "classifier", "aux_head", "semseg"} & set(name.split(".")))
 
 
-def _take_whole(module: Any, source: Any, classes: Mapping[int, int] | None) -> int:
+def _copy_linear_or_upsampling(module: Any, source: Any, classes: Mapping[int, int] | None) -> int:
     """Copy a linear layer or an upsampling convolution, and return the number of parameters.
 
-    These are a classifier's last layer, whose inputs are equally many at every scale; the layers of a normalising flow,
-    which has one size; and the upsampling in a mask head, whose neighbours take evenly spaced channels.
+    Linear layers are a classifier's last layer, which has the same number of inputs at every scale, and those of a
+    normalising flow, which has the same size at every scale. The upsampling is part of a mask head, whose other layers
+    take evenly spaced channels.
     """
     if isinstance(module, nn.Linear):
         if module.in_features != source.in_features or (module.bias is None) != (source.bias is None):
             return 0
-        into = torch.arange(module.out_features) if classes is None else torch.tensor(list(classes))
-        rows = into if classes is None else torch.tensor(list(classes.values()))
+        targets = torch.arange(module.out_features) if classes is None else torch.tensor(list(classes))
+        outputs = targets if classes is None else torch.tensor(list(classes.values()))
         if classes is None and module.out_features != source.out_features:
             return 0
-        module.weight[into] = source.weight[rows]
+        module.weight[targets] = source.weight[outputs]
         if module.bias is not None:
-            module.bias[into] = source.bias[rows]
-        return source.weight[rows].numel() + (0 if module.bias is None else len(into))
-    rows = evenly(module.in_channels, source.in_channels)
-    columns = evenly(module.out_channels, source.out_channels)
-    module.weight.copy_(source.weight[rows][:, columns] * (source.in_channels / len(rows)))
-    module.bias.copy_(source.bias[columns])
+            module.bias[targets] = source.bias[outputs]
+        return source.weight[outputs].numel() + (0 if module.bias is None else len(targets))
+    inputs = evenly(module.in_channels, source.in_channels)
+    outputs = evenly(module.out_channels, source.out_channels)
+    module.weight.copy_(source.weight[inputs][:, outputs] * (source.in_channels / len(inputs)))
+    module.bias.copy_(source.bias[outputs])
     return module.weight.numel() + module.bias.numel()
 
 
-def _take(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], into: Pick, rows: Pick, columns: Pick) -> int:
-    """Copy the chosen channels of a convolution and the BatchNorm behind it, and return the number of parameters."""
-    weight = source.weight[rows] if module.groups > 1 else source.weight[rows][:, columns]
+def _copy_conv(
+    module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], targets: Pick, outputs: Pick, inputs: Pick
+) -> int:
+    """Copy the chosen channels of a convolution and the BatchNorm behind it, and return the number of parameters.
+
+    Args:
+        module (nn.Conv2d): The student's convolution.
+        source (nn.Conv2d): The teacher's convolution.
+        norms (tuple): The BatchNorms of student and teacher behind it, or None.
+        targets (Tensor): The student's output channels that are set.
+        outputs (Tensor): The teacher's output channels that they take.
+        inputs (Tensor): The teacher's input channels that are taken.
+    """
+    weight = source.weight[outputs] if module.groups > 1 else source.weight[outputs][:, inputs]
     if weight.shape[1:] != module.weight.shape[1:]:
         return 0
     norm, source_norm = norms
-    # BatchNorm would correct the scale; without it, the sum over some inputs is scaled to that over all
-    module.weight[into] = weight * (1.0 if norm is not None or module.groups > 1 else source.in_channels / len(columns))
+    # The student sums over fewer inputs. BatchNorm corrects that; without it, the weights are scaled up
+    factor = 1.0 if norm is not None or module.groups > 1 else source.in_channels / len(inputs)
+    module.weight[targets] = weight * factor
     count = weight.numel()
     if module.bias is not None and source.bias is not None:
-        module.bias[into] = source.bias[rows]
-        count += len(into)
+        module.bias[targets] = source.bias[outputs]
+        count += len(targets)
     if norm is not None:
         state = source_norm.state_dict()
-        for key, value in norm.state_dict().items():  # tensors that share the norm's memory
-            value.copy_(state[key][rows] if value.dim() else state[key])
+        for key, value in norm.state_dict().items():  # these tensors share memory with the norm's
+            value.copy_(state[key][outputs] if value.dim() else state[key])
         count += sum(p.numel() for p in norm.parameters())
     return count
 
@@ -141,13 +154,13 @@ def same_architecture(student: Any, teacher: Any) -> bool:
 
 
 class Picks:
-    """Which of the teacher's channels each of the student's convolutions takes.
+    """The teacher's channels that each of the student's convolutions takes.
 
     Attributes:
         student (dict[str, nn.Module]): The student's modules by name.
         teacher (dict[str, nn.Module]): The teacher's modules by name.
-        inputs (dict[str, Tensor]): Input channels of convolutions that do not take evenly spaced ones, by name.
-        outputs (dict[str, Tensor]): Output channels of such convolutions.
+        inputs (dict[str, Tensor]): Input channels by convolution, where they are not evenly spaced.
+        outputs (dict[str, Tensor]): Output channels by convolution, where they are not evenly spaced.
     """
 
     def __init__(self, student: Any, teacher: Any):
@@ -162,7 +175,7 @@ class Picks:
                 self._follow_block(name, module, self.teacher[name])
 
     def alike(self, name: str) -> bool:
-        """Return whether the teacher has a module by that name, of the same type inside modules of the same types."""
+        """Return whether the teacher has a module of that name, with the same type and parents of the same types."""
         parts = name.split(".")
         names = [".".join(parts[: i + 1]) for i in range(len(parts))]
         return all(n in self.teacher and type(self.student[n]) is type(self.teacher[n]) for n in names)
@@ -174,14 +187,14 @@ class Picks:
         return outputs, self.inputs.get(name, evenly(conv.in_channels, source.in_channels))
 
     def norms(self, name: str) -> tuple[Any, Any]:
-        """Return the student's and the teacher's BatchNorm behind a convolution; None for one that has none."""
+        """Return the student's and the teacher's BatchNorm behind a convolution; None where there is none."""
         if not name.endswith(".conv"):
             return None, None
         norm = f"{name.removesuffix('conv')}bn"
         return self.student.get(norm), self.teacher.get(norm)
 
     def _follow_layers(self, student: Any) -> None:
-        """Set the input channels of each layer: those that its sources took."""
+        """Set the input channels of each layer to those that its sources selected."""
         layer_picks: list[Pick | None] = []
         for i, layer in enumerate(student.model):
             name = f"model.{i}"
@@ -197,14 +210,14 @@ class Picks:
                 layer_picks.append(self.output(name))
 
     def output(self, name: str) -> Pick | None:
-        """Return the output channels of a layer, those of its last convolution; blocks call it cv2."""
+        """Return the output channels of a layer: those of its last convolution, which blocks call cv2."""
         for last in (f"{name}.cv2.conv", f"{name}.conv"):
             if isinstance(self.student.get(last), nn.Conv2d) and last in self.teacher:
                 return evenly(self.student[last].out_channels, self.teacher[last].out_channels)
         return None
 
     def _concatenated(self, sources: list[Pick | None], layers: list[int]) -> Pick | None:
-        """Return the channels of a concatenation, at their place in the teacher's."""
+        """Return the channels of a concatenation, at their positions in the teacher's."""
         offset, parts = 0, []
         for pick, layer in zip(sources, layers):
             width = self._teacher_width(layer)
@@ -245,10 +258,10 @@ def evenly(student: int, teacher: int) -> Pick:
 
 
 def _head_channels(heads: Pick, width: int) -> Pick:
-    """Return the channels of whole attention heads of a width."""
+    """Return the channels of whole attention heads, each `width` channels wide."""
     return (heads[:, None] * width + torch.arange(width)).flatten()
 
 
 def _as_list(value: int | list[int]) -> list[int]:
-    """Return the layers that a layer reads, as a list."""
+    """Return the indices of the layers that a layer reads, as a list."""
     return value if isinstance(value, list) else [value]
