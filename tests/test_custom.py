@@ -64,7 +64,7 @@ def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_
     assert answer.probs.tolist() == [pytest.approx([0.9, 0, 0]), pytest.approx([0, 0, 0.4])] * 2
     assert answer.batch_idx.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(answer.bboxes[0], torch.tensor([22 / 64, 22 / 64, 36 / 64, 36 / 64]))
-    with pytest.raises(KDError, match="an object that could not be saved beside it: give it again"):
+    with pytest.raises(KDError, match="an object in memory, which cannot be saved: give it again"):
         YOLO(last).train(resume=True)
     again = YOLO(last)
     again.train(resume=True, teacher=Elsewhere())

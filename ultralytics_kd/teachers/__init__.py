@@ -1,14 +1,14 @@
-"""Teachers: what answers a batch of images, and where it comes from.
+"""Teachers: models that answer batches of images, and how they are opened.
 
 Files:
     opening: from the `teacher` argument to a teacher.
-    base: the way from images to an answer, which all teachers share.
+    base: the steps from images to an answer, which all teachers share.
     grid, sets, dense, ensemble, ema: kinds of teachers.
     custom, exported, zoo: teachers from other libraries.
     answers: what teachers return.
     class_map, plurals: which teacher class teaches which student class.
     detections: suppression and fusion.
-    inference: what makes a frozen model fast.
+    inference: fast copies of frozen models.
     finite: the check for NaN and Inf.
     validation: teachers as models that a validator scores.
 """

@@ -15,7 +15,7 @@ from ..outputs import Branch
 
 @dataclass(frozen=True)
 class Reads:
-    """What the terms read of a teacher's answer; it need not compute the rest.
+    """The parts of a teacher's answer that the terms read; the teacher need not compute the rest.
 
     Attributes:
         parts (Mapping[str, Collection[str]] | None): Parts, as `outputs.towers` names them, by head branch; None for
@@ -35,8 +35,8 @@ class Answer:
 
     Attributes:
         branches (dict[str, Branch]): Raw outputs by head branch; their class logits are those of `classes`.
-        classes (Tensor | None): Student classes of the logits; None if they are all, in order.
-        teacher (Any): The teacher, for terms that pass the student's features on to its head.
+        classes (Tensor | None): Student classes of the logits; None for all classes in order.
+        teacher (Any): The teacher, for terms that run its head on the student's features.
         features (list[list[Tensor]]): Feature maps of each model behind the answer, one list of levels each.
     """
 
@@ -51,9 +51,9 @@ class DenseAnswer:
     """Predictions of a teacher without anchor points for a batch.
 
     Attributes:
-        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W), which is
+        value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W). Depth is
             infinite where the teacher is at its limits.
-        classes (Tensor | None): Student classes of the logits; None if they are all, in order.
+        classes (Tensor | None): Student classes of the logits; None for all classes in order.
         features (list[list[Tensor]]): Feature maps of each model behind the answer, one list of levels each.
     """
 
@@ -69,7 +69,7 @@ class Instances:
     Attributes:
         boxes (Tensor): Corners in pixels of the input, shape (N, 4).
         labels (Tensor): Class of each, shape (N,).
-        image (Tensor): Index of each one's image, shape (N,), int64.
+        image (Tensor): Index of the image of each, shape (N,), int64.
         confidence (Tensor): The teacher's confidence in each, shape (N,); 1 for labels.
     """
 
@@ -80,7 +80,7 @@ class Instances:
     _inside: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def pairs(self, assigner: Any, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return instance and anchor point of every pair that may be assigned, computed once for all branches.
+        """Return the indices of instances and anchor points that may be assigned; computed once for all branches.
 
         Args:
             assigner (TaskAlignedAssigner): The base loss's assigner.
@@ -99,10 +99,10 @@ class SetAnswer:
     """Instances that a teacher predicts for a batch: stored answers, RT-DETR's queries, or any detections.
 
     Attributes:
-        bboxes (Tensor): Boxes of all images, shape (M, 4): x, y, w, h as shares of the image.
+        bboxes (Tensor): Boxes of all images, shape (M, 4): x, y, w, h as fractions of the image.
         probs (Tensor): Probabilities of the taught classes, shape (M, k).
         batch_idx (Tensor): Index of each box's image, shape (M,).
-        classes (Tensor | None): Student classes of the probabilities; None if they are all, in order.
+        classes (Tensor | None): Student classes of the probabilities; None for all classes in order.
         features (list[list[Tensor]]): Feature maps of each model that offers some, one list of levels each.
     """
 
@@ -116,8 +116,8 @@ class SetAnswer:
     def instances(self, size: tuple[int, int]) -> Instances:
         """Return the instances for images of a height and width in pixels, each with its most probable class."""
         if size not in self._instances:
-            none = self.probs.new_zeros(0)
-            confidence, best = self.probs.max(1) if len(self.probs) else (none, none.long())
+            empty = self.probs.new_zeros(0)
+            confidence, best = self.probs.max(1) if len(self.probs) else (empty, empty.long())
             labels = best if self.classes is None else self.classes[best]
             height, width = size
             scale = self.bboxes.new_tensor((width, height, width, height), dtype=torch.float32)

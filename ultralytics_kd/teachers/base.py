@@ -29,8 +29,8 @@ class Teacher:
     A call runs the model (`_run`), checks that its outputs (`_tensors`) are finite, and converts them to the student's
     classes (`_answer`). Each kind of teacher implements these three, and `_prepare`, which makes the model that runs.
 
-    A teacher is not an nn.Module, so that a trainer or a loss can hold it: it enters no state dict, no optimizer, no
-    EMA, no checkpoint and no DDP bucket.
+    A teacher is not an nn.Module. So a trainer or a loss can hold it, and its weights stay out of state dicts,
+    optimizers, the EMA, checkpoints and DDP buckets.
 
     Attributes:
         original (Any): The model as it was given, for validation and for saving beside a run; None if there is none.
@@ -51,16 +51,16 @@ class Teacher:
     layout: Layout | None = None
     model: Any = None
     ready: bool = False  # whether `prepare` was called
-    portable: bool = True  # whether it can be saved beside a run, or named there
-    follows_student: bool = False  # whether it is made of the student itself
-    own_precision: bool = False  # whether it ignores the precision that is asked for
-    answers_separately: bool = False  # whether several teachers give a list of answers, one each
-    can_validate: bool = False  # whether `validator_model` has a model
-    checks_at_once: bool = False  # whether each answer is checked before it is used, even if the host has to wait
-    float32_advice: str = "its weights are broken"  # in the error about outputs that are not finite in float32
+    portable: bool = True  # whether a run can save it, or refer to it by name
+    follows_student: bool = False  # whether it is made from the student
+    own_precision: bool = False  # whether it ignores the requested precision
+    answers_separately: bool = False  # whether its answer is a list with one answer for each member
+    can_validate: bool = False  # whether `validator_model` returns a model
+    checks_at_once: bool = False  # whether each answer is checked before it is used, even at the cost of a device sync
+    float32_advice: str = "its weights are broken"  # in the error about NaN or Inf in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
-        """Hold a model in float32; the arguments are the attributes of the same names."""
+        """Store a float32 model; each argument becomes the attribute of its name."""
         self.original, self.source, self.task, self.names = original, source, task, dict(names)
         self.classes: ClassMap | None = None
         self.maps: list[FeatureLayout] = []
@@ -99,11 +99,11 @@ class Teacher:
         self.classes = match_classes(names, self.names, spec, keep, single_cls)
 
     def follow(self, student: nn.Module, current: Callable[[], nn.Module]) -> None:
-        """Take the student's layout, if the teacher is made of the student.
+        """Take the student's layout, if the teacher is made from the student.
 
         Args:
             student (nn.Module): The student.
-            current (Callable): Returns the student's moving average, or the student as long as there is none.
+            current (Callable): Returns the student's moving average, or the student until there is one.
         """
 
     def prepare(
@@ -120,7 +120,7 @@ class Teacher:
             device (torch.device): Where it runs.
             reads (Reads, optional): What the terms read; everything if None.
             dtype (torch.dtype): Precision that it runs in.
-            fall_back (bool): Whether it continues in float32 if its outputs are not finite in `dtype`.
+            fall_back (bool): Whether it continues in float32 after NaN or Inf in `dtype`.
             compile (bool | str): Whether to compile it, or `torch.compile`'s mode.
 
         Raises:
@@ -147,7 +147,7 @@ class Teacher:
         """Return the teacher's answer in the student's classes, without gradient.
 
         Args:
-            images (Tensor): Images of shape (B, C, H, W) in [0, 1], the very pixels that the student sees.
+            images (Tensor): Images of shape (B, C, H, W) in [0, 1], the same pixels that the student sees.
 
         Raises:
             KDError: If its outputs are not finite.
@@ -168,10 +168,10 @@ class Teacher:
         return self._detections(self.run(images), images, thresholds)
 
     def run(self, images: Tensor) -> Any:
-        """Return the model's raw outputs, checked to be finite; they are computed in float32 again if they are not.
+        """Return the model's raw outputs, checked for NaN and Inf; if there are any, compute them again in float32.
 
         Raises:
-            KDError: If they are not finite and float32 is not allowed or does not help.
+            KDError: If there are any, and float32 is not allowed or does not help.
         """
         while True:
             raw = self._run(images)
@@ -197,14 +197,14 @@ class Teacher:
     def _detections(
         self, raw: Any, images: Tensor, thresholds: Thresholds
     ) -> tuple[list[Detections], list[list[Tensor]]]:
-        """Return what `detect` does, from raw outputs."""
+        """Return the result of `detect` from raw outputs."""
         raise NotImplementedError
 
     def _use_float32(self) -> None:
-        """Make the model anew in float32, after its outputs were not finite in another precision.
+        """Prepare the model again in float32, after NaN or Inf in another precision.
 
         Raises:
-            KDError: If it runs in float32 already, or the precision was asked for.
+            KDError: If it already runs in float32, or the user set the precision.
         """
         fault = f"returned NaN or Inf in {str(self.dtype).removeprefix('torch.')}"
         if self.dtype is torch.float32:
@@ -217,8 +217,8 @@ class Teacher:
     def _zero_nonfinite(self, tensors: list[Tensor]) -> Tensor | None:
         """Zero non-finite outputs whose check is delayed; return a 0/1 factor for the loss, None if none is needed.
 
-        A delayed check finds them one batch late. Until then a NaN would reach the student's gradient, and the batch's
-        labels would be lost with the terms.
+        A delayed check finds them one batch late. Without the zeros they would make the student's whole gradient NaN,
+        and the step would be lost for the labels too.
         """
         finite = self._check.pending
         if finite is None or self.dtype is torch.float32 or not self._fall_back:
@@ -234,7 +234,7 @@ class Teacher:
         return torch.stack(factors).prod() if factors else None
 
     def _map_classes(self, branch: Branch) -> Branch:
-        """Return a branch whose logits are those of the student's taught classes."""
+        """Return a branch with the logits of the student's taught classes."""
         assert self.classes is not None
         if not branch.scores.shape[-1]:  # no term reads them
             return branch
@@ -250,7 +250,7 @@ class Teacher:
         return self
 
     def unprepared_copy(self) -> Teacher:
-        """Return a teacher of the same model and classes, to be prepared in another way; this one stays as it is."""
+        """Return an unprepared teacher with the same model and classes; this one does not change."""
         twin = copy(self)
         twin.model, twin.ready = None, False
         return twin
@@ -262,7 +262,7 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """Short name: that of its file, or the type of the object."""
+        """Short name: the name of its file, or the type of the object."""
         return Path(self.source).name
 
     def fingerprint(self) -> str:

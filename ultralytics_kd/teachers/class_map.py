@@ -18,8 +18,8 @@ from ..errors import KDError, NoSharedClassError
 from ..files import YAML_ERRORS, check_yaml_text, load_yaml
 from .plurals import match_plurals
 
-UNKNOWN = -50.0  # a logit whose sigmoid is 0 for every purpose, and that half precision can hold
-SINGLE_CLASS = "item"  # what Ultralytics names the class of a training with single_cls=True
+UNKNOWN = -50.0  # a logit with a sigmoid of practically 0, within the range of half precision
+SINGLE_CLASS = "item"  # Ultralytics' name of the only class under single_cls=True
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ClassMap:
         """
         if self.identity:
             return scores
-        if softmax and len(self.student) == 1:  # a softmax over one class carries no information, its odds do
+        if softmax and len(self.student) == 1:  # a softmax over one class carries no information; its odds do
             return self._odds(scores)
         if all(len(s) == 1 for s in self.sources.values()):
             return scores.index_select(-1, self.index(scores.device, [self.sources[i][0] for i in self.student]))
@@ -91,18 +91,18 @@ class ClassMap:
         return inside - scores.index_select(-1, self.index(scores.device, others)).logsumexp(-1, keepdim=True)
 
     def taught(self, device: torch.device) -> Tensor | None:
-        """Return the student's taught classes as an index tensor on a device; None if they are all, in order."""
+        """Return the student's taught classes as an index tensor on a device; None for all classes in order."""
         return None if self.identity else self.index(device, self.student)
 
     def index(self, device: torch.device, classes: Iterable[int]) -> Tensor:
-        """Return an index tensor, made once: copying it to the device in every step would make the host wait."""
+        """Return a cached index tensor; copying it to the device in every step would cause a device sync."""
         key = (device, tuple(classes))
         if key not in self._indices:
             self._indices[key] = torch.tensor(key[1], device=device)
         return self._indices[key]
 
     def all_scores(self, scores: Tensor, softmax: bool = False) -> Tensor:
-        """Return logits for all of the student's classes; those that no teacher class teaches get `UNKNOWN`.
+        """Return logits for all of the student's classes; a class that no teacher class teaches gets `UNKNOWN`.
 
         Args:
             scores (Tensor): Teacher logits of shape (..., teacher nc).
@@ -127,13 +127,13 @@ def match_classes(
 
     Args:
         student_names (Mapping[int, str]): Class names of the data set that the student learns, before `single_cls`
-            makes them one.
+            merges them.
         teacher_names (Mapping[int, str]): Class names of the teacher.
         spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case and spaces, then
             plural and singular. A mapping {teacher name: student name}, or the path of a YAML with one, sets the match.
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
-        single_cls (bool): Whether all student classes are one class "item", as with Ultralytics' argument. All teacher
-            classes that match any of them teach it; a teacher with one class always does.
+        single_cls (bool): Whether all student classes are merged to one class "item", as in Ultralytics. Every teacher class
+            that matches one of them teaches it, and so does a teacher's only class.
 
     Returns:
         (ClassMap): The match.
@@ -182,14 +182,14 @@ def _match_names(
 
     Returns:
         pairs (list[tuple[int, int]]): Teacher and student index of every match.
-        plurals (list[tuple[int, int]]): Those of them whose names are plural and singular.
+        plurals (list[tuple[int, int]]): The matches whose names are plural and singular.
     """
     if students == teachers:  # even if several classes share a name
         return [(i, i) for i in students], []
     pairs = []
     for i, name in teachers.items():
         equal = [j for j, other in students.items() if str(other) == str(name)]
-        # "a" must not teach "A" where the teacher has an "A" of its own
+        # "a" must not teach "A" if the teacher also has an "A"
         similar = [
             j for j, other in students.items() if match_key(other) == match_key(name) and other not in teachers.values()
         ]
@@ -219,7 +219,7 @@ def _index_of(name: object, names: Mapping[int, str], owner: str) -> int:
 
 
 def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
-    """Return a map of class names, read from a text or from a YAML file unless it is one already.
+    """Return a map of class names: the given map, or one that is read from a text or a YAML file.
 
     Raises:
         KDError: If it is not a map of names.
@@ -268,7 +268,7 @@ def class_names(model: Any) -> dict[int, str]:
 
 
 def match_key(name: object) -> str:
-    """Return a class name without regard to case and spaces."""
+    """Return a class name for comparison: in lower case, with single spaces."""
     return " ".join(str(name).lower().split())
 
 

@@ -26,14 +26,14 @@ class CustomTeacher(SetTeacher):
 
     - a list with a dict for each image: "boxes" of shape (n, 4) as x1, y1, x2, y2 in pixels, and either "probs", class
       probabilities of shape (n, nc), or "scores" and "labels", each of shape (n,), as torchvision's detectors do; or
-    - a dict with such a list as "detections", and as "features" a list of maps, each of shape (B, C, H, W), for the
-      `strides` and `channels` that the object has. One of the two is enough.
+    - a dict with that list as "detections" and a list of feature maps as "features". One of the two is enough. The maps
+      have shape (B, C, H, W) and follow the object's `strides` and `channels`.
 
     `names` are the class names, by index or as a list. If the object has `to(device)` and `eval()`, they are called
     before the first batch. `input_channels` is optional (3).
     """
 
-    checks_at_once = True  # code from elsewhere is checked in every batch
+    checks_at_once = True  # the user's code is checked in every batch
     own_precision = True
     float32_advice = "make teach() return finite values"
 
@@ -68,14 +68,14 @@ class CustomTeacher(SetTeacher):
         self.maps = [FeatureLayout(strides, channels)] if strides else []
 
     def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
-        """Move the object to the device, if it can be moved; it runs in a precision of its own."""
+        """Move the object to the device, if it has `to`; it chooses its own precision."""
         if callable(getattr(self.original, "to", None)):
             self.original.to(device)
         if callable(getattr(self.original, "eval", None)):
             self.original.eval()
 
     def _run(self, images: Tensor) -> dict[str, Any]:
-        """Return what `teach` returned, as a dict of tensors."""
+        """Call `teach`, and return its result as a dict of tensors."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             returned = self.original.teach(images.to(torch.float32, copy=True))  # many normalise images in place
         output = returned if isinstance(returned, Mapping) else {"detections": returned}
@@ -83,8 +83,8 @@ class CustomTeacher(SetTeacher):
         if detections is None and not self.maps:
             raise ModelError(self.source, "returns no detections: teach() must return a dict for each image.")
         if detections is None:
-            none = images.new_zeros(0)
-            detections = [{"boxes": none, "probs": none}] * len(images)
+            empty = images.new_zeros(0)
+            detections = [{"boxes": empty, "probs": empty}] * len(images)
         try:
             detections = [self._image_tensors(each, images.device) for each in detections]
             features = [torch.as_tensor(f, device=images.device) for f in self._feature_list(output.get("features"))]
@@ -106,7 +106,7 @@ class CustomTeacher(SetTeacher):
         """Return the detections of one image as tensors, boxes of shape (n, 4).
 
         Raises:
-            KDError: If it is not a dict with the keys that are needed, or their lengths differ.
+            KDError: If it is not a dict with the needed keys, or their lengths differ.
         """
         keys = set(output) if isinstance(output, Mapping) else set()
         if not ({"boxes", "probs"} <= keys or {"boxes", "scores", "labels"} <= keys):
@@ -143,7 +143,7 @@ class CustomTeacher(SetTeacher):
             )
 
     def _tensors(self, raw: dict[str, Any]) -> list[Tensor]:
-        """Return all outputs that are not class indices."""
+        """Return all outputs except class indices."""
         values = [d[k].float() for d in raw["detections"] for k in ("boxes", "probs", "scores") if k in d]
         return [*values, *raw["features"]]
 
@@ -195,7 +195,7 @@ class CustomTeacher(SetTeacher):
         return most_confident(boxes, probs, thresholds)
 
     def fingerprint(self) -> str:
-        """Return a hash of the object's own `fingerprint()`.
+        """Return a hash of the text that the object's `fingerprint()` returns.
 
         Raises:
             KDError: If it has none.

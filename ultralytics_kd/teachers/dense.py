@@ -75,7 +75,7 @@ class DenseTeacher(Teacher):
             self.imgsz = self.original.image_size
 
     def _numbers(self, name: str, default: Any) -> list[float] | None:
-        """Return an attribute of the model that holds one number or several; the default if it has none."""
+        """Return a model's attribute as a list of numbers; the default if the model lacks it."""
         value = getattr(self.original, name, None)
         value = default if value is None or callable(value) else value
         try:
@@ -178,7 +178,7 @@ def check_softmax(classes: ClassMap | None, source: str) -> None:
         raise ModelError(
             source,
             f"knows one of the {len(classes.student_names)} classes that the student learns, and a "
-            "softmax over one class carries no information: give a teacher, kd_classes or classes with more of them.",
+            "softmax over one class carries no information: give a teacher, kd_classes or classes that share more.",
         )
     if len(classes.sources[classes.student[0]]) == len(classes.teacher_names) > 1:
         raise KDError(
@@ -217,9 +217,10 @@ class DenseModel(ValidationModel):
 
 
 def average(answers: list[DenseAnswer], shares: list[float], task: str) -> DenseAnswer:
-    """Return the mean answer of several teachers of the same classes: of probabilities, or of log-depth.
+    """Average the answers of several teachers with the same classes: their probabilities, or their log-depth.
 
-    The logits keep their mean logsumexp. A softmax over classes ignores it; a softmax over pixels does not.
+    The resulting logits have the mean logsumexp of the teachers' logits. A softmax over classes does not depend on it,
+    but a softmax over pixels does.
 
     Args:
         answers (list[DenseAnswer]): One answer of each teacher.
@@ -235,12 +236,12 @@ def average(answers: list[DenseAnswer], shares: list[float], task: str) -> Dense
     if task == "depth":
         depths, known = torch.stack(values), torch.stack(values).isfinite()
         weights = known * depths.new_tensor(shares).view(-1, 1, 1, 1, 1)
-        logs = (weights * depths.where(known, 1.0).clamp(min=1e-3).log()).sum(0) / weights.sum(0)
-        return DenseAnswer(logs.exp().where(known.any(0), torch.inf), None, features)
-    several = values[0].shape[1] > 1  # one class is scored by a sigmoid
-    mean = torch.stack([share * (v.softmax(1) if several else v.sigmoid()) for v, share in zip(values, shares)]).sum(0)
-    if not several:
+        log_depth = (weights * depths.where(known, 1.0).clamp(min=1e-3).log()).sum(0) / weights.sum(0)
+        return DenseAnswer(log_depth.exp().where(known.any(0), torch.inf), None, features)
+    softmax = values[0].shape[1] > 1  # one class is scored by a sigmoid
+    mean = torch.stack([share * (v.softmax(1) if softmax else v.sigmoid()) for v, share in zip(values, shares)]).sum(0)
+    if not softmax:
         return DenseAnswer(torch.logit(mean, eps=1e-6), answers[0].classes, features)
-    height = torch.stack([share * v.logsumexp(1, keepdim=True) for v, share in zip(values, shares)]).sum(0)
-    logits = mean.clamp(min=1e-9).log() + height
+    logsumexp = torch.stack([share * v.logsumexp(1, keepdim=True) for v, share in zip(values, shares)]).sum(0)
+    logits = mean.clamp(min=1e-9).log() + logsumexp
     return DenseAnswer(logits, answers[0].classes, features)

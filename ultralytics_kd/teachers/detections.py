@@ -12,7 +12,7 @@ from ultralytics.utils.nms import non_max_suppression
 
 from ..outputs import Branch, Layout, pixels
 
-FUSE_IOU = 0.55  # overlap above which detections of different views are of one object, as in the paper of `fuse`
+FUSE_IOU = 0.55  # above this IoU, detections of different views show one object; from the paper that `fuse` cites
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Thresholds:
 
     Attributes:
         conf (float): Lowest confidence.
-        iou (float): Overlap above which two detections are of one object.
-        topk (int): Most detections of an image.
+        iou (float): IoU above which two detections count as one object.
+        topk (int): Largest number of detections per image.
     """
 
     conf: float = 0.05
@@ -48,7 +48,7 @@ def suppress(branch: Branch, layout: Layout, thresholds: Thresholds) -> list[Det
 
     Args:
         branch (Branch): Raw outputs with scores and boxes.
-        layout (Layout): The head that made them.
+        layout (Layout): Layout of the head that made them.
         thresholds (Thresholds): Which are kept.
     """
     return suppress_boxes(pixels(branch, layout), branch.scores.float().sigmoid(), thresholds)
@@ -97,7 +97,7 @@ def fuse(views: list[Detections], known: Tensor, conf: float, weights: list[floa
 
     This is the weighted boxes fusion of Solovyev et al. (https://arxiv.org/abs/1910.13302). Detections are grouped
     around the most confident one. A box is the mean of its group, weighted by confidence. A probability is the mean
-    over all views whose teacher knows the class, so that an object in one view alone counts less.
+    over all views whose teacher knows the class. So an object that is in only one view gets a lower probability.
 
     Args:
         views (list[Detections]): Detections of every view.

@@ -22,17 +22,17 @@ EMA = "ema"
 
 
 class MovingAverage(Teacher):
-    """Mean teacher of Tarvainen and Valpola (https://arxiv.org/abs/1703.01780), for when no bigger model is at hand.
+    """Mean teacher (Tarvainen and Valpola, https://arxiv.org/abs/1703.01780), for use without a bigger model.
 
     Ultralytics keeps the student's exponential moving average anyway. Here it also answers every batch. It improves
-    with the student, and costs no more than its forward pass.
+    with the student, and costs only its forward pass.
     """
 
     follows_student = True
     own_precision = True
 
     def __init__(self, task: str):
-        """Wait for a student of a task."""
+        """Create a teacher for a task; `follow` sets the student."""
         super().__init__(None, EMA, task, {})
         self._current: Callable[[], nn.Module] | None = None
         self._heads: tuple[Any, Any] = (None, None)  # the average's head, and the raw head in its place during a run
@@ -64,15 +64,15 @@ class MovingAverage(Teacher):
             check_softmax(self.classes, EMA)
 
     def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
-        """Do nothing: Ultralytics makes the average."""
+        """Do nothing: Ultralytics maintains the average."""
 
     def _run(self, images: Tensor) -> Any:
-        """Return the average's raw outputs in float32, and of dense tasks the feature maps that are read."""
+        """Return the average's raw outputs in float32; for dense tasks also the feature maps that are read."""
         assert self._current is not None
         model: Any = unwrap_model(self._current())
         training = model.training
         try:
-            # Ultralytics keeps the average in float32 and in eval mode; as long as there is none the student answers
+            # Ultralytics keeps the average in float32 and in eval mode. Until there is one, the student answers
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 run = self._run_dense if self.layout is None else self._run_grid
                 return run(model.eval(), images.float())
@@ -102,7 +102,7 @@ class MovingAverage(Teacher):
             model.model[-1] = head
 
     def _tensors(self, raw: Any) -> list[Tensor]:
-        """Return nothing to check: Ultralytics restores a student whose weights are not finite."""
+        """Return nothing to check: Ultralytics restores a student with non-finite weights."""
         return []
 
     def _answer(self, raw: Any, images: Tensor) -> Answer | DenseAnswer:

@@ -22,13 +22,13 @@ from .validation import DetectorModel
 
 
 class Ensemble(Teacher):
-    """Several teachers of any family and with any classes. Each is matched with the student on its own."""
+    """Several teachers, of any family and with any classes. Each is matched with the student separately."""
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None):
         """Combine two or more teachers; `weights` are equal if None.
 
         Raises:
-            KDError: If their tasks differ, or the number of weights does.
+            KDError: If their tasks differ, or there is not one weight for each.
         """
         self._members = list(members)
         tasks = {m.task for m in members}
@@ -65,7 +65,7 @@ class Ensemble(Teacher):
             member.inspect()
         channels = {m.channels for m in self._members}
         if len(channels) > 1:
-            raise KDError(f"the teachers read images of {sorted(channels)} channels: all must read the student's.")
+            raise KDError(f"the teachers read {sorted(channels)} channels: all must read as many as the student.")
         self.channels = channels.pop()
         self.maps = [maps for m in self._members for maps in m.maps]
 
@@ -85,11 +85,11 @@ class Ensemble(Teacher):
             if match_key(name) not in known:
                 raise KDError(f"kd_classes names '{name}', which is not a class of any teacher.")
         for member in self._members:
-            own = {match_key(n) for n in member.names.values()}
-            part = {teacher: student for teacher, student in mapping.items() if match_key(teacher) in own}
-            if not automatic and not part:
-                raise KDError(f"kd_classes names no class of teacher={member.source}: drop that teacher, or add some.")
-            member.match(names, "auto" if automatic else part, keep, single_cls)
+            keys = {match_key(n) for n in member.names.values()}
+            member_map = {teacher: student for teacher, student in mapping.items() if match_key(teacher) in keys}
+            if not automatic and not member_map:
+                raise KDError(f"kd_classes names no class of teacher={member.source}: add one, or drop that teacher.")
+            member.match(names, "auto" if automatic else member_map, keep, single_cls)
         self.classes = self._union()
 
     def _union(self) -> ClassMap:
@@ -101,7 +101,7 @@ class Ensemble(Teacher):
         return ClassMap(sources, names, {column: names[student] for column, student in enumerate(taught)})
 
     def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
-        """Make the models of all members that run."""
+        """Prepare all members."""
         reads = self._member_reads(reads)
         for member in self._members:
             member.prepare(device, reads, dtype, self._fall_back, compile)
@@ -119,7 +119,7 @@ class Ensemble(Teacher):
         return []
 
     def _columns(self, device: torch.device) -> list[Tensor]:
-        """Return for every member the columns of its taught classes among those that any member teaches."""
+        """Return for each member the columns of its taught classes in an answer with the classes of all members."""
         assert self.classes is not None
         taught = self.classes.student
         maps = [m.classes for m in self._members if m.classes is not None]
@@ -154,8 +154,8 @@ class GridEnsemble(Ensemble):
     """Detectors with levels in common: scores and boxes of every anchor point are averaged.
 
     A probability is the mean over the teachers that know the class. A box is the mean of decoded boxes, weighted by
-    confidence. The layout is that of a head without DFL and with one branch: one2one heads each choose an anchor point
-    of their own for an object, and the mean of two choices would be two objects of half the confidence.
+    confidence. The common layout has no DFL and only a one2many branch: one2one heads may choose different anchor
+    points for an object, and their mean would be two objects with half the confidence.
     """
 
     can_validate = True
@@ -167,7 +167,7 @@ class GridEnsemble(Ensemble):
         self.layout = Layout(strides, (0,) * len(strides), len(self.names), 1, (ONE2MANY,), self.task)
 
     def _member_reads(self, reads: Reads) -> Reads:
-        """Return the parts to read from each member: boxes need scores too, which weigh them."""
+        """Return the parts to read from each member: boxes also need scores, which are their weights."""
         assert self.layout is not None
         parts = reads.parts or dict.fromkeys(self.layout.branches, ("scores", "boxes"))
         needed = {b: {*names, "scores"} if "boxes" in names else set(names) for b, names in parts.items()}
@@ -256,7 +256,7 @@ class SetEnsemble(Ensemble, SetTeacher):
     """Detectors without a common grid: their detections are merged by weighted boxes fusion."""
 
     def _member_reads(self, reads: Reads) -> Reads:
-        """Return the parts to read from each member: those of the branch that all teachers have."""
+        """Return the parts to read from each member: scores and boxes of the branch that all teachers have."""
         return Reads({ONE2MANY: {"scores", "boxes"}}, None, reads.features)
 
     def _run(self, images: Tensor) -> list[Any]:

@@ -50,7 +50,7 @@ class _ExportedModel:
         """
         try:
             self.backend: Any = AutoBackend(model=path, device=device, verbose=False)
-        except Exception as e:  # every format has a runtime of its own, with errors of its own
+        except Exception as e:  # each format has its own runtime with its own errors
             raise ModelError(path, f"cannot be run here: {first_line(e)}") from e
         self.path, self.device = path, device
         self.names = check_class_names(self.backend.names)
@@ -58,7 +58,7 @@ class _ExportedModel:
         self.input_channels = int(getattr(self.backend, "channels", 3) or 3)
 
     def teach(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Return the detections in images, after resizing and splitting them as the file requires."""
+        """Return the detections in images; resize the images and split the batch as the file requires."""
         height, width = images.shape[-2:]
         fixed = not getattr(self.backend, "dynamic", False)
         size = tuple(self.backend.imgsz) if fixed and getattr(self.backend, "imgsz", None) else (height, width)

@@ -1,4 +1,4 @@
-"""Whether a teacher's outputs are finite, without making the host wait for the device."""
+"""A check for NaN and Inf in a teacher's outputs, without a device sync."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 class FiniteCheck:
     """Checks that a model's outputs are finite, batch by batch.
 
-    The first batch is checked before its outputs are used, and so is every batch on a CPU. On a GPU that would make the
-    host wait. There the check is delayed: a call returns the result of the batch before, which has arrived by then.
+    The first batch is checked before its outputs are used, and so is every batch on a CPU. On a GPU that would need a
+    device sync. There the check is delayed: a call returns the result of the previous batch, which has arrived by then.
 
     Attributes:
-        pending (Tensor | None): Whether the last outputs are finite, on their device; None if a call returned it.
+        pending (Tensor | None): Whether the last outputs are finite, on their device; None if the call returned it.
     """
 
     pending: Tensor | None = None
 
     def __init__(self, delayed: bool = False):
-        """Start with the first batch.
+        """Start before the first batch.
 
         Args:
-            delayed (bool): Whether a call returns the result of the batch before, from the second batch on.
+            delayed (bool): Whether a call returns the result of the previous batch, from the second batch on.
         """
         self.delayed, self.first = delayed, True
-        self._before: tuple[Tensor, torch.cuda.Event] | None = None
+        self._previous: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether outputs are finite; if delayed, whether those of the batch before were.
+        """Return whether outputs are finite; if delayed, whether those of the previous batch were.
 
         Args:
             tensors (Sequence[Tensor]): All floating-point outputs for a batch.
@@ -44,15 +44,15 @@ class FiniteCheck:
             self.first, self.pending = False, None
             return bool(finite)
         self.pending = finite
-        before, self._before = self._before, self._send(finite)
-        if before is None:
+        previous, self._previous = self._previous, self._copy_to_host(finite)
+        if previous is None:
             return True
-        flag, arrived = before
+        flag, arrived = previous
         arrived.synchronize()
         return bool(flag)
 
     @staticmethod
-    def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    def _copy_to_host(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         """Copy a flag to the host without waiting.
 
         Returns:

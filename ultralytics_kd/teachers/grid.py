@@ -22,7 +22,7 @@ class GridTeacher(Teacher):
     """A model with a YOLO head, which predicts at every anchor point.
 
     Attributes:
-        head (Detect | None): The frozen head in float32, for terms that continue from features inside the student's.
+        head (Detect | None): The frozen head in float32, for terms that run it on features of the student's head.
     """
 
     head: Any = None
@@ -53,7 +53,7 @@ class GridTeacher(Teacher):
         shape = images.shape[-2], images.shape[-1]
         images = outputs.pad(images, max(self.layout.strides))  # its head may have a coarser level than the student's
         padded = images.shape[-2], images.shape[-1]
-        # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it measured no faster
+        # Not `inference_mode`: its tensors cannot be saved for the student's backward pass, and it was not faster
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             raw = outputs.branches(self.model(images.to(self.dtype)))
         if padded != shape:
@@ -82,7 +82,7 @@ class GridTeacher(Teacher):
         return detections, [self._read_maps(branch.feats, self._strides)]
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
-        """Return what the frozen head predicts from features inside the student's head, with gradient to them."""
+        """Run the rest of the frozen head on features of the student's head; the gradient reaches these."""
         return self._map_classes(outputs.finish_towers(self.head, branch, stems, feats, self.levels))
 
     @property
@@ -97,7 +97,7 @@ class GridTeacher(Teacher):
         super().release()
 
     def unprepared_copy(self) -> Teacher:
-        """Return a teacher of the same model and classes, to be prepared in another way."""
+        """Return an unprepared teacher with the same model and classes."""
         twin: Any = super().unprepared_copy()
         twin.head = None
         return twin
@@ -109,5 +109,5 @@ class GridTeacher(Teacher):
         if not self.classes.identity:
             outputs.map_head_classes(model, self.classes.all_scores, nc)
             model.names = dict(names)
-        # The student's val images are padded for its own strides, a multiple of 32 at least
+        # Val images are padded for the student's strides, so their sides are multiples of 32 at least
         return PaddedModel(self, model, nc, names) if max(self.layout.strides) > 32 else model

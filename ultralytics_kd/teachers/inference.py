@@ -1,4 +1,4 @@
-"""What makes a frozen model fast: folded BatchNorm, raw outputs only, and the memory layout of its device."""
+"""Fast copies of frozen models: folded BatchNorm, raw outputs only, and the memory layout of the device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def raw_output_copy(
     compile: bool | str = False,
     strides: Sequence[int] | None = None,
 ) -> tuple[Any, Any]:
-    """Return a fast copy of a model with a YOLO head that returns raw outputs, and its whole head in float32.
+    """Return a fast copy of a YOLO model, which returns raw outputs, and its complete head in float32.
 
     Args:
         original (nn.Module): Model with a detection-like head; it is not changed.
@@ -56,7 +56,7 @@ def to_device(model: Any, device: torch.device, dtype: torch.dtype, compile: boo
         dtype (torch.dtype): Precision that it runs in.
         compile (bool | str): Whether to compile it, or `torch.compile`'s mode.
     """
-    # Channels last measured 10 to 20% faster on CPUs. On CUDA the student trains in it, and it suits half precision
+    # Channels last was 10 to 20% faster on CPUs. On CUDA the student trains in it, and half precision runs well in it
     layout = torch.channels_last if device.type in {"cpu", "cuda"} else torch.contiguous_format
     model = model.to(device=device, dtype=dtype).to(memory_format=layout)
     if device.type == "cpu" and not compile:
@@ -67,8 +67,8 @@ def to_device(model: Any, device: torch.device, dtype: torch.dtype, compile: boo
 def fuse_activations(model: nn.Module) -> bool:
     """Let oneDNN apply SiLU within the convolution on a CPU, and return whether it does.
 
-    It saves 16 to 21% of a YOLO26s at 640 px, and at 320 px with batch 16. `torch.compile` puts the same operator into
-    its graphs, but it is not a public interface: where it is missing or returns other values, the model stays as it is.
+    It saves 16 to 21% of a YOLO26s's time at 640 px, and at 320 px with batch 16. `torch.compile` uses the same
+    operator, but it is not a public interface. If it is missing or returns other values, the model does not change.
 
     Args:
         model (nn.Module): Fused model on a CPU; its convolutions are changed.

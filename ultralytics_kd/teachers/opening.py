@@ -47,7 +47,7 @@ _loading = threading.Lock()
 def open_teacher(
     source: Any, task: str = "detect", weights: Sequence[float] | None = None, trust: bool = False
 ) -> Teacher:
-    """Return the teacher of a `teacher` argument, inspected unless it follows the student.
+    """Open the teacher that a `teacher` argument names; it is inspected unless it follows the student.
 
     Args:
         source (Any): Trained weights as a name that Ultralytics downloads, a local path, a URL or a `ul://` URI; an
@@ -132,7 +132,7 @@ def _name(source: Any) -> str:
 
 
 def _instantiate(imported: Any) -> Any:
-    """Return the teacher of an object of the user's code: a function or class is called to make it."""
+    """Return the teacher from an imported object: the object, or its result if it is a function or class."""
     ready = isinstance(imported, nn.Module) or hasattr(imported, "teach") or not callable(imported)
     teacher = imported if ready else imported()
     return teacher() if isinstance(teacher, type) else teacher
@@ -166,8 +166,8 @@ def _load(source: Any, trust: bool) -> nn.Module:
     path = str(source).strip()
     if path.endswith(IN_MEMORY):
         raise KDError(
-            f"teacher={path}: the teacher of this run was an object that could not be saved beside it: give it again, "
-            "teacher=..."
+            f"teacher={path}: the teacher of this run was an object in memory, which cannot be saved: give it again "
+            "with teacher=..."
         )
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
@@ -192,22 +192,22 @@ def _load(source: Any, trust: bool) -> nn.Module:
 
 
 @contextmanager
-def _restricted(on: bool) -> Iterator[None]:
-    """Make Ultralytics load checkpoints without running code that they name; if not `on`, change nothing.
+def _restricted(enabled: bool) -> Iterator[None]:
+    """Make Ultralytics load checkpoints without running code that they name, if enabled.
 
-    `load_checkpoint` has no argument for it. Ultralytics' setting is global, so it is set for this one file.
+    `load_checkpoint` has no argument for it. Ultralytics' setting is global, so it is set only during this block.
     """
-    if not on:
+    if not enabled:
         yield
         return
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it anyway
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it unsafely
         raise KDError(f"torch {torch.__version__} cannot load untrusted files safely: use torch 2.6 or newer.")
     with _loading:
-        before, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
+        previous, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
         try:
             yield
         finally:
-            tasks.SAFE_LOAD = before
+            tasks.SAFE_LOAD = previous
 
 
 def _named_code(error: BaseException) -> str | None:
@@ -234,5 +234,5 @@ def _fetch(source: str) -> str:
         return str(check_file(source, download_dir=SETTINGS["weights_dir"]))
     except FileNotFoundError as e:
         raise ModelError(source, f"was not found: {first_line(e)}") from e
-    except Exception as e:  # a missing or wrong key, no access, no network: each raises another type
+    except Exception as e:  # a missing or wrong key, no access, no network: each raises a different type
         raise ModelError(source, f"could not be downloaded: {first_line(e)}") from e

@@ -1,4 +1,4 @@
-"""English plurals: which class names of teacher and student are plural and singular of each other."""
+"""English plurals: pairs of a teacher's and a student's class name that are plural and singular."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def match_plurals(students: Mapping[int, str], teachers: Mapping[int, str]) -> l
 def _plurals(names: set[str]) -> dict[str, set[str]]:
     """Return the plurals of each name; "person" has people and persons.
 
-    Only plurals are formed. The singular of a name would be a guess, as "lens" would have the singular "len".
+    Only plurals are formed, because a singular would be a guess: "lens" would become "len".
     """
     import inflect  # takes a second to import, and is needed only where names differ
 
@@ -42,7 +42,7 @@ def _plurals(names: set[str]) -> dict[str, set[str]]:
             return set()
         try:
             return {str(engine.plural_noun(name)) for engine in engines}
-        except Exception:  # inflect fails on some texts that are not English, as "-of-b'"
+        except Exception:  # inflect fails on some texts that are not English, such as "-of-b'"
             return set()
 
     return {name: plurals(name) for name in names}

@@ -1,4 +1,4 @@
-"""Teachers that predict a set of detections. RT-DETR is the one among them that is Ultralytics' own."""
+"""Teachers that predict a set of detections, such as Ultralytics' RT-DETR."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SetTeacher(Teacher):
         return as_set(detections, features, self.classes, self.thresholds.conf, images)
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
-        """Return a model that also predicts detections of low confidence, which count in an average precision."""
+        """Return a model that also predicts detections of low confidence, because average precision counts them."""
         twin: Any = self.unprepared_copy()
         twin.thresholds = replace(self.thresholds, conf=CONF, topk=TOPK)
         return DetectorModel(twin, nc, names)
@@ -60,8 +60,8 @@ def as_set(
     probs = classes.map_scores(torch.cat([d.probs for d in detections]).float())
     counts = torch.tensor([len(d.boxes) for d in detections], device=boxes.device)
     image = torch.arange(len(detections), device=boxes.device, dtype=torch.float32).repeat_interleave(counts)
-    inside = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0 if len(boxes) else image.bool()
-    kept = ((probs.amax(1) > conf) & inside).nonzero().flatten() if len(probs) else image.long()
+    has_area = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0 if len(boxes) else image.bool()
+    kept = ((probs.amax(1) > conf) & has_area).nonzero().flatten() if len(probs) else image.long()
     normalized = xyxy2xywhn(boxes[kept], w=width, h=height)
     return SetAnswer(normalized, probs[kept], image[kept], classes.taught(images.device), features)
 

@@ -15,11 +15,11 @@ from ..outputs import ONE2MANY
 from .answers import Answer, SetAnswer
 from .base import Teacher
 
-CONF, TOPK = 0.001, 300  # detections that count for a mean average precision in Ultralytics' validation
+CONF, TOPK = 0.001, 300  # lowest confidence and number of detections in Ultralytics' mAP
 
 
 class ValidationModel(nn.Module):
-    """What a validator needs of a model."""
+    """Base of models that a validator can score."""
 
     def __init__(self, teacher: Teacher, stride: Tensor, nc: int, names: Mapping[int, str]):
         """Take a teacher's task and channels.
@@ -40,7 +40,7 @@ class ValidationModel(nn.Module):
 
 
 class PaddedModel(ValidationModel):
-    """A model with a YOLO head that has coarser levels than the student's val images are padded for."""
+    """A YOLO model with a coarser stride than the student's val images are padded for; it pads them."""
 
     def __init__(self, teacher: Teacher, model: nn.Module, nc: int, names: Mapping[int, str]):
         """Wrap a copy of a teacher's model that predicts the student's classes.
@@ -63,7 +63,7 @@ class PaddedModel(ValidationModel):
 
     @property
     def end2end(self) -> bool:
-        """Whether the head without suppression predicts; the validator chooses."""
+        """Whether the NMS-free head predicts; the validator sets it."""
         return self.inner.end2end
 
     @end2end.setter
@@ -72,7 +72,7 @@ class PaddedModel(ValidationModel):
         self.inner.end2end = value
 
     def forward(self, images: Tensor, *_: Any, **__: Any) -> Any:
-        """Return the model's predictions for padded images; its maps are cropped to the images themselves."""
+        """Pad the images, and return the predictions; maps are cropped to the size of the given images."""
         padded = outputs.pad(images, self.coarsest)
         return self._crop(self.inner(padded), images.shape, padded.shape)
 
@@ -87,13 +87,13 @@ class PaddedModel(ValidationModel):
 
 
 class DetectorModel(ValidationModel):
-    """A teacher that predicts sets of detections, or an average over grids.
+    """A teacher that predicts sets of detections, or an average over grids, as a model.
 
-    It prepares the teacher at its first batch, in float32 and with all outputs, as the terms may read fewer.
+    The first batch prepares the teacher in float32 and with all outputs; in training the terms may read only some.
     """
 
     def __init__(self, teacher: Teacher, nc: int, names: Mapping[int, str]):
-        """Take a teacher of its own.
+        """Take an unprepared teacher.
 
         Args:
             teacher (Teacher): An unprepared copy of a detector, its classes matched with the student's.
@@ -105,7 +105,7 @@ class DetectorModel(ValidationModel):
         self._teacher = teacher
 
     def forward(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return detections as a validator takes them, in pixels.
+        """Return detections in the form that validators take, in pixels.
 
         Args:
             images (Tensor): Images of shape (B, C, H, W) in [0, 1].
@@ -133,7 +133,7 @@ class DetectorModel(ValidationModel):
 
     @staticmethod
     def _rows(answer: SetAnswer, taught: Tensor, images: Tensor) -> Tensor:
-        """Return each image's instances, most confident first, once for every class that they may be."""
+        """Return each image's rows, most confident first: one for each instance and class above `CONF`."""
         instances = answer.instances((images.shape[-2], images.shape[-1]))
         instance, column = (answer.probs > CONF).nonzero(as_tuple=True)
         conf = answer.probs[instance, column]

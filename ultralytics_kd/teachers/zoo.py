@@ -11,7 +11,7 @@ from ..errors import ModelError, first_line
 def zoo_model(source: str) -> Any | None:
     """Return the classifier of `torchvision:NAME` or `timm:NAME`, with `names`, `mean` and `std`; else None.
 
-    The library downloads the weights, unless it has them.
+    The library downloads the weights, unless they are in its cache.
 
     Args:
         source (str): A `teacher` argument.
