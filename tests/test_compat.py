@@ -118,7 +118,7 @@ def test_loss_without_named_parts_is_named(monkeypatch):
         return 0.0, 0.0
 
     monkeypatch.setattr(v8DetectionLoss, "__call__", nameless)
-    with pytest.raises(KDError, match="v8DetectionLoss' that names its parts"):
+    with pytest.raises(KDError, match="v8DetectionLoss' that returns its parts by name"):
         check_ultralytics()
 
 

@@ -439,7 +439,7 @@ def test_teacher_that_cannot_be_saved_teaches_and_is_said_to_be_needed_again(tmp
 @pytest.mark.parametrize("teacher", ["ema", Sure()])
 def test_precision_of_a_teacher_that_has_its_own_is_said_to_be_idle(teacher, quick, caplog):
     YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=teacher, kd_precision="bf16")
-    assert "'kd_precision=bf16' has no effect: this teacher runs in a precision of its own" in caplog.text
+    assert "'kd_precision=bf16' has no effect: this teacher chooses its own precision" in caplog.text
 
 
 def test_one_class_may_be_chosen_by_its_number(quick, teacher):
@@ -491,7 +491,7 @@ def test_stored_answers_of_an_object_are_compared_with_it(quick, tmp_path):
 
 
 def test_search_needs_a_teacher_that_travels(quick):
-    with pytest.raises(KDError, match="cannot follow to the processes that search"):
+    with pytest.raises(KDError, match="the processes that search cannot get a teacher in memory"):
         YOLO(STUDENT).tune(data=quick["data"], teacher=Sure(), iterations=1)
 
 

@@ -441,7 +441,7 @@ def test_run_that_was_interrupted_after_its_last_epoch_is_finished_by_resume_and
     assert "metrics/mAP50-95(B)" in again.trainer.teacher_metrics and again.metrics is not None
     for finished in (YOLO(last), StockYOLO(last)):
         install()
-        with pytest.raises(KDError, match="of a run that is finished: there is nothing to resume"):
+        with pytest.raises(KDError, match="belongs to a run that is finished: there is nothing to resume"):
             finished.train(resume=True)
 
 

@@ -235,7 +235,7 @@ def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
     LOGGER.propagate = True
     YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled_ratio=2.0)
     LOGGER.propagate = False
-    assert "'kd_unlabeled_ratio=2' has no effect: there are no images of kd_unlabeled" in caplog.text
+    assert "'kd_unlabeled_ratio=2' has no effect: kd_unlabeled is not set" in caplog.text
     assert YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_unlabeled"] is None
 
 

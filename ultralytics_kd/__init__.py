@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 
 _MODULES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
-# Modules that need nothing of Ultralytics, and modules that need no more of it than the arguments; all others need more
+# Modules that need nothing of Ultralytics, and modules that need its configuration alone; all others need all parts
 _NEED_NOTHING = {"__main__", "_autoload", "activation", "compat", "errors"}
 _NEED_ARGUMENTS = {"cli", "config", "files", "install"}
 
@@ -51,7 +51,7 @@ class _Gate:
             check_parts(CONFIGURATION)
         else:
             check_ultralytics()
-            self.open = True  # it is not removed: Python iterates over the finders just now and would skip the next one
+            self.open = True  # not removed: Python is iterating over the finders and would skip the next
 
 
 sys.meta_path.insert(0, _Gate())

@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _yolo(args)
     except Exception as e:
-        if not is_input_error(e, lambda: _values(args)):  # a fault of the program: its traceback is needed to mend it
+        if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
             raise
-        # File names may hold bytes that are no text
+        # File names may hold bytes that are not text
         LOGGER.error(str(e).strip().encode(errors="backslashreplace").decode())
         return 1
     return 0
@@ -71,7 +71,7 @@ def _values(args: list[str]) -> list[Any]:
 
 
 def _yolo(args: list[str]) -> None:
-    """Run Ultralytics' own command line with the kd arguments known and the distilling trainers in place."""
+    """Run Ultralytics' own command line with the kd arguments and the distilling trainers."""
     from .install import install
 
     install()
@@ -80,7 +80,7 @@ def _yolo(args: list[str]) -> None:
     with recipes.running(_check_line(args)):
         _warn_of_idle(args)
         before = ul_cfg.ARGV[:]
-        ul_cfg.ARGV[:] = ["yolo", *args]  # in place and by that name: so Ultralytics tells its CLI from Python
+        ul_cfg.ARGV[:] = ["yolo", *args]  # changed in place; by 'yolo' Ultralytics tells its CLI from Python
         try:
             ul_cfg.entrypoint()
         finally:
@@ -96,10 +96,10 @@ def _check_line(args: list[str]) -> recipes.CommandLine:
     Raises:
         KDError: If `cfg` is not a YAML of arguments, or a mode, task or model is not a text.
     """
-    _merged(args)  # its error is a sentence
+    _merged(args)  # raises if nothing stands before an '='
     line = recipes.check_line(args)
     given: dict[str, Any] = {}
-    for recipe in line.recipes.values():  # of several, the first one counts
+    for recipe in line.recipes.values():  # of several recipes, the first one counts
         given = {**recipe, **given}
     typed = {name: text for name, text in line.given.items() if name in READ_EARLY and text}
     given |= [ul_cfg.parse_key_value_pair(f"{name}={text}") for name, text in typed.items()]

@@ -132,7 +132,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     ),
 }
 _CONFIGURATION = ("ultralytics", "ultralytics.utils", "ultralytics.utils.checks", "ultralytics.cfg")
-# The parts that the arguments alone need: no more may exist while Ultralytics is being imported
+# The parts that the arguments need. While Ultralytics is being imported, the others may not exist yet
 CONFIGURATION = {module: INTERNALS[module] for module in _CONFIGURATION}
 
 _warned = False
@@ -171,7 +171,7 @@ def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None
     """
     missing = [name for module in parts for part in parts[module] if (name := _missing(module, part))]
     if "ultralytics.utils.loss" in parts and not missing and not _loss_names_its_parts():
-        missing = ["'ultralytics.utils.loss.v8DetectionLoss' that names its parts"]
+        missing = ["'ultralytics.utils.loss.v8DetectionLoss' that returns its parts by name"]
     if missing:
         version = version or installed_release()
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

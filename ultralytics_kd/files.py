@@ -28,11 +28,11 @@ UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 STORED = "what is stored stays; make room and run the same command again to finish."
-PROBE_BYTES = 2**20  # of the file that tells whether a disk is full
+PROBE_BYTES = 2**20  # size of the file that tests whether a disk is full
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error without the name of the file, which the sentence around it has already.
+    """Return the message of an error without the file name, which the sentence around it already has.
 
     Args:
         error (Exception): The error.
@@ -70,13 +70,13 @@ def load_yaml(file: Any) -> dict:
 def check_yaml_text(text: str) -> None:
     """Raise if a text is not YAML or grows too large.
 
-    Aliases repeat the content of an anchor, so that a few lines can print as more text than fits in memory.
+    Aliases repeat the content of an anchor, so that a few lines can stand for more text than fits in memory.
 
     Args:
         text (str): The text.
 
     Raises:
-        KDError: If it grows too large.
+        KDError: If it stands for too many values.
         YAMLError: If it is not YAML. Some texts make PyYAML raise other errors; all of them are in `YAML_ERRORS`.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -154,9 +154,9 @@ def lock_file(folder: Path) -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a new file beside a file, and let it take the file's place once it is whole and on the disk.
+    """Yield a new file that replaces the target once it is whole and on the disk.
 
-    Until then the old file stays as it is, whatever happens, a power failure included.
+    Until then the target stays as it is, even after a power failure.
 
     Args:
         target (Path): The file to replace; it need not exist.
@@ -168,19 +168,19 @@ def replacing(target: Path) -> Iterator[Path]:
         >>> with replacing(Path("notes.json")) as part:
         ...     part.write_text("{}")
     """
-    # A new name each time: in a folder that others can write to, a link in its place would be followed
+    # A random name: others may write to the folder, and a link under a known name would be followed
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     open(part, "xb").close()
     try:
         yield part
         move_into_place(part, target)
-    except BaseException:  # the caller gets it; a half-written file is of no use
+    except BaseException:  # it is raised again; a half-written file is of no use
         part.unlink(missing_ok=True)
         raise
 
 
 def move_into_place(part: Path, target: Path) -> None:
-    """Write a whole file through to the disk, then let it take the place of another.
+    """Flush a whole file to the disk, then let it replace another.
 
     Args:
         part (Path): The whole file, on the same file system.
@@ -213,7 +213,7 @@ def write_whole(target: Path, content: bytes, advice: str = STORED) -> None:
 
 
 def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
-    """Return the error to raise after writing failed; None if neither a full nor a read-only disk is the reason.
+    """Return the error to raise after a failed write; None if the disk is neither full nor read-only.
 
     Args:
         error (Exception): The error of the write.

@@ -1,9 +1,9 @@
-"""Everything that is changed in Ultralytics' own modules: what, why, and how it is undone.
+"""All changes in Ultralytics' own modules, why they are made, and how they are undone.
 
 `CHANGES` is the whole list. `uninstall` puts the originals back; a change of a `with` block ends with the block.
 
-After `yolo-kd enable` this module is imported while Ultralytics is being imported. The trainers that distil need more
-of Ultralytics than is there by then, so they are imported when they are first asked for.
+After `yolo-kd enable` this module is imported while Ultralytics is being imported. The trainers that distil need
+modules of Ultralytics that do not exist by then, so they are imported on first use.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ TEMPORARY_CHANGES = (
     Change(
         "ultralytics.utils",
         "LOGGER",
-        "A filter puts the checkpoint in the place of the new file in what `strip_optimizer` logs.",
+        "A filter makes `strip_optimizer` log the name of the checkpoint and not that of the new file.",
         during="a checkpoint is stripped; ultralytics_kd.training",
     ),
     Change(
@@ -130,7 +130,7 @@ def uninstall() -> None:
 def _trainer_replacement() -> Callable[[TaskMap], TaskMap] | None:
     """Return the function that puts trainers that distil into a task map; None if they cannot be imported.
 
-    Then all that does not distil goes on after a warning, and a trainer that is given a teacher raises the reason.
+    Then plain training still works, after a warning, and a trainer that is given a teacher raises the reason.
     """
     try:
         from .model import with_distilling_trainers

@@ -52,8 +52,8 @@ class YOLO(_YOLO):
             use_ray (bool): Whether Ray Tune searches, and not Ultralytics' own tuner.
             iterations (int): Number of trainings.
             *args (Any): Ultralytics' arguments for Ray: space, grace_period, gpu_per_trial.
-            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments. `space` may have kd arguments that
-                are numbers, with bounds (low, high) for either tuner, and others with Ray's `tune.choice`.
+            **kwargs (Any): Ultralytics' arguments, `teacher` and the kd arguments. `space` may hold kd
+                arguments: numbers with bounds (low, high) for either tuner, all others with Ray's `tune.choice`.
 
         Returns:
             (ResultGrid | None): What Ultralytics' `tune` returns.
@@ -77,11 +77,11 @@ class YOLO(_YOLO):
 def _check_is_file(teacher: Any, purpose: str) -> None:
     """Raise if a teacher is an object in memory, which other processes cannot get."""
     if not all(isinstance(each, (str, Path, type(None))) for each in as_list(teacher)):
-        raise KDError(f"a teacher in memory cannot follow to the processes that {purpose}: save it and give its path.")
+        raise KDError(f"the processes that {purpose} cannot get a teacher in memory: save it and give its path.")
 
 
 def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
-    """Search as Ultralytics does, with arguments that are checked and mean the same to both of its tuners."""
+    """Search as Ultralytics does; the arguments are checked first and mean the same for both of its tuners."""
     check_call(kwargs)
     _check_is_file(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()

@@ -140,10 +140,10 @@ WEIGHTS = ("kd_cls", "kd_box", "kd_mask", "kd_kpt", "kd_depth", "kd_feat")
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return the value of an argument that may be a list as one.
+    """Return the value of an argument as a list.
 
     Args:
-        value (Any): A list, a tuple, a text as a command line has it ("[a.pt,b.pt]"), or the only element.
+        value (Any): A list, a tuple, a text as on a command line ("[a.pt,b.pt]"), or a single element.
 
     Examples:
         >>> as_list("[a.pt,b.pt]"), as_list("a.pt"), as_list((1, 2))
@@ -154,7 +154,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def parse_list(value: Any) -> Any:
-    """Return the value of an argument that may be a list, with a list in a text parsed; a single value stays as it is.
+    """Parse the value of an argument that may be a list; a single value stays as it is.
 
     Args:
         value (Any): The value; "[a.pt,b.pt]" becomes ["a.pt", "b.pt"].
@@ -178,7 +178,7 @@ def class_loss(args: Any, task: str) -> str:
 def temperature(args: Any, term: str) -> float | None:
     """Return the temperature of a term; None for the default of its loss.
 
-    `kd_cls_tau` and its like win over `kd_tau`, which is for all terms.
+    The temperature of one term, such as `kd_cls_tau`, overrides `kd_tau`, which is for all terms.
 
     Args:
         args (Namespace): Arguments of the training.

@@ -1,4 +1,4 @@
-"""What a change in Ultralytics' own modules is, how it is made and how it is undone."""
+"""Make and undo changes in Ultralytics' own modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Change:
         why (str): What the change is for.
         replace (Callable, optional): Returns the replacement of the original. None for a change that code elsewhere
             makes and undoes itself, in a `with` block.
-        in_place (bool): Whether the content of a dict, list or namespace is changed and not the attribute, because
+        in_place (bool): Whether the content of a dict, list or namespace is changed, and the attribute is kept, because
             other modules hold the same object.
         during (str): For a change in a `with` block: when it is in force, and the module that makes it.
     """
@@ -53,7 +53,7 @@ _undo: dict[Change, Callable[[], None]] = {}  # changes that are in force, in th
 
 
 def make(changes: Iterable[Change]) -> None:
-    """Make changes that are not in force yet; those of a `with` block are left to it.
+    """Make changes that are not in force yet, except those that a `with` block makes.
 
     Args:
         changes (Iterable[Change]): The changes.
@@ -68,9 +68,9 @@ def make(changes: Iterable[Change]) -> None:
             _fill(original, change.replace(before))
             _undo[change] = partial(_fill, original, before)
         else:
-            own = vars(owner).get(name, _ABSENT)  # a class may inherit it
+            own_attribute = vars(owner).get(name, _ABSENT)  # absent if a class inherits it
             setattr(owner, name, change.replace(original))
-            _undo[change] = partial(_restore, owner, name, own)
+            _undo[change] = partial(_restore, owner, name, own_attribute)
 
 
 def undo() -> None:

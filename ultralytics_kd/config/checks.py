@@ -22,7 +22,7 @@ MAX_DEPTH, MAX_PARTS = 20, 100_000  # of the lists and maps in an argument
 
 # One argument at a time -----------------------------------------------------------------------------------------------
 def check_values(cfg: Mapping[str, Any]) -> None:
-    """Check kd arguments one by one, as far as that needs no other argument.
+    """Check each kd argument on its own.
 
     Args:
         cfg (Mapping): Arguments; names that are not kd arguments are skipped.
@@ -116,8 +116,8 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): All arguments of the training.
 
     Raises:
-        KDError: If kd arguments are given without a teacher, a teacher together with `distill_model` or for a task that
-            cannot be distilled, or all weights are 0.
+        KDError: If kd arguments are given without a teacher. With a teacher: if `distill_model` is given too, if the
+            task cannot be distilled, if arguments conflict, or if all weights are 0.
     """
     if not has_teacher(cfg):
         changed = [k for k, a in ARGUMENTS.items() if k != "teacher" and cfg.get(k, a.default) != a.default]
@@ -140,7 +140,7 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
 
 
 def check_teacher_given(given: Collection[str], arguments: Mapping[str, Any]) -> None:
-    """Raise if a command or call gives a kd argument, whatever its value, and no teacher.
+    """Raise if a command or call gives a kd argument of any value, but no teacher.
 
     A call that gives `teacher=None` itself is left to `check_combination`: Ultralytics' tuner passes every argument on.
 
@@ -182,7 +182,7 @@ def _check_losses(cfg: Mapping[str, Any]) -> None:
 
 
 def check_user_losses(cfg: Mapping[str, Any]) -> None:
-    """Import the losses of the user's own code that a training uses, so that it fails before anything is written.
+    """Import the user's own losses that a training uses, so that a fault in one shows before anything is written.
 
     Args:
         cfg (Mapping): All arguments of the training.
@@ -197,14 +197,15 @@ def check_user_losses(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_cache(cfg: Mapping[str, Any]) -> None:
-    """Check that stored detections are all that the terms need."""
+    """Check that the terms need nothing but stored detections."""
     if cfg.get("task") != "detect":
         raise KDError(f"'kd_cache' stores detections, and task '{cfg.get('task')}' learns more than these: drop it.")
     if cfg.get("teacher") == "ema":
         raise KDError("'kd_cache' stores answers once, and teacher=ema changes with the student: drop one.")
     if cfg.get("kd_unlabeled"):
         raise KDError(
-            "'kd_cache' has answers for the images of data= only: drop it, so that kd_unlabeled's get answers too."
+            "'kd_cache' has answers for the images of data= only: drop it, so that the teacher also answers those of "
+            "kd_unlabeled."
         )
     reason = "and kd_cache stores detections: drop kd_cache so that the teacher runs on every step, or"
     if cfg.get("kd_feat"):
@@ -221,7 +222,7 @@ def check_plain(given: Mapping[str, Any]) -> None:
         given (Mapping): Arguments.
 
     Raises:
-        KDTypeError: If there is one: a list may contain itself, and a few lines of YAML aliases stand for a huge one.
+        KDTypeError: If so. A list may contain itself, and a few lines of YAML aliases can stand for a huge list.
     """
     for name, value in given.items():
         if not isinstance(name, str):

@@ -34,7 +34,7 @@ def idle_arguments(cfg: Mapping[str, Any], own_precision: bool = False) -> list[
 
     Args:
         cfg (Mapping): All arguments of the training.
-        own_precision (bool): Whether the teacher chooses the precision that it runs in.
+        own_precision (bool): Whether the teacher chooses its own precision.
     """
     return [*_weights_and_losses(cfg), *_unlabeled(cfg), *_precision(cfg, own_precision), *_temperatures(cfg)]
 
@@ -64,18 +64,18 @@ def _off(cfg: Mapping[str, Any], weight: str) -> str:
 def _unlabeled(cfg: Mapping[str, Any]) -> Iterator[Idle]:
     """Yield the ratio of images without labels, if there are none."""
     if not cfg["kd_unlabeled"] and _set(cfg, "kd_unlabeled_ratio"):
-        yield Idle("kd_unlabeled_ratio", f"{cfg['kd_unlabeled_ratio']:g}", "there are no images of kd_unlabeled")
+        yield Idle("kd_unlabeled_ratio", f"{cfg['kd_unlabeled_ratio']:g}", "kd_unlabeled is not set")
 
 
 def _precision(cfg: Mapping[str, Any], own_precision: bool) -> Iterator[Idle]:
-    """Yield how the teacher is to run, if it does not run or chooses this itself."""
+    """Yield the arguments of how the teacher runs, if no teacher runs or it chooses its own precision."""
     if not cfg["kd_cache"] and not own_precision:
         return
-    reason = "this teacher runs in a precision of its own"
+    reason = "this teacher chooses its own precision"
     if cfg["kd_cache"]:
         reason = "with kd_cache no teacher runs while the student trains"
     for name in ("kd_precision", "kd_compile"):
-        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the answers are computed in it
+        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the cache is computed in it first
         if _set(cfg, name) and not stored_now:
             yield Idle(name, cfg[name], reason)
 

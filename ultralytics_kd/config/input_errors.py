@@ -1,9 +1,9 @@
-"""Which errors of a command are about what the user gave it, so that one sentence explains them.
+"""Tell errors in the user's input, which one sentence explains, from faults in the code.
 
 Ultralytics raises built-in errors for unknown arguments, missing files and data sets that it cannot read. A fault in
-the code raises the same types, and its traceback must stay. They differ in the place where they are raised and in their
-attributes: an error of the operating system or of Python's compiler has a `filename`, one that Ultralytics raises with
-a message of its own has none.
+the code raises the same types, and its traceback must stay. Two things tell them apart: where an error is raised, and
+its `filename`. Errors of the operating system and of Python's compiler have one; errors that Ultralytics itself raises
+have none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import KDError
 
 ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
-DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it reads one with these
+DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it calls these
 
 
 def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = tuple) -> bool:
@@ -41,7 +41,7 @@ def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = t
 
 
 def _is_data_error(cause: BaseException | None) -> bool:
-    """Return whether a data set cannot be read, as opposed to a fault of the code that reads it."""
+    """Return whether a data set cannot be read; False for a fault of the code that reads it."""
     if isinstance(cause, (OSError, SyntaxError, UnicodeError, yaml.YAMLError, KDError)):
         return True
     return isinstance(cause, (TypeError, ValueError)) and _raised_in(cause)[0] in DATA_SET_CHECKS

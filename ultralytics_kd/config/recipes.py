@@ -1,4 +1,4 @@
-"""Recipes: files of arguments, which may come from a stranger. They name no code and grant no trust."""
+"""Recipes are files of arguments that may come from a stranger, so they must not name code or grant trust."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_arguments(recipe: Mapping[str, Any], place: str, given: Mapping[str, A
         given (Mapping): Arguments that the command or call itself gives.
 
     Raises:
-        KDError: If they do.
+        KDError: If they do either.
     """
     if recipe.get(TRUST) and TRUST not in given:
         raise KDError(
@@ -83,7 +83,7 @@ def _names_code(argument: str, value: Any) -> bool:
 
 
 def check_call(arguments: Mapping[str, Any]) -> None:
-    """Check a call of `train` or `tune`: its recipe, those of the command line behind it, and that it has a teacher.
+    """Check a call of `train` or `tune`: its recipe, the recipes of the command line behind it, and its teacher.
 
     Args:
         arguments (Mapping): Arguments of the call.
@@ -100,11 +100,11 @@ def check_call(arguments: Mapping[str, Any]) -> None:
 
 
 def check_line(line: list[str], certain: bool = True) -> CommandLine:
-    """Read a command line and check its recipes: Ultralytics merges all of them and does not say what came from where.
+    """Read a command line and check its recipes before Ultralytics merges them, which hides where a value came from.
 
     Args:
         line (list[str]): Arguments of the command.
-        certain (bool): Whether it is a command line of Ultralytics; in that of another program `cfg=` may be anything.
+        certain (bool): Whether it is a command line of Ultralytics; other programs may use `cfg=` for anything.
 
     Raises:
         KDError: As `check_recipe` does.
@@ -112,7 +112,7 @@ def check_line(line: list[str], certain: bool = True) -> CommandLine:
     """
     try:
         pairs = [arg.lstrip("-").rstrip(",").partition("=") for arg in ul_cfg.merge_equals_args(list(line))]
-    except (IndexError, SyntaxError):  # an '=' with nothing before it or an open bracket, which others report
+    except (IndexError, SyntaxError):  # an '=' with nothing before it, or an open bracket; Ultralytics reports it
         return CommandLine()
     typed = [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
     read = CommandLine({name: value for name, value in typed if name != "cfg"})
@@ -151,7 +151,7 @@ def check_merged(arguments: Mapping[str, Any]) -> None:
         arguments (Mapping): The arguments; `cfg` is among them if there was a file.
 
     Raises:
-        KDError: As `check_recipe` does. A value that is the same in both is taken to come from the file.
+        KDError: As `check_recipe` does. A value that is equal in both counts as a value of the file.
     """
     if arguments.get("cfg"):
         recipe = load_yaml(arguments["cfg"])
@@ -173,6 +173,6 @@ def check_unfinished(model: Any, arguments: Mapping[str, Any]) -> None:
     taught = has_teacher(ckpt.get("train_args") or {})
     if arguments.get("resume") is True and taught and not ckpt.get("optimizer"):
         raise KDError(
-            f"{model.ckpt_path} is of a run that is finished: there is nothing to resume. To train it further, start a "
-            "new run with data= and teacher=, and without resume."
+            f"{model.ckpt_path} belongs to a run that is finished: there is nothing to resume. To train it further, "
+            "start a new run with data= and teacher=, and without resume."
         )

@@ -1,4 +1,4 @@
-"""The kd arguments in Ultralytics, in this process: its configuration knows them, and no trainer ignores a teacher."""
+"""Register the kd arguments in this process: Ultralytics accepts them, and no trainer ignores a teacher."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _with_names(names: Any, chosen: Callable[[Any], Any]) -> Any:
 
 
 def _checking_kd_arguments(check_stock: Callable[..., None]) -> Callable[..., None]:
-    """Return `check_cfg`, which checks the kd arguments first: its errors are sentences for users."""
+    """Return a `check_cfg` that first checks the kd arguments, with errors for users."""
 
     @functools.wraps(check_stock)
     def check_cfg(cfg: dict, hard: bool = True) -> None:
@@ -39,7 +39,7 @@ def _checking_kd_arguments(check_stock: Callable[..., None]) -> Callable[..., No
         _simplify(cfg)
         try:
             check_stock(cfg, hard)
-        except TypeError as e:  # Ultralytics' sentences, as errors that the command line prints in one line
+        except TypeError as e:  # as errors of this package, which the command line prints in one line
             raise KDTypeError(str(e)) from e
         except ValueError as e:
             raise KDError(str(e)) from e
@@ -48,7 +48,7 @@ def _checking_kd_arguments(check_stock: Callable[..., None]) -> Callable[..., No
 
 
 def _refusing_to_ignore_a_teacher(check_stock: Callable[..., None]) -> Callable[..., None]:
-    """Return `BaseTrainer.check_resume`, the first step of every trainer, which checks the teacher as well."""
+    """Return a `BaseTrainer.check_resume` that also checks the teacher; it is the first step of every trainer."""
 
     @functools.wraps(check_stock)
     def check_resume(self: Any, overrides: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ def _refusing_to_ignore_a_teacher(check_stock: Callable[..., None]) -> Callable[
         if has_teacher(vars(self.args)):
             _check_distils(self)
             return
-        for name in ARGUMENTS:  # a plain run is saved as Ultralytics would save it, so that it alone can resume it
+        for name in ARGUMENTS:  # Ultralytics alone must be able to resume a plain run
             vars(self.args).pop(name, None)
 
     return check_resume
@@ -69,8 +69,8 @@ ARGUMENT_CHANGES = (
     Change(
         "ultralytics.utils",
         "DEFAULT_CFG_DICT",
-        "The kd arguments have defaults. They are then offered when one is misspelt, printed at the start of a run and "
-        "saved in args.yaml and checkpoints.",
+        "The kd arguments have defaults. Ultralytics then suggests them for a misspelt name, prints them at the start "
+        "of a run, and saves them in args.yaml and checkpoints.",
         _with_defaults,
         in_place=True,  # every module of Ultralytics holds this object
     ),
@@ -78,19 +78,19 @@ ARGUMENT_CHANGES = (
     Change(
         "ultralytics.cfg",
         "CFG_FLOAT_KEYS",
-        "Numbers are checked to be numbers, and searches know that they have bounds.",
+        "Ultralytics checks that these arguments are numbers, and can search them within bounds.",
         lambda names: _with_names(names, lambda argument: argument.number),
     ),
     Change(
         "ultralytics.cfg",
         "CFG_BOOL_KEYS",
-        "Switches are checked to be True or False.",
+        "Ultralytics checks that these arguments are True or False.",
         lambda names: _with_names(names, lambda argument: argument.type == "bool"),
     ),
     Change(
         "ultralytics.cfg",
         "CFG_STR_KEYS",
-        "Names of losses and the like are checked to be texts.",
+        "Ultralytics checks that these arguments, such as names of losses, are texts.",
         lambda names: _with_names(names, lambda argument: argument.choices),
     ),
     Change("ultralytics.cfg", "CLI_HELP_MSG", "The help lists the kd arguments.", lambda text: text + help_text()),
@@ -104,7 +104,7 @@ ARGUMENT_CHANGES = (
     Change(
         "ultralytics.cfg",
         "check_cfg(cfg)",
-        "`get_cfg` checks the kd arguments, and bad values of others are errors that the command line knows.",
+        "`get_cfg` checks the kd arguments. The command line prints a bad value of any argument in one sentence.",
         _checking_kd_arguments,
     ),
 )
@@ -119,7 +119,7 @@ TRAINER_CHANGES = (
 
 
 def register_arguments() -> None:
-    """Make the kd arguments arguments of Ultralytics; calling it again changes nothing.
+    """Add the kd arguments to those of Ultralytics; calling it again changes nothing.
 
     Raises:
         KDError: If this release of Ultralytics has an argument of the same name.
@@ -130,8 +130,8 @@ def register_arguments() -> None:
     if taken:
         release = installed_release()
         raise KDError(
-            f"ultralytics {release} has an argument '{taken[0]}' of its own, which ultralytics_kd uses for another "
-            f"thing: {advice(release)}."
+            f"ultralytics {release} has an argument '{taken[0]}' of its own, which means something else in "
+            f"ultralytics_kd: {advice(release)}."
         )
     make(ARGUMENT_CHANGES)
 
@@ -140,7 +140,7 @@ def register() -> None:
     """Make the kd arguments known to Ultralytics, and let no trainer ignore them; calling it again changes nothing.
 
     Raises:
-        KDError: If this release of Ultralytics has an argument of the same name, or lacks what is changed.
+        KDError: If this release of Ultralytics has an argument of the same name, or lacks a part that is changed.
     """
     register_arguments()
     check_parts(parts_of(TRAINER_CHANGES))
@@ -148,7 +148,7 @@ def register() -> None:
 
 
 def parts_of(changes: tuple[Change, ...]) -> dict[str, tuple[str, ...]]:
-    """Return what changes replace, by module, as `compat.check_parts` takes it.
+    """Return the parts that changes replace, by module, in the format of `compat.check_parts`.
 
     Args:
         changes (tuple[Change, ...]): The changes.
@@ -158,14 +158,14 @@ def parts_of(changes: tuple[Change, ...]) -> dict[str, tuple[str, ...]]:
 
 # Checks ---------------------------------------------------------------------------------------------------------------
 def _check_not_in_cloud(cfg: Mapping[str, Any]) -> None:
-    """Raise if `ul cloud train` is to distil: Platform's machines lack this plugin, and cost as much without it."""
+    """Raise if `ul cloud train` has kd arguments: Platform's machines lack this plugin and would ignore them."""
     if [Path(sys.argv[0]).stem, *sys.argv[1:2]] != ["ul", "cloud"]:
         return
     changed = [k for k, a in ARGUMENTS.items() if cfg.get(k, a.default) != a.default]
     if changed:
         raise KDError(
             f"'{changed[0]}={cfg[changed[0]]}' has no effect in the cloud: 'ul train project=USER/PROJECT ...' distils "
-            "on this machine and is followed on Platform as well."
+            "on this machine, and Platform shows the run too."
         )
 
 
@@ -184,7 +184,7 @@ def _simplify(cfg: dict) -> None:
 def _check_distils(trainer: Any) -> None:
     """Raise if a trainer would ignore its teacher."""
     if not getattr(trainer, "distils", False):
-        check_ultralytics()  # a missing part may be why a distilling trainer did not take its place
+        check_ultralytics()  # if Ultralytics lacks a part, no distilling trainer could take its place
         raise KDError(
             f"{type(trainer).__name__} does not distil and would ignore teacher={trainer.args.teacher}: train a YOLO "
             "model, through ultralytics_kd.YOLO or with a trainer of ultralytics_kd.trainer."

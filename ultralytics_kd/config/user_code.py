@@ -1,4 +1,4 @@
-"""Objects that an argument names as `module:name`: of the user's own code, or models of a known library."""
+"""Objects that an argument names as `module:name`: the user's own code, or models of a known library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import KDError, first_line
 
-MODEL_LIBRARIES = ("torchvision", "timm")  # `library:name` is a pretrained model of theirs, which runs no user code
+MODEL_LIBRARIES = ("torchvision", "timm")  # `library:name` is a pretrained model and runs no user code
 
 
 def names_library_model(text: Any) -> bool:
@@ -40,7 +40,7 @@ def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda 
     Args:
         argument (str): Name of the argument, for errors.
         text (str): `package.module:name`.
-        make (Callable): Makes the result of the object that is named; it may run the user's code.
+        make (Callable): Makes the result from the named object; it may run the user's code.
 
     Raises:
         KDError: If there is no such object, or the user's code raises.
@@ -61,7 +61,7 @@ def load_loss(argument: str, text: str) -> Any:
 
     Args:
         argument (str): The argument that names it: "kd_cls_loss", "kd_box_loss" or "kd_feat_loss".
-        text (str): `module:name` of a function; of features also of a class that makes an nn.Module.
+        text (str): `module:name` of a function; for "kd_feat_loss" also of a class that makes an nn.Module.
 
     Raises:
         KDError: If it cannot be imported or called, or is a class and the argument takes functions only.
