@@ -119,7 +119,7 @@ def listen() -> None:
     stock_answer = cache.work.LocalExecutor.answer
     cache.work.LocalExecutor.answer = lambda *args: answered(stock_answer, *args)
     if os.environ.get("DDP_BLIND") == str(RANK):  # as on a machine that does not share the run's folder
-        distributed._reads = lambda file, word: False
+        distributed._appears = lambda file, word: False
 
     def opened(stock: Any, *args: Any) -> Any:
         record["opened"] += 1

@@ -48,7 +48,7 @@ def test_fingerprint_that_fails_costs_no_run(quick, caplog, monkeypatch):
             raise OSError("no weights here")
 
     YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=Broken())
-    assert "its fingerprint() fails, so that resume cannot compare weights: no weights here" in caplog.text
+    assert "its fingerprint() fails, so resume cannot compare weights: no weights here" in caplog.text
 
 
 def test_object_with_names_and_teach_teaches_detections_and_features(quick, tmp_path):

@@ -281,7 +281,7 @@ def test_devices_of_processes_are_the_given_or_the_first(device, processes, expe
     [
         ({"device": "0"}, "device=0 names 1 GPU(s) and 2 processes run here: name one for each"),
         ({"device": "cpu"}, "device=cpu: processes that train together need a GPU each"),
-        ({"batch": -1}, "batch=-1 is to be shared by 2 processes"),
+        ({"batch": -1}, "batch=-1 cannot be split among 2 processes"),
     ],
 )
 def test_what_processes_cannot_share_is_one_sentence(given, sentence, quick, teacher, monkeypatch):
@@ -478,5 +478,5 @@ def test_machines_that_share_no_folder_are_told_so(tmp_path, data, teacher, monk
     with pytest.raises(AssertionError) as error:
         torchrun(tmp_path, {**ARGS, **given, "device": None}, groups=2)
     said = str(error.value)
-    assert f"{tmp_path / 'runs' / 'run'}, which the first process writes, is not there on" in said
+    assert f"{tmp_path / 'runs' / 'run'}, which the first process writes, is missing on" in said
     assert not (tmp_path / "runs").exists()

@@ -385,7 +385,7 @@ def test_resume_goes_on_with_other_weights_if_they_are_asked_for(quick, teacher,
     model.train(**quick, teacher=teacher)
     again = YOLO(last)
     again.train(resume=True, teacher=str(other))
-    assert "has other weights than the run began with: it goes on" in caplog.text
+    assert "has other weights than the run began with: they are used now" in caplog.text
     assert again.trainer.start_epoch == 1 and again.trainer.args.teacher == str(other)
 
 
@@ -499,7 +499,7 @@ def test_failure_of_the_teachers_validation_does_not_harm_the_student(quick, tea
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluation, "_prepared", fail)
+    monkeypatch.setattr(evaluation, "_prepare_validation", fail)
     ended = []
     model = YOLO(STUDENT)
     model.add_callback("on_train_end", ended.append)

@@ -125,7 +125,7 @@ def test_kinds_of_ray_need_ray_and_are_checked_value_by_value(quick, teacher):
         YOLO(STUDENT).tune(space=choice, teacher=teacher, **quick)
     with pytest.raises(KDError, match="does not suit task 'detect'"):
         YOLO(STUDENT).tune(True, space={"kd_cls_loss": tune.choice(["kl", "dkd"])}, teacher=teacher, **quick)
-    with pytest.raises(KDError, match="is given and in space="):
+    with pytest.raises(KDError, match="is also in space="):
         YOLO(STUDENT).tune(True, space=SPACE, teacher=teacher, kd_cls=1.0, **quick)
 
 

@@ -1,4 +1,4 @@
-"""Where the answer to a batch comes from: a teacher that runs beside the student, or a cache of stored answers.
+"""Sources of the answer to a batch: a teacher that runs beside the student, or a cache of stored answers.
 
 Both put the answer under "teacher" into the batch, where the distillation loss finds it.
 """
@@ -20,15 +20,15 @@ from ..distillation.loss import FINITE_FACTOR
 from ..teachers import SetAnswer, Teacher
 from ..teachers.class_map import ClassMap
 
-VAL_BYTES = 2**30  # memory for the answers to val images; batches beyond it are answered in every epoch
+VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
 
 
 class LiveTeacher:
-    """A teacher that answers the very images that the student sees.
+    """A teacher that runs on the same images as the student.
 
     Attributes:
         teacher (Teacher): The teacher.
-        answered (bool): Whether it has answered a training batch; a run that fails before leaves nothing on disk.
+        answered (bool): Whether it has answered a training batch. A run that fails earlier leaves nothing on disk.
     """
 
     def __init__(self, teacher: Teacher):
@@ -40,8 +40,8 @@ class LiveTeacher:
         """Add the teacher's answer to a training batch, and return the batch.
 
         Args:
-            batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU, a 0/1 factor for the
-                terms goes to "kd_finite_factor" while nobody knows yet whether the answer is finite.
+            batch (dict): Prepared images under "img". The answer goes to "teacher". If a GPU has not yet reported
+                whether the answer is finite, a 0/1 factor for the terms goes to "kd_finite_factor".
         """
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(batch["img"])
@@ -55,7 +55,7 @@ class LiveTeacher:
             batch (dict): Prepared images under "img", their files under "im_file" if the task's data set gives them.
             keep_features (bool): Whether the terms compare feature maps, so that they must be kept too.
         """
-        if self.teacher.ready and not self.teacher.follows_student:  # the student's average is what is validated
+        if self.teacher.ready and not self.teacher.follows_student:  # that teacher is the very model under validation
             batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
 
     def _answer(self, images: Tensor) -> dict[str, Any]:
@@ -101,13 +101,13 @@ class ValAnswers:
 
 
 class CachedTeacher:
-    """Stored answers in the place of a teacher, brought along by the training images.
+    """Stored answers in place of a running teacher; the training images carry them.
 
     Attributes:
         store (Store): The cache.
         manifest (Manifest): Whose answers it holds, and how they were computed.
         classes (ClassMap): Match of the stored classes to the student's.
-        answered (bool): Whether a training batch had answers; a run that fails before leaves nothing on disk.
+        answered (bool): Whether a training batch had answers. A run that fails earlier leaves nothing on disk.
     """
 
     def __init__(self, store: Store, classes: ClassMap):
@@ -116,7 +116,7 @@ class CachedTeacher:
         self.manifest: Manifest = store.manifest()
 
     def adopt(self, dataset: Any, imgsz: int) -> None:
-        """Let a training data set bring the stored answers along, through all its augmentation.
+        """Make a training data set carry the stored answers through all its augmentation.
 
         Args:
             dataset (YOLODataset): The data set; it is changed.
@@ -125,10 +125,10 @@ class CachedTeacher:
         AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the stored answers to a training batch and return it; confidence is that at the size the student sees.
+        """Add the stored answers to a training batch and return it; confidences are those at the batch's image size.
 
         Args:
-            batch (dict): Prepared images, and what `AnsweredDataset` collated. The answer goes to "teacher".
+            batch (dict): Prepared images, with the entries of `AnsweredDataset`. The answer goes to "teacher".
         """
         if augmentation.BOXES not in batch:  # the loss refuses a training batch without an answer
             return batch
@@ -145,7 +145,7 @@ class CachedTeacher:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor], done: dict[int, Any] | None = None) -> Any:
-    """Return a copy of an answer with a function applied to every tensor, once for each.
+    """Return a copy of an answer with a function applied once to each distinct tensor.
 
     Args:
         value (Any): Tensors in dicts, lists, tuples and dataclasses of any depth; other objects stay as they are.
@@ -162,7 +162,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor], done: dict[int
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(each, function, done) for each in value)
     if is_dataclass(value) and not isinstance(value, type):
-        # Fields with a leading underscore hold what was derived, which is derived again when it is asked for
+        # Fields with a leading underscore hold derived values, which are computed again on demand
         values = {f.name: getattr(value, f.name) for f in fields(value) if f.init and not f.name.startswith("_")}
         return type(value)(**{name: map_tensors(each, function, done) for name, each in values.items()})
     return value
@@ -176,7 +176,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _without_features(value: Any) -> Any:
-    """Return what a teacher adds to a batch without feature maps, which take most of the memory."""
+    """Return an answer without its feature maps, which take most of the memory."""
     if isinstance(value, dict) and "teacher" in value:
         return {**value, "teacher": _without_features(value["teacher"])}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What AutoBatch profiles in place of the student, so that its batch size leaves room for the teacher."""
+"""A model for AutoBatch to profile in place of the student, so that the batch size leaves room for the teacher."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class StudentWithTeacher(nn.Module):
 
         They are returned as one flat list, because profilers of older releases do not look into nested outputs.
         """
-        more = math.ceil(len(images) * self.unlabeled)
-        images = torch.cat((images, images[torch.arange(more) % len(images)])) if more else images
+        extra = math.ceil(len(images) * self.unlabeled)
+        images = torch.cat((images, images[torch.arange(extra) % len(images)])) if extra else images
         answer = self.teacher(images.detach())
         model: Any = unwrap_model(self.student)
         with self.distiller.capturing_features(model):

@@ -1,7 +1,8 @@
 """Checkpoints of a run with a teacher: written whole or not at all, with all that `resume` needs.
 
-What Ultralytics does not save rides in the optimizer's state dict. It is thus written in one file with the rest, comes
-back with `resume` and after a NaN, and goes when Ultralytics strips the optimizer from a finished checkpoint.
+State that Ultralytics does not save is put into the optimizer's state dict. So it is written to the same file as the
+rest, is restored by `resume` and after a NaN, and is removed when Ultralytics strips the optimizer from a finished
+checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OTHER_ADAPTERS = (
     "the checkpoint's feature adapters do not fit this teacher: resume with the teacher that the run began with, or "
     "start a new run."
 )
-MAX_NORM = 10.0  # the norm to which Ultralytics clips the student's gradient; that of the adapters is clipped apart
+MAX_NORM = 10.0  # Ultralytics clips the student's gradient to this norm; the adapters' gradient is clipped separately
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def disk_errors(trainer: Any) -> Iterator[None]:
     """Replace errors of a full or read-only disk by a sentence that tells how to continue.
 
     Args:
-        trainer (BaseTrainer): The trainer, a file of whose run is written in the block.
+        trainer (BaseTrainer): The trainer; the block writes a file of its run.
 
     Raises:
         KDError: If the disk is full or read-only.
@@ -123,11 +124,11 @@ def stripped_whole(trainer: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced_in_log(text: str, other: str) -> Iterator[None]:
+def _replaced_in_log(text: str, replacement: str) -> Iterator[None]:
     """Replace a text in Ultralytics' log."""
 
     def replaced(record: logging.LogRecord) -> bool:
-        record.msg = str(record.msg).replace(text, other)
+        record.msg = str(record.msg).replace(text, replacement)
         return True
 
     LOGGER.addFilter(replaced)
@@ -146,7 +147,7 @@ def add_to_optimizer(
     Args:
         optimizer (Optimizer): The student's optimizer.
         distiller (Distiller): The terms, whose adapters train with the student.
-        run_state (Callable): Returns what the run needs to continue, as `run_state` below.
+        run_state (Callable): Returns the state that the run needs to continue, as the function `run_state` does.
     """
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(RUN_KEY, run_state()))
     adapters = distiller.adapters
@@ -162,7 +163,7 @@ def add_to_optimizer(
 
 
 def _clip(adapters: nn.Module) -> None:
-    """Clip the adapters' gradient, apart from the student's."""
+    """Clip the adapters' gradient, separately from the student's."""
     nn.utils.clip_grad_norm_(adapters.parameters(), MAX_NORM)
 
 
@@ -190,7 +191,7 @@ def check_adapters(saved: dict[str, Any] | None, distiller: Distiller) -> None:
 
 
 def run_state(trainer: Any, fingerprints: list[str | None]) -> dict[str, Any]:
-    """Return what a run needs to continue beside Ultralytics' own state.
+    """Return the state that a run needs to continue, in addition to Ultralytics' own.
 
     Args:
         trainer (BaseTrainer): The trainer.
@@ -221,5 +222,5 @@ def fingerprint(teacher: Teacher) -> str | None:
     except KDError:  # an object of the user's without a fingerprint
         return None
     except Exception as e:  # the user's code may raise anything, and the run can do without
-        LOGGER.warning(f"teacher={teacher.source}: its fingerprint() fails, so that resume cannot compare weights: {e}")
+        LOGGER.warning(f"teacher={teacher.source}: its fingerprint() fails, so resume cannot compare weights: {e}")
         return None

@@ -1,4 +1,4 @@
-"""What a run with a teacher has, and a plain run has not.
+"""All that a run with a teacher needs in addition to a plain run.
 
 The trainer's mixin holds one `Distillation`, or None, and calls it at the touch points of Ultralytics' training loop.
 """
@@ -59,7 +59,7 @@ class Distillation:
         """Take an opened teacher.
 
         Args:
-            args (Namespace): Arguments of the training; places in them become absolute.
+            args (Namespace): Arguments of the training; paths in them become absolute.
             source (TeacherSource): Where the teacher came from.
             teacher (Teacher): The teacher.
 
@@ -72,9 +72,7 @@ class Distillation:
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
         self.untrained, self.initialized = False, 0
         self.teacher_metrics: dict[str, float] = {}
-        self._listeners = (
-            ExitStack()
-        )  # hooks that capture the student's feature maps, where a head does not return them
+        self._capture_hooks = ExitStack()  # they capture the student's feature maps if its head does not return them
         args.teacher = source.argument(teacher)
         if isinstance(args.kd_classes, str) and args.kd_classes.lower() != "auto":
             args.kd_classes = dict(load_map(args.kd_classes))  # the run must not need the file again
@@ -101,7 +99,7 @@ class Distillation:
             self.answers = CachedTeacher(store, classes)
 
     def _class_names(self, data: dict[str, Any]) -> dict[int, str]:
-        """Return the data set's class names; with `single_cls` those of before Ultralytics made them one."""
+        """Return the data set's class names; with `single_cls`, those before Ultralytics merged them into one."""
         if self.args.single_cls:
             return class_names_of(self.args.data, self.args.task)
         return dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
@@ -157,12 +155,12 @@ class Distillation:
 
     @staticmethod
     def mark_untrained(student: Any, weights: Any) -> None:
-        """Note on a student whether it has trained weights: another process may be the one to train it."""
+        """Store on a student whether it has trained weights, because another process may train it."""
         student.kd_untrained = weights is None or never_trained(weights)
 
     @property
     def quantizes(self) -> bool:
-        """Whether training is quantization-aware; not every release of Ultralytics knows it."""
+        """Whether training is quantization-aware, which not every release of Ultralytics supports."""
         return getattr(self.args, "quantize", None) == 8
 
     def _initialize(self, student: Any) -> None:
@@ -170,13 +168,13 @@ class Distillation:
         for member in self.teacher.members:
             if not isinstance(member.original, nn.Module) or member.classes is None:
                 continue
-            classes = {student: teacher[0] for student, teacher in member.classes.sources.items()}
+            classes = {student_class: sources[0] for student_class, sources in member.classes.sources.items()}
             self.initialized = select_weights(student, member.original, None if member.classes.identity else classes)
             if self.initialized:
                 return
 
     def prepare_teacher(self, device: torch.device, amp: bool) -> None:
-        """Make the teacher that runs, once it is known in which precision the student trains; repeatable.
+        """Make the teacher ready to run, once the student's precision is known; calling it again changes nothing.
 
         Args:
             device (torch.device): Where it runs.
@@ -214,13 +212,13 @@ class Distillation:
                 model.criterion = DistillationLoss(base, self.distiller, head, trains=model is student)
 
     def start(self, student: nn.Module) -> None:
-        """Print what will happen, and capture the student's feature maps from now on.
+        """Log the start table and warnings, and capture the student's feature maps from now on.
 
         Args:
             student (nn.Module): The student.
         """
         assert self.distiller is not None
-        self._listeners.enter_context(self.distiller.capturing_features(student))
+        self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
             weights = tables.initial_weights(student, self.args.kd_init, self.untrained, self.initialized)
             extra = len(self.unlabeled) if self.unlabeled else 0
@@ -239,21 +237,21 @@ class Distillation:
         return batch
 
     def validating(self, average: nn.Module) -> Any:
-        """Return a context in which the moving average is validated: adapters in eval mode, its maps captured.
+        """Return a context for validating the moving average: adapters in eval mode, feature maps captured.
 
         Args:
             average (nn.Module): The student's moving average.
         """
         assert self.distiller is not None
         context = ExitStack()
-        adapters = self.distiller.adapters.eval()  # a loss of the user's may have norms or dropout
+        adapters = self.distiller.adapters.eval()  # a module of the user's may have norm or dropout layers
         context.callback(adapters.train)
         context.enter_context(self.distiller.capturing_features(average))
         return context
 
     # End --------------------------------------------------------------------------------------------------------------
     def open_again(self, data: dict[str, Any]) -> None:
-        """Open the teacher to be scored, if stored answers took its place while the student trained.
+        """Open the teacher again for its validation, if stored answers replaced it during training.
 
         Args:
             data (dict): Ultralytics' description of the data set.
@@ -264,14 +262,14 @@ class Distillation:
             self.teacher.match(names, self.args.kd_classes, kept, bool(self.args.single_cls))
 
     def stop(self) -> None:
-        """Stop what runs beside the steps."""
-        self._listeners.close()
+        """Stop capturing feature maps and reading images without labels."""
+        self._capture_hooks.close()
         if self.unlabeled is not None:
             self.unlabeled.close()
 
     def release(self) -> None:
-        """Release the teacher: what stays with the model must not hold its weights."""
-        self._listeners.close()
+        """Release the teacher: the trainer stays with the model and must not hold the teacher's weights."""
+        self._capture_hooks.close()
         if self.source.in_memory:
             self.source.value = None
         self.teacher.release()

@@ -1,7 +1,7 @@
 """Runs of several processes: which take part, what they agree on, and which error the user sees when one fails.
 
-Ultralytics launches processes itself (`device=0,1`): they find everything decided. Or the user launches them
-(`torchrun`), on one machine or several: Ultralytics then counts the devices of its own machine alone.
+Either Ultralytics launches the processes (`device=0,1`) and decides everything for them, or the user launches them with
+`torchrun`, on one machine or several. In the second case Ultralytics counts only the devices of its own machine.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ NOTES = "ULTRALYTICS_KD_NOTES"  # environment variable: folder where processes l
 NOT_STARTED = "not-started"
 PATIENCE = timedelta(hours=3)  # as long as Ultralytics' processes wait for each other
 VISIBLE_AFTER = 10.0  # seconds that a shared folder may take to show a new file on another machine
-_numbers = itertools.count()  # of the agreements before there is a process group: the same in every process
+_numbers = itertools.count()  # keys of the values exchanged before there is a process group; equal in every process
 
 
 # Taking part ----------------------------------------------------------------------------------------------------------
 def join(args: Any, make_folder: Callable[[], str]) -> None:
-    """Decide device, batch and folder of a run whose processes the user launched; nothing for other runs.
+    """Decide device, batch and folder of a run whose processes the user launched; other runs stay as they are.
 
     Args:
         args (Namespace): Arguments of the training; `device`, `rect` and `save_dir` may be changed.
@@ -52,11 +52,11 @@ def join(args: Any, make_folder: Callable[[], str]) -> None:
     args.device = own_devices(args.device, _processes_here())
     if args.batch < WORLD_SIZE:
         raise KDError(
-            f"batch={args.batch} is to be shared by {WORLD_SIZE} processes: give the images of all of them together; "
-            "batch=-1 finds a number for one GPU alone."
+            f"batch={args.batch} cannot be split among {WORLD_SIZE} processes: give the number of images of all "
+            "processes together; batch=-1 works on a single GPU only."
         )
     if args.rect:
-        LOGGER.warning("'rect=True' does not go with several processes: setting 'rect=False'")
+        LOGGER.warning("'rect=True' does not work with several processes: setting 'rect=False'")
         args.rect = False
     if not getattr(args, "save_dir", None):  # Ultralytics would choose a new name in rank 0 alone
         args.save_dir = _agree(make_folder)
@@ -90,7 +90,7 @@ def world_size(local: int) -> int:
     """Return how many processes train together.
 
     Args:
-        local (int): What Ultralytics counted: devices of this machine.
+        local (int): Number of devices of this machine, as Ultralytics counts it.
     """
     return local if RANK == -1 else WORLD_SIZE
 
@@ -126,13 +126,13 @@ def _store() -> Any:
 
 @cache
 def _hosts() -> list[str]:
-    """Return the host name of every rank. torchrun tells how many share a machine; other launchers may not."""
+    """Return the host name of every rank. torchrun tells how many ranks share a machine; other launchers may not."""
     _store().set(f"ultralytics_kd/host/{RANK}", socket.gethostname())
     return [_store().get(f"ultralytics_kd/host/{rank}").decode() for rank in range(WORLD_SIZE)]
 
 
 def _agree(make: Callable[[], str]) -> str:
-    """Return a text that rank 0 makes, in all processes; they need no process group."""
+    """Return in all processes the text that rank 0 makes; this works without a process group."""
     key = f"ultralytics_kd/{next(_numbers)}"
     if RANK == 0:
         _store().set(key, make())
@@ -156,12 +156,12 @@ def machine_by_machine() -> Iterator[None]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return what rank 0 makes, in all processes; without a process group it is made here."""
+    """Return in all processes the value that rank 0 makes; without a process group, this process makes it."""
     if not dist.is_initialized():
         return make()
-    box = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[return-value]
+    values = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[return-value]
 
 
 def any_rank(flag: bool) -> bool:
@@ -188,21 +188,21 @@ def check_shared(folder: Path) -> None:
     if RANK == 0:
         file.write_text(token)
     dist.barrier()
-    blind_here = None if _reads(file, token) else socket.gethostname()
+    missing_here = None if _appears(file, token) else socket.gethostname()
     hosts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, blind_here)
+    dist.all_gather_object(hosts, missing_here)
     if RANK == 0:
         file.unlink(missing_ok=True)
-    blind = sorted({host for host in hosts if host})
-    if blind:
+    missing_on = sorted({host for host in hosts if host})
+    if missing_on:
         raise KDError(
-            f"{folder}, which the first process writes, is not there on {', '.join(blind)}: machines that train "
-            "together need a folder that all of them share: give project=."
+            f"{folder}, which the first process writes, is missing on {', '.join(missing_on)}: give project= a folder "
+            "that all machines share."
         )
 
 
-def _reads(file: Path, token: str) -> bool:
-    """Return whether a file with a text appears within a few seconds."""
+def _appears(file: Path, token: str) -> bool:
+    """Return whether a file with this text appears within a few seconds."""
     end = time.monotonic() + VISIBLE_AFTER
     while True:
         if file.exists() and file.read_text() == token:
@@ -230,8 +230,8 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Average gradients over all processes, in one reduction.
 
-    A parameter without gradient counts as 0. One that has no gradient in any process stays without, so that the
-    optimizer skips it as it does in a single process.
+    A missing gradient counts as 0. A parameter without a gradient in any process gets none, so that the optimizer skips
+    it as it does in a single process.
 
     Args:
         parameters (list[nn.Parameter]): The same ones in the same order everywhere.
@@ -249,13 +249,13 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 # Failing --------------------------------------------------------------------------------------------------------------
 @contextmanager
 def launching(undo: Callable[[], None]) -> Iterator[None]:
-    """Raise in one sentence, as the last message, why a process failed that Ultralytics launched in the block.
+    """Raise the reason in one sentence, as the last message, if a process that Ultralytics launches in the block fails.
 
     Args:
         undo (Callable): Called if a process failed before the run started, when all of them have ended.
 
     Raises:
-        KDError: What the first process that failed raised, if it was one.
+        KDError: With the message of the first process that failed, if that process raised a KDError.
     """
     with tempfile.TemporaryDirectory(prefix="ultralytics_kd_") as folder:
         os.environ[NOTES] = folder
@@ -284,10 +284,10 @@ def reporting_errors() -> Iterator[None]:
 
 
 def failed_before_start(undo: Callable[[], None]) -> None:
-    """Undo what a run has written that failed before it started.
+    """Remove the files of a run that failed before it started.
 
     Args:
-        undo (Callable): Removes it. One process calls it: the launcher when all others have ended, or else rank 0.
+        undo (Callable): Removes them. One process calls it: the launcher, when all others have ended, or else rank 0.
     """
     if launched():
         (Path(os.environ[NOTES]) / NOT_STARTED).touch()

@@ -21,8 +21,8 @@ from .distillation import Distillation
 def score_teacher(distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]) -> None:
     """Validate the teacher, and put its scores beside the student's, as `teacher/...`.
 
-    An error costs the comparison and not the student. With several ranks, validation is collective: ranks agree first
-    that all of them can validate, and an error during validation ends the run, as other ranks would wait for ever.
+    An error loses the comparison, not the student. With several ranks, all validate together. They first agree that
+    each of them can; a later error ends the run, because the other ranks would wait for ever.
 
     Args:
         distillation (Distillation): The distillation; its `teacher_metrics` are set.
@@ -33,7 +33,7 @@ def score_teacher(distillation: Distillation, trainer: Any, make_validator: Call
     validate: Callable[[], dict[str, float]] | None = None
     try:
         distillation.open_again(trainer.data)
-        validate = _prepared(distillation, trainer, make_validator)
+        validate = _prepare_validation(distillation, trainer, make_validator)
     except Exception as e:  # the student is finished and must not be lost for a comparison
         error = e
     if not distributed.any_rank(error is not None) and validate is not None:
@@ -49,10 +49,10 @@ def score_teacher(distillation: Distillation, trainer: Any, make_validator: Call
     trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
 
 
-def _prepared(
+def _prepare_validation(
     distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]
 ) -> Callable[[], dict[str, float]] | None:
-    """Return a function that validates the teacher in the student's classes and precision, None if it has no model.
+    """Return a function that validates the teacher in the student's classes and precision; None if it has no model.
 
     The validator is a new one, so that files, plots and callbacks of the student's validation stay the student's.
     """
@@ -91,7 +91,7 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
 
 
 def write_report(distillation: Distillation, trainer: Any) -> None:
-    """Write the report of a finished run into its folder; of several processes log the command that writes it."""
+    """Write the report of a finished run into its folder; with several processes, log the command for it instead."""
     student = trainer.best if trainer.best.exists() else trainer.last
     if trainer.world_size > 1:  # validation would need all of them
         LOGGER.info(f"For a report: {command_of(trainer.args, str(student))}")

@@ -1,6 +1,6 @@
 """Every touch point to Ultralytics' training loop, in one mixin.
 
-A method stands here because Ultralytics calls it. Each does what Ultralytics does, and calls what a distillation adds:
+Methods are here because Ultralytics calls them. Each does what Ultralytics does, and calls what a distillation adds:
 `Distillation` (teacher, terms, batches), `checkpoints` and `resuming`, `RunFolder`, `evaluation`, `distributed`.
 """
 
@@ -34,7 +34,7 @@ from .run_folder import RunFolder
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledStream
 
-# The mixin stands before any of Ultralytics' trainers; a type checker must know what it can call
+# The mixin is combined with one of Ultralytics' trainers; a type checker must know the methods that it calls there
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object
 
 NO_MODELOPT = (
@@ -46,7 +46,7 @@ class DistillationMixin(_Trainer):
     """Adds a teacher to an Ultralytics trainer; without the `teacher` argument it changes nothing.
 
     Attributes:
-        distils (bool): True: a trainer class without this attribute is refused a teacher.
+        distils (bool): Always True; a trainer without this attribute raises an error if it is given a teacher.
         distillation (Distillation | None): Teacher, terms and batches; None in a run without a teacher.
         resumed (ResumedRun | None): The run that is resumed.
         run_folder (RunFolder | None): The folder of a run with a teacher.
@@ -75,7 +75,7 @@ class DistillationMixin(_Trainer):
         if isinstance(cfg, (str, Path)):
             check_recipe(cfg, overrides or {})
         self._fingerprints: list[str | None] = []  # of the teachers' weights; checkpoints hold them
-        self._teacher_unscored = False  # whether the run is at its end and the teacher is to be validated
+        self._teacher_unscored = False  # whether the run has ended and the teacher is not validated yet
         with distributed.reporting_errors(), self._undone_on_error(constructing=True):
             super().__init__(cfg, overrides, _callbacks)
             if self.distillation is not None and self.run_folder is not None:
@@ -137,8 +137,8 @@ class DistillationMixin(_Trainer):
 
     def _open_teacher(self) -> Distillation:
         """Return the distillation with its teacher opened."""
-        folder, named_anew = (self.resumed.folder, self.resumed.teacher_given) if self.resumed else (None, False)
-        source = TeacherSource(parse_list(self.args.teacher), folder, named_anew)
+        folder, teacher_given = (self.resumed.folder, self.resumed.teacher_given) if self.resumed else (None, False)
+        source = TeacherSource(parse_list(self.args.teacher), folder, teacher_given)
         with distributed.machine_by_machine():
             teacher = source.open(self.args)
         if self.resumed and not distributed.launched():  # the launcher has checked it
@@ -162,7 +162,7 @@ class DistillationMixin(_Trainer):
         return data
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a data set; that of training brings stored answers along."""
+        """Build a data set; the one for training also carries stored answers."""
         dataset = super().build_dataset(img_path, mode, batch)
         if mode == "train" and self.distillation is not None and self.distillation.cached is not None:
             self.distillation.cached.adopt(dataset, self.args.imgsz)
@@ -208,7 +208,7 @@ class DistillationMixin(_Trainer):
             self.distillation.unlabeled.open(self)
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Build a data loader; of several machines rank 0 begins, as they may share the file of its labels."""
+        """Build a data loader; on several machines rank 0 builds it first, as they may share the label file."""
         first = self.distillation is not None and distributed.several_machines()
         with torch_distributed_zero_first(RANK if first else -1):
             return super().get_dataloader(*args, **kwargs)
@@ -217,7 +217,7 @@ class DistillationMixin(_Trainer):
         """Build the student's optimizer and add the adapters to it."""
         optimizer = super().build_optimizer(model, *args, **kwargs)
         if self.distillation is not None and self.distillation.distiller is not None:
-            # Now, as with stored answers the teacher is released before the first checkpoint
+            # Hashed now, because with stored answers the teacher is released before the first checkpoint
             if not self._fingerprints:
                 self._fingerprints = [checkpoints.fingerprint(member) for member in self.distillation.teacher.members]
             checkpoints.add_to_optimizer(
@@ -238,7 +238,7 @@ class DistillationMixin(_Trainer):
                 raise
             raise KDError(NO_MODELOPT) from e
         adapters = self.distillation.distiller.adapters  # type: ignore[union-attr]
-        if self.world_size > 1:  # those of a loss of the user's may begin with other numbers in every process
+        if self.world_size > 1:  # a module of the user's may start from other weights in every process
             distributed.broadcast((*adapters.parameters(), *adapters.buffers()))
         self.distillation.prepare_teacher(self.device, self.amp)
         self._attach_loss()
@@ -261,7 +261,7 @@ class DistillationMixin(_Trainer):
             batch = stock(batch)
             if not validator.training:
                 return batch
-            # Ultralytics validates under autocast too, but prepares the batch before it
+            # Ultralytics validates under autocast too, but prepares the batch outside it
             dtype = torch.bfloat16 if self.args.amp == "bf16" else self.amp
             with autocast(dtype, device=self.device.type):
                 return distillation.add_val_answer(batch)
@@ -296,7 +296,7 @@ class DistillationMixin(_Trainer):
             distillation = self.distillation
             if self.run_folder is None or (distillation is not None and distillation.answers.answered):
                 raise
-            if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
+            if constructing and hasattr(self, "callbacks"):  # without this, Platform keeps capturing the console
                 self.run_callbacks("teardown")
             error = self.run_folder.disk_error(e)
             distributed.failed_before_start(self.run_folder.undo)
@@ -305,14 +305,14 @@ class DistillationMixin(_Trainer):
             raise error from e
 
     def _do_train(self) -> None:
-        """Train; or, where a run was interrupted after its last epoch, do what is left."""
+        """Train; if the run was interrupted after its last epoch, do only what is left."""
         if self.resumed is not None and self.resumed.all_trained:
             self.resumed.finish(self)
         else:
             super()._do_train()
 
     def _model_train(self) -> None:
-        """Start an epoch: train mode, the random streams of a resumed run, and the schedule's place in the run."""
+        """Start an epoch: train mode, the random streams of a resumed run, and the terms' schedule."""
         super()._model_train()
         if self.resumed is not None:
             self.resumed.restore_random_state(self)
@@ -346,7 +346,7 @@ class DistillationMixin(_Trainer):
         """Validate the moving average."""
         if self.distillation is None or self.distillation.distiller is None:
             return super().validate()
-        if self.world_size > 1:  # statistics of its norms differ between ranks; saved are those of rank 0
+        if self.world_size > 1:  # statistics of norm layers differ between ranks; those of rank 0 are saved
             distributed.broadcast(self.distillation.distiller.adapters.buffers())
         with self.distillation.validating(unwrap_model(self.ema.ema)):
             return super().validate()
@@ -357,7 +357,7 @@ class DistillationMixin(_Trainer):
         super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Restore the last checkpoint when the loss is non-finite, and say which part of it was non-finite first.
+        """Restore the last checkpoint when the loss is non-finite, and log which part became non-finite first.
 
         Raises:
             KDError: If there is no checkpoint and the student's weights are lost, or if restoring does not help.
@@ -378,9 +378,9 @@ class DistillationMixin(_Trainer):
         lost = first and not recovers and not all(p.isfinite().all() for p in self.model.parameters())
         if lost:  # in the first epoch Ultralytics would continue with these weights
             left = f"{self.last} is as it was" if self.last.exists() else "there is no checkpoint yet"
-            raise KDError(f"{message}, with it the student's weights are lost, and {left}: {advice}.")
+            raise KDError(f"{message}, the student's weights are lost, and {left}: {advice}.")
         base: Any = getattr(unwrap_model(self.model).criterion, "base", None)
-        if recovers and hasattr(base, "updates"):  # the gains of its branches moved on with the epoch that is repeated
+        if recovers and hasattr(base, "updates"):  # the repeated epoch must not change the branches' gains twice
             base.updates = epoch - 1
             base.update()
         return recovers
@@ -392,7 +392,7 @@ class DistillationMixin(_Trainer):
         return save() if self.distillation is None else checkpoints.save_whole(self, save)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add a row to results.csv; a full disk is one sentence."""
+        """Add a row to results.csv; a full disk raises an error of one sentence."""
         if self.distillation is None:
             super().save_metrics(metrics)
             return
@@ -416,13 +416,13 @@ class DistillationMixin(_Trainer):
             return
         try:
             super().resume_training(ckpt)
-        except AssertionError as e:  # Ultralytics' sentence that nothing is left to train
+        except AssertionError as e:  # Ultralytics' message that no epoch is left to train
             raise KDError(" ".join(str(e).split())) from e
         self.resumed.trim_results(self)
         self.resumed.keep_random_state(ckpt)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        """Restore optimizer and EMA. The EMA is a new model then, and needs the distillation loss again."""
+        """Restore optimizer and EMA. The restored EMA is a new model and needs the distillation loss again."""
         if self.distiller is not None:
             checkpoints.check_adapters(ckpt.get("optimizer"), self.distiller)
         super()._load_checkpoint_state(ckpt)
@@ -446,7 +446,7 @@ class DistillationMixin(_Trainer):
             evaluation.log_results(self.distillation, self)
 
     def run_callbacks(self, event: str) -> None:
-        """Run an event's callbacks. Trackers get the teacher's score with the final one of the student."""
+        """Run an event's callbacks. Trackers get the teacher's score together with the student's final score."""
         if self._teacher_unscored and event == "on_fit_epoch_end":
             self._score_teacher()
         super().run_callbacks(event)
@@ -458,7 +458,7 @@ class DistillationMixin(_Trainer):
         evaluation.score_teacher(self.distillation, self, super().get_validator)
 
     def plot_metrics(self) -> None:
-        """Plot results.csv, the terms that are on included."""
+        """Plot results.csv, including the active terms."""
         if self.distillation is None or self.distillation.distiller is None:
             super().plot_metrics()
         else:

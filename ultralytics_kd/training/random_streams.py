@@ -36,7 +36,7 @@ def set_random_state(state: dict[str, Any], device: torch.device, loaders: dict[
     Args:
         state (dict): As `random_state` returned it.
         device (torch.device): Device of the training.
-        loaders (dict[str, DataLoader | None]): Loaders by name, no batch of which has been read yet.
+        loaders (dict[str, DataLoader | None]): Loaders by name, before their first batch is read.
     """
     for name, loader in loaders.items():
         generator = getattr(loader, "generator", None)
@@ -45,7 +45,7 @@ def set_random_state(state: dict[str, Any], device: torch.device, loaders: dict[
         if loader.num_workers == 0 and getattr(loader, "iterator", loader) is None:
             loader.iterator = loader._get_iterator()  # creating it draws a number, which the run had drawn already
         generator.set_state(state["loaders"][name])
-        if isinstance(loader.sampler, RandomSampler):  # a pass ends with a draw, made when the next starts
+        if isinstance(loader.sampler, RandomSampler):  # the last draw of a pass happens when the next pass starts
             torch.randperm(len(loader.sampler.data_source), generator=generator)
     random.setstate(state["python"])
     kind, keys, position, has_gauss, cached = state["numpy"]

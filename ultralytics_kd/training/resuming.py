@@ -1,4 +1,4 @@
-"""Resuming a run with a teacher: what its checkpoint says about the run, and what is done before it continues."""
+"""Resume a run with a teacher: read its state from the checkpoint, and restore it before the run continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..teachers import Teacher
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
 from .random_streams import set_random_state
 
-MOVABLE = ("teacher", "kd_unlabeled", "kd_trust_teacher")  # arguments that `resume` takes anew: places may have changed
+MOVABLE = ("teacher", "kd_unlabeled", "kd_trust_teacher")  # `resume` accepts these again, as paths may have changed
 
 
 def check_same_kind(args: Any, overrides: dict[str, Any]) -> None:
@@ -44,12 +44,12 @@ class ResumedRun:
 
     Attributes:
         folder (Path): Folder of the checkpoint.
-        teacher_given (bool): Whether `resume` was told where the teacher is.
+        teacher_given (bool): Whether the call that resumes the run names the teacher again.
         all_trained (bool): Whether all epochs are trained, so that only the end of the run is left.
     """
 
     def __init__(self, args: Any, overrides: dict[str, Any]):
-        """Read a checkpoint, and put places that the user gave anew into the arguments.
+        """Read a checkpoint, and put paths that the user gave again into the arguments.
 
         Args:
             args (Namespace): Arguments of the run; `model` is the checkpoint. They are changed.
@@ -86,15 +86,15 @@ class ResumedRun:
         if before is None or (len(before) == len(now) and all(a == b or None in {a, b} for a, b in zip(before, now))):
             return now
         if self.teacher_given:
-            LOGGER.warning(f"teacher={teacher.source} has other weights than the run began with: it goes on.")
+            LOGGER.warning(f"teacher={teacher.source} has other weights than the run began with: they are used now.")
             return now
         raise KDError(
-            f"teacher={teacher.source} has other weights than when this run began: resume with "
-            f"teacher=PATH of those it began with, or with teacher={teacher.source} to go on with the new ones."
+            f"teacher={teacher.source} has other weights than when this run began: resume with teacher=PATH of the "
+            f"old weights, or with teacher={teacher.source} to go on with the new ones."
         )
 
     def remove_partial_files(self, trainer: Any) -> None:
-        """Remove what a process left that was killed while it wrote."""
+        """Remove partial files of a process that was killed while it wrote."""
         if RANK in {-1, 0}:
             for folder in trainer.wdir.glob(f"{PARTS}*"):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +111,7 @@ class ResumedRun:
             return
         if RANK in {-1, 0}:
             set_random_state(self._random, trainer.device, loaders(trainer))
-        else:  # the checkpoint is that of rank 0; other ranks must not repeat their numbers either
+        else:  # the checkpoint has the state of rank 0 only; a new seed keeps other ranks from repeating their numbers
             seed = trainer.args.seed + 1 + RANK + trainer.world_size * trainer.start_epoch
             init_seeds(seed, trainer.args.deterministic)
         self._random = None
@@ -128,7 +128,7 @@ class ResumedRun:
 
     @staticmethod
     def finish(trainer: Any) -> None:
-        """Do what was left of a run whose epochs are all trained: the final evaluation and what follows it."""
+        """Finish a run whose epochs are all trained: the final evaluation, plots and callbacks."""
         LOGGER.info(f"All {trainer.epochs} epochs of {trainer.args.model} are trained: the final validation is left.")
         if trainer.world_size > 1:
             trainer._setup_ddp()

@@ -61,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def of_resumed_run(cls, path: Path) -> RunFolder:
-        """Describe the folder of a run that is resumed; only its args.yaml is restored if that fails."""
+        """Describe the folder of a run that is resumed; if that fails, only its args.yaml is restored."""
         folder = cls(path, [])
         if (path / "args.yaml").is_file():
             folder._arguments = (path / "args.yaml").read_bytes()
@@ -110,7 +110,7 @@ class RunFolder:
 
 
 def _create_parents(folder: Path) -> list[Path]:
-    """Create a folder and those that lead to it, and return the ones that this process created, innermost first."""
+    """Create a folder and its parents, and return those that this process created, innermost first."""
     created: list[Path] = []
     for parent in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
         try:

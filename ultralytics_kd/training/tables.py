@@ -44,7 +44,7 @@ def start_table(
             continue
         adapters = distiller.terms[name].adapters
         size = get_num_params(adapters) if adapters is not None else 0
-        extra = f", adapters of {size:,} parameters that do not ship" if size else ""
+        extra = f", adapters of {size:,} parameters that are not saved in the model" if size else ""
         rows.append((name, f"{_loss(args, name)}{distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
@@ -98,7 +98,7 @@ def end_table(
 
 
 def _size(parameters: int, gflops: float) -> str:
-    """Return parameters and GFLOPs in columns, if they are known."""
+    """Return parameters and GFLOPs in columns, or a note that they are unknown."""
     if not parameters:
         return f"{'of unknown size':>41}"
     return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"

@@ -26,20 +26,20 @@ class TeacherSource:
 
     Attributes:
         value (Any): The `teacher` argument: a path, an object, or a list of such.
-        in_memory (bool): Whether some of it are objects, which only this process has.
+        in_memory (bool): Whether it contains an object, which only this process has.
     """
 
-    def __init__(self, value: Any, resumed_in: Path | None = None, named_anew: bool = False):
+    def __init__(self, value: Any, resumed_in: Path | None = None, teacher_given: bool = False):
         """Take the argument; a `YOLO` that holds an exported file stands for that file.
 
         Args:
             value (Any): The `teacher` argument.
             resumed_in (Path, optional): Folder of the checkpoint that is resumed.
-            named_anew (bool): Whether `resume` was told where the teacher is now.
+            teacher_given (bool): Whether the call that resumes the run names the teacher again.
         """
         self.value = [_exported_file(each) for each in value] if isinstance(value, list) else _exported_file(value)
         self.in_memory = not all(isinstance(each, (str, Path)) for each in as_list(self.value))
-        self._resumed_in, self._named_anew = resumed_in, named_anew
+        self._resumed_in, self._teacher_given = resumed_in, teacher_given
 
     def open(self, args: Any) -> Teacher:
         """Open the teacher.
@@ -61,7 +61,7 @@ class TeacherSource:
         try:
             return open_teacher(self.value, args.task, args.kd_teacher_weights, args.kd_trust_teacher or kept)
         except KDError as e:
-            if folder is None or self._named_anew or str(self.value).endswith(IN_MEMORY):  # the message says what to do
+            if folder is None or self._teacher_given or str(self.value).endswith(IN_MEMORY):  # the message has advice
                 raise
             raise KDError(f"{first_line(e)[:-1]}; if it is elsewhere now, resume with teacher=ITS PATH.") from e
 
@@ -80,7 +80,7 @@ class TeacherSource:
             teacher (Teacher): The opened teacher.
         """
         if run.ddp:
-            run.args.teacher = self.value  # travels to the workers, which save it
+            run.args.teacher = self.value  # the workers receive it and save it
             return
         sources = as_list(self.value)
         kept = [
@@ -98,7 +98,7 @@ def _exported_file(source: Any) -> Any:
 
 
 def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
-    """Save one teacher in the run's weights folder and return its path; one that is no model is only named."""
+    """Save one teacher in the run's weights folder and return its path; for one without a model, return its name."""
     if not teacher.portable:
         return teacher.source
     path = folder / ("teacher.pt" if number is None else f"teacher-{number}.pt")

@@ -43,7 +43,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
     if config.has_teacher(given):
         _check_effect(given, task, searched)
         trust = bool(given.get("kd_trust_teacher"))
-        open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # raises if bad
+        open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # it may raise
         if given.get("kd_cache") is True:
             given["kd_cache"] = _store_answers(given, task)  # once, and not in the folder of each iteration
     elif names := [name for name in space if name in config.ARGUMENTS]:
@@ -59,10 +59,10 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
 
 
 def _extremes(name: str, value: Any, use_ray: bool) -> list[Any]:
-    """Return the lowest and the highest value of one argument in the space, or all of a choice.
+    """Return the values of one argument in the space to check: its lowest and highest, or all values of a choice.
 
     Returns:
-        (list): The values; empty for a domain of Ray's that does not show them.
+        (list): The values; empty if a domain of Ray's does not expose them.
 
     Raises:
         KDError: If the argument is unknown or cannot be searched.
@@ -74,7 +74,7 @@ def _extremes(name: str, value: Any, use_ray: bool) -> list[Any]:
         raise KDError("'teacher' in space= cannot be searched: give one teacher=PATH, and search again with another.")
     domain = not isinstance(value, (list, tuple))
     if domain and not use_ray:
-        raise KDError(f"'{name}' in space= is {value!r}: give bounds (low, high), or use_ray=True for Ray's own kinds.")
+        raise KDError(f"'{name}' in space= is {value!r}: give bounds (low, high), or use_ray=True for Ray's domains.")
     argument = config.ARGUMENTS.get(name)
     if not domain and argument is not None and not argument.number:
         values = ", ".join(argument.choices) or argument.type
@@ -93,7 +93,7 @@ def _extremes(name: str, value: Any, use_ray: bool) -> list[Any]:
 
 
 def _is_bounds(name: str, value: Any) -> bool:
-    """Return whether a value in the space is a pair of bounds: a list may also be one value of an argument."""
+    """Return whether a value in the space is a pair of bounds; other arguments may take a list as one value."""
     numbers = ul_cfg.CFG_FLOAT_KEYS | ul_cfg.CFG_FRACTION_KEYS | ul_cfg.CFG_INT_KEYS | {"scale"}
     return isinstance(value, (list, tuple)) and name in numbers
 
@@ -145,7 +145,7 @@ def _check_given_once(given: Mapping[str, Any], space: Mapping[str, Any]) -> Non
     """Raise if an argument is given and searched: Ray would use the given value in every training."""
     twice = [name for name in space if name in config.ARGUMENTS and name in given]
     if twice:
-        raise KDError(f"'{twice[0]}={given[twice[0]]}' is given and in space= too, and Ray would keep it: drop one.")
+        raise KDError(f"'{twice[0]}={given[twice[0]]}' is also in space=, where Ray would not vary it: drop one.")
 
 
 def _domain(name: str, bounds: Sequence[float]) -> Any:
@@ -159,7 +159,7 @@ def _domain(name: str, bounds: Sequence[float]) -> Any:
 
 
 def _absolute(value: Any) -> Any:
-    """Return the value of an argument that may name files with absolute paths, which hold in any working folder."""
+    """Return a value in which names of files are absolute paths, valid in any working folder."""
 
     def resolved(each: Any) -> Any:
         names_file = isinstance(each, Path) or (isinstance(each, str) and each and Path(each).exists())

@@ -87,13 +87,13 @@ class UnlabeledPart:
     """
 
     def __init__(self, args: Any):
-        """Find the images, and make their places in the arguments absolute, so that `resume` finds them from anywhere.
+        """Find the images, and make their paths in the arguments absolute, so that `resume` works from any folder.
 
         Args:
             args (Namespace): Arguments of the training.
 
         Raises:
-            KDError: If there are no images, or batches have shapes of their own.
+            KDError: If there are no images, or if `rect` gives every batch another shape.
         """
         if args.rect:
             raise KDError("'kd_unlabeled' and 'rect' exclude each other: with rect, batches differ in shape.")
@@ -108,7 +108,7 @@ class UnlabeledPart:
         return len(self.stream.dataset) if self.stream else 0
 
     def open(self, trainer: Any) -> None:
-        """Open the stream beside the trainer's loaders; anew when memory ran out and the batch was halved.
+        """Open the stream beside the trainer's loaders, and again when the batch was halved for lack of memory.
 
         Args:
             trainer (BaseTrainer): The trainer, its data loaders built.
@@ -131,11 +131,11 @@ class UnlabeledPart:
 
     def _warn_of_val_images(self, files: list[str], validation: Any) -> None:
         """Warn if some of the images are val images."""
-        listed_files = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
-        validated = {str(Path(file).resolve()) for file in listed_files}
-        shared = sum(str(Path(file).resolve()) in validated for file in files)
+        im_files = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
+        val_files = {str(Path(file).resolve()) for file in im_files}
+        shared = sum(str(Path(file).resolve()) in val_files for file in files)
         if shared and RANK in {-1, 0}:
-            LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the scores will flatter the student.")
+            LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the student's scores will be too high.")
 
     def add_to(self, batch: dict[str, Any]) -> None:
         """Add images without labels to a batch as it comes from the loader, behind those with labels.

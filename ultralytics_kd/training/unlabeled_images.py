@@ -24,7 +24,7 @@ PREFIX = colorstr("unlabeled: ")
 
 
 class _Files(BaseDataset):
-    """Gives access to how Ultralytics reads `train:`: folders, lists of files, or several of them."""
+    """A data set that only lists files, as Ultralytics does for `train:`: folders, lists of files, or several."""
 
     def __init__(self) -> None:
         self.fraction, self.prefix = 1.0, ""
@@ -135,7 +135,7 @@ class UnlabeledImages(YOLODataset):
         return super().load_image(i, rect_mode=rect_mode, resize_short=self.student_task == "semantic")
 
     def build_transforms(self, hyp: Any = None) -> Any:
-        """Build the augmentation; that of depth never combines images, as their scale carries the depth."""
+        """Build the augmentation; for depth it never combines images, because scaling an image changes its depth."""
         if self.student_task == "depth":
             hyp.mosaic = hyp.mixup = hyp.cutmix = hyp.copy_paste = 0.0
         return super().build_transforms(hyp)
