@@ -68,14 +68,14 @@ def _unlabeled(cfg: Mapping[str, Any]) -> Iterator[Idle]:
 
 
 def _precision(cfg: Mapping[str, Any], own_precision: bool) -> Iterator[Idle]:
-    """Yield the arguments of how the teacher runs, if no teacher runs or it chooses its own precision."""
+    """Yield `kd_precision` and `kd_compile`, if no teacher runs or it chooses its own precision."""
     if not cfg["kd_cache"] and not own_precision:
         return
     reason = "this teacher chooses its own precision"
     if cfg["kd_cache"]:
         reason = "with kd_cache no teacher runs while the student trains"
     for name in ("kd_precision", "kd_compile"):
-        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the cache is computed in it first
+        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the cache is made in it first
         if _set(cfg, name) and not stored_now:
             yield Idle(name, cfg[name], reason)
 

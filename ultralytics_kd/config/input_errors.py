@@ -18,7 +18,7 @@ from ..errors import KDError
 
 ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
-DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it calls these
+DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it calls them
 
 
 def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = tuple) -> bool:

@@ -149,8 +149,8 @@ class InstanceAssigner:
             self._rules[branch] = assign_sparse if agrees else assign_dense
             if not agrees:
                 LOGGER.warning(
-                    f"{colorstr('kd:')} this release of Ultralytics assigns labels by another rule: the teacher's "
-                    "detections are assigned by it too, which takes longer."
+                    f"{colorstr('kd:')} this release of Ultralytics assigns labels by another rule. Its own assigner "
+                    "also assigns the teacher's detections, which takes longer."
                 )
         return dense
 

@@ -45,7 +45,7 @@ def set_random_state(state: dict[str, Any], device: torch.device, loaders: dict[
         if loader.num_workers == 0 and getattr(loader, "iterator", loader) is None:
             loader.iterator = loader._get_iterator()  # creating it draws a number, which the run had drawn already
         generator.set_state(state["loaders"][name])
-        if isinstance(loader.sampler, RandomSampler):  # the last draw of a pass happens when the next pass starts
+        if isinstance(loader.sampler, RandomSampler):  # a pass makes its last draw when the next starts
             torch.randperm(len(loader.sampler.data_source), generator=generator)
     random.setstate(state["python"])
     kind, keys, position, has_gauss, cached = state["numpy"]
