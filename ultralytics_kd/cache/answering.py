@@ -44,7 +44,7 @@ class Answerer:
         self.known = torch.zeros(len(manifest.names))  # number of views at one scale whose teacher has the class
         for indices in self.class_indices:
             self.known[indices.cpu()] += len(self.flips)
-        # The scale nearest to 1, whose boxes and classes are stored
+        # Boxes and classes are stored from the scale nearest to 1
         self.base = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
         self.thresholds = Thresholds(manifest.conf, manifest.iou, manifest.topk)
         for teacher in teachers:
@@ -117,7 +117,7 @@ def coarsest_stride(teachers: list[Teacher]) -> int:
 
 
 def match_across_scales(scales: list[Detections], base: int) -> tuple[Detections, Tensor]:
-    """Match detections of one image across scales; boxes and classes come from the base scale where it has the object.
+    """Match detections of one image across scales; objects at the base scale keep their boxes and classes from it.
 
     A detection that overlaps several objects belongs to the one with the largest IoU times confidence. So a weak
     duplicate of an object does not take detections from it.

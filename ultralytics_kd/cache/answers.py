@@ -89,7 +89,7 @@ def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:
         classes (ClassMap): Match of the teacher's classes to the student's.
 
     Returns:
-        (np.ndarray): Shape (n, k). Of several teacher classes that teach one class, the largest probability counts.
+        (np.ndarray): Shape (n, k). If several teacher classes teach one class, it gets their largest probability.
     """
     if classes.identity:
         return probs

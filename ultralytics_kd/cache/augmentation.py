@@ -20,12 +20,12 @@ from ultralytics.utils.ops import resample_segments
 
 from ..errors import KDError
 
-ANSWERS = "kd_answers"  # of a sample on its way through the transforms
-BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # of a batch
+ANSWERS = "kd_answers"  # key in a sample during augmentation
+BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # keys in a batch
 
 
 def answers_as_labels(labels: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of labels in which stored instances replace the labelled ones, as input of a transform.
+    """Return a copy of labels for a transform, with stored instances instead of labelled ones.
 
     Args:
         labels (dict): Labels with `ANSWERS`, and `mix_labels` of other images.
@@ -37,7 +37,7 @@ def answers_as_labels(labels: dict[str, Any]) -> dict[str, Any]:
 
 
 class CarriesAnswers:
-    """Base class of transforms that carry stored answers; it stands before Ultralytics' class in the bases."""
+    """Base class of transforms that carry stored answers; it is the first base, before Ultralytics' class."""
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         """Apply the transform to the labels, then, with the same parameters, to the stored instances.
@@ -104,8 +104,8 @@ class CutMix(CarriesAnswers, augment.CutMix):
 class RandomPerspective(CarriesAnswers, augment.RandomPerspective):
     """Affine or perspective warp.
 
-    Where labels have polygons, stored boxes become polygons for the warp. Ultralytics then measures a rotated box that
-    the image border cuts by its visible part, and drops it by the same rule as the labels.
+    If labels have polygons, stored boxes become polygons for the warp. So if the image border cuts a rotated box,
+    Ultralytics measures its visible part, and drops it by the same rule as labels.
     """
 
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class LetterBox(CarriesAnswers, augment.LetterBox):
 
 
 class CopyPaste(CarriesAnswers, augment.CopyPaste):
-    """Copy-paste of objects with polygons: a pasted object takes the stored instance that matches it along."""
+    """Copy-paste of objects with polygons: a pasted object brings its matching stored instance."""
 
     def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters with the stored instances of the pasted objects (IoU of at least 0.5)."""
@@ -173,12 +173,12 @@ class Albumentations(augment.Albumentations):
         for part in parts:
             part.convert_bbox("xywh")
             part.normalize(width, height)
-        # Indices in place of classes tell afterwards which instances remain
+        # Indices replace classes, to identify the remaining instances afterwards
         labels["cls"] = np.arange(n + len(answers["cls"]), dtype=np.float32).reshape(-1, 1)
         labels["instances"] = Instances.concatenate(parts)
         labels = super().__call__(labels)
         remaining = labels["cls"].reshape(-1).astype(int)
-        if n and not (remaining < n).any():  # Ultralytics leaves an image unchanged that would lose all of its labels
+        if n and not (remaining < n).any():  # Ultralytics leaves an image unchanged if it would lose all labels
             remaining, labels["img"] = np.arange(n + len(answers["cls"])), image
             labels["instances"] = Instances.concatenate(parts)
         is_label = remaining < n

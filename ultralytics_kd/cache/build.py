@@ -1,4 +1,4 @@
-"""Making a cache: which images lack an answer, which settings the answers have, and who computes them."""
+"""Making a cache: find the images without an answer, collect the settings, and compute the answers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     """Compute and store the answers of one or several teachers to the training images, as `yolo-kd cache` does.
 
     Args:
-        given (Mapping): `teacher`, `data`, options of `CACHE_ONLY`, and those of Ultralytics' arguments that `USED`
-            names.
+        given (Mapping): `teacher`, `data`, options in `CACHE_ONLY`, and Ultralytics' arguments in `USED`.
 
     Returns:
         (Store): The cache.
@@ -185,8 +184,8 @@ def _image_files(args: Any, data: dict) -> list[str]:
 def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Portion], int]:
     """Return the images without an answer, divided into portions, and the number of images with one.
 
-    Files with the same content are answered once. Portions are cut from the list of all images, so an interrupted cache
-    ends up with the same shards, made from the same batches, as one that was not interrupted.
+    Files with the same content are answered once. Portions are cut from the list of all images. So an interrupted cache
+    gets the same shards, from the same batches, as an uninterrupted one.
 
     Args:
         store (Store): The cache.

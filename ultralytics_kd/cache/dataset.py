@@ -65,7 +65,7 @@ class AnsweredDataset(YOLODataset):
 
     @staticmethod
     def collate_fn(batch: list[dict]) -> dict:
-        """Collate samples; the stored instances of all images become one list with the index of their image.
+        """Collate samples; concatenate the stored instances of all images, with the index of each one's image.
 
         Args:
             batch (list[dict]): Samples.

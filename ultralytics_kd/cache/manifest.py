@@ -1,4 +1,4 @@
-"""The manifest of a cache: which teachers answered, with which settings, and the check of a manifest that was read."""
+"""The manifest of a cache: its teachers and settings, and the check of a manifest from a file."""
 
 from __future__ import annotations
 

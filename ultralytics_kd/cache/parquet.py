@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-# Polars raises it where it gives up on a file; older releases call it PolarsPanicError
+# Polars raises it for some damaged files; older releases call it PolarsPanicError
 PANIC: type[BaseException] = getattr(pl.exceptions, "PanicException", None) or vars(pl.exceptions)["PolarsPanicError"]
 
 
@@ -67,4 +67,4 @@ def flat_values(column: pl.Series) -> pl.Series:
     Args:
         column (pl.Series): Column of type `List`.
     """
-    return column.filter(column.list.len() > 0).explode()  # Polars would make a null of an empty list
+    return column.filter(column.list.len() > 0).explode()  # Polars would turn an empty list into a null

@@ -1,9 +1,9 @@
 """Confidence per scale: class probabilities that fit the size at which augmentation shows an object.
 
 A teacher's confidence depends on the size of an object, and mosaic or zoom change that size. A cache therefore stores
-the confidence at several scales. Each instance carries it through augmentation, and the student learns the confidence
-at the scale at which it sees the object, interpolated between the stored scales. With one stored scale there is nothing
-to interpolate, and its confidence is taught at every size.
+the confidence at several scales, and augmentation carries these with each instance. The student learns the confidence
+at the scale at which it sees the object, interpolated between the stored scales. With one stored scale, its confidence
+is taught at every size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 def encode_rows(
     probs: np.ndarray, confidence: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray
 ) -> np.ndarray:
-    """Return one row of numbers per instance, for its way through augmentation.
+    """Return one row of numbers per instance, which augmentation carries.
 
     Args:
         probs (np.ndarray): Probabilities of the taught classes, shape (n, k).
@@ -66,12 +66,12 @@ def decode_rows(
 
 @lru_cache(maxsize=8)
 def _logarithms(scales: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the logarithms of scales; cached, because each copy to a device synchronises with it."""
+    """Return the logarithms of scales; cached, because each copy to a device needs a sync."""
     return torch.tensor(scales, device=device).log()
 
 
 def interpolate(scale: Tensor, scales: list[float], values: Tensor) -> Tensor:
-    """Interpolate values linearly in the logarithm of the scale; outside the range the nearest end's value holds.
+    """Interpolate values linearly in the logarithm of the scale; outside the range, return the nearest end's value.
 
     Args:
         scale (Tensor): Positive scales at which values are wanted, shape (M,).

@@ -22,7 +22,7 @@ from .manifest import Manifest
 from .parquet import flat_values, parquet_bytes, read_table
 
 SCALE = 65535  # the integer that stands for a probability of 1 in `probs` and `seen`
-TOLERANCE = 1e-3  # of an image: how far rounding may move the side of a box outside
+TOLERANCE = 1e-3  # fraction of an image's side by which rounding may move a box outside it
 SCHEMA: dict[str, Any] = {
     "key": pl.String,
     "width": pl.UInt32,

@@ -144,7 +144,7 @@ class Store:
         return KeyIndex(self.folder).keys(files, write, hash_all)
 
     def _tables(self) -> Iterator[tuple[Path, pl.DataFrame | None]]:
-        """Yield every shard's file and rows; None instead of rows that cannot be used."""
+        """Yield every shard's file and rows; None if the rows cannot be used."""
         shards = self.shards()
         if shards:  # a cache that was interrupted early has neither shards nor a manifest
             manifest = self.manifest()

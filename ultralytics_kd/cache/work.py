@@ -56,7 +56,7 @@ class Work:
 
 
 class Executor(Protocol):
-    """Where images are hashed and answered."""
+    """Hashes and answers images, in this process or on a cluster."""
 
     def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
         """Yield path and key of each image."""
