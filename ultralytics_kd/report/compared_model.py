@@ -1,4 +1,4 @@
-"""One model of a report: its heads, its validation and what it costs."""
+"""One model of a report: its heads, its validation and its cost."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TEACHER, BASELINE, STUDENT = "teacher", "baseline", "student"
 
 @dataclass
 class ComparedModel:
-    """A model beside others.
+    """One of the models that a report compares.
 
     Attributes:
         role (str): "teacher", "baseline" or "student".
-        loaded (Teacher): The model, opened as teachers are, its classes matched with those of the data.
+        loaded (Teacher): The model, opened as a teacher; its classes are matched with those of the data.
         results (dict[str, ValidationResult]): Its validation, by head.
-        times (list[float]): Seconds for one image, of every timed run.
+        times (list[float]): Seconds per image of each timed run.
     """
 
     role: str
@@ -71,7 +71,7 @@ class ComparedModel:
             self.results[head] = validate(self.copy(names), validator, head_args, folder)
 
     def costs(self, imgsz: int) -> dict[str, Any]:
-        """Return what the model costs; a value that is unknown is None.
+        """Return the model's size and speed; an unknown value is None.
 
         Args:
             imgsz (int): Image size of the GFLOPs, in pixels.

@@ -1,4 +1,4 @@
-"""The class names of a data set, as a model of a task has them."""
+"""The class names that a model gets from a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def class_names_of(data: str, task: str, single_cls: bool = False) -> dict[int, 
     Args:
         data (str): data.yaml, or the folder of a classification.
         task (str): Task of the model.
-        single_cls (bool): Ultralytics' argument: all classes are one.
+        single_cls (bool): Ultralytics' argument, which merges all classes.
 
     Returns:
         (dict[int, str]): Names by index. A semantic segmentation that reads polygons of several classes has a

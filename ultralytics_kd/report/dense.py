@@ -53,7 +53,7 @@ def recording_dense_validator(validator: Any, task: str) -> Any:
             self.truth: dict[str, DensePrediction] = {}
 
         def get_dataloader(self, dataset_path: Any, batch_size: int) -> Any:
-            """Return the loader; for a classification one that does not shuffle, as only the order tells the files."""
+            """Return the loader. One of a classification must not shuffle: files are matched by their order."""
             loader = super().get_dataloader(dataset_path, batch_size)
             if task != "classify":
                 return loader
@@ -81,7 +81,9 @@ def _labels(batch: dict[str, Any], i: int, task: str, nc: int) -> np.ndarray:
 
 
 def _reduced(values: Tensor, task: str) -> np.ndarray:
-    """Return probabilities, or a map of `SIDE` pixels along its longer side; nearest pixels, as classes have no mean.
+    """Return probabilities, or a map reduced to `SIDE` pixels along its longer side.
+
+    Reduction keeps the nearest pixels, because classes have no mean.
 
     Args:
         values (Tensor): Probabilities of shape (nc,), or a map of shape (..., h, w).
@@ -135,7 +137,7 @@ def image_classes(
 def difference(
     first: DensePrediction, second: DensePrediction, task: str, truth: DensePrediction | None = None
 ) -> tuple[float, float]:
-    """Return how far two predictions for an image differ.
+    """Return how much two predictions for an image differ.
 
     Args:
         first (DensePrediction): One model's prediction.

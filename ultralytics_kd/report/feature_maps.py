@@ -1,4 +1,4 @@
-"""Pictures of how strongly the levels of each model's features respond to an image."""
+"""Pictures of each model's feature maps: how strongly each level responds to an image."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def feature_strength(model: ComparedModel, image: Tensor) -> dict[int, np.ndarra
 
 
 def _heat_map(image: np.ndarray, strength: np.ndarray | None) -> np.ndarray:
-    """Return a map over an image; a blank picture for None, a level that the model does not have."""
+    """Return a map over an image; a blank picture for None, if the model lacks the level."""
     if strength is None:
         return np.full_like(image, 245)
     low, high = np.percentile(strength, (1, 99))

@@ -14,9 +14,9 @@ from ..config.arguments import GRID_TASKS
 from .compared_model import ComparedModel
 from .score_names import END2END
 
-ROUNDS, WARM_UP = 30, 3  # timed runs of each model, after those that are not timed
+ROUNDS, WARM_UP = 30, 3  # timed runs of each model, and untimed runs before them
 MAX_SECONDS = 5.0  # for each model; a slow one has fewer runs
-CONF = 0.25  # least confidence that NMS keeps, Ultralytics' default of predictions
+CONF = 0.25  # lowest confidence that NMS keeps: Ultralytics' default for predictions
 
 
 def measure_latency(

@@ -13,7 +13,7 @@ from ultralytics.utils.metrics import batch_probiou, box_iou
 from .validation import Objects
 
 BINS = 10
-CLASS_BONUS = 0.01  # IoU that an equal class is worth when boxes are paired
+CLASS_BONUS = 0.01  # added to the IoU of boxes of the same class when boxes are paired
 
 
 def overlaps(first: Objects, second: Objects) -> np.ndarray:
@@ -27,12 +27,12 @@ def overlaps(first: Objects, second: Objects) -> np.ndarray:
 def pairs(first: Objects, second: Objects, min_iou: float = 0.5) -> list[tuple[int, int, float]]:
     """Return the one-to-one pairs with the greatest sum of IoU.
 
-    A detector may predict one box with two classes, so that ties are common. They go to pairs of equal classes.
+    A detector may predict one box with two classes, so ties are common. Pairs of the same class win them.
 
     Args:
         first (Objects): N objects of an image.
         second (Objects): M other objects of the same image.
-        min_iou (float): Least IoU of a pair.
+        min_iou (float): Lowest IoU of a pair.
 
     Returns:
         (list[tuple[int, int, float]]): Index in `first`, index in `second` and IoU of each pair.
@@ -44,18 +44,18 @@ def pairs(first: Objects, second: Objects, min_iou: float = 0.5) -> list[tuple[i
 
 
 def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_conf: float) -> dict[str, Any]:
-    """Return how far a model's detections agree with its teacher's.
+    """Return how well a model's detections agree with its teacher's.
 
     Args:
         teacher (Mapping[str, Objects]): The teacher's detections by image.
         model (Mapping[str, Objects]): The model's detections by image.
-        min_conf (float): Least confidence of the detections that are compared.
+        min_conf (float): Lowest confidence of the detections that are compared.
 
     Returns:
         (dict): "detections", the number of the teacher's; "found50" and "found75", the shares of them that the model
             has at IoU 0.5 and 0.75; "same_class", the share of the pairs at IoU 0.5 with equal classes; "extra", the
             share of the model's detections without a pair; "bias" and "difference", the mean and the mean absolute
-            difference of the model's confidence to the teacher's, over the pairs. A mean over nothing is None.
+            difference of the model's confidence to the teacher's, over the pairs. A value without data is None.
     """
     ious: list[float] = []
     same_class: list[bool] = []
@@ -80,17 +80,17 @@ def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_
 
 
 def disagreement(teacher: Objects, model: Objects, min_conf: float) -> tuple[float, dict[str, int]]:
-    """Return how far the detections of two models in an image disagree.
+    """Return how much the detections of two models in an image disagree.
 
     Args:
         teacher (Objects): The teacher's detections.
         model (Objects): The model's detections.
-        min_conf (float): Least confidence of the detections that are compared.
+        min_conf (float): Lowest confidence of the detections that are compared.
 
     Returns:
         (float): Confidence of all detections without a pair of the same class, summed over both models.
-        (dict): Numbers of the teacher's detections that the model has ("found") and has not ("missed"), and of the
-            model's that the teacher has not ("extra").
+        (dict): Numbers of detections: "found" (of both models), "missed" (only of the teacher) and "extra" (only of the
+            model).
     """
     first, second = teacher.confident(min_conf), model.confident(min_conf)
     shared = [(i, j) for i, j, _ in pairs(first, second) if first.cls[i] == second.cls[j]]
@@ -103,12 +103,12 @@ def disagreement(teacher: Objects, model: Objects, min_conf: float) -> tuple[flo
 def calibration(
     detections: Mapping[str, Objects], labels: Mapping[str, Objects], min_conf: float = 0.05
 ) -> dict[str, Any]:
-    """Return how far confidence is the share of detections that are right (same class, IoU of at least 0.5).
+    """Compare confidence with the share of detections that are right (same class, IoU of at least 0.5).
 
     Args:
         detections (Mapping[str, Objects]): Detections by image.
         labels (Mapping[str, Objects]): Labels by image.
-        min_conf (float): Least confidence of the detections that count. Most lie below it, and nobody uses them.
+        min_conf (float): Lowest confidence of the detections that count. Most lie below it, and are not used.
 
     Returns:
         (dict): "error", the expected calibration error over `BINS` equal bins (Guo et al., ICML 2017,
@@ -131,13 +131,13 @@ def calibration(
 def correct(detections: Objects, labels: Objects, min_iou: float = 0.5) -> np.ndarray:
     """Return which detections match a label, shape (N,).
 
-    As in COCO's evaluation, detections choose in the order of their confidence. Each takes the label of its class with
-    the greatest IoU that is still free.
+    As in COCO's evaluation, detections choose in the order of their confidence. Each takes the free label of its class
+    with the greatest IoU.
 
     Args:
         detections (Objects): N detections of an image, most confident first.
         labels (Objects): Its labels.
-        min_iou (float): Least IoU of a match.
+        min_iou (float): Lowest IoU of a match.
     """
     right = np.zeros(len(detections.cls), bool)
     iou = overlaps(labels, detections) * (labels.cls[:, None] == detections.cls)

@@ -13,7 +13,7 @@ from .object_sizes import ap_by_size
 from .score_names import METRICS
 from .validation import Objects, ValidationResult
 
-# A smaller lead of the teacher is noise, and a share of it means nothing
+# A smaller lead of the teacher is noise, so a share of it has no meaning
 MIN_LEAD = 0.001
 
 
@@ -26,12 +26,12 @@ def collect_metrics(
         models (Sequence[ComparedModel]): The student and, if there are, teacher and baseline; validated and timed.
         preferred_head (str): Head that is compared, if a model has it.
         imgsz (int): Image size in pixels.
-        min_conf (float): Least confidence of the detections that are compared.
+        min_conf (float): Lowest confidence of the detections that are compared.
 
     Returns:
-        (dict): "metrics" (names of the two), "models" (metrics by role), "kept" (the student's share of the teacher's
-            score), "lead" (student minus teacher by class), "gap" (see `gap`) and "agreement" with the teacher, by
-            role. What needs a teacher or a baseline is None or empty without one.
+        (dict): "metrics" (names of the two scores), "models" (metrics by role), "kept" (the student's share of the
+            teacher's score), "lead" (student minus teacher by class), "gap" (see `gap`) and "agreement" with the teacher, by
+            role. Without a teacher or baseline, the entries that need one are None or empty.
     """
     by_role = {model.role: model for model in models}
     task = by_role[STUDENT].loaded.task
@@ -70,7 +70,7 @@ def _model_metrics(model: ComparedModel, preferred_head: str, imgsz: int) -> dic
 
 
 def _name(model: ComparedModel) -> str:
-    """Return a short name: the file, or the run and the file if these are its best or last weights."""
+    """Return a short name: the file's, after the run's if it is the run's best or last weights."""
     file = Path(model.loaded.source)
     of_run = file.stem in {"best", "last"} and file.parent.name == "weights"
     return f"{file.resolve().parents[1].name}, {file.name}" if of_run else model.loaded.name
@@ -129,7 +129,7 @@ def worst_images(
     Args:
         teacher (Mapping[str, Objects]): The teacher's detections by image.
         student (Mapping[str, Objects]): The student's detections by image.
-        min_conf (float): Least confidence of the detections that are compared.
+        min_conf (float): Lowest confidence of the detections that are compared.
         count (int): Number of images.
 
     Returns:

@@ -21,8 +21,8 @@ def ap_by_size(
 ) -> dict[str, dict[str, Any]]:
     """Return COCO's box AP of objects of each size.
 
-    The area is that of the box. Labels of other sizes do not count, nor do detections that match one of them, nor
-    unmatched detections of other sizes.
+    The area is that of the box. Three groups do not count: labels of other sizes, detections that match one of these,
+    and unmatched detections of other sizes.
 
     Args:
         detections (Mapping[str, Objects]): Detections by image.
@@ -51,7 +51,7 @@ def ap_by_size(
 
 
 class _Evaluation(COCOeval_faster):
-    """COCO's evaluation, which compares rotated boxes by ProbIoU."""
+    """COCO's evaluation, with ProbIoU for rotated boxes."""
 
     def __init__(self, detections: Sequence[Objects], labels: Sequence[Objects]):
         """Index the objects.
@@ -78,7 +78,7 @@ def _dataset(images: Sequence[Objects], classes: Sequence[int]) -> COCO:
     for image, objects in enumerate(images):
         kept = objects.of(classes)
         size = kept.boxes[:, 2:4] if kept.boxes.shape[1] == 5 else np.maximum(kept.boxes[:, 2:] - kept.boxes[:, :2], 0)
-        boxes = np.concatenate((kept.boxes[:, :2], size), 1)  # the place of rotated boxes is not read
+        boxes = np.concatenate((kept.boxes[:, :2], size), 1)  # the position of rotated boxes is not read
         for box, area, cls, conf in zip(boxes.tolist(), kept.areas.tolist(), kept.cls.tolist(), kept.conf.tolist()):
             annotations.append(
                 {

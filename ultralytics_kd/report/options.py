@@ -36,7 +36,7 @@ class Options:
         models (dict[str, Any]): Source of each model by role: "teacher", "baseline" if there is one, and "student".
         args (Namespace): Ultralytics' arguments.
         images (int): Number of val images to show.
-        match_conf (float): Least confidence of the detections that are compared and drawn.
+        match_conf (float): Lowest confidence of the detections that are compared and drawn.
         folder (Path): Folder of the report.
     """
 
@@ -59,11 +59,11 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
     """
     check_given(given)
     check_plain(given)
-    own = {**REPORT_ONLY, **{k: v for k, v in given.items() if k in REPORT_ONLY}}
-    rest = {k: v for k, v in given.items() if k in USED}
-    if rest.get("nms"):
+    options = {**REPORT_ONLY, **{k: v for k, v in given.items() if k in REPORT_ONLY}}
+    overrides = {k: v for k, v in given.items() if k in USED}
+    if overrides.get("nms"):
         raise KDError("'nms=False' compares the NMS-free heads; otherwise leave 'nms' out of a report.")
-    images, conf = own["images"], own["match_conf"]
+    images, conf = options["images"], options["match_conf"]
     if isinstance(images, bool) or images != 0:
         whole_number("images", images)
     if isinstance(conf, bool) or not isinstance(conf, (int, float)):
@@ -71,15 +71,15 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
     if not 0 < conf < 1:
         raise KDError(f"'match_conf={conf}' is an invalid value: it must be greater than 0 and less than 1.")
     register_arguments()
-    # `rect` as in `yolo val`: the images of a batch are padded to the least shape that holds them
-    args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **rest})
+    # `rect` as in `yolo val`: the images of a batch are padded to the smallest shape that holds them
+    args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **overrides})
     whole_number("imgsz", args.imgsz)
     if task != "classify":
         args.imgsz = check_imgsz(args.imgsz, stride=32, max_dim=1)  # as validation does
-    place = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **rest})
-    models = {role: own[role] for role in ("teacher", "baseline", "student") if own[role]}
+    folder_args = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **overrides})
+    models = {role: options[role] for role in ("teacher", "baseline", "student") if options[role]}
     models["teacher"] = parse_list(models["teacher"])
-    return Options(models, args, int(images), float(conf), output_folder(place))
+    return Options(models, args, int(images), float(conf), output_folder(folder_args))
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from .pictures import CROWD
 from .score_names import END2END, NMS, ONE
 
 HEADS = {NMS: "NMS", END2END: "NMS-free", ONE: ""}
-QUALITY = 85  # of the JPEGs in the page; the PNGs beside it lose nothing
+QUALITY = 85  # of the JPEGs in the page; the PNGs beside it are lossless
 
 
 def write_page(report: dict[str, Any], folder: Path) -> None:
@@ -27,7 +27,7 @@ def write_page(report: dict[str, Any], folder: Path) -> None:
         folder (Path): Folder with the pictures.
     """
     loader = jinja2.PackageLoader("ultralytics_kd", "report")
-    # A class or head that one model lacks is undefined in the template, and a dash in the page
+    # A class or head that a model lacks is undefined in the template, and the page shows a dash
     missing = jinja2.ChainableUndefined
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=missing)
     pages.filters |= {"number": number, "share": share, "signed": signed}
@@ -85,7 +85,7 @@ def _known(value: Any) -> bool:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Return a number with so many digits after the point, a dash for None."""
+    """Return a number with `digits` decimals, a dash for None."""
     return f"{value:,.{digits}f}" if _known(value) else "-"
 
 

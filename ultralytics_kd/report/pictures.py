@@ -18,7 +18,7 @@ from .dense import UNLABELED, DensePrediction
 from .matching import pairs
 from .validation import Objects
 
-CROWD = 10  # with more boxes than these in an image, only those that one model alone has are named
+CROWD = 10  # in an image with more boxes than this, only boxes that one model alone has are named
 WIDTH, MAX_HEIGHT = 420, 1260  # of an image in a panel, in pixels
 TITLE_HEIGHT, MARGIN = 34, 6  # of a panel's title, and between panels, in pixels
 # Okabe and Ito's colours, which colour-blind readers can tell apart, in BGR
@@ -30,15 +30,15 @@ def draw_boxes(
 ) -> np.ndarray:
     """Return an image with the boxes of each model, and with its labels, side by side.
 
-    Boxes that teacher and model share (same class, IoU of at least 0.5) are blue, others orange. The teacher is
-    compared with the student. With more than `CROWD` boxes only orange ones are named.
+    Boxes that teacher and model share (same class, IoU of at least 0.5) are blue, others orange. The teacher's
+    boxes are compared with the student's. With more than `CROWD` boxes only orange ones are named.
 
     Args:
         file (str): Image file.
         labels (Objects): Its labels.
         detections (Mapping[str, Objects]): Detections by role; has teacher and student.
         names (Mapping[int, str]): Class names.
-        min_conf (float): Least confidence of the detections that are drawn.
+        min_conf (float): Lowest confidence of the detections that are drawn.
 
     Returns:
         (np.ndarray): Picture in BGR.
@@ -119,7 +119,7 @@ def _box_panel(
 ) -> np.ndarray:
     """Return an image of panel width with boxes and a title."""
     small, scale = _fit_panel(image)
-    # Ultralytics takes another font for an example that this one cannot write
+    # Ultralytics takes another font if its default cannot write the example
     annotator = Annotator(small, line_width=2, font_size=10, example=str(list(names.values())))
     corners, count = _corners(objects) * scale, len(objects.cls)
     for i in reversed(range(count)):  # the most confident on top
@@ -146,7 +146,7 @@ def _corners(objects: Objects) -> np.ndarray:
 
 
 def _log_depths(predictions: Sequence[DensePrediction]) -> tuple[float, float]:
-    """Return the logs of the least and the greatest depth, so that all panels have the same colours."""
+    """Return the logs of the smallest and the largest depth, so that all panels have the same colours."""
     values = np.concatenate([p.values.astype(np.float64).ravel() for p in predictions])
     known = values[values > 0]
     return (float(np.log(known.min())), float(np.log(known.max()))) if len(known) else (0.0, 1.0)

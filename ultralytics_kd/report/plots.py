@@ -10,7 +10,7 @@ from ultralytics.utils import plt_settings
 
 from .compared_model import BASELINE, STUDENT, TEACHER
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; so can they by the markers
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the markers differ too
 COLORS = {TEACHER: "#000000", BASELINE: "#E69F00", STUDENT: "#0072B2"}
 MARKERS = {TEACHER: "s", BASELINE: "^", STUDENT: "o"}
 DPI = 110
@@ -55,7 +55,7 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
     Args:
         report (dict): Metrics, as `collect_metrics` returns them.
         file (Path): Picture to write.
-        most (int): Number of classes to draw at most: those with most labels.
+        most (int): Largest number of classes to draw; those with the most labels come first.
 
     Returns:
         (bool): Whether it was drawn.
@@ -173,6 +173,6 @@ def plot_curves(curves: dict[str, pl.DataFrame], metric: str, label: str, file: 
 
 
 def _varies(table: pl.DataFrame, loss: str) -> bool:
-    """Return whether a training had a loss: the column of a term that was off holds zeros."""
+    """Return whether a loss column is not all zeros, as it is for a term that was off."""
     column = f"train/{loss}"
     return column in table.columns and bool((table[column].cast(pl.Float64, strict=False).fill_null(0) != 0).any())

@@ -79,7 +79,7 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
         "trained": [],
     }
     report["verdict"], report["page"] = verdict(report), str(folder / "report.html")
-    _write_metrics(report, folder)  # kept even if a picture ends the program
+    _write_metrics(report, folder)  # now, in case drawing a picture ends the program
     _draw_charts(report, folder, METRICS[args.task][0][0])
     _draw_images(report, models, preferred_head, setup, options)
     _write_metrics(report, folder)
@@ -123,8 +123,8 @@ def _write_metrics(report: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
-def _attempt(name: str, draw: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function that draws returns, None if it fails: one picture must not cost the report."""
+def _draw_or_warn(name: str, draw: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that draws; warn and return None if it fails, so that the report is still written."""
     try:
         return draw(*args)
     except Exception as e:  # images that can no longer be read, fonts, sizes
@@ -133,7 +133,7 @@ def _attempt(name: str, draw: Callable[..., Any], *args: Any) -> Any:
 
 
 def _draw_charts(report: dict[str, Any], folder: Path, metric: str) -> None:
-    """Draw the charts that there is data for.
+    """Draw the charts for which there is data.
 
     Args:
         report (dict): The report; fills "charts" and "trained".
@@ -151,7 +151,7 @@ def _draw_charts(report: dict[str, Any], folder: Path, metric: str) -> None:
     }
     for name in CHARTS:
         file = f"{name}.png"
-        if _attempt(file, charts[name], folder / file):
+        if _draw_or_warn(file, charts[name], folder / file):
             report["charts"][name] = file
 
 
@@ -179,13 +179,13 @@ def _draw_images(
     for i, row in enumerate(rows):
         file = row.pop("file")
         name = Path(os.path.relpath(file, root)).as_posix()
-        picture = _attempt(name, _draw_predictions, file, results, setup.names, options)
+        picture = _draw_or_warn(name, _draw_predictions, file, results, setup.names, options)
         if picture is not None:
             report["images"].append({**row, "name": name, "picture": f"image-{i:02}.png"})
             imwrite(str(options.folder / f"image-{i:02}.png"), picture)
         if i >= FEATURE_IMAGES:
             continue
-        maps = _attempt(f"levels of {name}", draw_feature_maps, models, file, options.args.imgsz, setup.device)
+        maps = _draw_or_warn(f"levels of {name}", draw_feature_maps, models, file, options.args.imgsz, setup.device)
         if maps is not None:
             report["levels"].append({"name": name, "picture": f"levels-{i:02}.png"})
             imwrite(str(options.folder / f"levels-{i:02}.png"), maps)

@@ -106,7 +106,7 @@ def _command(given: Mapping[str, Any]) -> str:
     """Return the command line of a report with these arguments."""
 
     def text(value: Any) -> str:
-        """Return a value as the command line parses it, without spaces of its own."""
+        """Return a value in the form that the command line parses, without spaces."""
         if isinstance(value, (list, tuple)):
             return f"[{','.join(map(str, value))}]"
         return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)
@@ -121,7 +121,7 @@ def _task_of(student: Any) -> str:
         KDError: If the file is missing, or its task cannot be distilled.
     """
     if Path(str(student)).suffix.lower() != ".pt":
-        raise KDError(f"student={student} is no PyTorch checkpoint: give trained weights (.pt).")
+        raise KDError(f"student={student} is not a PyTorch checkpoint: give trained weights (.pt).")
     try:
         task = YOLO(str(student)).task
     except FileNotFoundError as e:
@@ -132,10 +132,10 @@ def _task_of(student: Any) -> str:
 
 
 def _load(role: str, source: Any, args: Namespace) -> Teacher:
-    """Load a model as teachers are loaded.
+    """Open a model as a teacher.
 
     Raises:
-        KDError: If it cannot be loaded or validated; the message names the role's argument.
+        KDError: If it cannot be opened or validated; the message names the role's argument.
     """
     weights = args.kd_teacher_weights if role == TEACHER else None
     try:

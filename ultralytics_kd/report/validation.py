@@ -17,7 +17,7 @@ from .datasets import distinct
 from .dense import DensePrediction, image_classes, pixel_classes, recording_dense_validator
 from .score_names import METRICS
 
-PARTS = {"segment": "seg", "pose": "pose"}  # attribute of the metrics that judges a task; "box" for other tasks
+PARTS = {"segment": "seg", "pose": "pose"}  # attribute of the metrics with a task's scores; "box" for other tasks
 
 
 @dataclass
@@ -36,15 +36,15 @@ class Objects:
     conf: np.ndarray
 
     def confident(self, min_conf: float) -> Objects:
-        """Return those of a least confidence whose area is a square pixel or more.
+        """Return the objects with a confidence of `min_conf` or more and an area of a square pixel or more.
 
-        A box without area has an IoU of 0 with every box, itself among them.
+        A box without area has an IoU of 0 with every box, even with itself.
         """
         kept = (self.conf >= min_conf) & (self.areas >= 1)
         return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
 
     def of(self, classes: int | Sequence[int]) -> Objects:
-        """Return those of some classes."""
+        """Return the objects of some classes."""
         kept = np.isin(self.cls, classes)
         return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
 
@@ -84,7 +84,7 @@ def validate(model: Any, validator: type, args: Namespace, folder: Path) -> Vali
     """Validate a model and keep its predictions.
 
     Args:
-        model (nn.Module): A model as validators take one; it is fused in place.
+        model (nn.Module): A model in the form that validators take; it is fused in place.
         validator (type[BaseValidator]): The task's validator.
         args (Namespace): Ultralytics' arguments; `nms=False` chooses the end-to-end head.
         folder (Path): Folder for what Ultralytics writes.
