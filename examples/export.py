@@ -1,4 +1,4 @@
-"""Export a distilled student in every precision of a format, and compare each export with it on val, offline.
+"""Export a distilled student in every precision of a format, and compare each with the student on val images, offline.
 
 Without weights it draws a data set and distils a small student first. An export that fails here keeps its row in the
 table, with the reason. The script installs nothing; the table names missing packages.

@@ -1,4 +1,4 @@
-"""`yolo-kd bench`: compares the same student alone, with `distill_model` and distilled, over several seeds."""
+"""`yolo-kd bench`: compares a student trained alone, with `distill_model` and distilled, over several seeds."""
 
 from .plan import BENCH_ONLY
 from .run import run_bench

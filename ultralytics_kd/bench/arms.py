@@ -43,7 +43,7 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
     Args:
         arms (str | Mapping | Sequence): Arms as the user gives them: names, or a dict, JSON or YAML of arguments.
         distillation (Mapping): kd arguments and `BUILTIN_ARGUMENTS` of the whole bench.
-        teacher (str | Path | None): The teacher of arms that name no other.
+        teacher (str | Path | None): The teacher of arms that do not name one.
 
     Raises:
         KDError: If an arm has an invalid name, or arguments that arms must share.
@@ -53,7 +53,7 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
         raise KDError(f"arm '{ALONE}' is the student without a teacher and takes no arguments.")
     kd = {**_kd_defaults(), **{k: v for k, v in distillation.items() if k in ARGUMENTS}}
     builtin = {k: v for k, v in distillation.items() if k in BUILTIN_ARGUMENTS}
-    made = [Arm(ALONE)]
+    result = [Arm(ALONE)]
     for name, args in named.items():
         shared = [k for k in args if k not in ARGUMENTS and k not in BUILTIN_ARGUMENTS]
         if shared:
@@ -63,8 +63,8 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
             )
         uses_builtin = name == BUILTIN or set(args) & set(BUILTIN_ARGUMENTS)
         key, defaults = ("distill_model", builtin) if uses_builtin else ("teacher", kd)
-        made.append(Arm(name, {**defaults, key: str(teacher) if teacher else None, **args}, key))
-    return made
+        result.append(Arm(name, {**defaults, key: str(teacher) if teacher else None, **args}, key))
+    return result
 
 
 def _kd_defaults() -> dict[str, Any]:
@@ -126,12 +126,12 @@ def check_arm(arm: Arm, common: Mapping[str, Any], trains_teacher: bool) -> None
         trains_teacher (bool): Whether the bench trains a teacher.
 
     Raises:
-        KDError: If it cannot.
+        KDError: If it cannot be trained.
     """
     args = dict(arm.args)
     if arm.teacher_key == "distill_model" and "distill_model" not in DEFAULT_CFG_DICT:
         raise KDError(
-            f"arm '{arm.name}' needs Ultralytics' own distillation, which this release of it lacks: drop the arm."
+            f"arm '{arm.name}' needs Ultralytics' own distillation, which the installed release lacks: drop the arm."
         )
     if arm.teacher_key and not args[arm.teacher_key]:
         if not trains_teacher:
@@ -152,7 +152,7 @@ def check_all_used(arms: list[Arm], distillation: Mapping[str, Any], teacher: An
         teacher (Any): The teacher, or the model that is trained to be the teacher; None without one.
 
     Raises:
-        KDError: If no arm does.
+        KDError: If no arm uses one of them.
     """
     keys = {arm.teacher_key for arm in arms}
     for names, key in ((ARGUMENTS, "teacher"), (BUILTIN_ARGUMENTS, "distill_model")):

@@ -52,7 +52,7 @@ class JobFolder:
         self.path = path
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
-        self._warned: set[str] = set()  # jobs with a warning that they were run with other versions
+        self._warned: set[str] = set()  # jobs for which a warning about other versions was logged
         self._lock = FileLock(path / ".lock")
 
     def __enter__(self) -> JobFolder:
@@ -93,11 +93,11 @@ class JobFolder:
         old, new = record["job"], job.identity
         changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
         if changed:
-            k = changed[0]
+            key = changed[0]
             rename = "rename the arm, " if job.arm and {"teacher", "distill_model"} & new.keys() else ""
             raise KDError(
-                f"'{job.name}' in {self.path} was made with {k}={old.get(k)}, not with {k}={new.get(k)}: give another "
-                f"name=, {rename}or delete {file}."
+                f"'{job.name}' in {self.path} was made with {key}={old.get(key)}, not with {key}={new.get(key)}: give "
+                f"another name=, {rename}or delete {file}."
             )
         if record["versions"] != VERSIONS and job.name not in self._warned:
             self._warned.add(job.name)

@@ -27,7 +27,7 @@ BENCH_ONLY: dict[str, Any] = {
     "jobs": 1,
 }
 MAX_SEEDS = 10_000
-# Arguments that change no score: the folder of the bench, and what its trainings print
+# Arguments that change no score: those of the bench's folder, and those of what trainings draw and print
 PLACE = ("project", "name", "exist_ok", "save_dir")
 QUIET = {"plots": False, "verbose": False}
 
@@ -45,7 +45,7 @@ class Plan:
         teacher_epochs (int | None): Epochs of that teacher.
         classes (str | dict): The `kd_classes` of arms that do not set it.
         holdout (float): Share of the training images to score on; 0 scores on the val set.
-        jobs (int): Trainings at a time.
+        jobs (int): Number of trainings that run at the same time.
         task (str): Task of all models.
         trust (bool): Whether teachers may run code when they are opened.
     """
@@ -120,7 +120,7 @@ def _recipe(cfg: Any, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_common(common: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise if trainings with an argument that all arms share could not be compared."""
+    """Raise if an argument that all arms share prevents a comparison of the trainings."""
     refused = {
         "seed": "give seeds=3 or seeds=0,1,2",
         "resume": "run the same command again, and it continues by itself",
@@ -158,7 +158,7 @@ def _check_teacher(teacher: Any, options: Mapping[str, Any]) -> None:
     if teacher and options["holdout"]:
         LOGGER.warning(
             f"holdout scores on a part of the training images: the scores are only valid if teacher={teacher} has not "
-            "been trained on that part. With teacher_model= it is not."
+            "been trained on that part. A teacher that the bench trains (teacher_model=) has not seen it."
         )
 
 

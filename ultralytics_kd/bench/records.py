@@ -31,7 +31,7 @@ def _texts(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    """Return whether a value is a number that a column of a table can hold; NaN is one."""
+    """Return whether a value is a number that a column of a table can hold; NaN counts as one."""
     return type(value) in {int, float} and not abs(value) > sys.maxsize
 
 
@@ -41,7 +41,7 @@ def _whole(value: Any) -> bool:
 
 
 def _scores(value: Any) -> bool:
-    """Return whether a value holds numbers by name, `score` and `second` among them, for one head or more."""
+    """Return whether a value maps one head or more to named numbers, with `score` and `second` among them."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -106,7 +106,7 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         file (Path): The file; its folder is made if needed.
-        content (Mapping): What it is to hold.
+        content (Mapping): Content of the file.
 
     Raises:
         KDError: If the disk is full or cannot be written to.

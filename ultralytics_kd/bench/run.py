@@ -91,7 +91,7 @@ class Bench:
 
     Attributes:
         plan (Plan): What to train and to score.
-        data (str): The data set, or the one whose val set are its held-out images.
+        data (str): The data set. With holdout, a copy whose val set is the held-out images.
         folder (JobFolder): Folder of jobs and records.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
@@ -118,7 +118,7 @@ class Bench:
     def score_teachers(self, trained: str | None) -> dict[str, dict[str, Any]]:
         """Score the teacher of every arm, each teacher once, and return their paths and hashes by arm."""
         by_arm: dict[str, dict[str, Any]] = {}
-        by_source: dict[str, dict[str, Any]] = {}  # to load and hash a teacher of several arms once
+        by_source: dict[str, dict[str, Any]] = {}  # so that a teacher of several arms is loaded and hashed once
         for arm in self.plan.arms:
             if not arm.teacher_key:
                 continue
@@ -144,7 +144,7 @@ class Bench:
                 while pending:
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
-            finally:  # after an interruption running trainings must end, and no others start
+            finally:  # after an interruption, running trainings must end and no others may start
                 self.folder.stop()
 
     def _finish(self, job: Job, future: Future) -> None:

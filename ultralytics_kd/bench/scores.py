@@ -34,7 +34,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
 
     Returns:
         (dict): "scores" by head: `nms`, and `end2end` if the model has such a head, or `output`; "parameters",
-            "weights" and "unmatched", the names of classes that the weights do not have.
+            "weights" and "unmatched", the names of classes that the weights lack.
     """
     task = YOLO(weights).task
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))

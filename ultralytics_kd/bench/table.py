@@ -50,26 +50,26 @@ def summarize(arms: list[str], runs: list[Run], teachers: dict[str, dict[str, An
     """
     order = {name: i for i, name in enumerate(arms)}
     runs = sorted(runs, key=lambda r: (order[r.arm], r.seed))
-    flat = [
+    run_rows = [
         {"arm": r.arm, "seed": r.seed, "head": head, **scores, **{k: r.record[k] for k in TRAINING}}
         for r in runs
         for head, scores in r.record["scores"].items()
     ]
-    scored = [
+    teacher_rows = [
         {"arm": arm, "head": head, **scores, "parameters": record["parameters"], "unmatched": record["unmatched"]}
         for arm, record in teachers.items()
         for head, scores in record["scores"].items()
     ]
-    # The score of a teacher that lacks classes averages zeros for these, which makes the gap meaningless
-    targets = {(t["arm"], t["head"]): t["score"] for t in scored if not t["unmatched"]}
-    frame, finished = pl.DataFrame(flat), {(r["head"], r["arm"]) for r in flat}
+    # A teacher scores zero on classes that it lacks. Its mean score would make the gap meaningless
+    targets = {(t["arm"], t["head"]): t["score"] for t in teacher_rows if not t["unmatched"]}
+    frame, finished = pl.DataFrame(run_rows), {(r["head"], r["arm"]) for r in run_rows}
     table = [
         _row(frame, arm, head, targets.get((arm, head), targets.get((arm, ONE))))
-        for head in dict.fromkeys(r["head"] for r in flat)
+        for head in dict.fromkeys(r["head"] for r in run_rows)
         for arm in arms
         if (head, arm) in finished
     ]
-    return {"table": table, "teachers": scored, "runs": flat}
+    return {"table": table, "teachers": teacher_rows, "runs": run_rows}
 
 
 def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
     pairs = of_arm.join(alone, on="seed", suffix="_alone")
     gains = (pairs["score"] - pairs["score_alone"]).to_list() if arm != ALONE else []
     gain = float(pl.Series(gains).mean()) if gains else None  # type: ignore[arg-type]
-    gap = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
+    lead = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
     low, high = interval(gains)
     return {
         "head": head,
@@ -92,7 +92,7 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
         "ci_low": low,
         "ci_high": high,
         "teacher": teacher,
-        "gap_closed": gain / gap if gain is not None and gap and gap > 0 else None,
+        "gap_closed": gain / lead if gain is not None and lead and lead > 0 else None,
         "seconds": of_arm["seconds"].mean(),
         "seeds": dict(zip(of_arm["seed"].to_list(), of_arm["score"].to_list())),
     }
@@ -108,9 +108,9 @@ def interval(gains: list[float], confidence: float = CONFIDENCE) -> tuple[float 
     if len(gains) < 2:
         return None, None
     series = pl.Series(gains)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(gains) - 1) * series.std() / len(gains) ** 0.5)
+    half_width = float(stats.t.ppf((1 + confidence) / 2, len(gains) - 1) * series.std() / len(gains) ** 0.5)
     mean = float(series.mean())  # type: ignore[arg-type]
-    return mean - half, mean + half
+    return mean - half_width, mean + half_width
 
 
 def save_tables(report: dict[str, Any], folder: Path) -> None:

@@ -32,7 +32,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
             weights map to those of the data set.
 
     Returns:
-        (dict): What `score` returns and, of a training, its "seconds", "epochs" and "batch".
+        (dict): The result of `score`; for a training also "seconds", "epochs" and "batch".
     """
     if "weights" in job:
         return score(job["weights"], job["args"], job["classes"])
@@ -50,7 +50,7 @@ def _train(args: dict[str, Any]) -> dict[str, Any]:
     model.train(**args)
     trainer = model.trainer
     best, last = Path(trainer.best), Path(trainer.last)
-    # With val=False the depth task writes more columns in its last row than in its header; those read here come first
+    # With val=False the depth task's last row has more columns than the header; those read here come first
     log = pl.read_csv(trainer.csv, infer_schema_length=None, truncate_ragged_lines=True)
     return {
         "weights": str((best if best.exists() else last).absolute()),

@@ -51,7 +51,7 @@ def _draw_labels(file: Path, tile: int) -> np.ndarray:
 
 
 def _draw_boxes(file: Path, xyxyn: np.ndarray, cls: list[float], tile: int) -> np.ndarray:
-    """Return an image at tile size with boxes, given as shares of the image side, and class names."""
+    """Return an image at tile size with boxes, given as fractions of the image side, and class names."""
     image = cv2.resize(imread(str(file)), (tile, tile), interpolation=cv2.INTER_CUBIC)
     annotator = Annotator(image, line_width=2, font_size=12)
     for box, c in zip(xyxyn * tile, cls):

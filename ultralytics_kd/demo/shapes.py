@@ -116,11 +116,11 @@ def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
     return (steps * np.cos(direction) + steps[:, None] * np.sin(direction))[..., None].astype(np.float32)
 
 
-def _contrasting(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """Return a random colour that differs from another, often only a little."""
+def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+    """Return a random colour that differs from a given one, often only a little."""
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
-    return np.clip(under + direction * rng.uniform(60, 160), 5, 250)
+    return np.clip(color + direction * rng.uniform(60, 160), 5, 250)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -138,23 +138,23 @@ def _add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> Non
     """Draw unlabelled strokes, arcs, blobs and triangles over the image in place."""
     size = image.shape[0]
     for _ in range(count):
-        p, q = rng.uniform(0, size, (2, 2))
-        start = (int(p[0]), int(p[1]))
+        first_point, second_point = rng.uniform(0, size, (2, 2))
+        start = (int(first_point[0]), int(first_point[1]))
         mask = np.zeros((size, size), np.uint8)
         kind = rng.choice(("stroke", "arc", "blob", "triangle"))
         if kind == "stroke":
-            cv2.line(mask, start, (int(q[0]), int(q[1])), 255, int(rng.integers(1, 4)), cv2.LINE_AA)
+            end = (int(second_point[0]), int(second_point[1]))
+            cv2.line(mask, start, end, 255, int(rng.integers(1, 4)), cv2.LINE_AA)
         elif kind == "arc":
             axes = rng.uniform(0.05, 0.25, 2) * size
             first, sweep = rng.uniform(0, 360), rng.uniform(60, 200)
             reach = (int(axes[0]), int(axes[1]))
             cv2.ellipse(mask, start, reach, rng.uniform(0, 180), first, first + sweep, 255, 2, cv2.LINE_AA)
         elif kind == "triangle":
-            cv2.fillPoly(
-                mask, _subpixel([p + rng.uniform(-0.15, 0.15, (3, 2)) * size]), 255, cv2.LINE_AA, SUBPIXEL_BITS
-            )
+            corners = first_point + rng.uniform(-0.15, 0.15, (3, 2)) * size
+            cv2.fillPoly(mask, _subpixel([corners]), 255, cv2.LINE_AA, SUBPIXEL_BITS)
         else:  # a blob fades out at its rim, a disc does not
-            x, y = np.arange(size) - p[0], np.arange(size)[:, None] - p[1]
+            x, y = np.arange(size) - first_point[0], np.arange(size)[:, None] - first_point[1]
             mask = 255 * np.exp(-(x**2 + y**2) / (2 * (rng.uniform(0.03, 0.12) * size) ** 2))
         _blend(image, mask.astype(np.float32) * (0.85 / 255), _contrasting(rng, image.mean(axis=(0, 1))))
 
@@ -181,7 +181,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outlin
 
 
 def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Return the image as uint8, as from a poor camera: blurred, of other contrast and brightness, noisy."""
+    """Return the image as uint8, as from a poor camera: blurred, noisy, with other contrast and brightness."""
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
     mean = image.mean()
     image = (image - mean) * rng.uniform(0.65, 1.15) + mean + rng.uniform(-30, 30)
@@ -197,7 +197,7 @@ def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = O
     Args:
         rng (np.random.Generator): Source of every random choice.
         size (int): Side of the image in pixels.
-        objects (tuple[int, int]): Least and most objects.
+        objects (tuple[int, int]): Smallest and largest number of objects.
 
     Returns:
         (Scene): The image, and the labels of its visible objects.

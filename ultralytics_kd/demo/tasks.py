@@ -63,7 +63,7 @@ def _write(file: Path, content: np.ndarray | str) -> None:
 
 
 def _label_writer(rows: Callable[[Scene], list[np.ndarray]]) -> Callable[..., None]:
-    """Return a function that writes a scene and its label file: class and numbers of each object, a line each."""
+    """Return a function that writes a scene and its label file: a line with class and numbers for each object."""
 
     def write(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
         """Draw and write one image."""
@@ -76,7 +76,7 @@ def _label_writer(rows: Callable[[Scene], list[np.ndarray]]) -> Callable[..., No
 
 
 def _polygons(scene: Scene) -> list[np.ndarray]:
-    """Return the outer contour of every object as shares of the image."""
+    """Return the outer contour of every object as fractions of the image."""
     size = scene.image.shape[0]
     return [_thin(outline[0] / size).clip(0, 1).reshape(-1) for outline in scene.outlines]
 
@@ -87,14 +87,14 @@ def _thin(contour: np.ndarray) -> np.ndarray:
 
 
 def _rotated_boxes(scene: Scene) -> list[np.ndarray]:
-    """Return the corners of the smallest rotated box around every object as shares of the image."""
+    """Return the corners of the smallest rotated box around every object as fractions of the image."""
     size = scene.image.shape[0]
     boxes = [cv2.boxPoints(cv2.minAreaRect(outline[0].astype(np.float32))) for outline in scene.outlines]
     return [(corners / size).clip(0, 1).reshape(-1) for corners in boxes]
 
 
 def _keypoints(scene: Scene) -> list[np.ndarray]:
-    """Return box and keypoints of every object as shares of the image; all keypoints are marked visible."""
+    """Return box and keypoints of every object as fractions of the image; all keypoints are marked visible."""
     size, rows = scene.image.shape[0], []
     for box, outline in zip(scene.boxes / size, scene.outlines):
         contour = outline[0] / size
@@ -116,9 +116,9 @@ def _write_classified(root: Path, split: str, name: str, rng: np.random.Generato
 def _write_depth(root: Path, split: str, name: str, rng: np.random.Generator, size: int) -> None:
     """Draw balls on a floor in front of a wall, with haze that grows with distance, and write image and depth.
 
-    Height and tilt of the camera, the wall and the balls are random in every image, so that the place of a pixel does
-    not predict its depth: if all images had the same floor, the mean depth of the training images would score a delta1
-    of 0.88.
+    Height and tilt of the camera, the wall and the balls are random in every image. So the position of a pixel does not
+    predict its depth. With the same floor in all images, the mean depth of the training images would score a delta1 of
+    0.88.
     """
     wall, height, horizon = rng.uniform(FAR / 3, FAR), rng.uniform(0.5, 1.5), rng.uniform(0.05, 0.6) * size
     below = np.arange(size, dtype=np.float32)[:, None] + 0.5 - horizon  # rows below the horizon; focal length = size

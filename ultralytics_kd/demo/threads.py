@@ -17,8 +17,8 @@ class IdleCores:
     """Callback for `on_train_batch_start` that sets torch's threads to the number of idle cores.
 
     Ultralytics trains with one thread and leaves the other cores to data loaders, which the demo does not have. On an
-    idle machine all cores nearly halve a step. With other processes on them they made a step 5 to 25 times as long as
-    one thread does, because torch's threads wait for each other at every layer.
+    idle machine, all cores nearly halve the time of a step. With other processes on them, a step took 5 to 25 times as
+    long as with one thread, because torch's threads wait for each other at every layer.
     """
 
     def __init__(self) -> None:

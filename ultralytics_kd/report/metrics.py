@@ -30,8 +30,8 @@ def collect_metrics(
 
     Returns:
         (dict): "metrics" (names of the two scores), "models" (metrics by role), "kept" (the student's share of the
-            teacher's score), "lead" (student minus teacher by class), "gap" (see `gap`) and "agreement" with the teacher, by
-            role. Without a teacher or baseline, the entries that need one are None or empty.
+            teacher's score), "lead" (student minus teacher by class), "gap" (see `gap`) and "agreement" with the
+            teacher, by role. Without a teacher or baseline, the entries that need one are None or empty.
     """
     by_role = {model.role: model for model in models}
     task = by_role[STUDENT].loaded.task

@@ -204,7 +204,7 @@ class CustomTeacher(SetTeacher):
         if not callable(fingerprint):
             raise ModelError(
                 self.source,
-                "has no `fingerprint()`: add one that returns a text which changes with its "
-                "weights, so that stored answers can be told apart, or train without kd_cache.",
+                "has no `fingerprint()`, which identifies stored answers: add one whose text changes "
+                "with the weights, or train without kd_cache.",
             )
         return hashlib.sha256(str(fingerprint()).encode()).hexdigest()
