@@ -45,10 +45,11 @@ class RunFolder:
         Raises:
             KDError: If no folder can be created there.
         """
+        parents: list[Path] = []
         while True:
             path = output_folder(args)
             try:
-                parents = _create_parents(path.parent)
+                parents = [*_create_parents(path.parent), *parents]
                 path.mkdir()
             except FileExistsError:
                 if args.exist_ok or getattr(args, "save_dir", None):
