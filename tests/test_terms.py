@@ -124,6 +124,26 @@ def test_ld_is_refused_where_a_side_has_no_bins():
         setup("yolo26n.yaml", "yolo11s.yaml", kd_box=1.0, kd_box_loss="ld")
 
 
+class SetOfBoxes:
+    """A teacher that predicts a set of detections: one box in every image."""
+
+    names = NAMES
+
+    def teach(self, images):
+        one = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "probs": torch.tensor([[0.1, 0.8, 0.1]])}
+        return [one for _ in images]
+
+
+@pytest.mark.parametrize("student_cfg", ["yolo11n.yaml", "yolo26n.yaml"])
+def test_ld_is_refused_for_a_teacher_that_predicts_a_set_of_detections(student_cfg):
+    """Before training, whether the student has bins (YOLO11) or not (YOLO26)."""
+    message = "kd_box_loss=ld compares distributions over box bins, but the teacher predicts a set of detections"
+    with pytest.raises(KDError, match=f"{message}, which have none: use kd_box_loss=iou or l1"):
+        setup(student_cfg, None, teacher=SetOfBoxes(), kd_box=1.0, kd_box_loss="ld")
+    student, _, _, batch, loss = setup(student_cfg, None, teacher=SetOfBoxes(), kd_box=1.0)
+    assert loss(student(batch["img"]), batch)[1]["kd_box"] > 0
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("cfg", ["yolo26n.yaml", "yolov8n.yaml", "yolo26n-p6.yaml", "yolov8n-p2.yaml", "yolov10n.yaml"])
 @pytest.mark.parametrize(

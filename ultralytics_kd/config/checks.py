@@ -210,8 +210,12 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
     reason = "and kd_cache stores detections: drop kd_cache so that the teacher runs on every step, or"
     if cfg.get("kd_feat"):
         raise KDError(f"'kd_feat={cfg['kd_feat']}' compares whole feature maps, {reason} set kd_feat=0.")
-    if cfg.get("kd_box") and cfg.get("kd_box_loss") == "ld":
-        raise KDError(f"'kd_box_loss=ld' compares distributions over box bins, {reason} use kd_box_loss=iou or l1.")
+    from ..losses.box import BIN_LOSSES, BOX_LOSSES  # here, as Ultralytics may not be fully imported before a training
+
+    loss = cfg.get("kd_box_loss")
+    if cfg.get("kd_box") and loss in BIN_LOSSES:
+        others = " or ".join(BOX_LOSSES)
+        raise KDError(f"'kd_box_loss={loss}' compares distributions over box bins, {reason} use kd_box_loss={others}.")
 
 
 # Arguments of any command ---------------------------------------------------------------------------------------------

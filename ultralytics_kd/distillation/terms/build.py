@@ -88,13 +88,12 @@ def _class_term(context: TermContext) -> Term:
 
 def _box_term(context: TermContext) -> Term:
     """Return the box term."""
-    teachers = context.teachers or (context.student,)
-    return BoxTerm(context.args.kd_box_loss, temperature(context.args, "kd_box"), context.student, teachers)
+    return BoxTerm(context.args.kd_box_loss, temperature(context.args, "kd_box"), context.student, context.teachers)
 
 
 def _keypoint_term(context: TermContext) -> Term:
     """Return the keypoint term."""
-    return KeypointTerm(context.student, context.teachers or (context.student,))
+    return KeypointTerm(context.student, context.teachers)
 
 
 def _feature_term(context: TermContext) -> Term:

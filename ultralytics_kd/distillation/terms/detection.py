@@ -62,7 +62,7 @@ class BoxTerm:
                 boxes the name stands for the loss in `ROTATED_BOX_LOSSES`, and "iou" adds Ultralytics' angle loss.
             tau (float | None): Temperature; None for the loss's default.
             student (Layout): The student's head.
-            teachers (Sequence[Layout]): The teachers' heads.
+            teachers (Sequence[Layout]): The teachers' heads; empty where they predict sets of instances, without bins.
 
         Raises:
             KDError: If the heads do not share the bins that the loss needs, if the loss is not defined for rotated
@@ -76,9 +76,12 @@ class BoxTerm:
             )
         bins = {teacher.reg_max for teacher in teachers}
         if loss in BIN_LOSSES and not (student.dfl and bins == {student.reg_max}):
+            fault = "the teacher predicts a set of detections, which have none"
+            if bins:
+                teacher_bins = ", ".join(map(str, sorted(bins)))
+                fault = f"the student has reg_max={student.reg_max} and the teacher reg_max={teacher_bins}"
             raise KDError(
-                f"kd_box_loss={loss} compares distributions over box bins, but the student has reg_max="
-                f"{student.reg_max} and the teacher reg_max={', '.join(map(str, sorted(bins)))}: use kd_box_loss="
+                f"kd_box_loss={loss} compares distributions over box bins, but {fault}: use kd_box_loss="
                 f"{' or '.join(BOX_LOSSES)}."
             )
         table = {**BIN_LOSSES, **(ROTATED_BOX_LOSSES if rotated else BOX_LOSSES)}
