@@ -35,11 +35,13 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data, teacher) -> Path:
-    """Return the folder of a finished distillation with all terms on and plots."""
+    """Return the folder of a finished distillation with all terms on and plots; its first last.pt is kept beside it."""
     from conftest import QUICK
 
     project = tmp_path_factory.mktemp("runs")
-    YOLO(STUDENT).train(**{**QUICK, "plots": True}, **KD, data=data, teacher=teacher, project=str(project))
+    model = YOLO(STUDENT)
+    model.add_callback("on_model_save", lambda t: t.epoch or shutil.copy2(t.last, project / "midway.pt"))
+    model.train(**{**QUICK, "plots": True}, **KD, data=data, teacher=teacher, project=str(project))
     return project / "train"
 
 
@@ -136,6 +138,22 @@ assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
     here = YOLO(run / "weights" / "best.pt").val(data=data, imgsz=64, plots=False, verbose=False).box.map
     assert maps[0] == maps[1] and maps[0][0] == f"mAP best {here}"
     assert (run / "weights" / "last.onnx").stat().st_size > 1e5
+
+
+@pytest.mark.core
+def test_checkpoint_of_a_run_that_goes_on_holds_neither_teacher_nor_loss(run):
+    """It unpickles without this package: the adapters, the teacher's hash and the random states are plain data."""
+    code = f"""
+import sys
+sys.modules["ultralytics_kd"] = None
+import torch
+ckpt = torch.load(r"{run.parent}/midway.pt", map_location="cpu", weights_only=False)
+print("STATE", ckpt["epoch"], getattr(ckpt["ema"], "criterion", None), len(ckpt["optimizer"]["kd_run"]["teachers"][0]))
+assert ckpt["optimizer"]["kd_adapters"]
+assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=run.parent, check=False)
+    assert "STATE 0 None 64" in out.stdout, out.stderr[-2000:]
 
 
 @pytest.mark.core
