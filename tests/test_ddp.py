@@ -171,7 +171,7 @@ def test_gradients_of_adapters_are_the_mean_of_all_processes(run):
 def test_the_teacher_takes_part_in_no_reduction(run):
     for record in run[1]:
         assert {"all_reduce", "broadcast", "reduce"} == {name for name, _, _ in record["collectives"]}
-        assert record["teacher_tensors"] > 500 and not any(theirs for *_, theirs in record["collectives"])
+        assert record["teacher_tensors"] > 100 and not any(theirs for *_, theirs in record["collectives"])
         student = YOLO("yolo26n.yaml").model
         assert record["ddp"] == (len(list(student.parameters())),) * 2
         count = Counter(name for name, *_ in record["collectives"])
@@ -206,7 +206,7 @@ def test_sentence_of_a_process_that_failed_is_said_last_and_nothing_is_left(laun
     def start(cmd: list[str], check: bool) -> None:
         """Run the launcher's script here, after its teacher has gone."""
         mortal.unlink()
-        (tmp_path / "runs" / "deep" / "run" / "weights").mkdir(parents=True)  # by another process meanwhile
+        assert (tmp_path / "runs" / "deep" / "run").is_dir()  # no other run can take it meanwhile
         with pytest.raises(KDError):
             runpy.run_path(cmd[-1], run_name="__main__")
         raise subprocess.CalledProcessError(1, cmd)
@@ -221,7 +221,7 @@ def test_sentence_of_a_process_that_failed_is_said_last_and_nothing_is_left(laun
 
 def test_error_of_a_process_that_is_no_sentence_stays_ultralytics_own(launcher, tmp_path, data, teacher, monkeypatch):
     def start(cmd: list[str], check: bool) -> None:
-        (tmp_path / "runs" / "run").mkdir(parents=True)
+        assert (tmp_path / "runs" / "run").is_dir()
         raise subprocess.CalledProcessError(1, cmd)
 
     monkeypatch.setattr(engine.subprocess, "run", start)

@@ -7,6 +7,7 @@ Methods are here because Ultralytics calls them. Each does what Ultralytics does
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,12 +277,23 @@ class DistillationMixin(_Trainer):
             return super().train()
         try:
             if self.ddp:
-                with distributed.launching(self.run_folder.undo):
+                with distributed.launching(self.run_folder.undo), self._folder_kept():
                     return super().train()
             with distributed.reporting_errors(), self._undone_on_error():
                 return super().train()
         finally:
             self.distillation.release()
+
+    @contextmanager
+    def _folder_kept(self) -> Iterator[None]:
+        """Keep the run's folder while Ultralytics launches processes. It would remove it first and free its name."""
+        path = self.save_dir
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_dir = path if self.resume else Path(folder)
+            try:
+                yield
+            finally:
+                self.save_dir = path
 
     @contextmanager
     def _undone_on_error(self, constructing: bool = False) -> Iterator[None]:
@@ -293,13 +305,13 @@ class DistillationMixin(_Trainer):
         try:
             yield
         except Exception as e:  # it is raised again
-            distillation = self.distillation
-            if self.run_folder is None or (distillation is not None and distillation.answers.answered):
+            folder, started = self.run_folder, self.distillation is not None and self.distillation.answers.answered
+            if started or (folder is None and not distributed.launched()):
                 raise
-            if constructing and hasattr(self, "callbacks"):  # without this, Platform keeps capturing the console
+            if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
                 self.run_callbacks("teardown")
-            error = self.run_folder.disk_error(e)
-            distributed.failed_before_start(self.run_folder.undo)
+            error = folder.disk_error(e) if folder is not None else None
+            distributed.failed_before_start(folder.undo if folder is not None else lambda: None)
             if error is None:
                 raise
             raise error from e
