@@ -108,36 +108,88 @@ def test_every_change_says_what_it_is_for_and_temporary_ones_who_makes_them():
         assert change.why.endswith(".") and (change.replace is None) == bool(change.during)
 
 
-def assigned() -> set[str]:
-    """Return the names in modules of Ultralytics that this package assigns to, or whose object it adds a filter to."""
-    found = set()
+# Methods that change a list, dict, set or logger in place
+IN_PLACE = {
+    *("append", "extend", "insert", "remove", "reverse", "sort", "pop", "clear"),
+    *("update", "setdefault", "popitem", "add", "discard", "addFilter", "addHandler"),
+}
+
+
+def changed_in_source() -> set[str]:
+    """Return the objects in modules of Ultralytics that the source of this package assigns to or changes in place."""
+    places = set()
     for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        names = {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ultralytics":
-                names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-            elif isinstance(node, ast.Import):
-                names |= {a.asname: a.name for a in node.names if a.asname and a.name.startswith("ultralytics.")}
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Attribute) or ast.unparse(node.value) not in names:
-                continue
-            target = names[ast.unparse(node.value)]
-            if isinstance(node.ctx, (ast.Store, ast.Del)):
-                found.add(f"{target}.{node.attr}")
-            elif node.attr in {"addFilter", "addHandler"}:
-                found.add(target)
-    return found
+        imported = imported_from_ultralytics(tree)
+        changed = {place_of(part, imported) for node in ast.walk(tree) for part in changed_by(node)}
+        places |= changed - {""}
+    return places
+
+
+def imported_from_ultralytics(tree: ast.Module) -> dict[str, str]:
+    """Return the full name of everything that a module imports from Ultralytics, by the name that it has there."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ultralytics":
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in (a for a in node.names if a.name.partition(".")[0] == "ultralytics"):
+                names |= {alias.asname: alias.name} if alias.asname else {"ultralytics": "ultralytics"}
+    return names
+
+
+def place_of(node: ast.expr, imported: dict[str, str]) -> str:
+    """Return the full name of an object of Ultralytics, `a.b.c` with an imported `a`; "" for any other expression."""
+    if isinstance(node, ast.Name):
+        return imported.get(node.id, "")
+    if isinstance(node, ast.Attribute):
+        owner = place_of(node.value, imported)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""
+
+
+def changed_by(node: ast.AST) -> list[ast.expr]:
+    """Return the expressions whose object a node assigns to, deletes or changes in place."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        return [node]
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        return [node.value]
+    if isinstance(node, ast.AugAssign):
+        return [node.target]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in IN_PLACE:
+        return [node.func.value]
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in {"setattr", "delattr"}:
+        owner, name = node.args[:2]
+        return [ast.Attribute(owner, name.value)] if isinstance(name, ast.Constant) else [owner]
+    return []
 
 
 def test_what_is_changed_in_a_with_block_is_in_the_table_too():
-    assert assigned() == {change.place for change in CHANGES if change.during}
+    assert changed_in_source() == {change.place for change in CHANGES if change.during}
 
 
-def test_a_change_that_the_table_does_not_list_is_seen(tmp_path, monkeypatch):
-    (tmp_path / "room.py").write_text("from ultralytics.utils import ops\nops.xyxy2xywh = None\n")
+@pytest.mark.parametrize(
+    "change, place",
+    [
+        ("ops.xyxy2xywh = None", "utils.ops.xyxy2xywh"),
+        ("del ops.xyxy2xywh", "utils.ops.xyxy2xywh"),
+        ("setattr(ops, 'xyxy2xywh', None)", "utils.ops.xyxy2xywh"),
+        ("ops.Profile.time = None", "utils.ops.Profile.time"),
+        ("ul_cfg.ARGV[:] = []", "cfg.ARGV"),
+        ("DEFAULT_CFG_DICT['box'] = 1", "utils.DEFAULT_CFG_DICT"),
+        ("del DEFAULT_CFG_DICT['box']", "utils.DEFAULT_CFG_DICT"),
+        ("DEFAULT_CFG_DICT |= {}", "utils.DEFAULT_CFG_DICT"),
+        ("DEFAULT_CFG_DICT.update(box=1)", "utils.DEFAULT_CFG_DICT"),
+        ("ultralytics.cfg.ARGV.append('x')", "cfg.ARGV"),
+    ],
+)
+def test_a_change_that_the_table_does_not_list_is_seen(tmp_path, monkeypatch, change, place):
+    imports = (
+        "import ultralytics\nimport ultralytics.cfg as ul_cfg\nfrom ultralytics.utils import DEFAULT_CFG_DICT, ops\n"
+    )
+    (tmp_path / "room.py").write_text(f"{imports}own = dict(DEFAULT_CFG_DICT)\nown['box'] = ops.xyxy2xywh\n{change}\n")
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    assert assigned() == {"ultralytics.utils.ops.xyxy2xywh"}
+    assert changed_in_source() == {f"ultralytics.{place}"}
 
 
 @pytest.fixture

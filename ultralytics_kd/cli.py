@@ -23,7 +23,7 @@ HELP = """
         yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt   distil a teacher into a student
         yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
         yolo-kd bench data=coco8.yaml model=yolo26n.yaml teacher=yolo26x.pt seeds=3
-                                            the student alone, with distill_model and distilled, in one honest table
+                                            the student alone, with distill_model and distilled, in one table
         yolo-kd cache data=coco8.yaml teacher=yolo26x.pt
                                             store a teacher's answers once, to train with kd_cache=PATH without it
         yolo-kd report teacher=yolo26x.pt student=best.pt baseline=alone.pt data=coco8.yaml
@@ -80,7 +80,7 @@ def _yolo(args: list[str]) -> None:
     with recipes.running(_check_line(args)):
         _warn_of_idle(args)
         before = ul_cfg.ARGV[:]
-        ul_cfg.ARGV[:] = ["yolo", *args]  # changed in place; by 'yolo' Ultralytics tells its CLI from Python
+        ul_cfg.ARGV[:] = ["yolo", *args]  # in `install.CHANGES`; by 'yolo' Ultralytics tells its CLI from Python
         try:
             ul_cfg.entrypoint()
         finally:

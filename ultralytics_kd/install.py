@@ -1,6 +1,13 @@
-"""All changes in Ultralytics' own modules, why they are made, and how they are undone.
+"""All changes in Ultralytics' own modules, why and when they are made, and how they are undone.
 
-`CHANGES` is the whole list. `uninstall` puts the originals back; a change of a `with` block ends with the block.
+`CHANGES` is the whole list. When its changes are made:
+
+- Importing `ultralytics_kd` alone changes nothing.
+- Importing a trainer or `YOLO` of this package calls `register`, which makes the first nine (`config/registration.py`).
+  A demo, bench, cache or report from Python makes the first eight, for the arguments.
+- `yolo-kd` and, after `yolo-kd enable`, the import of Ultralytics call `install`, which makes those of `YOLO` too.
+- `uninstall` undoes all of these; call `install` to make them again.
+- A temporary change lasts as long as the block of code that its row names.
 
 After `yolo-kd enable` this module is imported while Ultralytics is being imported. The trainers that distil need
 modules of Ultralytics that do not exist by then, so they are imported on first use.
@@ -99,6 +106,13 @@ TEMPORARY_CHANGES = (
         "SAFE_LOAD",
         "Code that a teacher's file names does not run.",
         during="a teacher's file is opened; ultralytics_kd.teachers",
+    ),
+    Change(
+        "ultralytics.cfg",
+        "ARGV",
+        "Ultralytics reads its command line there, and tells it from Python by the name `yolo`.",
+        in_place=True,  # other modules hold this object, which is `sys.argv`
+        during="`yolo-kd` runs Ultralytics' command line; ultralytics_kd.cli",
     ),
 )
 CHANGES: tuple[Change, ...] = (*ARGUMENT_CHANGES, *TRAINER_CHANGES, *MODEL_CHANGES, *TEMPORARY_CHANGES)
