@@ -349,13 +349,12 @@ print(sorted(trainer.metrics))
 """
 
 
-@pytest.mark.parametrize(("fails", "codes"), [("never", [0, 0]), ("before", [0, 0]), ("while", [1, 1])])
+@pytest.mark.parametrize(("fails", "codes"), [("before", [0, 0]), ("while", [1, 1])])
 def test_no_rank_waits_for_one_that_cannot_validate_the_teacher(fails, codes):
     processes = start_ranks(ONE_FAILS, (fails, fails))
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [int(process.returncode != 0) for process in processes] == codes, outputs
-    scored = [out.strip().endswith("['teacher/mAP50-95(B)']") for out in outputs]
-    assert scored == [fails == "never"] * 2
+    assert not any(out.strip().endswith("['teacher/mAP50-95(B)']") for out in outputs)
 
 
 def start_ranks(script: str, arguments: tuple[str, ...]) -> list[subprocess.Popen]:

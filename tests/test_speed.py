@@ -46,6 +46,7 @@ def test_every_arm_takes_a_step_with_the_terms_in_its_name(prepared):
     assert arms["plain"].load() > 0
 
 
+@pytest.mark.nightly
 def test_memory_is_measured_in_a_separate_process(prepared):
     assert 0.1 < speed.measure_memory(*prepared, "n", "kd_cache") < 8
     with pytest.raises(RuntimeError, match="no arm"):
