@@ -1,12 +1,13 @@
 """The input of the terms: the outputs of student and teacher for one batch, side by side.
 
-`Pair` and `AssignedPair` also decide how much each anchor point counts. In both, `avg_factor` is the divisor of all
-terms and `box_weight` the weight of each box. Background anchor points:
+`Pair` and `AssignedPair` also decide which anchor points are compared. In both, `avg_factor` is the divisor of all
+terms and `box_weight` the weight of each box. The class term (`terms.detection`) gives each anchor point of a pair a
+weight of 1. Background anchor points:
 
-- `Pair` (the teacher predicts at every anchor point): class losses count all anchor points equally. `box_weight` is the
-  teacher's confidence, which is close to 0 on the background.
-- `AssignedPair` (the teacher predicts a set of instances): `assignment.assign` keeps the background anchor points where
-  the student is confident (`assignment.CONFIDENT`), with a target of 0 for the classes. Their `box_weight` is 0.
+- `Pair` (the teacher predicts at every anchor point) holds all of them. `box_weight` is the teacher's confidence, which
+  is close to 0 on the background.
+- `AssignedPair` (the teacher predicts a set of instances, or its answers are stored) holds those where the student is
+  confident (`assignment.CONFIDENT`), with a target of 0 for the classes. Their `box_weight` is 0.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Distillation:
         """The stored answers, None if the teacher runs."""
         return self.answers if isinstance(self.answers, CachedTeacher) else None
 
-    def match_classes(self, data: dict[str, Any]) -> None:
+    def match_data(self, data: dict[str, Any]) -> None:
         """Match the teacher's classes with the data set's, and open the cache if answers are stored.
 
         Args:
@@ -198,6 +198,8 @@ class Distillation:
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
         """Wrap the base losses of the student and of its moving average.
+
+        Ultralytics drops a model's `criterion` when it saves the model, so checkpoints hold neither loss nor teacher.
 
         Args:
             student (nn.Module): The student.

@@ -159,7 +159,7 @@ class DistillationMixin(_Trainer):
         """Load the data set's description and match its classes with the teacher's."""
         data = super().get_dataset()
         if self.distillation is not None:
-            self.distillation.match_classes(data)
+            self.distillation.match_data(data)
         return data
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:

@@ -1,7 +1,8 @@
 """The class term and the box term of heads with anchor points.
 
-How much each anchor point counts is decided in `..pairs`; the losses and their names are in `losses.logit` and
-`losses.box`.
+`..pairs` decides which anchor points a pair holds, background included. `ClassTerm` gives each of them a weight of 1,
+and `BoxTerm` the pair's `box_weight`. The losses and their names are in `losses.logit` and `losses.box`; `bckd` and
+`qfl` weight each class logit by how far student and teacher differ.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .named_losses import named_loss
 
 
 class ClassTerm:
-    """Compares class logits at every anchor point, background included, each with a weight of 1."""
+    """Compares class logits at every anchor point that the pair holds, background included, each with a weight of 1."""
 
     per_branch = True
     reads = frozenset({SCORES})
