@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import NAMES, save_model
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
@@ -14,7 +14,7 @@ from ultralytics_kd.errors import KDError
 from ultralytics_kd.outputs.weight_selection import Picks, evenly, select_weights
 
 
-def build(cfg: str, seed: int, nc: int = 3) -> DetectionModel:
+def build(cfg: str | dict, seed: int, nc: int = 3) -> DetectionModel:
     """Build a model whose BatchNorms have statistics worth taking."""
     torch.manual_seed(seed)
     model = DetectionModel(cfg, nc=nc, verbose=False)
@@ -115,6 +115,19 @@ def test_attention_takes_whole_heads():
     ours, theirs = build("yolo26n.yaml", 0), build("yolo26s.yaml", 1)  # 2 heads of 4, each 32 + 32 + 64 channels
     rows, _ = Picks(ours, theirs).of("model.10.m.0.attn.qkv.conv")
     assert torch.equal(rows, torch.cat([torch.arange(128), 256 + torch.arange(128)]))
+
+
+def test_attention_with_heads_of_unequal_width_takes_evenly_spaced_channels():
+    narrow = yaml_model_load("yolo26n.yaml")
+    narrow["scales"] = {**narrow["scales"], "n": [0.5, 0.1875, 1024]}
+    student, teacher = build(narrow, 0), build("yolo26s.yaml", 1)
+    ours, theirs = (model.model[10].m[0].attn for model in (student, teacher))
+    assert (ours.num_heads, ours.head_dim, theirs.num_heads, theirs.head_dim) == (1, 96, 4, 64)
+    assert select_weights(student, teacher)
+    for name, groups in (("qkv", 1), ("proj", 1), ("pe", 96)):
+        mine, its = getattr(ours, name).conv.weight, getattr(theirs, name).conv.weight
+        expected = its[evenly(mine.shape[0], its.shape[0])]
+        torch.testing.assert_close(mine, expected if groups > 1 else expected[:, evenly(mine.shape[1], its.shape[1])])
 
 
 def test_the_teacher_is_not_changed_and_another_architecture_gives_nothing():

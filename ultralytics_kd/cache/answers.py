@@ -22,7 +22,7 @@ class StoredAnswers:
     Attributes:
         boxes (np.ndarray): Boxes of shape (N, 4): x, y, w, h as fractions of the image, float32.
         probs (np.ndarray): Probabilities of the taught classes times 65535, shape (N, k), uint16.
-        confidence (np.ndarray): Largest probability of any teacher class times 65535, shape (N,), uint16.
+        top_prob (np.ndarray): Largest probability of any teacher class times 65535, shape (N,), uint16.
         scale_confidence (np.ndarray): Confidence at each scale times 65535, shape (N, S), uint16.
         sides (np.ndarray): Width and height in pixels of the training image at scale 1, shape (N, 2), float32.
     """
@@ -46,11 +46,11 @@ class StoredAnswers:
             for row in stored_rows(table, manifest):
                 if row.key in wanted:
                     probs = map_probabilities(row.probs, classes)
-                    confidence = row.probs.max(1, initial=0)
+                    top_prob = row.probs.max(1, initial=0)
                     # Drop instances whose taught classes stay below the lowest confidence at every scale
-                    best = probs.max(1, initial=0) / confidence.clip(1) * row.scale_confidence.max(1, initial=0)
+                    best = probs.max(1, initial=0) / top_prob.clip(1) * row.scale_confidence.max(1, initial=0)
                     keep = best > manifest.conf * SCALE
-                    parts = row.boxes, probs, confidence, row.scale_confidence, row.sides * np.float32(imgsz)
+                    parts = row.boxes, probs, top_prob, row.scale_confidence, row.sides * np.float32(imgsz)
                     arrays[row.key] = tuple(part[keep] for part in parts)
         missing = [f for f in files if keys[f] not in arrays]
         if missing:
@@ -59,7 +59,7 @@ class StoredAnswers:
                 f"{Path(missing[0]).name}): run yolo-kd cache again with this data."
             )
         columns = map(np.concatenate, zip(*arrays.values()))
-        self.boxes, self.probs, self.confidence, self.scale_confidence, self.sides = columns
+        self.boxes, self.probs, self.top_prob, self.scale_confidence, self.sides = columns
         ends = np.cumsum([len(parts[0]) for parts in arrays.values()])
         spans = dict(zip(arrays, zip((0, *ends[:-1].tolist()), ends.tolist())))
         self._spans = {f: spans[key] for f, key in keys.items()}
@@ -76,9 +76,9 @@ class StoredAnswers:
             rows (np.ndarray): One row per box from `encode_rows`, float32.
         """
         span = slice(*self._spans[file])
-        integers = self.probs, self.confidence, self.scale_confidence
-        probs, confidence, scale_confidence = (x[span].astype(np.float32) / SCALE for x in integers)
-        return self.boxes[span].copy(), encode_rows(probs, confidence, scale_confidence, self.sides[span])
+        integers = self.probs, self.top_prob, self.scale_confidence
+        probs, top_prob, scale_confidence = (x[span].astype(np.float32) / SCALE for x in integers)
+        return self.boxes[span].copy(), encode_rows(probs, top_prob, scale_confidence, self.sides[span])
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:

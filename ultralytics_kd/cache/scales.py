@@ -16,24 +16,27 @@ from torch import Tensor
 
 
 def encode_rows(
-    probs: np.ndarray, confidence: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray
+    probs: np.ndarray, top_prob: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray
 ) -> np.ndarray:
     """Return one row of numbers per instance, which augmentation carries.
 
+    With several scales it holds class shares, `probs / top_prob`. `decode_rows` multiplies them by the confidence at
+    the size that the student sees.
+
     Args:
         probs (np.ndarray): Probabilities of the taught classes, shape (n, k).
-        confidence (np.ndarray): Largest probability of any teacher class, shape (n,).
+        top_prob (np.ndarray): Largest probability of any teacher class, shape (n,).
         scale_confidence (np.ndarray): Confidence at each scale, shape (n, S).
         sides (np.ndarray): Width and height in pixels of the training image at scale 1, shape (n, 2).
 
     Returns:
-        (np.ndarray): With one scale `probs`; else, of shape (n, k + S + 2), float32: `probs` divided by `confidence`,
-            `scale_confidence` and `sides`.
+        (np.ndarray): With one scale `probs`; else, of shape (n, k + S + 2), float32: class shares, `scale_confidence`
+            and `sides`.
     """
     if scale_confidence.shape[1] == 1:
         return probs
-    relative = probs / np.maximum(confidence, 1e-6)[:, None]
-    return np.concatenate((relative, scale_confidence, sides), 1, dtype=np.float32)
+    shares = probs / np.maximum(top_prob, 1e-6)[:, None]
+    return np.concatenate((shares, scale_confidence, sides), 1, dtype=np.float32)
 
 
 def decode_rows(
@@ -55,12 +58,12 @@ def decode_rows(
     count = len(scales)
     if count == 1:
         return rows, torch.arange(len(rows), device=rows.device)
-    relative, scale_confidence, sides = rows[:, : -count - 2], rows[:, -count - 2 : -2], rows[:, -2:]
+    shares, scale_confidence, sides = rows[:, : -count - 2], rows[:, -count - 2 : -2], rows[:, -2:]
     height, width = shape
     pixels = torch.stack((boxes[:, 2] * width, boxes[:, 3] * height), 1).clamp(min=1e-3)
     # The larger ratio of the two sides: an image border may cut one side, but it does not shrink the object
     scale = (pixels / sides.clamp(min=1e-3)).amax(1)
-    probs = relative * interpolate(scale, scales, scale_confidence)[:, None]
+    probs = shares * interpolate(scale, scales, scale_confidence)[:, None]
     return probs, (probs.amax(1) > conf).nonzero().flatten()
 
 

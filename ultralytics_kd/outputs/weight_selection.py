@@ -8,9 +8,9 @@ before it selected. So student and teacher compute related features. Each part o
     Concatenations: the channels of each source, at their positions in the teacher's concatenation.
     Split blocks (C2f, C3k2, A2C2f): evenly spaced channels of each chunk, never across chunks.
     Attention: whole heads, evenly spaced. A head keeps its queries, keys and values together; single channels would
-        turn queries into keys. `proj` and `pe` take the channels of the same heads. If the two models' heads differ in
-        width, heads are not kept together: `qkv` takes evenly spaced channels, as any convolution does.
-    Heads: class scores from the matching classes of the teacher, everything else as above.
+        turn queries into keys. `proj` and `pe` take the channels of the same heads. If the heads differ in width
+        (`head_dim`), `qkv`, `proj` and `pe` take evenly spaced channels, as any convolution does.
+    Output head: class scores from the matching classes of the teacher, everything else as above.
 
 Blocks are recognised by the names that Ultralytics gives their parts: cv1, cv2, m, qkv, proj, pe.
 """

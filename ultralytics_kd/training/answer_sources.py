@@ -40,8 +40,9 @@ class LiveTeacher:
         """Add the teacher's answer to a training batch, and return the batch.
 
         Args:
-            batch (dict): Prepared images under "img". The answer goes to "teacher". If a GPU has not yet reported
-                whether the answer is finite, a 0/1 factor for the terms goes to "kd_finite_factor".
+            batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU in half precision with
+                `kd_precision=auto`, a 0/1 factor for the terms goes to "kd_finite_factor": whether the answer is finite
+                is known one batch later.
         """
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(batch["img"])
