@@ -119,7 +119,7 @@ def test_losses_of_the_example_are_zero_for_equal_features(own):
         ("my_losses:gone", "kd_feat_loss=my_losses:gone names no object that can be imported"),
         ("my_losses:not_callable", "is neither a function nor a class, but a int"),
         ("my_losses:Plain", "makes a Plain: a class must be an nn.Module"),
-        ("my_losses:Needy", "kd_feat_loss=my_losses:Needy could not be made: TypeError"),
+        ("my_losses:Needy", "the code of kd_feat_loss=my_losses:Needy raised TypeError"),
     ],
 )
 def test_an_unusable_feature_loss_is_one_sentence(loss, sentence, own):
@@ -129,7 +129,7 @@ def test_an_unusable_feature_loss_is_one_sentence(loss, sentence, own):
 
 def test_what_the_users_code_imports_later_is_found_and_its_errors_are_named(own, tmp_path):
     (tmp_path / "my_helper.py").write_text("def double(x):\n    return 2 * x\n")
-    with pytest.raises(KDError, match=r"could not be made: AttributeError: .* has no attribute .Foo"):
+    with pytest.raises(KDError, match=r"raised AttributeError: .* has no attribute .Foo"):
         import_object("teacher", "my_losses:nn", lambda module: module.Foo())
     seen = pair()
     made = term("my_losses:lazy")

@@ -48,12 +48,12 @@ def import_object(argument: str, text: str, make: Callable[[Any], Any] = lambda 
     module, _, name = text.partition(":")
     with _working_folder_on_path():
         try:
-            named = made(
+            named = run_user_code(
                 argument, text, lambda: getattr(importlib.import_module(module), name), ImportError, AttributeError
             )
         except (ImportError, AttributeError) as e:
             raise KDError(f"{argument}={text} names no object that can be imported: {e}.") from e
-        return made(argument, text, lambda: make(named))
+        return run_user_code(argument, text, lambda: make(named))
 
 
 def load_loss(argument: str, text: str) -> Any:
@@ -74,8 +74,8 @@ def load_loss(argument: str, text: str) -> Any:
     return loss
 
 
-def made(argument: str, text: str, make: Callable[[], Any], *passed: type[Exception]) -> Any:
-    """Return what the user's code makes.
+def run_user_code(argument: str, text: str, make: Callable[[], Any], *passed: type[Exception]) -> Any:
+    """Run the user's code and return its result.
 
     Args:
         argument (str): Name of the argument that names the code, for errors.
@@ -91,7 +91,7 @@ def made(argument: str, text: str, make: Callable[[], Any], *passed: type[Except
     except passed:
         raise
     except Exception as e:  # the user's code may raise anything
-        raise KDError(f"{argument}={text} could not be made: {type(e).__name__}: {first_line(e)}") from e
+        raise KDError(f"the code of {argument}={text} raised {type(e).__name__}: {first_line(e)}") from e
 
 
 @contextmanager

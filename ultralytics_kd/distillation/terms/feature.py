@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config.user_code import load_loss, made, names_object
+from ...config.user_code import load_loss, names_object, run_user_code
 from ...errors import KDError
 from ...losses import pkd_adapted
 from ...losses.feature import FEATURE_LOSSES
@@ -104,7 +104,7 @@ class FeatureTerm:
         Raises:
             KDError: If the class does not make an nn.Module from two numbers of channels.
         """
-        module = made("kd_feat_loss", self.name, lambda: kind(student, teacher))
+        module = run_user_code("kd_feat_loss", self.name, lambda: kind(student, teacher))
         if not isinstance(module, nn.Module):
             raise KDError(f"kd_feat_loss={self.name} makes a {type(module).__name__}: a class must be an nn.Module.")
         return module
