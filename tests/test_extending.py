@@ -112,6 +112,18 @@ def test_a_loss_and_a_term_in_the_package_are_trained_with(extended, data, teach
     assert "kd_size=0.0" in run("from ultralytics_kd.config import help_text; print(help_text())", extended)
 
 
+DOCTEST = """
+import doctest
+from ultralytics_kd.losses import box
+(ciou,) = (test for test in doctest.DocTestFinder().find(box) if test.name.endswith(".ciou_loss"))
+print("EXAMPLES", len(ciou.examples), doctest.testmod(box).failed, "ciou_loss" in box.__all__)
+"""
+
+
+def test_the_loss_of_the_page_has_the_example_that_the_losses_tests_demand(extended):
+    assert "EXAMPLES 3 0 True" in run(DOCTEST, extended)
+
+
 TEACH = """
 import sys, torch
 from test_extending import detector

@@ -1,7 +1,8 @@
 """Losses on boxes: decoded boxes, rotated boxes, or distributions over distance bins.
 
-A new box loss is a function here and an entry in `BOX_LOSSES` at the end; its name goes into the choices of
-`kd_box_loss` in `config/arguments.py`.
+A new box loss is a function here, its name in `__all__`, and an entry in a table at the end: `BOX_LOSSES`,
+`ROTATED_BOX_LOSSES` for rotated boxes (obb), or `BIN_LOSSES` for distributions over bins. Its name also goes among the
+choices of `kd_box_loss` in `config/arguments.py`.
 """
 
 from __future__ import annotations

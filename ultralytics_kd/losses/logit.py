@@ -1,7 +1,7 @@
 """Losses on class logits: of softmax classifiers, and of detectors that score each class with its own sigmoid.
 
-A new loss is a function here and an entry in one of the tables at the end; its name goes into the choices of
-`kd_cls_loss` in `config/arguments.py`.
+A new loss is a function here, its name in `__all__`, and an entry in one of the tables at the end. In
+`config/arguments.py` its name goes among the choices of `kd_cls_loss` and into `CLASS_LOSSES`.
 """
 
 from __future__ import annotations
