@@ -1,4 +1,15 @@
-"""`yolo-kd bench`: compares a student trained alone, with `distill_model` and distilled, over several seeds."""
+"""`yolo-kd bench`: compares a student trained alone, with `distill_model` and distilled, over several seeds.
+
+Files:
+    plan: what a bench trains, from checked arguments.
+    arms: the ways to train the student that it compares.
+    run: trains every arm that has no record yet.
+    jobs, worker: the trainings: where each leaves its record, and the process that runs it.
+    scores: scores of a finished model.
+    records: the JSON files that jobs leave.
+    split: training images held out to choose settings on.
+    table, plot: the results.
+"""
 
 from .plan import BENCH_ONLY
 from .run import run_bench

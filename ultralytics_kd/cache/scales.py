@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 
-def encode_rows(
-    probs: np.ndarray, top_prob: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray
-) -> np.ndarray:
+def encode_rows(probs: np.ndarray, top_prob: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Return one row of numbers per instance, which augmentation carries.
 
     With several scales it holds class shares, `probs / top_prob`. `decode_rows` multiplies them by the confidence at

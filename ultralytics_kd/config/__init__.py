@@ -1,4 +1,15 @@
-"""The kd arguments, their checks, recipes and objects of the user's own code."""
+"""The kd arguments, their checks, recipes and objects of the user's own code.
+
+Files:
+    arguments: names, defaults, types, choices and help.
+    checks: each argument alone, and all of them together.
+    idle: arguments that were set and change nothing.
+    recipes: files of arguments that may come from a stranger.
+    user_code: objects that an argument names as `module:name`.
+    registration: the changes in Ultralytics that make the arguments known.
+    changes: makes and undoes changes in Ultralytics.
+    input_errors: errors in the user's input, told from faults in the code.
+"""
 
 from .arguments import (
     ARGUMENTS,

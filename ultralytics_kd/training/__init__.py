@@ -1,1 +1,15 @@
-"""The touch points to Ultralytics' training loop, and what belongs to a run with a teacher."""
+"""The touch points to Ultralytics' training loop, and what belongs to a run with a teacher.
+
+Files:
+    mixin: every method that Ultralytics' training loop calls.
+    distillation: teacher, terms and answers of one run.
+    teacher_source: the `teacher` argument: opened, named, kept beside the run.
+    answer_sources: the answer to a batch, from the teacher or from a cache.
+    unlabeled, unlabeled_images: images without labels that join the batches.
+    autobatch: what AutoBatch profiles, so that the teacher fits in memory too.
+    run_folder: the run's folder: claimed, and removed if the run never starts.
+    checkpoints, resuming, random_streams: checkpoints, and how a run continues from one.
+    distributed: runs of several processes.
+    evaluation, tables: the teacher's scores, plots and tables.
+    tuning: searches over kd arguments.
+"""

@@ -33,7 +33,8 @@ NOTES = "ULTRALYTICS_KD_NOTES"  # environment variable: folder where processes l
 NOT_STARTED = "not-started"
 PATIENCE = timedelta(hours=3)  # as long as Ultralytics' processes wait for each other
 VISIBLE_AFTER = 10.0  # seconds that a shared folder may take to show a new file on another machine
-_numbers = itertools.count()  # keys of the values exchanged before there is a process group; equal in every process
+# Numbers the keys in the store: all processes make the same calls in the same order, so they agree
+_numbers = itertools.count()
 
 
 # Taking part ----------------------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def _processes_here() -> int:
     return _hosts().count(socket.gethostname())
 
 
-# Agreeing -------------------------------------------------------------------------------------------------------------
+# Before the process group: the launcher's store -----------------------------------------------------------------------
 @cache
 def _store() -> Any:
     """Return the key-value store in which the processes exchange values before they form a group."""
@@ -132,7 +133,7 @@ def _hosts() -> list[str]:
 
 
 def _agree(make: Callable[[], str]) -> str:
-    """Return in all processes the text that rank 0 makes; this works without a process group."""
+    """Return in all processes the text that rank 0 makes, through the store; `from_first` uses the process group."""
     key = f"ultralytics_kd/{next(_numbers)}"
     if RANK == 0:
         _store().set(key, make())
@@ -155,8 +156,12 @@ def machine_by_machine() -> Iterator[None]:
             _store().set(key, "done")
 
 
+# In the process group -------------------------------------------------------------------------------------------------
 def from_first(make: Callable[[], T]) -> T:
-    """Return in all processes the value that rank 0 makes; without a process group, this process makes it."""
+    """Return in all processes the value that rank 0 makes, through the process group; without one, make it here.
+
+    Before there is a group, `_agree` does this for a text.
+    """
     if not dist.is_initialized():
         return make()
     values = [make() if dist.get_rank() == 0 else None]

@@ -60,6 +60,7 @@ class DistillationMixin(_Trainer):
     args: Any
     model: Any
     metrics: Any
+    save_dir: Path
     world_size: int
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
@@ -132,7 +133,7 @@ class DistillationMixin(_Trainer):
         self.resumed = ResumedRun(self.args, overrides) if self.resume else None
         check_combination(vars(self.args))
         check_user_losses(vars(self.args))
-        distributed.join(self.args, self._claim_folder)
+        distributed.join(self.args, self._claim_folder)  # before Ultralytics makes the process group
         self.distillation = self._open_teacher()
         self._claim_folder()
 

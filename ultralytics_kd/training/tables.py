@@ -62,7 +62,7 @@ def initial_weights(student: nn.Module, asked: bool, untrained: bool, initialize
         return "the student's own, trained"
     if initialized:
         return f"{initialized:,} of {get_num_params(student):,} parameters from the teacher (kd_init)"
-    return f"random ({'kd_init: the teacher is no bigger model of the same kind' if asked else 'kd_init=False'})"
+    return f"random ({'kd_init: the teacher is not a bigger model of the same kind' if asked else 'kd_init=False'})"
 
 
 def end_table(
