@@ -186,7 +186,7 @@ class Event:
 
 def test_delayed_check_returns_the_result_of_the_batch_before(monkeypatch):
     check = FiniteCheck(delayed=True)
-    monkeypatch.setattr(check, "_send", lambda flag: (flag, Event()))
+    monkeypatch.setattr(check, "_copy_to_host", lambda flag: (flag, Event()))
     good, bad = torch.ones(3), torch.tensor([1.0, torch.inf])
     assert [check([x, good]) for x in (good, bad, good, good)] == [True, True, False, True]
     assert not FiniteCheck(delayed=True)([bad])  # the first is checked at once
@@ -207,7 +207,7 @@ def test_neither_teacher_nor_terms_make_the_host_wait(names, monkeypatch):
     distiller.gains = {"one2many": 1.0, "one2one": 1.0}
     distiller(student(images), teacher(images), student.model[-1])  # the first answer is checked at once
     teacher._check = check = FiniteCheck(delayed=True)  # as on CUDA, where the flag of the batch before is on the host
-    monkeypatch.setattr(check, "_send", lambda flag: (True, Event()))
+    monkeypatch.setattr(check, "_copy_to_host", lambda flag: (True, Event()))
     for _ in range(2):
         teacher(images)
     preds = student(images)
