@@ -318,6 +318,7 @@ def test_finished_runs_are_kept_while_their_arguments_are_the_same(bench, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_failed_training_is_named_with_its_log_and_the_others_are_finished(bench, tmp_path):
     with pytest.raises(KDError, match=r"1 of the trainings failed: bins-0: .*reg_max=1.*bins-0\.log"):
         run_bench({**bench, "seeds": 1, "arms": {"bins": {"kd_box_loss": "ld"}, "kd": {}}})

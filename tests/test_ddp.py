@@ -349,7 +349,9 @@ print(sorted(trainer.metrics))
 """
 
 
-@pytest.mark.parametrize(("fails", "codes"), [("before", [0, 0]), ("while", [1, 1])])
+@pytest.mark.parametrize(
+    ("fails", "codes"), [pytest.param("before", [0, 0], marks=pytest.mark.nightly), ("while", [1, 1])]
+)
 def test_no_rank_waits_for_one_that_cannot_validate_the_teacher(fails, codes):
     processes = start_ranks(ONE_FAILS, (fails, fails))
     outputs = [process.communicate(timeout=120)[0] for process in processes]

@@ -39,6 +39,7 @@ MAIN = {
 }
 
 
+DAILY = ("segment", "classify", "semantic", "depth")  # tasks that are trained for every change
 REPORTED = ("segment", "classify", "depth")  # tasks whose runs end with plots and a report
 
 
@@ -107,7 +108,7 @@ def runs(tmp_path_factory, sets, teachers):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", nightly_but(*DAILY))
 def test_task_is_distilled_by_the_trainer_of_its_name(task, runs):
     """All terms in the log, for train and val; teacher validated; a plain checkpoint."""
     run = runs(task)
@@ -155,8 +156,9 @@ def check_report(run, task: str) -> None:
 
 
 @pytest.mark.core
-def test_checkpoints_of_all_tasks_work_without_the_plugin(runs, sets, tmp_path):
-    files = {task: (str(runs(task).folder / "weights" / "best.pt"), sets(task), MAIN[task]) for task in OTHERS}
+@pytest.mark.parametrize("tasks", [DAILY, pytest.param(tuple(OTHERS), marks=pytest.mark.nightly)], ids=["some", "all"])
+def test_checkpoints_of_all_tasks_work_without_the_plugin(tasks, runs, sets, tmp_path):
+    files = {task: (str(runs(task).folder / "weights" / "best.pt"), sets(task), MAIN[task]) for task in tasks}
     code = f"""
 import sys
 sys.modules["ultralytics_kd"] = None
@@ -167,7 +169,7 @@ for task, (weights, data, key) in {files!r}.items():
 assert not any(m.startswith("ultralytics_kd.") for m in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, cwd=tmp_path)
-    assert out.returncode == 0 and out.stdout.count("SCORE") == len(OTHERS), out.stderr[-2000:]
+    assert out.returncode == 0 and out.stdout.count("SCORE") == len(tasks), out.stderr[-2000:]
 
 
 @pytest.mark.parametrize("task", ["segment", "semantic", "classify"])
@@ -181,7 +183,7 @@ def test_bench_scores_a_task_as_ultralytics_does(task, runs, sets):
     assert found == pytest.approx(own.results_dict[MAIN[task]], abs=1e-6)
 
 
-@pytest.mark.parametrize("task", nightly_but("pose", "classify"))
+@pytest.mark.parametrize("task", nightly_but("segment", "classify"))
 def test_resume_of_a_task(task, runs, monkeypatch):
     monkeypatch.setattr(evaluation, "write_report", lambda *_: None)  # the whole run had one
     again = YOLO(runs(task).last)
@@ -316,7 +318,7 @@ def test_moving_average_teaches_every_task(task, sets, tmp_path):
     assert items["kd_feat"] > 0 and items["kd_depth" if task == "depth" else "kd_cls"] > 0
 
 
-@pytest.mark.parametrize("task", nightly_but("pose", "semantic"))
+@pytest.mark.parametrize("task", nightly_but("segment", "semantic"))
 def test_several_teachers_of_a_task(task, sets, teachers, tmp_path):
     both = [teachers(task), teachers(task, "yolo26n")]
     model = YOLO(f"yolo26n{SUFFIX[task]}.yaml")
