@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md"))]
 SHORTER = {"export.py": ["formats=torchscript"]}  # test_export.py has the others
 
 
-LONG = {"export.py", "own_loss.py", "torchvision_teacher.py"}
+LONG = {"distill.py", "export.py", "own_loss.py", "torchvision_teacher.py"}
 SCRIPTS = [
     pytest.param(script, id=script.name, marks=pytest.mark.nightly if script.name in LONG else ())
     for script in sorted((ROOT / "examples").glob("*.py"))

@@ -74,6 +74,7 @@ def detector() -> torch.nn.Module:
     return model
 
 
+@pytest.mark.nightly
 def test_own_losses_and_an_own_teacher_need_no_change_of_the_package(tmp_path, data):
     for kind, file, code in BLOCKS:
         if "/" not in file:

@@ -27,6 +27,7 @@ def prepared(tmp_path):
     return settings, tmp_path
 
 
+@pytest.mark.nightly
 def test_every_arm_takes_a_step_with_the_terms_in_its_name(prepared):
     arms = {name: speed.Arm(name, *prepared, "n") for name in speed.ARMS}
     seconds = {name: arm.step() for name, arm in arms.items()}
