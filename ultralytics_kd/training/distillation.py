@@ -89,20 +89,22 @@ class Distillation:
         Args:
             data (dict): Ultralytics' description of the data set.
         """
-        names = self._class_names(data)
-        single = bool(self.args.single_cls)
-        self.teacher.match(names, self.args.kd_classes, self._kept_classes(data), single)
+        names, rules = self._class_names(data), self._class_rules(data)
+        self.teacher.match(names, **rules)
         if self.args.kd_cache:
             store = self._open_store()
-            stored = store.manifest().names
-            classes = match_classes(names, stored, self.args.kd_classes, self._kept_classes(data), single)
-            self.answers = CachedTeacher(store, classes)
+            self.answers = CachedTeacher(store, match_classes(names, store.manifest().names, **rules))
 
     def _class_names(self, data: dict[str, Any]) -> dict[int, str]:
         """Return the data set's class names; with `single_cls`, those before Ultralytics merged them into one."""
         if self.args.single_cls:
             return class_names_of(self.args.data, self.args.task)
         return dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
+
+    def _class_rules(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `match_classes` that do not depend on the teacher."""
+        keep, single = self._kept_classes(data), bool(self.args.single_cls)
+        return {"spec": self.args.kd_classes, "keep": keep, "single_cls": single}
 
     def _kept_classes(self, data: dict[str, Any]) -> list[int] | None:
         """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
@@ -260,8 +262,7 @@ class Distillation:
         """
         if self.cached:
             self.teacher = self.source.open(self.args)
-            names, kept = self._class_names(data), self._kept_classes(data)
-            self.teacher.match(names, self.args.kd_classes, kept, bool(self.args.single_cls))
+            self.teacher.match(self._class_names(data), **self._class_rules(data))
 
     def stop(self) -> None:
         """Stop capturing feature maps and reading images without labels."""
