@@ -21,7 +21,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, cli
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.config.recipes import check_arguments, check_call, check_line, check_recipe
+from ultralytics_kd.config.recipes import check_arguments, check_call, check_line, check_recipe, noting_its_line
 from ultralytics_kd.install import install
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
@@ -265,12 +265,47 @@ def knock(door: str) -> None:
             ul_cfg.ARGV[:] = before
 
 
-def test_argument_of_another_program_that_is_called_cfg_is_no_business_of_ours(tmp_path, monkeypatch):
-    (tmp_path / "its.yaml").write_text("{no yaml: [")
-    monkeypatch.setattr(ul_cfg, "ARGV", ["train.py", f"cfg={tmp_path / 'its.yaml'}", "cfg=nowhere", "--cfg=", "= x"])
+@pytest.mark.parametrize("program", ["train.py", "/home/me/yolo.py", "/usr/bin/yolo", "ul", "yolo-kd"])
+def test_command_line_of_another_program_is_none_of_ours(tmp_path, monkeypatch, program):
+    """Whatever its name: it is ours only while Ultralytics' command line runs."""
+    mine = {"teacher": "stranger:loss", "kd_trust_teacher": True, "kd_cls_loss": "stranger:loss"}
+    YAML.save(tmp_path / "app.yaml", {**mine, "train": {"teacher": "stranger:loss"}})
+    monkeypatch.setattr(ul_cfg, "ARGV", [program, f"--cfg={tmp_path / 'app.yaml'}", f"cfg={tmp_path / 'app.yaml'}"])
     check_call({"data": "coco8.yaml"})
+    check_call({"data": "coco8.yaml", **mine})
+    with pytest.raises(KDError, match=r"'kd_cls=2\.0' has no effect without a teacher"):  # the call is still checked
+        check_call({"data": "coco8.yaml", "kd_cls": 2.0})
+
+
+@pytest.mark.parametrize("way", ["line", "debug"])
+def test_command_line_is_read_while_ultralytics_runs_it_and_no_longer(tmp_path, monkeypatch, way):
+    YAML.save(tmp_path / "its.yaml", {"kd_trust_teacher": True})
+    line = ["yolo", "train", f"cfg={tmp_path / 'its.yaml'}"]
+    monkeypatch.setattr(ul_cfg, "ARGV", line if way == "line" else ["train.py"])
+    called = []
+
+    def stock(debug: str = "") -> None:
+        called.append(debug)
+        check_call({"data": "coco8.yaml", "kd_trust_teacher": True})
+
+    with pytest.raises(KDError, match=r"its\.yaml sets kd_trust_teacher, which only the command can set"):
+        noting_its_line(stock)(" ".join(line) if way == "debug" else "")
+    assert called
+    check_call({"data": "coco8.yaml", "kd_trust_teacher": True, "teacher": "t.pt"})
+
+
+@pytest.mark.parametrize("line", [["cfg=nowhere.yaml"], ["--cfg="], ["=", "x"], ["cfg=[1]"], ["["], []])
+def test_command_line_that_cannot_be_read_is_left_to_ultralytics(monkeypatch, line):
+    monkeypatch.setattr(ul_cfg, "ARGV", ["yolo", *line])
+    called = []
+    noting_its_line(called.append)()
+    assert called == [""]
+
+
+def test_recipe_that_is_no_yaml_is_an_error_of_our_own_command_line(tmp_path):
+    (tmp_path / "its.yaml").write_text("{no yaml: [")
     with pytest.raises(KDError, match="could not be read as YAML"):
-        check_line(ul_cfg.ARGV[1:2])
+        check_line([f"cfg={tmp_path / 'its.yaml'}"])
 
 
 def test_bench_trusts_a_teacher_when_the_command_does_and_no_sooner(tmp_path, teacher, data):

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _values(args: list[str]) -> list[Any]:
     """Return the values of all arguments of a command line and of its recipes."""
-    line = recipes.check_line(args, certain=False)
+    line = recipes.read_line(args, certain=False)
     return [*line.given.values(), *(value for recipe in line.recipes.values() for value in recipe.values())]
 
 
@@ -77,21 +77,21 @@ def _yolo(args: list[str]) -> None:
     install()
     if not args:
         LOGGER.info(HELP)
-    with recipes.running(_check_line(args)):
-        _warn_of_idle(args)
-        before = ul_cfg.ARGV[:]
-        ul_cfg.ARGV[:] = ["yolo", *args]  # in `install.CHANGES`; by 'yolo' Ultralytics tells its CLI from Python
-        try:
-            ul_cfg.entrypoint()
-        finally:
-            ul_cfg.ARGV[:] = before
+    _check_line(args)
+    _warn_of_idle(args)
+    before = ul_cfg.ARGV[:]
+    ul_cfg.ARGV[:] = ["yolo", *args]  # in `install.CHANGES`; by 'yolo' Ultralytics tells its CLI from Python
+    try:
+        ul_cfg.entrypoint()
+    finally:
+        ul_cfg.ARGV[:] = before
     for command in (arg.lower().lstrip("-") for arg in args):
         if _add_to_special(command):  # Ultralytics runs the first one and no other
             return
 
 
-def _check_line(args: list[str]) -> recipes.CommandLine:
-    """Read a command line and check what Ultralytics reads before it checks arguments.
+def _check_line(args: list[str]) -> None:
+    """Check a command line: its recipes, and what Ultralytics reads before it checks arguments.
 
     Raises:
         KDError: If `cfg` is not a YAML of arguments, or a mode, task or model is not a text.
@@ -107,7 +107,6 @@ def _check_line(args: list[str]) -> recipes.CommandLine:
     for name in READ_EARLY:
         if not isinstance(given.get(name), (str, type(None))):
             raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")
-    return line
 
 
 def _merged(args: list[str]) -> list[str]:

@@ -3,8 +3,8 @@
 `CHANGES` is the whole list. When its changes are made:
 
 - Importing `ultralytics_kd` alone changes nothing.
-- Importing a trainer or `YOLO` of this package calls `register`, which makes the first nine (`config/registration.py`).
-  A demo, bench, cache or report from Python makes the first eight, for the arguments.
+- Importing a trainer or `YOLO` of this package calls `register`, which makes the first ten (`config/registration.py`).
+  A demo, bench, cache or report from Python makes the first nine, for the arguments.
 - `yolo-kd` and, after `yolo-kd enable`, the import of Ultralytics call `install`, which makes those of `YOLO` too.
 - `uninstall` undoes all of these; call `install` to make them again.
 - A temporary change lasts as long as the block of code that its row names.

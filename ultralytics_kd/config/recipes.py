@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class CommandLine:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-_running: CommandLine | None = None  # the line that `yolo-kd` has read and checked, while Ultralytics runs it
+_running: CommandLine | None = None  # the command line that Ultralytics runs at the moment
 
 
 def check_recipe(file: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,9 @@ def _names_code(argument: str, value: Any) -> bool:
 
 
 def check_call(arguments: Mapping[str, Any]) -> None:
-    """Check a call of `train` or `tune`: its recipe, the recipes of the command line behind it, and its teacher.
+    """Check a call of `train` or `tune`: its recipe, the recipes of Ultralytics' command line, and its teacher.
+
+    Ultralytics' command line makes such a call too. Any other program's command line is its own business.
 
     Args:
         arguments (Mapping): Arguments of the call.
@@ -93,21 +95,39 @@ def check_call(arguments: Mapping[str, Any]) -> None:
     """
     given = {name: value for name, value in arguments.items() if name != "cfg"}
     recipe = check_recipe(arguments["cfg"], given) if arguments.get("cfg") else {}
-    line = check_line(ul_cfg.ARGV[1:], certain=False) if _running is None else _running
-    # Ultralytics merges the recipes of a command line into the call
-    merged = {name for each in line.recipes.values() for name in each if name not in line.given}
+    merged: set[str] = set()
+    if _running is not None:  # Ultralytics has merged the recipes of its command line into the call
+        for file, each in _running.recipes.items():
+            check_arguments(each, f"cfg={file}", _running.given)
+            merged |= each.keys() - _running.given.keys()
     check_teacher_given(given.keys() - merged, {**recipe, **given})
 
 
-def check_line(line: list[str], certain: bool = True) -> CommandLine:
+def check_line(line: list[str]) -> CommandLine:
     """Read a command line and check its recipes before Ultralytics merges them, which hides where a value came from.
 
     Args:
         line (list[str]): Arguments of the command.
-        certain (bool): Whether it is a command line of Ultralytics; other programs may use `cfg=` for anything.
 
     Raises:
         KDError: As `check_recipe` does.
+        FileNotFoundError: If a recipe does not exist.
+    """
+    read = read_line(line)
+    for file, recipe in read.recipes.items():
+        check_arguments(recipe, f"cfg={file}", read.given)
+    return read
+
+
+def read_line(line: list[str], certain: bool = True) -> CommandLine:
+    """Read a command line of Ultralytics.
+
+    Args:
+        line (list[str]): Arguments of the command.
+        certain (bool): Whether a recipe that cannot be read is an error; if not, Ultralytics reports it.
+
+    Raises:
+        KDError: If a recipe is not valid YAML.
         FileNotFoundError: If a recipe does not exist.
     """
     try:
@@ -124,24 +144,28 @@ def check_line(line: list[str], certain: bool = True) -> CommandLine:
             if certain:
                 raise
             continue
-        check_arguments(recipe, f"cfg={file}", read.given)
         read.recipes[file] = recipe
     return read
 
 
-@contextmanager
-def running(line: CommandLine) -> Iterator[None]:
-    """Remember, while Ultralytics runs a command line, that it has been read and checked.
+def noting_its_line(stock: Callable[..., None]) -> Callable[..., None]:
+    """Return Ultralytics' `entrypoint`, which notes its command line for `check_call`.
 
     Args:
-        line (CommandLine): The line.
+        stock (Callable): Ultralytics' own.
     """
-    global _running
-    before, _running = _running, line
-    try:
-        yield
-    finally:
-        _running = before
+
+    @functools.wraps(stock)
+    def entrypoint(debug: str = "") -> None:
+        global _running
+        line = (debug.split(" ") if debug else ul_cfg.ARGV)[1:]
+        before, _running = _running, read_line(line, certain=False)
+        try:
+            stock(debug)
+        finally:
+            _running = before
+
+    return entrypoint
 
 
 def check_merged(arguments: Mapping[str, Any]) -> None:

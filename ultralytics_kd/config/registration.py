@@ -15,7 +15,7 @@ from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, has_teacher, help_text
 from .changes import Change, in_force, make
 from .checks import check_combination, check_values
-from .recipes import check_merged
+from .recipes import check_merged, noting_its_line
 
 
 # Replacements ---------------------------------------------------------------------------------------------------------
@@ -107,6 +107,12 @@ ARGUMENT_CHANGES = (
         "`get_cfg` checks the kd arguments. The command line prints a bad value of any argument in one sentence.",
         _checking_kd_arguments,
     ),
+    Change(
+        "ultralytics.cfg",
+        "entrypoint(debug)",
+        "Recipes of a `yolo` command are checked as those of `yolo-kd`; other programs' command lines are not read.",
+        noting_its_line,
+    ),
 )
 TRAINER_CHANGES = (
     Change(
@@ -159,7 +165,7 @@ def parts_of(changes: tuple[Change, ...]) -> dict[str, tuple[str, ...]]:
 # Checks ---------------------------------------------------------------------------------------------------------------
 def _check_not_in_cloud(cfg: Mapping[str, Any]) -> None:
     """Raise if `ul cloud train` has kd arguments: Platform's machines lack this plugin and would ignore them."""
-    if [Path(sys.argv[0]).stem, *sys.argv[1:2]] != ["ul", "cloud"]:
+    if [Path(sys.argv[0]).name.removesuffix(".exe"), *sys.argv[1:2]] != ["ul", "cloud"]:
         return
     changed = [k for k, a in ARGUMENTS.items() if cfg.get(k, a.default) != a.default]
     if changed:
