@@ -95,6 +95,18 @@ def _parts(node: Any, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def exists(path: Any) -> bool:
+    """Return whether a file or folder exists and can be reached; False for a path that cannot be one.
+
+    Args:
+        path (str | Path): The path.
+    """
+    try:
+        return Path(path).exists()
+    except (OSError, TypeError, ValueError):  # no permission, a network drive that is gone, null bytes
+        return False
+
+
 def own_file(path: Path) -> bool:
     """Return whether a path is an existing file in its folder, and not a link that leads out of the folder.
 

@@ -135,7 +135,7 @@ class DistillationMixin(_Trainer):
         check_user_losses(vars(self.args))
         distributed.join(self.args, self._claim_folder)  # before Ultralytics makes the process group
         self.distillation = self._open_teacher()
-        self._claim_folder()
+        self.distillation.source.check_place(Path(self._claim_folder()), self.args.save_period)
 
     def _open_teacher(self) -> Distillation:
         """Return the distillation with its teacher opened."""

@@ -16,9 +16,15 @@ from ..errors import KDError
 from ..files import write_whole
 from ..teachers import Teacher
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
+from .moved_run import RunPlace, bring_up_to_date
 from .random_streams import set_random_state
 
-MOVABLE = ("teacher", "kd_unlabeled", "kd_trust_teacher")  # `resume` accepts these again, as paths may have changed
+MOVABLE = (
+    "teacher",
+    "kd_unlabeled",
+    "kd_cache",
+    "kd_trust_teacher",
+)  # `resume` accepts these again, as paths may have changed
 
 
 def check_same_kind(args: Any, overrides: dict[str, Any]) -> None:
@@ -49,7 +55,7 @@ class ResumedRun:
     """
 
     def __init__(self, args: Any, overrides: dict[str, Any]):
-        """Read a checkpoint, and put paths that the user gave again into the arguments.
+        """Read a checkpoint, and put paths that have changed, or that the user gave again, into the arguments.
 
         Args:
             args (Namespace): Arguments of the run; `model` is the checkpoint. They are changed.
@@ -58,11 +64,14 @@ class ResumedRun:
         self.teacher_given = "teacher" in overrides
         if self.teacher_given:
             args.teacher = overrides["teacher"]
-        if overrides.get("kd_unlabeled") and args.kd_unlabeled:
-            args.kd_unlabeled = overrides["kd_unlabeled"]
+        for name in ("kd_unlabeled", "kd_cache"):
+            if overrides.get(name) and getattr(args, name):
+                setattr(args, name, overrides[name])
         args.kd_trust_teacher = overrides.get("kd_trust_teacher", args.kd_trust_teacher)
         self.folder = Path(args.model).parent
         checkpoint = torch_load(Path(args.model), map_location="cpu")  # Ultralytics has opened it already
+        before = (checkpoint.get("train_args") or {}).get("save_dir")
+        bring_up_to_date(args, overrides, RunPlace(Path(args.model), before))
         optimizer = checkpoint.get("optimizer") or {}
         state = optimizer.get(RUN_KEY, {})
         over = state.get("over") or checkpoint.get("epoch", -1) + 1 >= args.epochs

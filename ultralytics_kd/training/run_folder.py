@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 from ..errors import KDError
 from ..files import disk_fault, output_folder
 
+CHECKPOINTS = re.compile(r"(best|last|epoch\d+)\.pt")  # names of the files that hold a run's student
+RESTORED = ("args.yaml", "results.csv")  # files that Ultralytics replaces or removes before a run starts
 _ADVICE = "give another project=FOLDER, or make room."
+_RESUMED = "resume with save_dir=FOLDER, or make room."
 
 
 class RunFolder:
@@ -30,7 +35,8 @@ class RunFolder:
         """
         self.path, self.created, self._shared = path, created, shared
         self._files: dict[Path, int] = {}  # files of this run in a shared folder, with their modification time
-        self._arguments: bytes | None = None  # args.yaml of a resumed run, as it was
+        # Files of an earlier run, or of the run that is resumed, as they were
+        self._before = {file: file.read_bytes() for name in RESTORED if os.access(file := path / name, os.R_OK)}
 
     @classmethod
     def claim(cls, args: Any) -> RunFolder:
@@ -62,11 +68,18 @@ class RunFolder:
 
     @classmethod
     def of_resumed_run(cls, path: Path) -> RunFolder:
-        """Describe the folder of a run that is resumed; if that fails, only its args.yaml is restored."""
-        folder = cls(path, [])
-        if (path / "args.yaml").is_file():
-            folder._arguments = (path / "args.yaml").read_bytes()
-        return folder
+        """Describe the folder of a run that is resumed, and create it if it is gone.
+
+        Args:
+            path (Path): The folder.
+
+        Raises:
+            KDError: If it cannot be created, e.g. if the checkpoint comes from another machine.
+        """
+        try:
+            return cls(path, _create_parents(path))
+        except OSError as e:
+            raise _no_folder(e, path, _RESUMED) from e
 
     def note_files(self) -> None:
         """Note the files that this run has written so far, in case another run shares the folder."""
@@ -83,9 +96,10 @@ class RunFolder:
         return disk_fault(error, Path(file), _ADVICE) if file and self.contains(file) else None
 
     def undo(self) -> None:
-        """Remove what this run created, and nothing that another process made."""
-        if self._arguments is not None:
-            (self.path / "args.yaml").write_bytes(self._arguments)
+        """Remove what this run created, and nothing that another process made; restore what it replaced."""
+        for file, content in self._before.items():
+            if file.name != "results.csv" or not file.exists():  # another run in this folder may write its own
+                file.write_bytes(content)
         if not self.created:
             return
         if self._shared:
@@ -122,7 +136,7 @@ def _create_parents(folder: Path) -> list[Path]:
     return created
 
 
-def _no_folder(error: OSError, path: Path) -> KDError:
+def _no_folder(error: OSError, path: Path, advice: str = _ADVICE) -> KDError:
     """Return the message for a folder that cannot be created."""
     place = Path(error.filename or path)
-    return disk_fault(error, place, _ADVICE) or KDError(f"the folder {path} cannot be created: {error.strerror}.")
+    return disk_fault(error, place, advice) or KDError(f"{path} cannot be created ({error.strerror}): {advice}")

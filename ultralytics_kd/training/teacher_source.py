@@ -13,10 +13,11 @@ from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.patches import torch_save
 
 from ..config import as_list
-from ..errors import KDError, first_line
-from ..files import replacing
+from ..errors import KDError, ModelError, first_line
+from ..files import exists, replacing
 from ..teachers import Teacher, open_teacher
 from ..teachers.opening import IN_MEMORY
+from .run_folder import CHECKPOINTS
 
 KEPT = re.compile(r"teacher(-\d+)?\.pt")  # names of teachers that a run keeps beside its checkpoints
 
@@ -69,8 +70,35 @@ class TeacherSource:
         """Return the argument as args.yaml holds it: absolute paths, so that `resume` works from any folder."""
         if self.in_memory:
             return teacher.source
-        places = [str(Path(each).resolve() if Path(each).exists() else each) for each in as_list(self.value)]
+        places = [str(Path(each).resolve() if exists(each) else each) for each in as_list(self.value)]
         return places if isinstance(self.value, list) else places[0]
+
+    def check_place(self, folder: Path, save_period: int = -1) -> None:
+        """Raise if a run would overwrite its teacher's file with its student's.
+
+        Args:
+            folder (Path): Folder of the run.
+            save_period (int): Epochs between checkpoints that stay, as epoch10.pt; -1 if none stay.
+
+        Raises:
+            KDError: If so.
+        """
+        for each in as_list(self.value):
+            if isinstance(each, (str, Path)) and exists(each) and self._is_overwritten(Path(each), folder, save_period):
+                raise ModelError(
+                    each,
+                    f"is in {folder}, where this run saves its student and would overwrite it: give another name= or "
+                    "project=, or move the teacher to another folder.",
+                )
+
+    def _is_overwritten(self, file: Path, folder: Path, save_period: int) -> bool:
+        """Return whether a run writes to a file."""
+        file = file.resolve()  # a link in the folder is replaced, and what it leads to stays
+        if not (exists(folder / "weights") and file.parent.samefile(folder / "weights")):
+            return False
+        if file.name.startswith("epoch") and save_period <= 0:
+            return False
+        return bool(CHECKPOINTS.fullmatch(file.name)) or (self.in_memory and bool(KEPT.fullmatch(file.name)))
 
     def save_beside(self, run: Any, teacher: Teacher) -> None:
         """Save objects beside the run, so that `resume` finds them, and note their files in its arguments.

@@ -19,7 +19,9 @@ from .. import config
 from ..cache.build import build_cache
 from ..cache.options import CACHE_ONLY, check_options
 from ..errors import KDError
+from ..files import output_folder
 from ..teachers import open_teacher
+from .teacher_source import TeacherSource
 
 FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_classes")  # arguments that may name files
 
@@ -44,6 +46,8 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
         _check_effect(given, task, searched)
         trust = bool(given.get("kd_trust_teacher"))
         open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # it may raise
+        if given.get("resume"):  # in the folder of the search, which then holds its best student
+            TeacherSource(given["teacher"]).check_place(_folder(given, task))
         if given.get("kd_cache") is True:
             given["kd_cache"] = _store_answers(given, task)  # once, and not in the folder of each iteration
     elif names := [name for name in space if name in config.ARGUMENTS]:
@@ -167,6 +171,14 @@ def _absolute(value: Any) -> Any:
 
     values = [resolved(each) for each in config.as_list(value)]
     return values[0] if len(values) == 1 else values
+
+
+def _folder(given: Mapping[str, Any], task: str) -> Path:
+    """Return the folder of a search that is resumed."""
+    names = {"project", "name", "save_dir"}
+    args = ul_cfg.get_cfg(overrides={**{k: v for k, v in given.items() if k in names}, "task": task, "exist_ok": True})
+    args.name = args.name or "tune"  # as Ultralytics' tuner
+    return output_folder(args)
 
 
 def _store_answers(given: Mapping[str, Any], task: str) -> str:
