@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.training import checkpoints
+from ultralytics_kd.training.mixin import DistillationMixin
 
 LOGGER.setLevel("ERROR")
 
@@ -72,8 +73,8 @@ def prepare(model: YOLO, moment: str, seed: int) -> None:
     elif moment == "validation":
         model.add_callback("on_val_batch_end", countdown(rng.randint(1, 3)))
     elif moment == "results":  # the row is written, its checkpoint is not
-        stock, tick = checkpoints.ContinuityMixin.save_metrics, countdown(rng.randint(1, 2))
-        checkpoints.ContinuityMixin.save_metrics = lambda self, metrics: (stock(self, metrics), tick())[0]
+        stock, tick = DistillationMixin.save_metrics, countdown(rng.randint(1, 2))
+        DistillationMixin.save_metrics = lambda self, metrics: (stock(self, metrics), tick())[0]
     elif moment == "half a checkpoint":
         half_written(rng.randint(1, 3))
     elif moment == "between checkpoints":

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -266,21 +267,31 @@ def test_weights_mean_the_same_at_any_batch_size():
 
 
 @pytest.mark.core
-def test_a_training_batch_without_an_answer_raises_where_one_is_required():
-    """A trainer that overrides preprocess_batch must not train plainly without a word; validation and EMA need none."""
-    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
-    average = DistillationLoss(student.init_criterion(), distiller, student.model[-1], trains=False)
-    loss.requires_answer = average.requires_answer = True
-    loss(student(batch["img"]), batch)
-    del batch["teacher"]
+def test_a_loss_asks_for_the_answer_that_a_batch_lacks():
+    """A trainer with its own preprocess_batch can't train around the teacher; a batch without gradient asks nobody."""
+    student, _, distiller, batch, _ = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
+    answer, asked = batch.pop("teacher"), []
+
+    def ask(batch):
+        asked.append(batch["img"])
+        batch["teacher"] = answer
+
+    loss = DistillationLoss(student.init_criterion(), distiller, student.model[-1], ask=ask)
+    average = DistillationLoss(student.init_criterion(), distiller, student.model[-1], trains=False, ask=ask)
     preds = student(batch["img"])
-    with pytest.raises(KDError, match=r"no answer from the teacher.*must return super\(\)\.preprocess_batch\(batch\)"):
-        loss(preds, batch)
-    for criterion, grad in ((loss, False), (average, False), (average, True)):
-        with torch.set_grad_enabled(grad):
-            assert torch.equal(criterion(preds, batch)[0], criterion.base(preds, batch)[0])
-    loss.requires_answer = False
-    assert torch.equal(loss(preds, batch)[0], loss.base(preds, batch)[0])
+    with torch.no_grad():
+        assert torch.equal(loss(preds, dict(batch))[0], loss.base(preds, batch)[0]) and not asked
+    assert loss(preds, dict(batch))[1]["kd_cls"] > 0 and asked.pop() is batch["img"]
+    with torch.no_grad():
+        assert average(preds, dict(batch))[1]["kd_cls"] > 0 and asked.pop() is batch["img"]
+
+
+@pytest.mark.core
+def test_copies_and_pickles_of_a_model_hold_the_base_loss_alone():
+    student, *_, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0)
+    student.criterion = loss
+    assert type(deepcopy(student).criterion) is type(loss.base)
+    assert type(pickle.loads(pickle.dumps(student)).criterion) is type(loss.base)
 
 
 TAU_LOSSES = {"kd_cls": "kl", "kd_box": "ld", "kd_feat": "cwd"}

@@ -22,6 +22,7 @@ from ..errors import KDError
 
 ANSWERS = "kd_answers"  # key in a sample during augmentation
 BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # keys in a batch
+LABELS = "kd_label_bboxes"  # key in a batch: the labels' boxes as the data set returned them
 
 
 def answers_as_labels(labels: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ultralytics.utils.instance import Instances
 
 from ..errors import KDError
 from .answers import StoredAnswers
-from .augmentation import ANSWERS, BOXES, IMAGES, ROWS, carry_answers
+from .augmentation import ANSWERS, BOXES, IMAGES, LABELS, ROWS, carry_answers
 
 
 class AnsweredDataset(YOLODataset):
@@ -34,13 +34,26 @@ class AnsweredDataset(YOLODataset):
         Raises:
             KDError: If its class or one of its augmentations is not supported.
         """
-        if type(dataset) is not YOLODataset:
-            raise KDError(
-                f"kd_cache does not support the data set class '{type(dataset).__name__}': train without kd_cache."
-            )
+        cls.check(dataset)
         dataset.__class__ = cls
         dataset.answers = answers
         carry_answers(dataset.transforms)
+
+    @staticmethod
+    def check(dataset: Any) -> None:
+        """Raise if a data set is not Ultralytics' own; another class may change images in ways that boxes can't follow.
+
+        Args:
+            dataset (Dataset): The data set.
+
+        Raises:
+            KDError: If its class is not supported.
+        """
+        if type(dataset) is not YOLODataset:
+            raise KDError(
+                f"kd_cache does not support the data set class '{type(dataset).__name__}': build_dataset must return "
+                "Ultralytics' own YOLODataset, or train without kd_cache."
+            )
 
     def build_transforms(self, hyp: Any) -> Any:
         """Build transforms that carry the stored answers.
@@ -72,10 +85,11 @@ class AnsweredDataset(YOLODataset):
 
         Returns:
             (dict): Ultralytics' batch, with `BOXES` of shape (M, 4), `ROWS` of shape (M, ...) and `IMAGES` of shape
-                (M,).
+                (M,). `LABELS` is a copy of "bboxes", to notice code that moves labels afterwards.
         """
         answers: list[tuple[Tensor, Tensor]] = [(sample.pop(BOXES), sample.pop(ROWS)) for sample in batch]
         collated = YOLODataset.collate_fn(batch)
+        collated[LABELS] = collated["bboxes"].clone()
         counts = torch.tensor([len(boxes) for boxes, _ in answers])
         collated[BOXES] = torch.cat([boxes for boxes, _ in answers])
         collated[ROWS] = torch.cat([rows for _, rows in answers])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,35 +10,33 @@ from torch import Tensor
 from ultralytics.utils.loss import v8ClassificationLoss
 
 from .. import outputs
-from ..errors import KDError
 from ..outputs import ONE2MANY
 from .distillers import Distiller
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
 FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
-NO_ANSWER = (
-    "a training batch has no answer from the teacher, so the student would learn from labels alone: a trainer with its "
-    "own preprocess_batch must return super().preprocess_batch(batch)."
-)
 
 
 class DistillationLoss:
     """A YOLO loss that adds the terms for the teacher's answer in the batch.
 
-    Without an answer it is the base loss, bit for bit. Images without labels come last in a batch; they enter the terms
-    and not the base loss.
+    It asks for the answer itself if the batch has none, so that no trainer can train around the teacher. Without an
+    answer it is the base loss, bit for bit. Images without labels come last in a batch; they enter the terms and not
+    the base loss. A copy or a pickle of it is the base loss alone, so that no copy of a model holds a teacher.
 
     Attributes:
         base (Any): Ultralytics' loss of the student.
         distiller (Distiller): The terms.
         head (nn.Module): Head of the model that this loss belongs to.
         trains (bool): Whether that model trains. Its moving average does not.
-        requires_answer (bool): Whether a batch that trains the model without an answer raises a KDError. It is False at
-            first, as Ultralytics calls a model in other ways before its training starts.
+        ask (Callable | None): Adds the teacher's answer to a batch that lacks it.
+        inspect (Callable | None): Called with every training batch and its terms, until the first step is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
     """
 
-    def __init__(self, base: Any, distiller: Distiller, head: Any, trains: bool = True):
+    def __init__(
+        self, base: Any, distiller: Distiller, head: Any, trains: bool = True, ask: Callable[[dict], Any] | None = None
+    ):
         """Wrap a base loss.
 
         Args:
@@ -47,9 +45,12 @@ class DistillationLoss:
             head (nn.Module): Head of the model that this loss belongs to.
             trains (bool): Whether that model trains. Ultralytics does not update the base loss of its moving average,
                 so the terms use the last gains of training there; this makes train and val losses comparable.
+            ask (Callable, optional): Adds the teacher's answer to a batch that lacks it, and does nothing to others. A
+                model that trains asks only where there is a gradient.
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
-        self.requires_answer = False
+        self.ask = ask
+        self.inspect: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
         self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
 
@@ -63,19 +64,18 @@ class DistillationLoss:
         Returns:
             loss (Tensor): Base parts and the task's terms, shape (n,), each times batch size as the base loss is.
             items (dict[str, Tensor]): The same by name, without gradient and not times batch size.
-
-        Raises:
-            KDError: If `requires_answer` is set and a training batch has no answer.
         """
         loss, items = self.base(*self._labeled(preds, batch))
+        if self.ask is not None and (torch.is_grad_enabled() or not self.trains):
+            self.ask(batch)
         answer = batch.get("teacher")
         if answer is None:
-            if self.requires_answer and self.trains and torch.is_grad_enabled():  # a validation has no gradient
-                raise KDError(NO_ANSWER)
             return loss, items
         if self.trains or not self.distiller.gains:
             self.distiller.gains = self.gains
         terms = self.distiller(preds, answer, self.head, self.bases, batch)
+        if self.inspect is not None and torch.is_grad_enabled():
+            self.inspect(batch, terms)
         kd = torch.stack(list(terms.values()))
         if batch.get(FINITE_FACTOR) is not None:
             kd = kd * batch[FINITE_FACTOR]
@@ -85,6 +85,10 @@ class DistillationLoss:
         if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as the base loss."""
+        return _itself, (self.base,)
 
     @staticmethod
     def _labeled(preds: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -112,6 +116,11 @@ class DistillationLoss:
         """Update the base loss's gains after an epoch; Ultralytics calls this."""
         if hasattr(self.base, "update"):
             self.base.update()
+
+
+def _itself(base: Any) -> Any:
+    """Return a base loss: what is left of a distillation loss that is copied or pickled."""
+    return base
 
 
 class FirstNonFinite:

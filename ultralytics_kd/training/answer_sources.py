@@ -5,11 +5,14 @@ Both put the answer under "teacher" into the batch, where the distillation loss 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from ultralytics.data.dataset import YOLODataset
 
 from ..cache import augmentation, scales
 from ..cache.answers import StoredAnswers
@@ -17,6 +20,7 @@ from ..cache.dataset import AnsweredDataset
 from ..cache.manifest import Manifest
 from ..cache.store import Store
 from ..distillation.loss import FINITE_FACTOR
+from ..errors import KDError
 from ..teachers import SetAnswer, Teacher
 from ..teachers.class_map import ClassMap
 
@@ -34,18 +38,25 @@ class LiveTeacher:
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
         self.teacher, self.answered = teacher, False
+        # The images of the last answer, held weakly, and their version: PyTorch counts changes in place
+        self._images: Callable[[], Tensor | None] = lambda: None
+        self._version = 0
         self._val_answers = ValAnswers()
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the teacher's answer to a training batch, and return the batch.
+        """Add the teacher's answer to a training batch unless it has the answer to these images; return the batch.
 
         Args:
             batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU in half precision with
                 `kd_precision=auto`, a 0/1 factor for the terms goes to "kd_finite_factor": whether the answer is finite
                 is known one batch later.
         """
+        images: Tensor = batch["img"]
+        if "teacher" in batch and self._images() is images and self._version == images._version:
+            return batch
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
-            batch |= self._answer(batch["img"])
+            batch |= self._answer(images)
+            self._images, self._version = weakref.ref(images), images._version
             self.answered = True
         return batch
 
@@ -109,11 +120,13 @@ class CachedTeacher:
         manifest (Manifest): Whose answers it holds, and how they were computed.
         classes (ClassMap): Match of the stored classes to the student's.
         answered (bool): Whether a training batch had answers. A run that fails earlier leaves nothing on disk.
+        preprocessor (str | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
     """
 
     def __init__(self, store: Store, classes: ClassMap):
         """Take a cache whose classes are matched."""
         self.store, self.classes, self.answered = store, classes, False
+        self.preprocessor: str | None = None
         self.manifest: Manifest = store.manifest()
 
     def adopt(self, dataset: Any, imgsz: int) -> None:
@@ -122,17 +135,49 @@ class CachedTeacher:
         Args:
             dataset (YOLODataset): The data set; it is changed.
             imgsz (int): Image size of the training in pixels.
+
+        Raises:
+            KDError: If its class or one of its augmentations is not supported.
         """
+        AnsweredDataset.check(dataset)
         AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
+
+    def adopt_from(self, loader: Any, imgsz: int) -> None:
+        """Do so with the data set of a loader, if a trainer of the user's built both itself.
+
+        Args:
+            loader (DataLoader): The loader; its workers start again, because they have copies of the data set.
+            imgsz (int): Image size of the training in pixels.
+
+        Raises:
+            KDError: As `adopt` does, or if the loader collates samples in a way of its own.
+        """
+        dataset: Any = getattr(loader, "dataset", None)
+        if isinstance(dataset, AnsweredDataset):
+            return
+        self.adopt(dataset, imgsz)
+        if getattr(loader, "collate_fn", None) is not YOLODataset.collate_fn:
+            raise KDError(
+                "kd_cache needs a training loader that collates samples with YOLODataset.collate_fn: build it with "
+                "Ultralytics' build_dataloader, or train without kd_cache."
+            )
+        loader.collate_fn = dataset.collate_fn
+        if hasattr(loader, "reset"):
+            loader.reset()
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the stored answers to a training batch and return it; confidences are those at the batch's image size.
 
         Args:
             batch (dict): Prepared images, with the entries of `AnsweredDataset`. The answer goes to "teacher".
+
+        Raises:
+            KDError: If `preprocess_batch` of the user's has dropped the stored answers, or has moved the labels.
         """
-        if augmentation.BOXES not in batch:  # the loss refuses a training batch without an answer
+        if "teacher" in batch:
             return batch
+        if self.preprocessor is not None:
+            self._check_batch(batch)
         boxes, rows, images = (batch[name] for name in (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES))
         shape = tuple(batch["img"].shape[2:])
         probs, visible = scales.decode_rows(boxes, rows, self.manifest.scales, shape, self.manifest.conf)
@@ -140,6 +185,21 @@ class CachedTeacher:
         batch["teacher"] = SetAnswer(boxes[visible], probs[visible], images[visible], taught)
         self.answered = True
         return batch
+
+    def _check_batch(self, batch: dict[str, Any]) -> None:
+        """Raise if a batch that passed code of the user's has lost its stored answers, or if they no longer fit."""
+        method = f"kd_cache: {self.preprocessor}.preprocess_batch"
+        needed = (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES, augmentation.LABELS)
+        if any(name not in batch for name in needed):
+            raise KDError(
+                f"{method} drops the stored answers, so the student would learn from labels alone: keep all entries of "
+                "the batch, or train without kd_cache."
+            )
+        if not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
+            raise KDError(
+                f"{method} changes the labels' boxes, and the stored boxes would stay where they are: augment in the "
+                "data set's transforms, or train without kd_cache."
+            )
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
         """Add nothing: a cache holds no answers to val images."""

@@ -139,27 +139,42 @@ def _replaced_in_log(text: str, replacement: str) -> Iterator[None]:
 
 
 # Optimizer ------------------------------------------------------------------------------------------------------------
-def add_to_optimizer(
-    optimizer: torch.optim.Optimizer, distiller: Distiller, run_state: Callable[[], dict[str, Any]]
-) -> None:
+def add_to_optimizer(optimizer: Any, distiller: Distiller, run_state: Callable[[], dict[str, Any]]) -> None:
     """Let an optimizer train the adapters, and carry them and the run's state in its state dict.
 
     Args:
-        optimizer (Optimizer): The student's optimizer.
+        optimizer (Optimizer): The student's optimizer. It may have the adapters already.
         distiller (Distiller): The terms, whose adapters train with the student.
         run_state (Callable): Returns the state that the run needs to continue, as the function `run_state` does.
+
+    Raises:
+        KDError: If it is not an optimizer of PyTorch's kind.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise KDError(
+            f"build_optimizer returned a {type(optimizer).__name__}: it must return a torch.optim.Optimizer, in whose "
+            "state dict the run keeps what resume needs."
+        )
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(RUN_KEY, run_state()))
     adapters = distiller.adapters
     parameters = list(adapters.parameters())
     if not parameters:
         return
-    # MuSGD has a second group of weights with a higher rate, for the class head
-    weights = min((g for g in optimizer.param_groups if g.get("param_group") == "weight"), key=lambda g: g["lr"])
-    optimizer.add_param_group({**{k: v for k, v in weights.items() if k != "params"}, "params": parameters})
+    present = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [p for p in parameters if id(p) not in present]
+    if missing:
+        # MuSGD has a second group of weights with a higher rate, for the class head
+        weights = [g for g in optimizer.param_groups if g.get("param_group") == "weight"]
+        group = min(weights or [_largest(optimizer.param_groups)], key=lambda g: g["lr"])
+        optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": missing})
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(ADAPTERS_KEY, adapters.state_dict()))
     optimizer.register_load_state_dict_pre_hook(lambda _, state: _load_adapters(adapters, state))
     optimizer.register_step_pre_hook(lambda *_: _clip(adapters))
+
+
+def _largest(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the group with most parameters: in an optimizer of the user's, the one that trains the weights."""
+    return max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
 
 
 def _clip(adapters: nn.Module) -> None:

@@ -6,14 +6,15 @@ The trainer's mixin holds one `Distillation`, or None, and calls it at the touch
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
-from ultralytics.utils.torch_utils import torch_distributed_zero_first
+from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first
 
 from .. import outputs
 from ..cache.build import build_cache
@@ -21,7 +22,7 @@ from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
-from ..distillation.loss import DistillationLoss
+from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
 from ..outputs.weight_selection import never_trained, select_weights
 from ..report.datasets import class_names_of
@@ -30,6 +31,7 @@ from ..teachers.class_map import load_map, match_classes
 from . import tables
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
+from .first_step import HOOKS, FirstStep
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledPart
 
@@ -53,6 +55,9 @@ class Distillation:
         untrained (bool): Whether the student came without trained weights.
         initialized (int): Number of the student's parameters that the teacher's weights initialized.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
+        first_step (FirstStep): Checks of the first step, as soon as there are terms.
+        trains (bool): Whether the student is trained now: its loss and its optimizer must stay in place.
+        preprocessor (type | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
     """
 
     def __init__(self, args: Any, source: TeacherSource, teacher: Teacher):
@@ -72,6 +77,10 @@ class Distillation:
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
         self.untrained, self.initialized = False, 0
         self.teacher_metrics: dict[str, float] = {}
+        self.first_step: FirstStep
+        self.preprocessor: type | None = None
+        self.trains = False
+        self._autocast: Callable[[], Any] = nullcontext
         self._capture_hooks = ExitStack()  # they capture the student's feature maps if its head does not return them
         args.teacher = source.argument(teacher)
         if isinstance(args.kd_classes, str) and args.kd_classes.lower() != "auto":
@@ -154,6 +163,7 @@ class Distillation:
             raise KDError(RANDOM_RANGES)
         self.distiller = build_distiller(self.args, student, self.teacher, self.cached is not None)
         self.distiller.adapters.to(device)
+        self.first_step = FirstStep(self.distiller)
 
     @staticmethod
     def mark_untrained(student: Any, weights: Any) -> None:
@@ -182,6 +192,9 @@ class Distillation:
             device (torch.device): Where it runs.
             amp (bool): Whether the student trains in mixed precision.
         """
+        # Ultralytics validates under autocast too, but in bfloat16 only where the model is trained so
+        dtype = torch.bfloat16 if self.args.amp == "bf16" else amp
+        self._autocast = partial(autocast, dtype, device=device.type)
         if self.cached or self.teacher.ready or self.distiller is None:
             return
         half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
@@ -199,9 +212,10 @@ class Distillation:
         return StudentWithTeacher(student, self.teacher, self.distiller, ratio)
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
-        """Wrap the base losses of the student and of its moving average.
+        """Wrap the base losses of the student and of its moving average, unless they are wrapped.
 
-        Ultralytics drops a model's `criterion` when it saves the model, so checkpoints hold neither loss nor teacher.
+        A loss that somebody sets as `criterion` becomes the base loss. Ultralytics drops a model's `criterion` when it
+        saves the model, so checkpoints hold neither loss nor teacher.
 
         Args:
             student (nn.Module): The student.
@@ -210,18 +224,27 @@ class Distillation:
         assert self.distiller is not None
         models: tuple[Any, ...] = (student,) if average is None else (student, average)
         for model in models:
-            if not isinstance(getattr(model, "criterion", None), DistillationLoss):
-                base = getattr(model, "criterion", None) or model.init_criterion()
-                head = outputs.find_head(model)
-                model.criterion = DistillationLoss(base, self.distiller, head, trains=model is student)
+            if isinstance(getattr(model, "criterion", None), DistillationLoss):
+                continue
+            base = getattr(model, "criterion", None) or model.init_criterion()
+            trains = model is student
+            ask = self.answer if trains else self.add_val_answer
+            model.criterion = DistillationLoss(base, self.distiller, outputs.find_head(model), trains, ask)
+            if trains and not self.first_step.over:
+                model.criterion.inspect = self.first_step.inspect
 
-    def start(self, student: nn.Module) -> None:
-        """Log the start table and warnings, and capture the student's feature maps from now on.
+    def start(self, student: Any, preprocessor: type | None = None) -> None:
+        """Log the start table and warnings, capture the student's feature maps, and prepare checks of the first step.
 
         Args:
-            student (nn.Module): The student.
+            student (nn.Module): The student, its loss attached.
+            preprocessor (type, optional): Class of the user's whose `preprocess_batch` the batches pass.
         """
         assert self.distiller is not None
+        self.preprocessor = preprocessor
+        if self.cached is not None:
+            self.cached.preprocessor = preprocessor.__name__ if preprocessor else None
+        self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
             weights = tables.initial_weights(student, self.args.kd_init, self.untrained, self.initialized)
@@ -234,11 +257,33 @@ class Distillation:
             self.teacher.release()
 
     # Steps ------------------------------------------------------------------------------------------------------------
-    def add_val_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, batch: dict[str, Any]) -> None:
+        """Add the teacher's answer to a training batch, unless it has it.
+
+        Args:
+            batch (dict): The batch that the student's loss is computed for.
+
+        Raises:
+            KDError: If code of the user's has taken images without labels or stored answers out of the batch.
+        """
+        if self.unlabeled is not None and LABELED not in batch:
+            where = self.preprocessor.__name__ if self.preprocessor else "the trainer"
+            raise KDError(
+                f"kd_unlabeled: {where}.preprocess_batch must call super().preprocess_batch(batch), which adds the "
+                f"images without labels; {HOOKS}."
+            )
+        self.answers.add_answer(batch)
+
+    def add_val_answer(self, batch: dict[str, Any]) -> None:
         """Add the answer to a prepared val batch, for the val losses."""
         assert self.distiller is not None
-        self.answers.add_val_answer(batch, keep_features="kd_feat" in self.distiller.terms)
-        return batch
+        with self._autocast():
+            self.answers.add_val_answer(batch, keep_features="kd_feat" in self.distiller.terms)
+
+    @property
+    def started(self) -> bool:
+        """Whether the first batch was trained. A run that fails earlier leaves nothing on disk."""
+        return self.distiller is not None and self.first_step.passed
 
     def validating(self, average: nn.Module) -> Any:
         """Return a context for validating the moving average: adapters in eval mode, feature maps captured.
@@ -266,13 +311,20 @@ class Distillation:
 
     def stop(self) -> None:
         """Stop capturing feature maps and reading images without labels."""
-        self._capture_hooks.close()
+        self.trains = False
+        self._close_hooks()
         if self.unlabeled is not None:
             self.unlabeled.close()
 
     def release(self) -> None:
         """Release the teacher: the trainer stays with the model and must not hold the teacher's weights."""
-        self._capture_hooks.close()
+        self._close_hooks()
         if self.source.in_memory:
             self.source.value = None
         self.teacher.release()
+
+    def _close_hooks(self) -> None:
+        """Take what was put around the student's methods away."""
+        self._capture_hooks.close()
+        if self.distiller is not None:
+            self.first_step.stop_watching()

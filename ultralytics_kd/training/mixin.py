@@ -6,18 +6,16 @@ Methods are here because Ultralytics calls them. Each does what Ultralytics does
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
-from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first, unwrap_model
+from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
 from ..cache.store import Store
 from ..config import check_combination, check_user_losses, has_teacher, parse_list
@@ -30,6 +28,7 @@ from ..teachers.class_map import ClassMap
 from . import checkpoints, distributed, evaluation
 from .autobatch import StudentWithTeacher
 from .distillation import Distillation
+from .first_step import HOOKS, overriding_class
 from .resuming import MOVABLE, ResumedRun, check_same_kind
 from .run_folder import RunFolder
 from .teacher_source import TeacherSource
@@ -77,10 +76,16 @@ class DistillationMixin(_Trainer):
         if isinstance(cfg, (str, Path)):
             check_recipe(cfg, overrides or {})
         self._fingerprints: list[str | None] = []  # of the teachers' weights; checkpoints hold them
+        self._extended: Any = None  # the optimizer that trains the adapters
         self._teacher_unscored = False  # whether the run has ended and the teacher is not validated yet
         with distributed.reporting_errors(), self._undone_on_error(constructing=True):
             super().__init__(cfg, overrides, _callbacks)
+            if has_teacher(vars(self.args)) and self.distillation is None:
+                raise KDError(
+                    f"check_resume must call super().check_resume(overrides), which opens the teacher; {HOOKS}."
+                )
             if self.distillation is not None and self.run_folder is not None:
+                self._match_data(self.data)
                 self.world_size = distributed.world_size(self.world_size)
                 if self.distillation.source.in_memory:
                     self.distillation.source.save_beside(self, self.distillation.teacher)
@@ -159,9 +164,13 @@ class DistillationMixin(_Trainer):
     def get_dataset(self) -> dict[str, Any]:
         """Load the data set's description and match its classes with the teacher's."""
         data = super().get_dataset()
-        if self.distillation is not None:
-            self.distillation.match_data(data)
+        self._match_data(data)
         return data
+
+    def _match_data(self, data: dict[str, Any]) -> None:
+        """Match the data set's classes with the teacher's, unless that is done."""
+        if self.distillation is not None and self.distillation.teacher.classes is None:
+            self.distillation.match_data(data)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set; the one for training also carries stored answers."""
@@ -180,9 +189,13 @@ class DistillationMixin(_Trainer):
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
         ckpt = super().setup_model()
-        if self.distillation is not None:
-            self.distillation.match_student(self.model, self.device, self._average)
+        self._match_student()
         return ckpt
+
+    def _match_student(self) -> None:
+        """Match the student with the teacher, unless that is done."""
+        if self.distillation is not None and self.distillation.distiller is None:
+            self.distillation.match_student(unwrap_model(self.model), self.device, self._average)
 
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""
@@ -192,8 +205,9 @@ class DistillationMixin(_Trainer):
 
     def auto_batch(self, *args: Any, **kwargs: Any) -> int:
         """Choose a batch size that has room for the teacher, the terms and the adapters too."""
-        if self.distillation is None or self.distillation.distiller is None:
+        if self.distillation is None:
             return super().auto_batch(*args, **kwargs)
+        self._match_student()
         self.distillation.prepare_teacher(self.device, self.amp)
         student: Any = self.model
         self.model = self.distillation.with_teacher(student)
@@ -201,12 +215,17 @@ class DistillationMixin(_Trainer):
             return super().auto_batch(*args, **kwargs)
         finally:
             self.model = student
-            self.distillation.distiller.adapters.zero_grad()
+            self.distiller.adapters.zero_grad()  # type: ignore[union-attr]
 
     def _build_train_pipeline(self) -> None:
         """Build data loaders, optimizer and scheduler, and the stream of images without labels."""
+        self._match_student()
         super()._build_train_pipeline()
-        if self.distillation is not None and self.distillation.unlabeled is not None:
+        if self.distillation is None:
+            return
+        if self.distillation.cached is not None:
+            self.distillation.cached.adopt_from(self.train_loader, self.args.imgsz)
+        if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.open(self)
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,17 +234,26 @@ class DistillationMixin(_Trainer):
         with torch_distributed_zero_first(RANK if first else -1):
             return super().get_dataloader(*args, **kwargs)
 
-    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build the student's optimizer and add the adapters to it."""
-        optimizer = super().build_optimizer(model, *args, **kwargs)
-        if self.distillation is not None and self.distillation.distiller is not None:
-            # Hashed now, because with stored answers the teacher is released before the first checkpoint
-            if not self._fingerprints:
-                self._fingerprints = [checkpoints.fingerprint(member) for member in self.distillation.teacher.members]
-            checkpoints.add_to_optimizer(
-                optimizer, self.distillation.distiller, lambda: checkpoints.run_state(self, self._fingerprints)
-            )
-        return optimizer
+    def _setup_scheduler(self) -> None:
+        """Add the adapters to the optimizer, whoever built it, before the scheduler counts its groups."""
+        self._extend_optimizer()
+        super()._setup_scheduler()
+
+    def _extend_optimizer(self) -> None:
+        """Let the current optimizer train the adapters and carry the run's state."""
+        if self.distiller is None or self.optimizer is self._extended:
+            return
+        assert self.distillation is not None
+        # Hashed now, because with stored answers the teacher is released before the first checkpoint
+        if not self._fingerprints:
+            self._fingerprints = [checkpoints.fingerprint(member) for member in self.distillation.teacher.members]
+        checkpoints.add_to_optimizer(
+            self.optimizer, self.distiller, lambda: checkpoints.run_state(self, self._fingerprints)
+        )
+        if self.world_size > 1:
+            check = self.distillation.first_step.check_ranks
+            self.optimizer.register_step_pre_hook(lambda *_: check())
+        self._extended = self.optimizer
 
     def _setup_train(self) -> None:
         """Set up training, then put the distillation loss in place of the base loss."""
@@ -244,32 +272,19 @@ class DistillationMixin(_Trainer):
             distributed.broadcast((*adapters.parameters(), *adapters.buffers()))
         self.distillation.prepare_teacher(self.device, self.amp)
         self._attach_loss()
-        self.distillation.start(unwrap_model(self.model))
+        self.distillation.start(unwrap_model(self.model), overriding_class(self, "preprocess_batch"))
 
     def _attach_loss(self) -> None:
-        """Wrap the base losses of the student and of its moving average."""
+        """Wrap the base losses of the student and of its moving average, unless they are wrapped."""
         assert self.distillation is not None
         self.distillation.attach_loss(unwrap_model(self.model), self.ema.ema if self.ema else None)
 
-    def get_validator(self) -> Any:
-        """Return the task's validator; while training, val batches get answers too, for the val losses."""
-        validator = super().get_validator()
-        if self.distillation is None:
-            return validator
-        stock, distillation = validator.preprocess, self.distillation
-
-        @functools.wraps(stock)
-        def preprocess(batch: dict[str, Any]) -> dict[str, Any]:
-            batch = stock(batch)
-            if not validator.training:
-                return batch
-            # Ultralytics validates under autocast too, but prepares the batch outside it
-            dtype = torch.bfloat16 if self.args.amp == "bf16" else self.amp
-            with autocast(dtype, device=self.device.type):
-                return distillation.add_val_answer(batch)
-
-        validator.preprocess = preprocess
-        return validator
+    def _keep_attached(self, event: str) -> None:
+        """Keep loss and optimizer distilling after callbacks, which may replace them, and check the first batch."""
+        if self.distillation is not None and self.distillation.trains:
+            self._attach_loss()
+            self._extend_optimizer()
+            self.distillation.first_step.follow(event, self)
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def train(self) -> Any:
@@ -306,7 +321,7 @@ class DistillationMixin(_Trainer):
         try:
             yield
         except Exception as e:  # it is raised again
-            folder, started = self.run_folder, self.distillation is not None and self.distillation.answers.answered
+            folder, started = self.run_folder, self.distillation is not None and self.distillation.started
             if started or (folder is None and not distributed.launched()):
                 raise
             if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
@@ -330,8 +345,8 @@ class DistillationMixin(_Trainer):
         if self.resumed is not None:
             self.resumed.restore_random_state(self)
         if self.distiller is not None:
+            self._attach_loss()
             self.distiller.start_epoch(min(self.epoch / max(self.epochs - 1, 1), 1.0))
-            unwrap_model(self.model).criterion.requires_answer = True
 
     def _close_dataloader_mosaic(self) -> None:
         """Continue without mosaics."""
@@ -340,19 +355,27 @@ class DistillationMixin(_Trainer):
             self.distillation.unlabeled.close_mosaic()
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add images without labels, prepare the batch, and add the teacher's answer."""
+        """Add images without labels, prepare the batch, and add the teacher's answer.
+
+        The loss adds the answer if a subclass goes on preparing the batch, or does not call this method. Here, before
+        the student's forward pass, it takes less memory.
+        """
         if self.distillation is None:
             return super().preprocess_batch(batch)
         if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.add_to(batch)
-        return self.distillation.answers.add_answer(super().preprocess_batch(batch))
+        batch = super().preprocess_batch(batch)
+        if getattr(self.preprocess_batch, "__func__", None) is DistillationMixin.preprocess_batch:
+            self.distillation.answers.add_answer(batch)
+        return batch
 
     def optimizer_step(self) -> None:
         """Average the adapters' gradients over ranks, then step."""
-        if self.distiller is not None and self.world_size > 1:
-            parameters = list(self.distiller.adapters.parameters())
+        if self.distillation is not None and self.distillation.distiller is not None and self.world_size > 1:
+            parameters = list(self.distillation.distiller.adapters.parameters())
             if parameters:
                 distributed.average_gradients(parameters)
+                self.distillation.first_step.averaged = True
         super().optimizer_step()
 
     def validate(self) -> Any:
@@ -463,12 +486,13 @@ class DistillationMixin(_Trainer):
         if self._teacher_unscored and event == "on_fit_epoch_end":
             self._score_teacher()
         super().run_callbacks(event)
+        self._keep_attached(event)
 
     def _score_teacher(self) -> None:
         """Validate the teacher, and put its score beside the student's, as `teacher/...`."""
         assert self.distillation is not None
         self._teacher_unscored = False
-        evaluation.score_teacher(self.distillation, self, super().get_validator)
+        evaluation.score_teacher(self.distillation, self, self.get_validator)
 
     def plot_metrics(self) -> None:
         """Plot results.csv, including the active terms."""

@@ -1,0 +1,202 @@
+"""Checks of the first batch: a run that was announced as a distillation distils, or it stops here.
+
+A trainer, a model or a callback of the user's can replace any part of a run. What cannot be kept in place is looked at
+in the first batch: the images that the student saw, the terms and their gradient, and the optimizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ..distillation.distillers import Distiller
+from ..errors import KDError
+
+HOOKS = 'see "A trainer of your own" in examples/EXTENDING.md'
+
+
+def overriding_class(trainer: Any, method: str) -> type | None:
+    """Return the class of the user's that defines a method of a trainer; None if it is Ultralytics' or this package's.
+
+    Args:
+        trainer (BaseTrainer): The trainer.
+        method (str): Name of the method.
+    """
+    if method in vars(trainer):
+        return type(trainer)
+    libraries = {"ultralytics", __name__.partition(".")[0]}
+    definers = (
+        c for c in type(trainer).__mro__ if method in vars(c) and c.__module__.partition(".")[0] not in libraries
+    )
+    return next(definers, None)
+
+
+class FirstStep:
+    """Looks at the first batch, and raises before the first optimizer step if the run does not distil.
+
+    Attributes:
+        distiller (Distiller): The terms and their adapters.
+        passed (bool): Whether the first step was checked.
+        pending (set[str]): Terms that were 0 and without a gradient so far. A batch may give them nothing to compare.
+        averaged (bool): Whether the adapters' gradients were averaged over ranks.
+    """
+
+    def __init__(self, distiller: Distiller):
+        """Take the terms of a run."""
+        self.distiller, self.passed, self.averaged = distiller, False, False
+        self.pending = set(distiller.terms)
+        self._student: Any = None
+        self._seen: Tensor | None = None  # the images that the student was called with last
+        self._answered: Tensor | None = None  # the images of the last answer
+        self._terms: dict[str, Tensor] = {}
+
+    def follow(self, event: str, trainer: Any) -> None:
+        """Do what is due at an event of the training, until nothing is left to check.
+
+        Args:
+            event (str): Name of the event, whose callbacks have run.
+            trainer (BaseTrainer): The trainer.
+
+        Raises:
+            KDError: As `check` does.
+        """
+        if self.over:
+            return
+        student = unwrap_model(trainer.model)
+        if event == "on_train_batch_start" and not (self.passed or trainer.args.compile):
+            self._watch(student)
+        elif event == "on_train_batch_end":
+            self.check(trainer.optimizer, trainer.epoch)
+        elif event == "on_train_epoch_end":
+            self._end_epoch()
+        if self.over:
+            student.criterion.inspect = None
+
+    def _watch(self, student: Any) -> None:
+        """Note the images that the student is called with in the next batch.
+
+        A compiled student is not watched: Ultralytics itself hands it the images of the batch, and a method around it
+        would be compiled too.
+        """
+        stock: Any = student.forward
+
+        def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(x, Tensor) and torch.is_grad_enabled():
+                self._seen = x
+            return stock(x, *args, **kwargs)
+
+        # Not a hook of PyTorch's: Ultralytics' loss() calls forward() directly, which runs no hooks
+        student.forward = forward
+        self._student = student
+
+    def inspect(self, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """Note a training batch and its terms.
+
+        Args:
+            batch (dict): The batch, with the answer.
+            terms (dict[str, Tensor]): Weighted terms by name.
+        """
+        self._answered, self._terms = batch["img"], terms
+
+    def check(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Raise if the run does not distil; called after the first batch, and in later ones as long as terms are 0.
+
+        Args:
+            optimizer (Optimizer): The student's optimizer.
+            epoch (int): The current epoch, from 0.
+
+        Raises:
+            KDError: If the terms are not in the loss, are non-finite or have no gradient, if student and teacher saw
+                different images, or if adapters are not trained.
+        """
+        if not self.passed:
+            self._check_loss()
+            self._check_adapters(optimizer)
+            self.stop_watching()
+        self._check_terms(epoch)
+        self.passed = True
+        self._seen = self._answered = None
+        self._terms = {}
+
+    def check_ranks(self) -> None:
+        """Raise if the optimizer steps with gradients of the adapters that differ between processes.
+
+        Raises:
+            KDError: If they were not averaged.
+        """
+        if not self.averaged and any(True for _ in self.distiller.adapters.parameters()):
+            raise KDError(
+                "the feature adapters of kd_feat would differ between processes: optimizer_step must call "
+                f"super().optimizer_step(); {HOOKS}."
+            )
+
+    def _check_loss(self) -> None:
+        """Raise if the distillation loss was not called, or was called for other images."""
+        if not self._terms:
+            raise KDError(
+                "the student trains without its teacher, because its loss was computed without model.criterion: the "
+                f"model's loss() must return self.criterion(preds, batch); {HOOKS}."
+            )
+        seen, answered = self._seen, self._answered
+        if seen is not None and answered is not None and not _same(seen, answered):
+            raise KDError(
+                "the teacher answered other images than the student saw: pass the images that the student sees to the "
+                f"loss as batch['img']; {HOOKS}."
+            )
+
+    def _check_adapters(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise if an adapter is not in the optimizer."""
+        adapters = {id(p) for p in self.distiller.adapters.parameters()}
+        if adapters - {id(p) for group in optimizer.param_groups for p in group["params"]}:
+            raise KDError(
+                "the feature adapters of kd_feat are not in the optimizer, so they would never train: keep all of its "
+                f"param_groups; {HOOKS}."
+            )
+
+    def _check_terms(self, epoch: int) -> None:
+        """Raise if a term is non-finite or has no gradient."""
+        for name in sorted(self.pending & set(self._terms)):
+            term = self._terms[name]
+            value = float(term.detach())
+            if not torch.isfinite(term.detach()):
+                raise KDError(
+                    f"{name} became NaN or Inf in epoch {epoch + 1}, in its first batch: lower its weight or set it to "
+                    "0."
+                )
+            if not term.requires_grad and value:
+                raise KDError(
+                    f"{name} has no gradient, so it teaches nothing: set {name}=0, or free the layers that it trains "
+                    "(freeze), or keep the gradient in your own loss."
+                )
+            if term.requires_grad and value:
+                self.pending.discard(name)
+
+    def _end_epoch(self) -> None:
+        """Warn of terms that were 0 in all batches of an epoch; they are not watched any longer."""
+        for name in sorted(self.pending):
+            if RANK in {-1, 0}:
+                LOGGER.warning(
+                    f"{name} was 0 in every batch of an epoch: the teacher's answers gave it nothing to compare. Check "
+                    "that the teacher predicts on these images (yolo predict), or set it to 0."
+                )
+        self.pending = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to check."""
+        return self.passed and not self.pending
+
+    def stop_watching(self) -> None:
+        """Give the student its own `forward` back."""
+        if self._student is not None:
+            vars(self._student).pop("forward", None)
+            self._student = None
+
+
+def _same(images: Tensor, others: Tensor) -> bool:
+    """Return whether two tensors are the same memory; autocast and views make new objects for the same images."""
+    return images is others or (images.data_ptr() == others.data_ptr() and images.shape == others.shape)
