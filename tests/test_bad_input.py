@@ -16,7 +16,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, remove_colorstr
 from ultralytics_kd import YOLO, KDError, cli
 from ultralytics_kd.config import register
 from ultralytics_kd.install import uninstall
-from ultralytics_kd.teachers import opening
+from ultralytics_kd.teachers import checkpoint_files, opening
 
 
 def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
@@ -223,7 +223,7 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
 def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
     fetched, loaded = [], []
     monkeypatch.setattr(opening, "check_file", lambda uri, download_dir: fetched.append(uri) or "downloaded.pt")
-    monkeypatch.setattr(opening, "load_checkpoint", lambda path: loaded.append(path) or [make_model(STUDENT)])
+    monkeypatch.setattr(checkpoint_files, "load_checkpoint", lambda path: loaded.append(path) or [make_model(STUDENT)])
     opening.open_teacher(source)
     uri = "://" in source
     assert fetched == ([asked] if uri else []) and loaded == ["downloaded.pt" if uri else asked]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from ultralytics.engine.model import Model
-from ultralytics.nn import tasks
-from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_file, check_model_file_from_stem
-from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import outputs
 from ..config.user_code import import_object, names_object
 from ..errors import KDError, ModelError, first_line
+from ..files import reason_of
 from .base import Teacher
+from .checkpoint_files import UNTRUSTED, load_model, plain_model
 from .class_map import class_names
 from .custom import CustomTeacher
 from .dense import DenseTeacher
@@ -40,8 +35,6 @@ EXPORTED = (  # suffixes by which Ultralytics' AutoBackend recognises exported m
     *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_imx_model", "_rknn_model"),
 )
 DATA_ALONE = (".onnx", ".tflite", ".mnn", "_openvino_model", "_ncnn_model")  # these formats hold no code
-UNTRUSTED = "if you trust its origin, set kd_trust_teacher=True"
-_loading = threading.Lock()
 
 
 def open_teacher(
@@ -145,7 +138,11 @@ def _exported_file(source: str | Path, trust: bool) -> str:
         KDError: If it does not exist, or can hold code and is not trusted.
     """
     path = Path(str(source).strip())
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as e:  # no permission, a network drive that is gone
+        raise ModelError(source, f"cannot be read: {reason_of(e)}") from e
+    if not found:
         raise ModelError(source, "was not found.")
     if not trust and not path.name.lower().endswith(DATA_ALONE):
         raise ModelError(source, f"has a format that can hold code, which would run here: {UNTRUSTED}.")
@@ -157,7 +154,7 @@ def _load(source: Any, trust: bool) -> nn.Module:
     if isinstance(source, Model):
         source = source.model
     if isinstance(source, nn.Module):
-        return deepcopy(unwrap_model(source)).float().eval()
+        return plain_model(source, copied=True).float().eval()
     if not isinstance(source, (str, Path)):
         raise KDError(
             f"teacher of type {type(source).__name__}: give a path, a YOLO, a model, or an object with `names` and "
@@ -174,54 +171,7 @@ def _load(source: Any, trust: bool) -> nn.Module:
         raise ModelError(source, "is an untrained architecture: give trained weights (.pt).")
     if Path(path).suffix.lower() != ".pt":
         raise ModelError(source, "is neither a PyTorch checkpoint nor an exported model: give trained weights (.pt).")
-    try:
-        with _restricted(not trust):
-            return load_checkpoint(path)[0]
-    except KDError:
-        raise
-    except FileNotFoundError as e:
-        raise ModelError(source, f"was not found: {first_line(e)}") from e
-    except Exception as e:  # a damaged file can make the unpickler raise any error
-        code = None if trust else _named_code(e)
-        if code:
-            raise ModelError(
-                source,
-                f"is not a plain YOLO checkpoint: opening it would run code that the file names ({code}); {UNTRUSTED}.",
-            ) from e
-        raise ModelError(source, f"could not be read as a YOLO checkpoint: {first_line(e)}") from e
-
-
-@contextmanager
-def _restricted(enabled: bool) -> Iterator[None]:
-    """Make Ultralytics load checkpoints without running code that they name, if enabled.
-
-    `load_checkpoint` has no argument for it. Ultralytics' setting is global, so it is set only during this block.
-    """
-    if not enabled:
-        yield
-        return
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # Ultralytics would load it unsafely
-        raise KDError(f"torch {torch.__version__} cannot load untrusted files safely: use torch 2.6 or newer.")
-    with _loading:
-        previous, tasks.SAFE_LOAD = tasks.SAFE_LOAD, True
-        try:
-            yield
-        finally:
-            tasks.SAFE_LOAD = previous
-
-
-def _named_code(error: BaseException) -> str | None:
-    """Return the function or class in a loading error that is not part of a plain checkpoint; None if there is none."""
-    match = re.search(r"\bGLOBAL:? (?:GLOBAL )?([\w.]+)|No module named '([\w.]+)'", _messages(error), re.IGNORECASE)
-    return next(name for name in match.groups() if name) if match else None
-
-
-def _messages(error: BaseException) -> str:
-    """Return the messages of an error and of its causes."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    return " ".join(str(e) for e in causes)
+    return load_model(path, source, trust)
 
 
 def _fetch(source: str) -> str:
