@@ -38,11 +38,12 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
     torch.save(nameless, folder / "nameless.pt")
     save_model(folder / "grey.pt", ch=1)
     save_model(folder / "whole.pt")
+    torch.save({"model": torch.nn.Linear(2, 2), "train_args": {}}, folder / "linear.pt")
     (folder / "model.onnx").write_bytes(b"no graph at all")
     (folder / "empty").mkdir()
     save_model(folder / "other.pt", names={0: "cat", 1: "dog"})
     return {
-        "missing": (str(folder / "nowhere.pt"), "was not found"),
+        "missing": (str(folder / "nowhere.pt"), "was not found: give a path, or a name that Ultralytics downloads"),
         "unreadable": (str(folder / "junk.pt"), "could not be read"),
         "truncated": (str(folder / "half.pt"), "could not be read"),
         "architecture": (TEACHER, "untrained architecture"),
@@ -50,13 +51,17 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
         "no exported model": (str(folder / "gone.onnx"), "gone.onnx was not found"),
         "broken exported model": (str(folder / "model.onnx"), "cannot be run here"),
         "no object": ("nowhere.at_all:thing", "names no object that can be imported"),
-        "task": (str(folder / "seg.pt"), "both must have the same task"),
+        "task": (str(folder / "seg.pt"), "same task, so give a teacher of 'detect' or a student of 'segment'"),
         "tasks": (f"[{folder / 'whole.pt'},{folder / 'seg.pt'}]", "both must have the same task"),
         "empty list": ("[]", "empty list"),
         "fused": (str(folder / "fused.pt"), "was fused for inference"),
         "fused for NMS": (str(folder / "fused_nms.pt"), "was fused for inference"),
         "names": (str(folder / "nameless.pt"), "scores 3 classes and has 2 `names`"),
-        "channels": (str(folder / "grey.pt"), "reads images of 1 channel"),
+        "channels": (str(folder / "grey.pt"), "reads images of 1 channel.*: give a teacher of 3, or set channels: 1"),
+        "several channels": (f"[{folder / 'whole.pt'},{folder / 'grey.pt'}]", r"read \[1, 3\] channels"),
+        "folder": (str(folder / "empty"), "is a folder: give trained weights .*weights/best.pt"),
+        "several without brackets": (f"{folder / 'whole.pt'},{folder / 'grey.pt'}", r"teacher=\[a.pt,b.pt\]"),
+        "foreign model": (str(folder / "linear.pt"), "ends in 'Linear'.*give a YOLO model, or wrap .*`teach`"),
         "classes": (str(folder / "other.pt"), "no class in common"),
     }
 
@@ -64,6 +69,7 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
 KINDS = [
     "missing", "unreadable", "truncated", "architecture", "no model", "no exported model", "broken exported model",
     "no object", "task", "tasks", "empty list", "fused", "fused for NMS", "names", "channels", "classes",
+    "several channels", "folder", "several without brackets", "foreign model",
 ]  # fmt: skip
 
 
@@ -82,7 +88,7 @@ def test_teacher_that_cannot_teach_is_one_sentence_and_leaves_nothing(teachers, 
     assert not Path(quick["project"]).exists()
     with pytest.raises(KDError, match=message) as error:
         YOLO(STUDENT).train(**quick, teacher=source)
-    assert "\n" not in str(error.value) and len(errors) == 1
+    assert str(error.value).startswith("teacher=") and "\n" not in str(error.value) and len(errors) == 1
     assert not Path(quick["project"]).exists()
 
 
@@ -103,7 +109,8 @@ def test_every_kind_of_bad_teacher_is_tested(teachers):
         ({"kd_classes": {"discs": "disc"}}, "'discs', which is not a class of the teacher"),
         ({"teacher": 7}, "give a path, a YOLO, a model, or an object with `names` and `teach`"),
         ({"teacher": None, "kd_cls": 3.0}, "no effect without a teacher"),
-        ({"teacher": torch.nn.Linear(2, 2)}, "this model ends in 'Linear'"),
+        ({"kd_cache_imgsz": 64}, "'kd_cache_imgsz' is an argument of 'yolo-kd cache'"),
+        ({"teacher": torch.nn.Linear(2, 2)}, "teacher=Linear in memory ends in 'Linear'"),
         ({"data": ["a.yaml", "b.yaml"], "teacher": torch.nn.Linear(2, 2)}, "cannot get a teacher in memory"),
     ],
 )
@@ -223,7 +230,8 @@ def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, m
 def test_names_and_uris_reach_ultralytics_loader_as_it_knows_them(monkeypatch, source, asked):
     fetched, loaded = [], []
     monkeypatch.setattr(opening, "check_file", lambda uri, download_dir: fetched.append(uri) or "downloaded.pt")
-    monkeypatch.setattr(checkpoint_files, "load_checkpoint", lambda path: loaded.append(path) or [make_model(STUDENT)])
+    opened = (make_model(STUDENT), {})
+    monkeypatch.setattr(checkpoint_files, "load_checkpoint", lambda path: loaded.append(path) or opened)
     opening.open_teacher(source)
     uri = "://" in source
     assert fetched == ([asked] if uri else []) and loaded == ["downloaded.pt" if uri else asked]

@@ -14,6 +14,8 @@ from ultralytics_kd import KDError, cli
 from ultralytics_kd.config.input_errors import is_input_error
 from ultralytics_kd.config.user_code import load_loss
 
+DATA = "path: .\ntrain: images\nval: images\nnames: {0: a}\n"
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
@@ -34,10 +36,19 @@ def folder(tmp_path, monkeypatch) -> Path:
         (["predict", "model=TEACHER", "source=nowhere.png"], "nowhere.png does not exist"),
         (["val", "model=TEACHER", "data=nowhere.yaml", "task=detect"], "nowhere.yaml"),
         (["val", "cfg=recipe.yaml"], "gone.pt"),
+        (["train", "teacher="], "'teacher=' has no value"),
+        (["train", "teacher=TEACHER", "kd_cache_conf=0.1"], "'kd_cache_conf' is an argument of 'yolo-kd cache'"),
+        (["train", "cfg=cache.yaml"], "'kd_cache_conf' is an argument of 'yolo-kd cache'"),
+        (["cache", "teacher=TEACHER", "data=images"], "No YAML file found"),
+        (["cache", "teacher=TEACHER", "data=d.yaml", "imgsz=big"], "'imgsz=big' is not a valid image size"),
+        (["cache", "teacher=TEACHER", "data=d.yaml", "device=99"], "Invalid CUDA 'device=99' requested"),
     ],
 )
 def test_missing_files_and_unknown_arguments_are_sentences(folder, teacher, line, message, caplog):
     YAML.save(folder / "recipe.yaml", {"model": "gone.pt", "data": "coco8.yaml"})
+    YAML.save(folder / "cache.yaml", {"kd_cache_conf": 0.1})
+    (folder / "images").mkdir()
+    (folder / "d.yaml" if "data=d.yaml" in line else folder / "d.txt").write_text(DATA)
     assert cli.main([word.replace("TEACHER", teacher) for word in line]) == 1
     assert message in caplog.text
 

@@ -392,11 +392,10 @@ def test_errors_about_a_student_name_its_argument(role, tmp_path, data, teacher)
     )
     assert error.value.source == str(model)
     (folder / "broken.pt").write_bytes(b"broken")
-    if role == "baseline":  # Ultralytics reads the student's task first
-        with pytest.raises(ModelError, match=re.escape(f"baseline={folder / 'broken.pt'} could not be read")):
-            run_report({**fine, role: str(folder / "broken.pt")})
-        with pytest.raises(ModelError, match=re.escape("baseline=gone/the teacher.pt was not found")):
-            run_report({**fine, role: "gone/the teacher.pt"})
+    with pytest.raises(ModelError, match=re.escape(f"{role}={folder / 'broken.pt'} could not be read")):
+        run_report({**fine, role: str(folder / "broken.pt")})
+    with pytest.raises(ModelError, match=re.escape(f"{role}=gone/the teacher.pt was not found: give ")):
+        run_report({**fine, role: "gone/the teacher.pt"})
     assert not (tmp_path / "out").exists()
 
 

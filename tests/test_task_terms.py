@@ -123,7 +123,7 @@ def test_number_of_keypoints_must_be_the_same():
     other = type(student)("yolo26n-pose.yaml", nc=6, verbose=False)  # 17 keypoints
     teacher = open_teacher(other, "pose")
     teacher.match(teacher.names)
-    with pytest.raises(KDError, match="student has 5 keypoints and the teacher 17"):
+    with pytest.raises(KDError, match="student has 5 and the teacher 17: set kd_kpt=0, or give a teacher with 5"):
         build_distiller(student.args, student, teacher)
 
 

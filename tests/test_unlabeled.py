@@ -204,7 +204,7 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"kd_unlabeled": "EMPTY"}, "has no images"),
+        ({"kd_unlabeled": "EMPTY"}, r"has no images \(No images found in \S+\): give a folder of images, or a file"),
         ({"kd_unlabeled": "nowhere"}, "does not exist"),
         ({"kd_unlabeled": "IMAGE"}, "is an image: give its folder"),
         ({"kd_unlabeled": 7}, "give a folder of images"),

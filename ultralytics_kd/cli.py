@@ -99,6 +99,10 @@ def _check_line(args: list[str]) -> None:
     _merged(args)  # raises if nothing stands before an '='
     line = recipes.check_line(args)
     given: dict[str, Any] = {}
+    config.check_own_command((*line.given, *(name for recipe in line.recipes.values() for name in recipe)))
+    for name, text in line.given.items():
+        if name in config.ARGUMENTS and not text:
+            raise KDError(f"'{name}=' has no value: give one, or drop it.")
     for recipe in line.recipes.values():  # of several recipes, the first one counts
         given = {**recipe, **given}
     typed = {name: text for name, text in line.given.items() if name in READ_EARLY and text}

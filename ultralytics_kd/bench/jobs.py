@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -153,6 +154,6 @@ def kill_tree(pid: int) -> None:
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty."""
+    """Return the last line of a log that is not empty; of an error of this package only its message."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    return re.sub(r"^ultralytics_kd\.errors\.\w+: ", "", next((line for line in reversed(lines) if line), ""))

@@ -15,7 +15,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..config.registration import register_arguments
-from ..errors import KDError
+from ..errors import KDError, ModelError
 from ..model import YOLO
 from ..report.score_names import METRICS
 from ..teachers import open_teacher
@@ -79,11 +79,8 @@ def _check_models(plan: Plan) -> None:
         model = YOLO(source)
         if model.task != plan.task:
             raise KDError(f"{name}={source} is a '{model.task}' model, and the bench is of task '{plan.task}'.")
-        if plan.task in GRID_TASKS:
-            try:
-                outputs.layout(model.model)
-            except KDError as e:
-                raise KDError(f"{name}={source}: {e}") from e
+        if plan.task in GRID_TASKS and (fault := outputs.head_fault(model.model)):
+            raise ModelError(source, f"{fault}.", name)
 
 
 class Bench:

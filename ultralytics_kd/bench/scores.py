@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
+from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.utils.torch_utils import get_num_params
 
 from .. import outputs
@@ -16,6 +16,7 @@ from ..model import YOLO
 from ..report.datasets import class_names_of
 from ..report.score_names import END2END, METRICS, NMS, ONE
 from ..teachers import Teacher, open_teacher
+from ..teachers.validation import check_scorable
 
 # Arguments of a training that validation reads too
 VAL_ARGS = (
@@ -41,6 +42,8 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     teacher = open_teacher(weights, task, trust=True)  # YOLO has opened these weights already
     teacher.match(class_names_of(data, task), classes, single_cls=bool(args.get("single_cls")))
     assert teacher.classes is not None
+    if task == "pose":
+        check_scorable(teacher, check_det_dataset(data))
     model = load(weights, teacher)
     if task in GRID_TASKS and teacher.layout is not None:
         heads = outputs.layout(model.model).branches

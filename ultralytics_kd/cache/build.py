@@ -24,6 +24,7 @@ from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import lock_file, make_folder, output_folder
 from ..teachers import Teacher, open_teacher
+from ..teachers.sizes import size_warnings
 from .answering import coarsest_stride
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
@@ -95,6 +96,8 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
     store = Store(_folder(args, data, manifest))
+    for sentence in size_warnings(teachers, manifest.imgsz, str(store.folder)):
+        LOGGER.warning(sentence)
     with _locked(store.folder), _executor(options["ray"], teachers, manifest, device) as executor:
         store.begin(manifest)
         for path in store.damaged():
@@ -138,7 +141,7 @@ def _manifest(
         if teacher.channels != data["channels"]:
             raise KDError(
                 f"teacher={teacher.source} reads images of {teacher.channels} channel(s), the data has "
-                f"{data['channels']}."
+                f"{data['channels']}: give another teacher, or set channels: {teacher.channels} in the YAML of data=."
             )
         if len(set(teacher.names.values())) != len(teacher.names):
             raise KDError(

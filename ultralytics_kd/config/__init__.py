@@ -22,7 +22,7 @@ from .arguments import (
     help_text,
     parse_list,
 )
-from .checks import check_combination, check_plain, check_user_losses, check_values
+from .checks import check_combination, check_own_command, check_plain, check_user_losses, check_values
 from .idle import Idle, idle_arguments
 from .registration import register, register_arguments
 
@@ -35,6 +35,7 @@ __all__ = (
     "as_list",
     "cfg_text",
     "check_combination",
+    "check_own_command",
     "check_plain",
     "check_user_losses",
     "check_values",

@@ -139,6 +139,23 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
     _check_losses(cfg)
 
 
+def check_own_command(given: Iterable[str]) -> None:
+    """Raise if a training is given an argument that only `yolo-kd cache` has.
+
+    Args:
+        given (Iterable[str]): Names of the arguments.
+
+    Raises:
+        KDError: If one is among them.
+    """
+    for name in given:
+        if str(name).startswith("kd_cache_"):  # a recipe's name may be a number, which another check refuses
+            raise KDError(
+                f"'{name}' is an argument of 'yolo-kd cache', which stores a teacher's answers: give it there, and "
+                "train with kd_cache=FOLDER."
+            )
+
+
 def check_teacher_given(given: Collection[str], arguments: Mapping[str, Any]) -> None:
     """Raise if a command or call gives a kd argument of any value, but no teacher.
 

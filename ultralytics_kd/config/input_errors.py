@@ -17,6 +17,11 @@ import yaml
 from ..errors import KDError
 
 ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
+CHECKS = {  # functions of Ultralytics that check one argument, by module: `device`, `imgsz` and `data`
+    ("ultralytics.utils.torch_utils", "select_device"),
+    ("ultralytics.utils.checks", "check_imgsz"),
+    ("ultralytics.data.utils", "find_dataset_yaml"),
+}
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
 DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it calls them
 
@@ -37,6 +42,8 @@ def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = t
         return isinstance(error, FileNotFoundError) and _is_named(error.filename, values())
     if isinstance(error, RuntimeError) and (module, function) == DATA_SET:
         return _is_data_error(error.__cause__)
+    if isinstance(error, (TypeError, ValueError, AssertionError)) and (module, function) in CHECKS:
+        return True
     return isinstance(error, (TypeError, ValueError)) and module == ARGUMENTS
 
 

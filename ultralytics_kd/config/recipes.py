@@ -12,7 +12,7 @@ import ultralytics.cfg as ul_cfg
 from ..errors import KDError
 from ..files import load_yaml
 from .arguments import ARGUMENTS, as_list, has_teacher
-from .checks import check_teacher_given
+from .checks import check_own_command, check_teacher_given
 from .user_code import names_library_model, names_object
 
 TRUST = "kd_trust_teacher"
@@ -100,6 +100,7 @@ def check_call(arguments: Mapping[str, Any]) -> None:
         for file, each in _running.recipes.items():
             check_arguments(each, f"cfg={file}", _running.given)
             merged |= each.keys() - _running.given.keys()
+    check_own_command((*recipe, *given))
     check_teacher_given(given.keys() - merged, {**recipe, **given})
 
 

@@ -36,22 +36,30 @@ def find_head(model: nn.Module) -> Any:
     return layers[-1] if isinstance(layers, nn.Sequential) and len(layers) else None
 
 
+def head_fault(model: nn.Module) -> str | None:
+    """Return why a model's head cannot be distilled, as the rest of a sentence about the model; None if it can.
+
+    A head can be distilled if it is one of `GRID_HEADS`, and `fuse()` has removed no branch of it.
+    """
+    head = find_head(model)
+    if type(head) not in TASK_OF:
+        kind = type(head).__name__ if head is not None else type(model).__name__
+        return f"ends in '{kind}', not in a YOLO head for boxes, masks, keypoints or rotated boxes"
+    # fuse() sets the branch that it removes to None; a branch that the head never had is not an attribute
+    if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
+        return "was fused for inference and lost a branch of its head: give the checkpoint that train() saved"
+    return None
+
+
 def detect_head(model: nn.Module) -> Any:
     """Return a model's head for detection, instance segmentation, pose or rotated boxes.
 
     Raises:
         KDError: If the model has none, or `fuse()` removed a branch of its head.
     """
-    head = find_head(model)
-    if type(head) not in TASK_OF:
-        kind = type(head).__name__ if head is not None else type(model).__name__
-        raise KDError(f"distillation needs a YOLO detection head, and this model ends in '{kind}'.")
-    # fuse() sets the branch that it removes to None; a branch that the head never had is not an attribute
-    if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
-        raise KDError(
-            "the model was fused for inference and lost a head branch: use the checkpoint that train() saved."
-        )
-    return head
+    if fault := head_fault(model):
+        raise KDError(f"the model {fault}.")
+    return find_head(model)
 
 
 def layout(model: nn.Module) -> Layout:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
+from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.models.yolo.model import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import select_device
@@ -18,6 +18,7 @@ from ultralytics.utils.torch_utils import select_device
 from ..config.arguments import GRID_TASKS, TASKS, as_list
 from ..errors import KDError, ModelError, NoSharedClassError, first_line
 from ..teachers import Teacher, open_teacher
+from ..teachers.validation import check_scorable
 from .compared_model import STUDENT, TEACHER, ComparedModel
 from .datasets import class_names_of
 from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
@@ -53,6 +54,8 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     for role, source in options.models.items():
         model = _load(role, source, args)
         _match_classes(role, model, args, class_names_of(args.data, task) if role == TEACHER else names)
+        if task == "pose":
+            _check_keypoints(role, model, args)
         models.append(ComparedModel(role, model))
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(args.device, verbose=False)
@@ -118,14 +121,16 @@ def _task_of(student: Any) -> str:
     """Return the task of the student.
 
     Raises:
-        KDError: If the file is missing, or its task cannot be distilled.
+        KDError: If the file is missing or no checkpoint, or its task cannot be distilled.
     """
     if Path(str(student)).suffix.lower() != ".pt":
         raise KDError(f"student={student} is not a PyTorch checkpoint: give trained weights (.pt).")
     try:
         task = YOLO(str(student)).task
     except FileNotFoundError as e:
-        raise KDError(f"student={student} was not found: {first_line(e)}") from e
+        raise ModelError(student, "was not found: give the path of trained weights (.pt).", STUDENT) from e
+    except Exception as e:  # a damaged file can make the unpickler raise any error
+        raise ModelError(student, f"could not be read as a YOLO checkpoint: {first_line(e)}", STUDENT) from e
     if task not in TASKS:
         raise KDError(f"student={student} is a '{task}' model; reports are for {', '.join(TASKS)}.")
     return str(task)
@@ -147,6 +152,14 @@ def _load(role: str, source: Any, args: Namespace) -> Teacher:
     if not model.can_validate:
         raise ModelError(source, "cannot be validated, which a report needs: give trained weights (.pt).", role)
     return model
+
+
+def _check_keypoints(role: str, model: Teacher, args: Namespace) -> None:
+    """Raise if a pose model predicts other keypoints than the data has; the message names the role's argument."""
+    try:
+        check_scorable(model, check_det_dataset(args.data))
+    except ModelError as e:
+        raise e.for_argument(role) from e
 
 
 def _match_classes(role: str, model: Teacher, args: Namespace, names: Mapping[int, str]) -> None:

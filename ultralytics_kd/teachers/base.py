@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from ..errors import KDError, ModelError
+from ..errors import ModelError
 from ..outputs import Branch, FeatureLayout, Layout
 from .answers import Reads
 from .class_map import ClassMap, match_classes
@@ -48,6 +48,7 @@ class Teacher:
 
     original: Any = None
     channels: int = 3
+    trained_imgsz: int | None = None  # image size that it was trained at, if its checkpoint tells
     layout: Layout | None = None
     model: Any = None
     ready: bool = False  # whether `prepare` was called
@@ -57,7 +58,7 @@ class Teacher:
     answers_separately: bool = False  # whether its answer is a list with one answer for each member
     can_validate: bool = False  # whether `validator_model` returns a model
     checks_at_once: bool = False  # whether each answer is checked before it is used, even at the cost of a device sync
-    float32_advice: str = "its weights are broken"  # in the error about NaN or Inf in float32
+    float32_advice: str = "its weights are broken, give others"  # in the error about NaN or Inf in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
         """Store a float32 model; each argument becomes the attribute of its name."""
@@ -83,10 +84,8 @@ class Teacher:
     def _check_names(self, nc: int) -> None:
         """Raise unless each of `nc` classes has a name."""
         if len(self.names) != nc:
-            raise KDError(
-                f"the teacher scores {nc} classes and has {len(self.names)} `names`: give one name for each class, in "
-                "the order of its scores."
-            )
+            reason = f"scores {nc} classes and has {len(self.names)} `names`: give it one for each, in the same order."
+            raise ModelError(self.source, reason)
 
     def match(
         self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
@@ -96,7 +95,7 @@ class Teacher:
         Raises:
             KDError: If no class matches, or the map has an unknown name.
         """
-        self.classes = match_classes(names, self.names, spec, keep, single_cls)
+        self.classes = match_classes(names, self.names, spec, keep, single_cls, f"teacher={self.source}")
 
     def follow(self, student: nn.Module, current: Callable[[], nn.Module]) -> None:
         """Take the student's layout, if the teacher is made from the student.

@@ -22,6 +22,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ..errors import KDError, ModelError, first_line
 from ..files import reason_of
 
+NAMES = "give a path, or a name that Ultralytics downloads, e.g. yolo26x.pt"
+SEVERAL = "give a path, or several as a list, e.g. teacher=[a.pt,b.pt]"
 UNTRUSTED = "if you trust its origin, set kd_trust_teacher=True"
 # Classes of models in the repositories of YOLOv5 and YOLOv7; Ultralytics cannot run them
 FOREIGN = re.compile(r"models\.yolo\.(Base|Detection|Segmentation|Classification)?Model")
@@ -37,8 +39,8 @@ KEY = re.compile(r"((?:module\.|_orig_mod\.|model\.(?=model\.))*)(model\.)?\d+\.
 _loading = threading.Lock()
 
 
-def load_model(path: str, source: Any, trust: bool) -> nn.Module:
-    """Return the model in a checkpoint, in float32.
+def load_model(path: str, source: Any, trust: bool) -> tuple[nn.Module, Any]:
+    """Return the model in a checkpoint, in float32, and the checkpoint.
 
     Args:
         path (str): The file, or a name that Ultralytics downloads.
@@ -52,11 +54,11 @@ def load_model(path: str, source: Any, trust: bool) -> nn.Module:
     _check_openable(source, code)
     try:
         with _restricted(not trust):
-            model = load_checkpoint(path)[0]
+            model, ckpt = load_checkpoint(path)
     except KDError:
         raise
     except FileNotFoundError as e:
-        raise ModelError(source, f"was not found: {first_line(e)}") from e
+        raise ModelError(source, f"was not found: {SEVERAL if ',' in path else NAMES}.") from e
     except Exception as e:  # a damaged file can make the unpickler raise any error
         raise _unreadable(path, source, e, code, trust) from e
     if type(model) is nn.Sequential:  # of `torch.save(model, file)`, Ultralytics takes the layers and loses the names
@@ -64,7 +66,7 @@ def load_model(path: str, source: Any, trust: bool) -> nn.Module:
             source,
             "is a bare model: save it in a dict, torch.save({'model': model}, FILE), as Ultralytics saves checkpoints.",
         )
-    return plain_model(model)
+    return plain_model(model), ckpt
 
 
 def plain_model(model: nn.Module, copied: bool = False) -> nn.Module:

@@ -122,6 +122,7 @@ def match_classes(
     spec: str | Mapping[str, str] = "auto",
     keep: Iterable[int] | None = None,
     single_cls: bool = False,
+    owner: str = "the teacher",
 ) -> ClassMap:
     """Match classes by name or by a given map.
 
@@ -134,6 +135,7 @@ def match_classes(
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
         single_cls (bool): Whether all student classes are merged to one class "item", as in Ultralytics. Every teacher
             class that matches one of them teaches it, and so does a teacher's only class.
+        owner (str): The teacher, as an error names it.
 
     Returns:
         (ClassMap): The match.
@@ -165,7 +167,7 @@ def match_classes(
             sources[student_index] = (*sources.get(student_index, ()), teacher_index)
     if not sources:
         raise NoSharedClassError(
-            f"teacher and student have no class in common: the teacher has {_list(teachers)}, the data has "
+            f"{owner} has no class in common with the data: it has {_list(teachers)}, the data has "
             f"{_list(students)}{'' if keep is None else f' (only classes={list(keep)} are used)'}; "
             'give kd_classes=\'{"teacher name": "student name"}\' if names differ.'
         )
@@ -227,7 +229,8 @@ def load_map(spec: str | Mapping[str, str]) -> Mapping[str, str]:
     loaded = spec if isinstance(spec, Mapping) else _read_map(spec)
     if not loaded or not all(_is_name(name) for name in (*loaded, *loaded.values())):
         given = "" if isinstance(spec, Mapping) else f"='{spec}'"
-        raise KDError(f"kd_classes{given} holds no map from teacher class names to student class names.")
+        advice = "give a line 'teacher name: student name' for each"
+        raise KDError(f"kd_classes{given} holds no map from teacher class names to student class names: {advice}.")
     return loaded
 
 

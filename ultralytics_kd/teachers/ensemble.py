@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import outputs
-from ..errors import KDError
+from ..errors import KDError, ModelError
 from ..outputs import ONE2MANY, Branch, Layout, common_strides, distances
 from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
@@ -65,7 +65,7 @@ class Ensemble(Teacher):
             member.inspect()
         channels = {m.channels for m in self._members}
         if len(channels) > 1:
-            raise KDError(f"the teachers read {sorted(channels)} channels: all must read as many as the student.")
+            raise ModelError(self.source, f"read {sorted(channels)} channels: all must read as many as the student.")
         self.channels = channels.pop()
         self.maps = [maps for m in self._members for maps in m.maps]
 

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from .. import outputs
+from ..errors import ModelError
 from ..outputs import ONE2MANY, Branch
 from .answers import Answer, Reads
 from .base import Teacher
 from .detections import Detections, Thresholds, suppress
 from .inference import raw_output_copy
 from .validation import PaddedModel
+
+OTHER_DETECTOR = "give a YOLO model, or wrap this detector in an object with `names` and `teach`"
 
 
 class GridTeacher(Teacher):
@@ -34,6 +37,9 @@ class GridTeacher(Teacher):
         Raises:
             KDError: If the head lost a branch, or a class has no name.
         """
+        if fault := outputs.head_fault(self.original):
+            foreign = self.task == "detect" and type(outputs.find_head(self.original)) not in outputs.TASK_OF
+            raise ModelError(self.source, f"{fault}{f': {OTHER_DETECTOR}' if foreign else ''}.")
         self.layout = outputs.layout(self.original)
         self.maps = [self.layout.maps]
         self.channels = outputs.first_conv(self.original).in_channels

@@ -27,6 +27,7 @@ from .ensemble import ensemble
 from .exported import ExportedTeacher
 from .grid import GridTeacher
 from .sets import QueryTeacher, SetTeacher
+from .sizes import trained_size
 from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
@@ -68,7 +69,7 @@ def open_teacher(
             raise KDError("'teacher' is a list with lists in it: give one list of all teachers.")
         members = [open_teacher(each, task, trust=trust) for each in source]
         if any(m.follows_student for m in members) and len(members) > 1:
-            raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers.")
+            raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers: give it alone.")
         if len(members) > 1:
             teacher: Teacher = ensemble(members, weights)
             teacher.inspect()
@@ -82,7 +83,8 @@ def open_teacher(
     if teacher.task != task:
         raise ModelError(
             teacher.source,
-            f"is a '{teacher.task}' model and the student's task is '{task}': both must have the same task.",
+            f"is a '{teacher.task}' model and the student's task is '{task}': both must have the same task, so give a "
+            f"teacher of '{task}' or a student of '{teacher.task}'.",
         )
     if isinstance(teacher, SetTeacher) and task != "detect":
         raise ModelError(
@@ -106,7 +108,14 @@ def _open(source: Any, trust: bool) -> Teacher:
         return ExportedTeacher(_exported_file(source, trust))
     if hasattr(source, "teach") and not isinstance(source, Model):
         return CustomTeacher(source() if isinstance(source, type) else source, name)
-    model = _load(source, trust)
+    model, ckpt = _load(source, trust)
+    teacher = _of_model(model, name)
+    teacher.trained_imgsz = trained_size(ckpt)
+    return teacher
+
+
+def _of_model(model: nn.Module, name: str) -> Teacher:
+    """Return the teacher of the kind that a model's head needs."""
     names = class_names(model)
     if outputs.has_queries(model):
         return QueryTeacher(model, name, "detect", names)
@@ -149,12 +158,13 @@ def _exported_file(source: str | Path, trust: bool) -> str:
     return str(path)
 
 
-def _load(source: Any, trust: bool) -> nn.Module:
-    """Return the model behind one source, in float32."""
+def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
+    """Return the model behind one source, in float32, and the checkpoint that it is from; None if there is none."""
+    ckpt = None
     if isinstance(source, Model):
-        source = source.model
+        source, ckpt = source.model, source.ckpt
     if isinstance(source, nn.Module):
-        return plain_model(source, copied=True).float().eval()
+        return plain_model(source, copied=True).float().eval(), ckpt
     if not isinstance(source, (str, Path)):
         raise KDError(
             f"teacher of type {type(source).__name__}: give a path, a YOLO, a model, or an object with `names` and "
@@ -166,6 +176,8 @@ def _load(source: Any, trust: bool) -> nn.Module:
             f"teacher={path}: the teacher of this run was an object in memory, which cannot be saved: give it again "
             "with teacher=..."
         )
+    if Path(path).is_dir():
+        raise ModelError(source, "is a folder: give trained weights (.pt), of a run its weights/best.pt.")
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
         raise ModelError(source, "is an untrained architecture: give trained weights (.pt).")

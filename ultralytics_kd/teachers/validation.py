@@ -11,11 +11,30 @@ from torch.nn.utils.rnn import pad_sequence
 from ultralytics.utils.ops import xyxy2xywh
 
 from .. import outputs
+from ..errors import ModelError
 from ..outputs import ONE2MANY
 from .answers import Answer, SetAnswer
 from .base import Teacher
 
 CONF, TOPK = 0.001, 300  # lowest confidence and number of detections in Ultralytics' mAP
+
+
+def check_scorable(teacher: Teacher, data: Mapping[str, Any]) -> None:
+    """Raise if Ultralytics' validator cannot score a teacher on a data set, whose labels it compares.
+
+    Args:
+        teacher (Teacher): The teacher, inspected.
+        data (Mapping): Ultralytics' description of the data set.
+
+    Raises:
+        KDError: If the teacher predicts other keypoints than the data set has.
+    """
+    own, needed = teacher.layout.kpt_shape if teacher.layout else None, data.get("kpt_shape")
+    if own and needed and tuple(own) != tuple(needed):
+        raise ModelError(
+            teacher.source,
+            f"predicts keypoints of kpt_shape {list(own)} and the data has {list(needed)}: it cannot be scored on it.",
+        )
 
 
 class ValidationModel(nn.Module):

@@ -21,7 +21,7 @@ from ..cache.manifest import Manifest
 from ..cache.store import Store
 from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
-from ..teachers import SetAnswer, Teacher
+from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
 
 VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
@@ -69,6 +69,10 @@ class LiveTeacher:
         """
         if self.teacher.ready and not self.teacher.follows_student:  # that teacher is the very model under validation
             batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
+
+    def size_warnings(self, imgsz: int) -> list[str]:
+        """Return a sentence for each teacher that was trained at a very different image size than `imgsz`."""
+        return sizes.size_warnings(self.teacher.members, imgsz)
 
     def _answer(self, images: Tensor) -> dict[str, Any]:
         """Return what the teacher adds to a batch."""
@@ -123,11 +127,12 @@ class CachedTeacher:
         preprocessor (str | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
     """
 
-    def __init__(self, store: Store, classes: ClassMap):
-        """Take a cache whose classes are matched."""
+    def __init__(self, store: Store, classes: ClassMap, teacher: Teacher, made: bool = False):
+        """Take a cache whose classes are matched, and its teacher; `made` is whether this process made the cache."""
         self.store, self.classes, self.answered = store, classes, False
         self.preprocessor: str | None = None
         self.manifest: Manifest = store.manifest()
+        self._teacher, self._made = teacher, made
 
     def adopt(self, dataset: Any, imgsz: int) -> None:
         """Make a training data set carry the stored answers through all its augmentation.
@@ -200,6 +205,12 @@ class CachedTeacher:
                 f"{method} changes the labels' boxes, and the stored boxes would stay where they are: augment in the "
                 "data set's transforms, or train without kd_cache."
             )
+
+    def size_warnings(self, imgsz: int) -> list[str]:
+        """Return a sentence for each teacher of a very different size than its stored answers, if none was logged."""
+        if self._made:  # the making of the cache logged them
+            return []
+        return sizes.size_warnings(self._teacher.members, self.manifest.imgsz, str(self.store.folder))
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
         """Add nothing: a cache holds no answers to val images."""

@@ -23,7 +23,7 @@ from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
-from ..errors import KDError
+from ..errors import KDError, ModelError
 from ..outputs.weight_selection import never_trained, select_weights
 from ..report.datasets import class_names_of
 from ..teachers import Teacher
@@ -101,8 +101,9 @@ class Distillation:
         names, rules = self._class_names(data), self._class_rules(data)
         self.teacher.match(names, **rules)
         if self.args.kd_cache:
-            store = self._open_store()
-            self.answers = CachedTeacher(store, match_classes(names, store.manifest().names, **rules))
+            made, store = self.args.kd_cache is True, self._open_store()
+            classes = match_classes(names, store.manifest().names, **rules)
+            self.answers = CachedTeacher(store, classes, self.teacher, made)
 
     def _class_names(self, data: dict[str, Any]) -> dict[int, str]:
         """Return the data set's class names; with `single_cls`, those before Ultralytics merged them into one."""
@@ -152,9 +153,10 @@ class Distillation:
         self.teacher.follow(student, average)
         channels = outputs.first_conv(student).in_channels
         if self.teacher.channels != channels:
-            raise KDError(
-                f"the teacher reads images of {self.teacher.channels} channel(s) and the student of {channels}: "
-                "both must read the same images."
+            raise ModelError(
+                self.teacher.source,
+                f"reads images of {self.teacher.channels} channel(s) and the student of {channels}: give a teacher of "
+                f"{channels}, or set channels: {self.teacher.channels} in the YAML of data=.",
             )
         self.untrained = student.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self.untrained:
@@ -253,6 +255,8 @@ class Distillation:
             own_precision = all(member.own_precision for member in self.teacher.members)
             for idle in idle_arguments(vars(self.args), own_precision):
                 LOGGER.warning(idle.sentence)
+            for sentence in self.answers.size_warnings(self.args.imgsz):
+                LOGGER.warning(sentence)
         if self.cached:
             self.teacher.release()
 

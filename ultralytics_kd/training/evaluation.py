@@ -12,10 +12,15 @@ from ultralytics.utils import LOGGER, RANK, callbacks
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
+from ..errors import KDError, first_line
 from ..report.report_folder import EvaluationSetup
 from ..report.run import command_of, report_training
+from ..teachers import Teacher
+from ..teachers.validation import check_scorable
 from . import distributed, tables
 from .distillation import Distillation
+
+ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
 
 
 def score_teacher(distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]) -> None:
@@ -44,9 +49,16 @@ def score_teacher(distillation: Distillation, trainer: Any, make_validator: Call
                 raise
             error = e
     if error is not None:
-        LOGGER.warning(f"the teacher could not be validated: {type(error).__name__}: {error}")
+        LOGGER.warning(f"{_sentence(error, distillation.teacher)} {ONLY_SCORES}")
     scores = {k.removeprefix("metrics/"): v for k, v in distillation.teacher_metrics.items() if "metrics/" in k}
     trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
+
+
+def _sentence(error: Exception, teacher: Teacher) -> str:
+    """Return why a teacher has no scores."""
+    if isinstance(error, KDError):
+        return str(error)
+    return f"teacher={teacher.source} could not be scored: {type(error).__name__}: {first_line(error)}"
 
 
 def _prepare_validation(
@@ -58,6 +70,7 @@ def _prepare_validation(
     """
     if not distillation.teacher.can_validate:
         return None
+    check_scorable(distillation.teacher, trainer.data)
     names = trainer.data["names"]
     model = distillation.teacher.validator_model(len(names), names)
     validator = make_validator()
@@ -97,12 +110,14 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
         LOGGER.info(f"For a report: {command_of(trainer.args, str(student))}")
         return
     try:
+        check_scorable(distillation.teacher, trainer.data)
         quantize = getattr(trainer.validator.args, "quantize", None)
         args = {**vars(trainer.args), "quantize": quantize}
         setup = EvaluationSetup(dict(trainer.data["names"]), type(trainer.validator), trainer.device)
         report_training(distillation.teacher, student, setup, args, trainer.save_dir / "report")
     except Exception as e:  # the student is finished and must not be lost for pictures
-        LOGGER.warning(f"the report could not be written: {type(e).__name__}: {e}")
+        reason = str(e) if isinstance(e, KDError) else f"{type(e).__name__}: {first_line(e)}"
+        LOGGER.warning(f"the report in {trainer.save_dir / 'report'} could not be written: {reason}")
 
 
 def plot_log(distillation: Distillation, trainer: Any) -> None:

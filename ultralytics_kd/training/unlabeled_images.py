@@ -56,8 +56,9 @@ def find_unlabeled(source: Any) -> list[str]:
     try:
         return image_files([str(s) for s in source] if isinstance(source, (list, tuple)) else str(source))
     except FileNotFoundError as e:
-        reason = e.__cause__ or e
-        raise KDError(f"kd_unlabeled={source} has no images: {' '.join(str(reason).split())}") from e
+        reason = " ".join(str(e.__cause__ or e).split()).partition(" Supported formats")[0].rstrip(".")
+        advice = "give a folder of images, or a file with a list of them"
+        raise KDError(f"kd_unlabeled={source} has no images ({reason}): {advice}.") from e
 
 
 def _check_folder(folder: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import outputs
 from ...config.arguments import TASK_WEIGHTS
-from ...errors import KDError
+from ...errors import KDError, ModelError
 from ...outputs import ONE2MANY, Branch, FeatureLayout, Layout
 from ...teachers import Reads, Teacher
 from ...teachers.answers import SetAnswer
@@ -57,6 +57,8 @@ class GridDistiller(Distiller):
         Raises:
             KDError: If student and teacher cannot be matched.
         """
+        if fault := outputs.head_fault(student):
+            raise ModelError(args.model, f"{fault}.", "model")
         self.student_layout = outputs.layout(student)
         self.assigner = InstanceAssigner()
         heads = [] if stored else _teacher_heads(teacher)
@@ -216,6 +218,6 @@ def common_levels(student: Layout, teachers: Sequence[Layout]) -> tuple[int, ...
         teacher_strides = " and ".join(str(list(layout.strides)) for layout in teachers)
         raise KDError(
             f"the student's levels have strides {list(student.strides)} and the teacher's {teacher_strides}: they have "
-            "none in common."
+            "none in common. Give another teacher; or a detector's answers can be stored, with kd_cache=True."
         )
     return strides

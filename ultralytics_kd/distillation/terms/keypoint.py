@@ -41,7 +41,8 @@ class KeypointTerm:
         for count in counts:
             if count != expected:
                 raise KDError(
-                    f"the student has {expected} keypoints and the teacher {count}: use a teacher with as many."
+                    f"kd_kpt compares keypoints one by one, and the student has {expected} and the teacher {count}: "
+                    f"set kd_kpt=0, or give a teacher with {expected}."
                 )
 
     def __call__(self, pair: Pair) -> Tensor:
