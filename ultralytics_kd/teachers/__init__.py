@@ -11,6 +11,7 @@ Files:
     inference: fast copies of frozen models.
     finite: the check for NaN and Inf.
     validation: teachers as models that a validator scores.
+    sizes: the image size that a teacher was trained at, beside the one that it sees.
 """
 
 from .answers import Answer, DenseAnswer, Instances, Reads, SetAnswer
