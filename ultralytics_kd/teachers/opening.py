@@ -176,9 +176,9 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
             f"teacher={path}: the teacher of this run was an object in memory, which cannot be saved: give it again "
             "with teacher=..."
         )
+    path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if Path(path).is_dir():
         raise ModelError(source, "is a folder: give trained weights (.pt), of a run its weights/best.pt.")
-    path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if path.lower().endswith((".yaml", ".yml")):
         raise ModelError(source, "is an untrained architecture: give trained weights (.pt).")
     if Path(path).suffix.lower() != ".pt":
