@@ -290,7 +290,8 @@ def test_folder_that_cannot_be_written_is_one_sentence(quick, teacher):
 
 
 def test_only_faults_of_the_disk_are_spoken_of_as_such(tmp_path):
-    for number, said in ((errno.ENOSPC, "no space is left"), (errno.EROFS, "cannot be written to")):
+    faults = ((errno.ENOSPC, "no space is left"), (errno.EROFS, "cannot be written to"), (errno.ESTALE, "Stale file"))
+    for number, said in faults:
         assert said in str(files.disk_fault(OSError(number, "x"), tmp_path, "make room."))
     assert files.disk_fault(OSError(errno.ENOENT, "x"), tmp_path, "make room.") is None
 

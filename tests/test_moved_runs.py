@@ -177,11 +177,23 @@ def test_arguments_of_the_call_stay_and_data_moves_only_when_it_is_gone(tmp_path
     assert vars(args) == {**recorded, "data": "coco8.yaml"}
 
 
+@pytest.mark.parametrize("name", ["kd_unlabeled", "kd_cache"])
+def test_images_and_answers_that_are_gone_are_missed_at_once(tmp_path, name):
+    recorded = {"teacher": "/old/p/t.pt", "kd_unlabeled": None, "kd_cache": False, "data": "coco8.yaml"}
+    place = RunPlace(a_run(tmp_path / "exp"), "/old/p/exp")
+    args = SimpleNamespace(**{**recorded, name: "/old/p/gone"})
+    with pytest.raises(
+        KDError, match=f"{name}=/old/p/gone was not found.*: if it is elsewhere now, resume with {name}="
+    ):
+        bring_up_to_date(args, {}, place)
+    bring_up_to_date(args, {name: str(tmp_path)}, place)  # the call names another place
+
+
 def test_drive_that_is_gone_is_a_place_where_nothing_exists(monkeypatch):
     def stat(*_, **__):
         raise OSError(107, "Transport endpoint is not connected")
 
-    monkeypatch.setattr("os.stat", stat)
+    monkeypatch.setattr("pathlib.Path.stat", stat)
     assert not exists("/mnt/share/teacher.pt")
     assert TeacherSource("/mnt/share/teacher.pt").check_place(Path("/tmp")) is None
 

@@ -27,6 +27,8 @@ YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, Rec
 UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
+# A drive that is gone, mostly one of the network
+UNREACHABLE = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ESTALE}
 STORED = "what is stored stays; make room and run the same command again to finish."
 PROBE_BYTES = 2**20  # size of the file that tests whether a disk is full
 
@@ -225,7 +227,7 @@ def write_whole(target: Path, content: bytes, advice: str = STORED) -> None:
 
 
 def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
-    """Return the error to raise after a failed write; None if the disk is neither full nor read-only.
+    """Return the error to raise after a failed write; None if the disk is neither full nor read-only nor gone.
 
     Args:
         error (Exception): The error of the write.
@@ -237,7 +239,7 @@ def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
         number = _probe(folder)
     if number in NO_ROOM:
         return KDError(f"no space is left in {folder}: {advice}")
-    if number in NO_ACCESS:
+    if number in NO_ACCESS | UNREACHABLE:
         return KDError(f"{folder} cannot be written to ({os.strerror(number)}): {advice}")
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 from ultralytics.utils import LOGGER
 
 from ..config import as_list
+from ..errors import KDError
 from ..files import exists
 from .run_folder import CHECKPOINTS
 
@@ -87,12 +88,26 @@ def bring_up_to_date(args: Any, given: dict[str, Any], place: RunPlace) -> None:
         args (Namespace): Arguments of the run, as the checkpoint has them. They are changed.
         given (dict): Arguments of the call, which stay.
         place (RunPlace): Where the run is.
+
+    Raises:
+        KDError: If its images or stored answers are gone; the teacher is opened, and missed, later.
     """
     for name in FILES:
         if name not in given:
             setattr(args, name, place.find(getattr(args, name)))
+            _check_found(name, getattr(args, name))
     if not all(exists(each) for each in as_list(args.data)):  # the call always names data, mostly from the checkpoint
         args.data = place.find(args.data)
     if place.moved and not given.get("save_dir"):
         LOGGER.info(f"This run was in {place.before}: it continues in {place.now}.")
         args.save_dir = str(place.now)
+
+
+def _check_found(name: str, value: Any) -> None:
+    """Raise if a folder of a resumed run is gone."""
+    for each in as_list(value):
+        if name != "teacher" and isinstance(each, str) and not exists(each):
+            raise KDError(
+                f"{name}={each} was not found or cannot be reached: if it is elsewhere now, resume with "
+                f"{name}=ITS PATH."
+            )
