@@ -21,7 +21,7 @@ from ultralytics.utils import LOGGER
 
 from ..distillation.distillers import Distiller
 from ..errors import KDError
-from ..files import disk_fault, move_into_place
+from ..files import disk_fault, exists, move_into_place
 from ..teachers import Teacher
 from .random_streams import random_state
 
@@ -86,7 +86,7 @@ def how_to_continue(trainer: Any) -> str:
     Args:
         trainer (BaseTrainer): The trainer.
     """
-    if trainer.last.exists():
+    if exists(trainer.last):  # False if the drive is gone
         return f"{trainer.last} is whole: make room and go on with resume model={trainer.last}."
     return "make room and start again."
 
