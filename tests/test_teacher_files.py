@@ -18,7 +18,7 @@ from ultralytics.utils import YAML
 
 from ultralytics_kd import KDError
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.teachers.checkpoint_files import KEY
+from ultralytics_kd.teachers.checkpoint_files import KEY, _check_openable
 
 ARGS = {"train_args": {"task": "detect"}}
 
@@ -143,6 +143,25 @@ def test_code_that_is_not_installed_is_named_and_nothing_is_installed(tmp_path, 
     file = of_other_code(tmp_path, "yolov6_of_mine.models", "Net")
     with pytest.raises(KDError, match=r"code that is not installed here \(yolov6_of_mine\.models\.Net\): install"):
         open_teacher(file, trust=trust)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_layer_of_a_changed_ultralytics_is_named_with_the_way_to_bring_the_model_here(
+    tmp_path, monkeypatch, detector, trust
+):
+    layer = type("MyAttention", (nn.Identity,), {"__module__": "ultralytics.nn.modules.block"})
+    changed = deepcopy(detector)
+    changed.model[0].act = layer()
+    with monkeypatch.context() as fork:
+        fork.setattr("ultralytics.nn.modules.block.MyAttention", layer, raising=False)
+        file = saved(tmp_path, {"model": changed, **ARGS})
+    with pytest.raises(KDError, match=r"has no ultralytics\.nn\.modules\.block\.MyAttention\. Export .* to ONNX"):
+        open_teacher(file, trust=trust)
+
+
+@pytest.mark.parametrize("name", ["ultralytics.nn.modules.block.Silence", "ultralytics.nn.tasks.YOLOv10DetectionModel"])
+def test_names_of_older_releases_that_ultralytics_knows_are_left_to_it(name):
+    _check_openable("old.pt", [name])
 
 
 @pytest.mark.parametrize("wrap, attribute", [(torch.compile, "_orig_mod"), (nn.DataParallel, "module")])

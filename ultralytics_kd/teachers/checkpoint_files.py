@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -28,6 +29,9 @@ UNTRUSTED = "if you trust its origin, set kd_trust_teacher=True"
 # Classes of models in the repositories of YOLOv5 and YOLOv7; Ultralytics cannot run them
 FOREIGN = re.compile(r"models\.yolo\.(Base|Detection|Segmentation|Classification)?Model")
 FOREIGN_MODULES = {"models", "models.yolo"}
+# Names in older files for which Ultralytics itself takes others
+RENAMED = {"ultralytics.nn.modules.block.Silence", "ultralytics.nn.tasks.YOLOv10DetectionModel"}
+LAYERS = ("ultralytics.nn.modules.", "ultralytics.nn.tasks.")  # to import others may install packages
 # Wrappers by their names in a file, and the attribute that holds the model
 WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
@@ -104,12 +108,19 @@ def _check_openable(source: Any, code: list[str]) -> None:
     """Raise if a file cannot be opened here, whether it is trusted or not."""
     if any(FOREIGN.fullmatch(name) for name in code):
         raise _foreign(source)
-    missing = [name for name in code if not _installed(name.partition(".")[0])]
+    missing = next((name for name in code if not _installed(name.partition(".")[0])), None)
     if missing:
         raise ModelError(
             source,
-            f"was saved with code that is not installed here ({missing[0]}): install its package, or save an "
-            "Ultralytics model.",
+            f"was saved with code that is not installed here ({missing}): install its package, or save an Ultralytics "
+            "model.",
+        )
+    layer = next((name for name in code if name.startswith(LAYERS) and not _exists(name)), None)
+    if layer:
+        raise ModelError(
+            source,
+            f"was saved by another or a changed Ultralytics: this one has no {layer}. Export the model to ONNX there "
+            "and give the .onnx file, or train in that environment.",
         )
 
 
@@ -127,6 +138,15 @@ def _installed(package: str) -> bool:
     try:
         return package in sys.modules or importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
+        return False
+
+
+def _exists(name: str) -> bool:
+    """Return whether Ultralytics has a layer or model of this name, or takes another in its place."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return name in RENAMED or hasattr(importlib.import_module(module), attribute)
+    except ImportError:
         return False
 
 
