@@ -48,19 +48,20 @@ def batches(model: YOLO, **args) -> tuple[list, dict]:
 
 @pytest.mark.core
 def test_batches_grow_and_the_base_loss_sees_the_labelled_part_alone(quick, teacher, folder):
-    sizes = []
+    kept = []
     model = YOLO(STUDENT)
     from ultralytics_kd.trainer import KDDetectionTrainer
 
     class Looking(KDDetectionTrainer):
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
-            sizes.append((len(batch["img"]), batch[LABELED], batch["teacher"].branches["one2many"].scores.shape[0]))
+            kept.append(batch)
             return batch
 
     seen, items = batches(
         model, trainer=Looking, **{**quick, "epochs": 1}, teacher=teacher, kd_unlabeled=folder, kd_unlabeled_ratio=1.5
     )
+    sizes = [(len(b["img"]), b[LABELED], b["teacher"].branches["one2many"].scores.shape[0]) for b in kept]
     assert sizes == [(10, 4, 10), (10, 4, 10)]  # 4 labelled and 6 more, which the teacher answers too
     assert [(n, images) for n, images, _ in seen] == [(4, 4), (4, 4)]
     assert items["kd_cls"] > 0
