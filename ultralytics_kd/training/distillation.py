@@ -230,7 +230,8 @@ class Distillation:
                 continue
             base = getattr(model, "criterion", None) or model.init_criterion()
             trains = model is student
-            ask = self.answer if trains else self.add_val_answer
+            answer = self.answer if self.unlabeled is not None else self.answers.add_answer
+            ask = answer if trains else self.add_val_answer
             model.criterion = DistillationLoss(base, self.distiller, outputs.find_head(model), trains, ask)
             if trains and not self.first_step.over:
                 model.criterion.inspect = self.first_step.inspect
@@ -262,15 +263,15 @@ class Distillation:
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def answer(self, batch: dict[str, Any]) -> None:
-        """Add the teacher's answer to a training batch, unless it has it.
+        """Add the teacher's answer to a training batch that has images without labels.
 
         Args:
             batch (dict): The batch that the student's loss is computed for.
 
         Raises:
-            KDError: If code of the user's has taken images without labels or stored answers out of the batch.
+            KDError: If code of the user's has left these images out.
         """
-        if self.unlabeled is not None and LABELED not in batch:
+        if LABELED not in batch:
             where = self.preprocessor.__name__ if self.preprocessor else "the trainer"
             raise KDError(
                 f"kd_unlabeled: {where}.preprocess_batch must call super().preprocess_batch(batch), which adds the "
