@@ -169,6 +169,15 @@ def test_stored_answers_reach_a_data_set_of_ones_own_or_the_run_stops_with_a_sen
         assert not Path(quick["project"], trainer.__name__).exists()
 
 
+def test_stored_answers_that_a_callback_takes_away_end_the_run_with_a_sentence(quick, teacher):
+    def replace(trainer):
+        dataset = build_yolo_dataset(trainer.args, trainer.data["train"], 4, trainer.data)
+        trainer.train_loader = build_dataloader(dataset, 4, workers=0)
+
+    with pytest.raises(KDError, match=r"kd_cache: code around the data loader drops the stored answers"):
+        train(quick, KDDetectionTrainer, {"on_train_start": replace}, teacher=teacher, kd_feat=0, kd_cache=True)
+
+
 class OwnLoss(DetectionModel):
     """A model that never asks its criterion."""
 

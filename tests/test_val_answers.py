@@ -14,9 +14,13 @@ from ultralytics_kd.training import answer_sources
 from ultralytics_kd.training.answer_sources import ValAnswers, map_tensors
 
 
+SAMPLE = 4 * 12  # bytes of the pixels that are kept of one image of 3 x 32 x 32 values
+
+
 def batch(*files: str) -> dict:
-    """Return a batch of images of these files."""
-    return {"img": torch.rand(len(files), 3, 32, 32), "im_file": files}
+    """Return a batch of the images of these files."""
+    generator = torch.Generator().manual_seed(ord(files[0][0]))
+    return {"img": torch.rand(len(files), 3, 32, 32, generator=generator), "im_file": files}
 
 
 def answer(value: float, features: bool = True) -> dict:
@@ -38,7 +42,7 @@ def test_an_answer_is_computed_once_and_stays_the_same():
 
 
 def test_feature_maps_are_kept_only_where_terms_compare_them():
-    size = 64 * 7 * 4
+    size = 64 * 7 * 4 + SAMPLE
     without, with_features = ValAnswers(), ValAnswers()
     without.get(batch("a.png"), lambda: answer(1.0), keep_features=False)
     with_features.get(batch("a.png"), lambda: answer(1.0), keep_features=True)
@@ -48,11 +52,21 @@ def test_feature_maps_are_kept_only_where_terms_compare_them():
 
 
 def test_memory_is_bounded_and_what_does_not_fit_is_computed_again():
-    answers, computed = ValAnswers(limit=64 * 7 * 4), []
+    answers, computed = ValAnswers(limit=64 * 7 * 4 + SAMPLE), []
     for _ in range(2):
         for name in ("a.png", "b.png"):
             answers.get(batch(name), lambda name=name: (computed.append(name), answer(0.0))[1], False)
-    assert computed == ["a.png", "b.png", "b.png"] and answers.used == 64 * 7 * 4
+    assert computed == ["a.png", "b.png", "b.png"] and answers.used == 64 * 7 * 4 + SAMPLE
+
+
+def test_images_that_were_augmented_since_are_answered_anew():
+    answers, computed = ValAnswers(), []
+    for flipped in (False, True, False):
+        images = batch("a.png")
+        images["img"] = images["img"].flip(-1) if flipped else images["img"]
+        given = answers.get(images, lambda f=flipped: (computed.append(f), answer(float(f)))[1], True)
+        assert given["teacher"].branches["one2many"].scores.mean() == flipped
+    assert computed == [False, True]
 
 
 def test_batches_without_files_are_computed_every_time():

@@ -3,9 +3,10 @@
 `CHANGES` is the whole list. When its changes are made:
 
 - Importing `ultralytics_kd` alone changes nothing.
-- Importing a trainer or `YOLO` of this package calls `register`, which makes the first ten (`config/registration.py`).
-  A demo, bench, cache or report from Python makes the first nine, for the arguments.
-- `yolo-kd` and, after `yolo-kd enable`, the import of Ultralytics call `install`, which makes those of `YOLO` too.
+- Importing a trainer or `YOLO` of this package calls `register`, which makes `ARGUMENT_CHANGES` and `TRAINER_CHANGES`
+  (`config/registration.py`).
+  A demo, bench, cache or report from Python makes `ARGUMENT_CHANGES` only.
+- `yolo-kd` and, after `yolo-kd enable`, the import of Ultralytics call `install`, which makes `MODEL_CHANGES` too.
 - `uninstall` undoes all of these; call `install` to make them again.
 - A temporary change lasts as long as the block of code that its row names.
 
@@ -93,19 +94,19 @@ TEMPORARY_CHANGES = (
         "ultralytics.engine.trainer",
         "strip_optimizer(updates)",
         "A checkpoint is stripped into a new file that then takes its place, so that an interrupted run loses nothing.",
-        during="the final evaluation of a run with a teacher; ultralytics_kd.training",
+        during="the final evaluation of a run with a teacher; ultralytics_kd.training.checkpoints",
     ),
     Change(
         "ultralytics.utils",
         "LOGGER",
         "A filter makes `strip_optimizer` log the name of the checkpoint and not that of the new file.",
-        during="a checkpoint is stripped; ultralytics_kd.training",
+        during="a checkpoint is stripped; ultralytics_kd.training.checkpoints",
     ),
     Change(
         "ultralytics.nn.tasks",
         "SAFE_LOAD",
         "Code that a teacher's file names does not run.",
-        during="a teacher's file is opened; ultralytics_kd.teachers",
+        during="a teacher's file is opened; ultralytics_kd.teachers.opening",
     ),
     Change(
         "ultralytics.cfg",

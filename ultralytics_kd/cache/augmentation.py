@@ -1,9 +1,10 @@
 """Carry stored boxes through Ultralytics' augmentation with the same random parameters as the labels.
 
 Ultralytics' transforms draw their parameters once and apply them to image, boxes and masks in turn. Each class here
-extends a transform to apply its parameters a second time, to the stored answer in `labels[ANSWERS]`. It is shaped like
-labels so that Ultralytics moves it too: "instances" are boxes, "cls" holds one row of numbers per box
-(`scales.encode_rows`) instead of a class. Images and labels stay bit for bit as they would be without stored answers.
+extends a transform to apply its parameters a second time, to the stored answer in `labels[ANSWERS]`. The stored answer
+has the shape of labels, so that Ultralytics' own code moves it: "instances" are boxes, "cls" holds one row of numbers
+per box (`scales.encode_rows`) instead of a class. Images and labels stay bit for bit as they would be without stored
+answers.
 """
 
 from __future__ import annotations

@@ -130,8 +130,9 @@ def match_classes(
         student_names (Mapping[int, str]): Class names of the data set that the student learns, before `single_cls`
             merges them.
         teacher_names (Mapping[int, str]): Class names of the teacher.
-        spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case and spaces, then
-            plural and singular. A mapping {teacher name: student name}, or the path of a YAML with one, sets the match.
+        spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case or repeated
+            spaces, then plural and singular. A mapping {teacher name: student name}, or the path of a YAML with one,
+            sets the match.
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
         single_cls (bool): Whether all student classes are merged to one class "item", as in Ultralytics. Every teacher
             class that matches one of them teaches it, and so does a teacher's only class.

@@ -24,6 +24,7 @@ from ..errors import KDError
 from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
 
+SAMPLED = 257  # one in so many values of a val batch is compared; a prime meets all columns of an image
 VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
 
 
@@ -82,7 +83,9 @@ class LiveTeacher:
 
 
 class ValAnswers:
-    """Answers to val batches, kept in CPU memory. Neither the images nor the teacher change between epochs.
+    """Answers to val batches, kept in CPU memory. The teacher does not change between epochs, and images seldom do.
+
+    A sample of the pixels is kept too: code of the user's may augment val images, and then the answer is computed anew.
 
     Attributes:
         limit (int): Bytes that may be kept.
@@ -92,7 +95,7 @@ class ValAnswers:
     def __init__(self, limit: int = VAL_BYTES):
         """Start without answers."""
         self.limit, self.used = limit, 0
-        self._kept: dict[Any, dict[str, Any]] = {}
+        self._kept: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
 
     def get(self, batch: dict[str, Any], compute: Callable[[], dict[str, Any]], keep_features: bool) -> dict[str, Any]:
         """Return the answer to a batch, kept or computed.
@@ -103,16 +106,19 @@ class ValAnswers:
             keep_features (bool): Whether feature maps are kept too; without them the answer has empty ones.
         """
         images = batch["img"]
-        key = (*batch.get("im_file", ()), tuple(images.shape), images.dtype)
+        if "im_file" not in batch:
+            return compute()
+        key = (*batch["im_file"], tuple(images.shape), images.dtype)
+        pixels = images.reshape(-1)[::SAMPLED].to("cpu", copy=True)
         if key in self._kept:
-            return map_tensors(self._kept[key], lambda x: x.to(images.device))
+            known, kept = self._kept[key]
+            return map_tensors(kept, lambda x: x.to(images.device)) if torch.equal(known, pixels) else compute()
         answer = compute()
-        if "im_file" in batch:
-            kept = answer if keep_features else _without_features(answer)
-            size = sum(x.numel() * x.element_size() for x in _tensors(kept))
-            if self.used + size <= self.limit:
-                self._kept[key] = map_tensors(kept, lambda x: x.to("cpu", copy=True))
-                self.used += size
+        kept = answer if keep_features else _without_features(answer)
+        size = sum(x.numel() * x.element_size() for x in (pixels, *_tensors(kept)))
+        if self.used + size <= self.limit:
+            self._kept[key] = pixels, map_tensors(kept, lambda x: x.to("cpu", copy=True))
+            self.used += size
         return answer
 
 
@@ -181,8 +187,7 @@ class CachedTeacher:
         """
         if "teacher" in batch:
             return batch
-        if self.preprocessor is not None:
-            self._check_batch(batch)
+        self._check_batch(batch)
         boxes, rows, images = (batch[name] for name in (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES))
         shape = tuple(batch["img"].shape[2:])
         probs, visible = scales.decode_rows(boxes, rows, self.manifest.scales, shape, self.manifest.conf)
@@ -192,18 +197,19 @@ class CachedTeacher:
         return batch
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
-        """Raise if a batch that passed code of the user's has lost its stored answers, or if they no longer fit."""
-        method = f"kd_cache: {self.preprocessor}.preprocess_batch"
+        """Raise if a batch has lost its stored answers in code of the user's, or if they no longer fit."""
         needed = (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES, augmentation.LABELS)
         if any(name not in batch for name in needed):
+            where = f"{self.preprocessor}.preprocess_batch" if self.preprocessor else "code around the data loader"
             raise KDError(
-                f"{method} drops the stored answers, so the student would learn from labels alone: keep all entries of "
-                "the batch, or train without kd_cache."
+                f"kd_cache: {where} drops the stored answers, so the student would learn from labels alone: keep all "
+                "entries of the batch, or train without kd_cache."
             )
-        if not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
+        # Ultralytics moves no labels there, and comparing them would make the host wait for a GPU
+        if self.preprocessor and not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
             raise KDError(
-                f"{method} changes the labels' boxes, and the stored boxes would stay where they are: augment in the "
-                "data set's transforms, or train without kd_cache."
+                f"kd_cache: {self.preprocessor}.preprocess_batch changes the labels' boxes, and the stored boxes would "
+                "stay where they are: augment in the data set's transforms, or train without kd_cache."
             )
 
     def size_warnings(self, imgsz: int) -> list[str]:

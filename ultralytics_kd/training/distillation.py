@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
-from ultralytics.utils.torch_utils import autocast, torch_distributed_zero_first
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import autocast
 
 from .. import outputs
 from ..cache.build import build_cache
@@ -127,8 +127,8 @@ class Distillation:
         """Return the cache; `kd_cache=True` makes it first."""
         if self.args.kd_cache is True:
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
-            with torch_distributed_zero_first(LOCAL_RANK):
-                self.args.kd_cache = str(build_cache(self.args, sources, check_options(CACHE_ONLY)).folder)
+            # There is no process group yet. The first process to lock the folder answers; then the others have no work
+            self.args.kd_cache = str(build_cache(self.args, sources, check_options(CACHE_ONLY)).folder)
         store = Store(self.args.kd_cache)
         stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}
         if not all(member.fingerprint() in stored for member in self.teacher.members):

@@ -119,7 +119,7 @@ def _processes_here() -> int:
 
 # Before the process group: the launcher's store -----------------------------------------------------------------------
 @cache
-def _store() -> Any:
+def _rendezvous() -> Any:
     """Return the key-value store in which the processes exchange values before they form a group."""
     store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
     return store
@@ -128,16 +128,16 @@ def _store() -> Any:
 @cache
 def _hosts() -> list[str]:
     """Return the host name of every rank. torchrun tells how many ranks share a machine; other launchers may not."""
-    _store().set(f"ultralytics_kd/host/{RANK}", socket.gethostname())
-    return [_store().get(f"ultralytics_kd/host/{rank}").decode() for rank in range(WORLD_SIZE)]
+    _rendezvous().set(f"ultralytics_kd/host/{RANK}", socket.gethostname())
+    return [_rendezvous().get(f"ultralytics_kd/host/{rank}").decode() for rank in range(WORLD_SIZE)]
 
 
 def _agree(make: Callable[[], str]) -> str:
     """Return in all processes the text that rank 0 makes, through the store; `from_first` uses the process group."""
     key = f"ultralytics_kd/{next(_numbers)}"
     if RANK == 0:
-        _store().set(key, make())
-    return _store().get(key).decode()
+        _rendezvous().set(key, make())
+    return _rendezvous().get(key).decode()
 
 
 @contextmanager
@@ -148,12 +148,12 @@ def machine_by_machine() -> Iterator[None]:
         return
     key = f"ultralytics_kd/{next(_numbers)}/{os.environ.get('GROUP_RANK', socket.gethostname())}"
     if LOCAL_RANK > 0:
-        _store().get(key)
+        _rendezvous().get(key)
     try:
         yield
     finally:  # the other processes meet the same error themselves
         if LOCAL_RANK == 0:
-            _store().set(key, "done")
+            _rendezvous().set(key, "done")
 
 
 # In the process group -------------------------------------------------------------------------------------------------
