@@ -58,7 +58,7 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
         "fused for NMS": (str(folder / "fused_nms.pt"), "was fused for inference"),
         "names": (str(folder / "nameless.pt"), "scores 3 classes and has 2 `names`"),
         "channels": (str(folder / "grey.pt"), "reads images of 1 channel.*: give a teacher of 3, or set channels: 1"),
-        "several channels": (f"[{folder / 'whole.pt'},{folder / 'grey.pt'}]", r"read \[1, 3\] channels"),
+        "several channels": (f"[{folder / 'whole.pt'},{folder / 'grey.pt'}]", "grey.pt reads images of 1 channel"),
         "folder": (str(folder / "empty"), "is a folder: give trained weights .*weights/best.pt"),
         "several without brackets": (f"{folder / 'whole.pt'},{folder / 'grey.pt'}", r"teacher=\[a.pt,b.pt\]"),
         "foreign model": (str(folder / "linear.pt"), "ends in 'Linear'.*give a YOLO model, or wrap .*`teach`"),

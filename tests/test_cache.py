@@ -23,6 +23,7 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
+from ultralytics_kd.cache.answering import numbered
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import image_key
 from ultralytics_kd.cache.manifest import Manifest
@@ -296,6 +297,28 @@ def test_mirrored_and_scaled_views_return_boxes_of_the_original_image(tmp_path, 
         assert len(scaled.boxes) == len(result.boxes) > 0
         close = (scaled.boxes.clamp(0, 64) - result.boxes.xyxy / 2).abs().amax(1) < 1e-2
         assert close.float().mean() > 0.95  # NMS may keep either of two boxes with equal scores
+
+
+def test_classes_with_one_name_are_stored_apart_and_a_list_of_sides_is_the_longest_one(tmp_path, data):
+    teacher = save_model(tmp_path / "t.pt", TEACHER, {0: "bolt", 1: "bolt", 2: "nut"})
+    given = {**QUIET, "imgsz": [64, 32], "data": data, "teacher": str(teacher), "kd_cache": str(tmp_path / "c")}
+    store = make_cache({**given, "fraction": 2, "kd_cache_scales": 1.0})
+    manifest = store.manifest()
+    assert manifest.names == {0: "bolt", 1: "bolt", 2: "nut"} and manifest.imgsz == 64
+    probs = np.concatenate([row.probs for table in store.read() for row in stored_rows(table, manifest)])
+    assert (probs[:, 0] != probs[:, 1]).any() and probs.any(0).all()
+    assert numbered({0: "bolt", 1: "nut", 2: "bolt"}) == [("bolt", 0), ("nut", 0), ("bolt", 1)]
+
+
+@pytest.mark.nightly
+def test_answers_to_images_of_other_channels_are_refused(tmp_path, data, teacher, quick):
+    store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "fraction": 2})
+    grey = YAML.load(data) | {"channels": 1}
+    YAML.save(tmp_path / "grey.yaml", grey)
+    with pytest.raises(KDError, match=r"holds answers to images of 3 channel\(s\), and those of the data have 1: "):
+        YOLO(STUDENT).train(
+            **quick | {"data": str(tmp_path / "grey.yaml")}, teacher=teacher, kd_cache=str(store.folder)
+        )
 
 
 def test_several_teachers_scales_and_mirror_images_make_one_set(tmp_path, data, teacher):

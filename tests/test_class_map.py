@@ -72,9 +72,14 @@ def test_maps_that_match_nothing_are_refused(teacher, spec, message):
         match_classes(DATA, teacher, spec)
 
 
-def test_names_that_the_data_gives_twice_are_refused():
-    with pytest.raises(KDError, match="2 classes named 'car'"):
-        match_classes({0: "car", 1: "car"}, {0: "car"})
+def test_names_that_the_data_gives_twice_are_not_taught(caplog):
+    data = {0: "car", 1: "car", 2: "bus"}
+    assert match_classes(data, {0: "bus", 1: "car"}).sources == {2: (0,)}
+    assert "the data has 2 classes named 'car' ([0, 1]), which are not taught" in caplog.text
+    assert match_classes(data, {0: "bus", 1: "car"}, single_cls=True).sources == {0: (0, 1)}
+    assert match_classes(data, {**data}).sources == {0: (0,), 1: (1,), 2: (2,)}
+    with pytest.raises(KDError, match="no class in common"):
+        match_classes({0: "car", 1: "car"}, {0: "car", 1: "cars"})
 
 
 @pytest.mark.parametrize("text", ["{a: [", "- a\n- b\n", "", "7"])

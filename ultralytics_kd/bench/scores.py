@@ -13,9 +13,9 @@ from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..errors import KDError
 from ..model import YOLO
-from ..report.datasets import class_names_of
+from ..report.datasets import channels_of, class_names_of
 from ..report.score_names import END2END, METRICS, NMS, ONE
-from ..teachers import Teacher, open_teacher
+from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
 
 # Arguments of a training that validation reads too
@@ -40,6 +40,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
     task = YOLO(weights).task
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
     teacher = open_teacher(weights, task, trust=True)  # YOLO has opened these weights already
+    match_channels(teacher, channels_of(data, task))
     teacher.match(class_names_of(data, task), classes, single_cls=bool(args.get("single_cls")))
     assert teacher.classes is not None
     if task == "pose":
@@ -61,22 +62,22 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
 
 
 def load(weights: str, teacher: Teacher) -> YOLO:
-    """Load a model that predicts the classes of the data set.
+    """Load a model that reads the images of the data set and predicts its classes.
 
     Args:
         weights (str): Path of a checkpoint.
-        teacher (Teacher): The same model as a teacher, its classes matched with those of the data set.
+        teacher (Teacher): The same model as a teacher, its channels and classes matched with those of the data set.
 
     Raises:
-        KDError: If the model has other classes and cannot be validated on these.
+        KDError: If the model has others and cannot be validated on these.
     """
     model = YOLO(weights)
     assert teacher.classes is not None
-    if not teacher.classes.identity:
+    if not teacher.classes.identity or outputs.first_conv(model.model).in_channels != teacher.channels:
         names = teacher.classes.student_names
         rtdetr = teacher.task in GRID_TASKS and teacher.layout is None  # its validator cannot map classes
         if rtdetr or not teacher.can_validate:
-            raise KDError(f"{weights} has other classes than the data set and cannot be scored on these.")
+            raise KDError(f"{weights} has other classes or channels than the data set and cannot be scored on these.")
         model.model = teacher.validator_model(len(names), names)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ultralytics.utils.ops import scale_boxes, xyxy2xywhn
 from ultralytics.utils.torch_utils import scale_img
 
 from ..outputs import BOXES, ONE2MANY, SCORES
-from ..teachers import Reads, Teacher
+from ..teachers import Reads, Teacher, match_channels
 from ..teachers.detections import Detections, Thresholds, fuse
 from .manifest import Manifest
 from .shards import Row
@@ -38,8 +39,8 @@ class Answerer:
             device (torch.device): Device on which the teachers run.
         """
         self.manifest, self.device, self.teachers = manifest, device, teachers
-        index = {name: i for i, name in manifest.names.items()}
-        self.class_indices = [torch.tensor([index[n] for n in t.names.values()], device=device) for t in teachers]
+        index = {one: i for i, one in enumerate(numbered(manifest.names))}
+        self.class_indices = [torch.tensor([index[one] for one in numbered(t.names)], device=device) for t in teachers]
         self.flips = (False, True) if manifest.flip else (False,)
         self.known = torch.zeros(len(manifest.names))  # number of views at one scale whose teacher has the class
         for indices in self.class_indices:
@@ -48,6 +49,7 @@ class Answerer:
         self.base = min(range(len(manifest.scales)), key=lambda i: abs(math.log(manifest.scales[i])))
         self.thresholds = Thresholds(manifest.conf, manifest.iou, manifest.topk)
         for teacher in teachers:
+            match_channels(teacher, manifest.channels)
             teacher.checks_at_once = True  # every answer must be checked before it is stored
             teacher.prepare(device, Reads({ONE2MANY: (SCORES, BOXES)}), DTYPES[manifest.precision])
 
@@ -105,6 +107,17 @@ class Answerer:
             probs[:, indices] = scores
             detections.append(Detections(boxes.cpu(), probs.cpu()))
         return detections
+
+
+def numbered(names: Mapping[int, str]) -> list[tuple[str, int]]:
+    """Return class names, each with the number of classes of the same name before it.
+
+    Examples:
+        >>> numbered({0: "bolt", 1: "nut", 2: "bolt"})
+        [('bolt', 0), ('nut', 0), ('bolt', 1)]
+    """
+    listed = list(names.values())
+    return [(name, listed[:i].count(name)) for i, name in enumerate(listed)]
 
 
 def coarsest_stride(teachers: list[Teacher]) -> int:

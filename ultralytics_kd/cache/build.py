@@ -23,9 +23,9 @@ from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import lock_file, make_folder, output_folder
-from ..teachers import Teacher, open_teacher
+from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.sizes import size_warnings
-from .answering import coarsest_stride
+from .answering import coarsest_stride, numbered
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
 from .store import Store
@@ -134,26 +134,17 @@ def _manifest(
     """Return the manifest of the answers that arguments and options ask for.
 
     Raises:
-        KDError: If a teacher does not fit the data, or has two classes with the same name.
+        KDError: If a teacher does not fit the data.
     """
-    names = list(dict.fromkeys(name for t in teachers for name in t.names.values()))
+    classes = dict.fromkeys(one for t in teachers for one in numbered(t.names))
     for teacher in teachers:
-        if teacher.channels != data["channels"]:
-            raise KDError(
-                f"teacher={teacher.source} reads images of {teacher.channels} channel(s), the data has "
-                f"{data['channels']}: give another teacher, or set channels: {teacher.channels} in the YAML of data=."
-            )
-        if len(set(teacher.names.values())) != len(teacher.names):
-            raise KDError(
-                f"teacher={teacher.source} has several classes with the same name: rename them, as a cache matches "
-                "classes by name."
-            )
+        match_channels(teacher, data["channels"])
     auto = "fp16" if device.type == "cuda" else "fp32"
     stride = coarsest_stride(teachers)
     return Manifest(
         teachers=[{"name": t.name, "sha256": t.fingerprint()} for t in teachers],
-        names=dict(enumerate(names)),
-        imgsz=check_imgsz(options["kd_cache_imgsz"] or args.imgsz, stride=stride, min_dim=1),
+        names=dict(enumerate(name for name, _ in classes)),
+        imgsz=check_imgsz(options["kd_cache_imgsz"] or args.imgsz, stride=stride, max_dim=1),  # as training does
         conf=options["kd_cache_conf"],
         iou=options["kd_cache_iou"],
         topk=options["kd_cache_topk"],

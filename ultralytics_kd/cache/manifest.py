@@ -77,7 +77,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
         and m.teachers != []
         and all(isinstance(t[k], str) and t[k] for t in m.teachers for k in ("name", "sha256")),
         "names": list(m.names) == list(range(len(m.names)))
-        and 0 < len({*m.names.values()}) == len(m.names)
+        and m.names != {}
         and all(isinstance(name, str) for name in m.names.values()),
         "imgsz": _is_count(m.imgsz, MAX_SIDE),
         "conf": _is_number(m.conf, 0, 1),

@@ -263,6 +263,19 @@ def first_conv(module: nn.Module) -> nn.Conv2d:
     return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
+def read_grey(model: Any) -> None:
+    """Let a model of colour images read grey ones, in place, as three equal channels.
+
+    A convolution is linear: with the sum of its weights over the three channels it computes the same from one.
+
+    Args:
+        model (BaseModel): The model; its first convolution reads the images.
+    """
+    conv = first_conv(model)
+    conv.weight = nn.Parameter(conv.weight.detach().sum(1, keepdim=True), conv.weight.requires_grad)
+    conv.in_channels = model.yaml["channels"] = 1
+
+
 def last_conv(module: nn.Module) -> nn.Conv2d:
     """Return the last convolution of a module."""
     return [m for m in module.modules() if isinstance(m, nn.Conv2d)][-1]

@@ -1,4 +1,4 @@
-"""The class names that a model gets from a data set."""
+"""What a model gets from a data set: its class names, and the channels of its images."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ def class_names_of(data: str, task: str, single_cls: bool = False) -> dict[int, 
     if task == "semantic":  # not every release has the task
         dataset = utils.add_polygon_background(dataset)
     return dict(dataset["names"])
+
+
+def channels_of(data: str, task: str) -> int:
+    """Return the number of channels of a data set's images.
+
+    Args:
+        data (str): data.yaml, or the folder of a classification.
+        task (str): Task of the model.
+    """
+    return 3 if task == "classify" else int(check_det_dataset(data)["channels"])
 
 
 def distinct(names: Mapping[int, str]) -> dict[int, str]:

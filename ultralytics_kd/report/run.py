@@ -17,10 +17,10 @@ from ultralytics.utils.torch_utils import select_device
 
 from ..config.arguments import GRID_TASKS, TASKS, as_list
 from ..errors import KDError, ModelError, NoSharedClassError, first_line
-from ..teachers import Teacher, open_teacher
+from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
 from .compared_model import STUDENT, TEACHER, ComparedModel
-from .datasets import class_names_of
+from .datasets import channels_of, class_names_of
 from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
 from .report_folder import EvaluationSetup, write_report
 
@@ -145,6 +145,7 @@ def _load(role: str, source: Any, args: Namespace) -> Teacher:
     weights = args.kd_teacher_weights if role == TEACHER else None
     try:
         model = open_teacher(source, args.task, weights, args.kd_trust_teacher)
+        match_channels(model, channels_of(args.data, args.task))
     except ModelError as e:
         raise e.for_argument(role) from e
     except KDError as e:

@@ -10,6 +10,7 @@ Files:
     detections: suppression and fusion.
     inference: fast copies of frozen models.
     finite: the check for NaN and Inf.
+    grey: teachers of colour images for students of grey ones.
     validation: teachers as models that a validator scores.
     sizes: the image size that a teacher was trained at, beside the one that it sees.
 """
@@ -18,6 +19,7 @@ from .answers import Answer, DenseAnswer, Instances, Reads, SetAnswer
 from .base import Teacher
 from .custom import CustomTeacher
 from .ensemble import ensemble
+from .grey import match_channels
 from .grid import GridTeacher
 from .opening import MOVING_AVERAGE, open_teacher
 from .sets import QueryTeacher, SetTeacher
@@ -35,5 +37,6 @@ __all__ = (
     "SetTeacher",
     "Teacher",
     "ensemble",
+    "match_channels",
     "open_teacher",
 )

@@ -71,7 +71,7 @@ class Teacher:
         self._fall_back = False
         self._check = FiniteCheck()
         self._factor: Tensor | None = None
-        self._parameters = 0
+        self._parameters, self._hash = 0, ""
 
     # Before training --------------------------------------------------------------------------------------------------
     def inspect(self) -> None:
@@ -233,11 +233,10 @@ class Teacher:
         return torch.stack(factors).prod() if factors else None
 
     def _map_classes(self, branch: Branch) -> Branch:
-        """Return a branch with the logits of the student's taught classes."""
+        """Return a branch with the logits of the student's taught classes, if a term reads them."""
         assert self.classes is not None
-        if not branch.scores.shape[-1]:  # no term reads them
-            return branch
-        return replace(branch, scores=self.classes.map_scores(branch.scores))
+        read = branch.scores.shape[-1]
+        return replace(branch, scores=self.classes.map_scores(branch.scores)) if read else branch
 
     def _read_maps(self, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
         """Return the feature maps that a term reads, from those of all strides."""
@@ -265,12 +264,14 @@ class Teacher:
         return Path(self.source).name
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights, which does not depend on their file."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.original.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Return the SHA-256 of the weights as they were given, which does not depend on their file."""
+        if not self._hash:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.original.state_dict().items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            self._hash = digest.hexdigest()
+        return self._hash
 
     def release(self) -> None:
         """Free the memory of the weights; names, classes and sizes stay."""

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 from ultralytics.nn.autobackend import check_class_names
+from ultralytics.utils import LOGGER
 
 from ..errors import KDError, NoSharedClassError
 from ..files import YAML_ERRORS, check_yaml_text, load_yaml
@@ -156,7 +157,7 @@ def match_classes(
         return ClassMap({0: tuple(teachers)}, {0: SINGLE_CLASS}, teachers)
     plurals: list[tuple[int, int]] = []
     if automatic:
-        pairs, plurals = _match_names(students, teachers)
+        pairs, plurals = _match_names(students, teachers, single_cls)
     else:
         pairs = [
             (_index_of(teacher, teachers, "teacher"), _index_of(student, students, "data"))
@@ -179,9 +180,15 @@ def match_classes(
 
 
 def _match_names(
-    students: Mapping[int, str], teachers: Mapping[int, str]
+    students: Mapping[int, str], teachers: Mapping[int, str], merged: bool
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Match classes by name.
+
+    Args:
+        students (Mapping[int, str]): The student's classes. One of several with the same name is not taught, because
+            the teacher cannot tell them apart.
+        teachers (Mapping[int, str]): The teacher's classes.
+        merged (bool): Whether the student's classes are merged to one, so that it does not matter.
 
     Returns:
         pairs (list[tuple[int, int]]): Teacher and student index of every match.
@@ -190,6 +197,7 @@ def _match_names(
     if students == teachers:  # even if several classes share a name
         return [(i, i) for i in students], []
     pairs = []
+    doubtful: set[int] = set()
     for i, name in teachers.items():
         equal = [j for j, other in students.items() if str(other) == str(name)]
         # "a" must not teach "A" if the teacher also has an "A"
@@ -197,12 +205,15 @@ def _match_names(
             j for j, other in students.items() if match_key(other) == match_key(name) and other not in teachers.values()
         ]
         matches = equal or similar
-        if len(matches) > 1:
-            raise KDError(
-                f"the data has {len(matches)} classes named '{name}': {matches}; give each class a name of its own."
+        if len(matches) > 1 and not merged:
+            LOGGER.warning(
+                f"the data has {len(matches)} classes named '{name}' ({matches}), which are not taught: give each "
+                "class a name of its own."
             )
+            doubtful.update(matches)
+            continue
         pairs += [(i, j) for j in matches]
-    teaching, taught = {i for i, _ in pairs}, {j for _, j in pairs}
+    teaching, taught = {i for i, _ in pairs}, {j for _, j in pairs} | doubtful
     plurals = match_plurals(
         {j: match_key(name) for j, name in students.items() if j not in taught},
         {i: match_key(name) for i, name in teachers.items() if i not in teaching},

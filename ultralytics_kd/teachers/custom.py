@@ -31,7 +31,12 @@ class CustomTeacher(SetTeacher):
 
     `names` are the class names, by index or as a list. If the object has `to(device)` and `eval()`, they are called
     before the first batch. `input_channels` is optional (3).
+
+    Attributes:
+        reads_grey (bool): Whether `teach` reads colour images and is given grey ones, as three equal channels.
     """
+
+    reads_grey = False
 
     checks_at_once = True  # the user's code is checked in every batch
     own_precision = True
@@ -76,6 +81,7 @@ class CustomTeacher(SetTeacher):
 
     def _run(self, images: Tensor) -> dict[str, Any]:
         """Call `teach`, and return its result as a dict of tensors."""
+        images = images.expand(-1, 3, -1, -1) if self.reads_grey else images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             returned = self.original.teach(images.to(torch.float32, copy=True))  # many normalise images in place
         output = returned if isinstance(returned, Mapping) else {"detections": returned}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import outputs
-from ..errors import KDError, ModelError
+from ..errors import KDError
 from ..outputs import ONE2MANY, Branch, Layout, common_strides, distances
 from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
@@ -59,14 +59,11 @@ class Ensemble(Teacher):
         """Inspect all teachers.
 
         Raises:
-            KDError: If one cannot teach, or their images differ in channels.
+            KDError: If one cannot teach.
         """
         for member in self._members:
             member.inspect()
-        channels = {m.channels for m in self._members}
-        if len(channels) > 1:
-            raise ModelError(self.source, f"read {sorted(channels)} channels: all must read as many as the student.")
-        self.channels = channels.pop()
+        self.channels = self._members[0].channels
         self.maps = [maps for m in self._members for maps in m.maps]
 
     def match(

@@ -23,10 +23,10 @@ from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
-from ..errors import KDError, ModelError
+from ..errors import KDError
 from ..outputs.weight_selection import never_trained, select_weights
 from ..report.datasets import class_names_of
-from ..teachers import Teacher
+from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
 from . import tables
 from .answer_sources import CachedTeacher, LiveTeacher
@@ -101,7 +101,7 @@ class Distillation:
         names, rules = self._class_names(data), self._class_rules(data)
         self.teacher.match(names, **rules)
         if self.args.kd_cache:
-            made, store = self.args.kd_cache is True, self._open_store()
+            made, store = self.args.kd_cache is True, self._open_store(data["channels"])
             classes = match_classes(names, store.manifest().names, **rules)
             self.answers = CachedTeacher(store, classes, self.teacher, made)
 
@@ -123,8 +123,8 @@ class Distillation:
         background = data.get("bg_class_idx")
         return [*as_list(self.args.classes), *([background] if background else [])]
 
-    def _open_store(self) -> Store:
-        """Return the cache; `kd_cache=True` makes it first."""
+    def _open_store(self, channels: int) -> Store:
+        """Return the cache with answers to images of so many channels; `kd_cache=True` makes it first."""
         if self.args.kd_cache is True:
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
             # There is no process group yet. The first process to lock the folder answers; then the others have no work
@@ -135,6 +135,11 @@ class Distillation:
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers of other weights ({', '.join(stored.values())}), not of "
                 f"teacher={self.teacher.source}: name the teacher that it was made with."
+            )
+        if store.manifest().channels != channels:
+            raise KDError(
+                f"kd_cache={self.args.kd_cache} holds answers to images of {store.manifest().channels} channel(s), and "
+                f"those of the data have {channels}: give another folder, or kd_cache=True."
             )
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
         return store
@@ -151,13 +156,7 @@ class Distillation:
             KDError: If the two cannot be matched.
         """
         self.teacher.follow(student, average)
-        channels = outputs.first_conv(student).in_channels
-        if self.teacher.channels != channels:
-            raise ModelError(
-                self.teacher.source,
-                f"reads images of {self.teacher.channels} channel(s) and the student of {channels}: give a teacher of "
-                f"{channels}, or set channels: {self.teacher.channels} in the YAML of data=.",
-            )
+        match_channels(self.teacher, outputs.first_conv(student).in_channels)
         self.untrained = student.__dict__.pop("kd_untrained", False)
         if self.args.kd_init and self.untrained:
             self._initialize(student)
@@ -312,6 +311,7 @@ class Distillation:
         """
         if self.cached:
             self.teacher = self.source.open(self.args)
+            match_channels(self.teacher, data["channels"])
             self.teacher.match(self._class_names(data), **self._class_rules(data))
 
     def stop(self) -> None:

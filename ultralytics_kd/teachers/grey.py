@@ -1,0 +1,46 @@
+"""Teachers of colour images for students of grey ones."""
+
+from __future__ import annotations
+
+from ultralytics.nn.tasks import BaseModel
+
+from .. import outputs
+from ..errors import ModelError
+from .base import Teacher
+from .custom import CustomTeacher
+
+
+def match_channels(teacher: Teacher, channels: int) -> None:
+    """Let a teacher read images with the student's number of channels, in place.
+
+    A teacher of colour images reads a grey one as three equal channels, as Ultralytics loads grey files in colour.
+
+    Args:
+        teacher (Teacher): The teacher, or several.
+        channels (int): Channels of the data set's images.
+
+    Raises:
+        KDError: If a teacher reads images of another number of channels.
+    """
+    for member in teacher.members:
+        if (member.channels, channels) == (3, 1):
+            _read_grey(member)
+        if member.channels != channels:
+            raise ModelError(
+                member.source,
+                f"reads images of {member.channels} channel(s), and those of the data have {channels}: give a teacher of "
+                f"{channels}, or set channels: {member.channels} in the YAML of data=.",
+            )
+    teacher.channels = channels
+
+
+def _read_grey(teacher: Teacher) -> None:
+    """Let one teacher read grey images, if it can."""
+    if isinstance(teacher, CustomTeacher):
+        teacher.reads_grey = True
+    elif isinstance(teacher.original, BaseModel):
+        teacher.fingerprint()  # it stays that of the weights as they were given
+        outputs.read_grey(teacher.original)
+    else:
+        return
+    teacher.channels = 1
