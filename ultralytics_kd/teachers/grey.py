@@ -28,8 +28,8 @@ def match_channels(teacher: Teacher, channels: int) -> None:
         if member.channels != channels:
             raise ModelError(
                 member.source,
-                f"reads images of {member.channels} channel(s), and those of the data have {channels}: give a teacher of "
-                f"{channels}, or set channels: {member.channels} in the YAML of data=.",
+                f"reads images of {member.channels} channel(s), and those of the data have {channels}: give a "
+                f"teacher of {channels}, or set channels: {member.channels} in the YAML of data=.",
             )
     teacher.channels = channels
 
