@@ -45,7 +45,7 @@ def test_teacher_that_its_student_would_overwrite_is_refused(tmp_path, monkeypat
         "one of several": [str(tmp_path / "other.pt"), file],
     }[way]
     for run in (folder, tmp_path / "linked"):
-        with pytest.raises(KDError, match=r"would overwrite it: give another name= or project=, or move the teacher"):
+        with pytest.raises(KDError, match=r"would overwrite it: give another name= or project=, or from Python"):
             TeacherSource(teacher).check_place(run, save_period=1)
 
 

@@ -88,7 +88,7 @@ class TeacherSource:
                 raise ModelError(
                     each,
                     f"is in {folder}, where this run saves its student and would overwrite it: give another name= or "
-                    "project=, or move the teacher to another folder.",
+                    "project=, or from Python teacher=YOLO(FILE), of which the run keeps a copy (teacher.pt).",
                 )
 
     def _is_overwritten(self, file: Path, folder: Path, save_period: int) -> bool:
