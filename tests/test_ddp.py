@@ -340,7 +340,7 @@ def make():
     return Validator()
 
 
-teacher = SimpleNamespace(source="t.pt", can_validate=True, validator_model=lambda nc, names: object())
+teacher = SimpleNamespace(source="t.pt", can_validate=True, layout=None, validator_model=lambda nc, names: object())
 distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None)
 validator = SimpleNamespace(args=SimpleNamespace())
 trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator)
