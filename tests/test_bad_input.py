@@ -44,7 +44,7 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
     save_model(folder / "other.pt", names={0: "cat", 1: "dog"})
     return {
         "missing": (str(folder / "nowhere.pt"), "was not found: give a path, or a name that Ultralytics downloads"),
-        "unreadable": (str(folder / "junk.pt"), "could not be read"),
+        "unreadable": (str(folder / "junk.pt"), "could not be read .*: it is a text, which begins with 'no checkp"),
         "truncated": (str(folder / "half.pt"), "could not be read"),
         "architecture": (TEACHER, "untrained architecture"),
         "no model": (str(folder / "model.bin"), "neither a PyTorch checkpoint nor an exported model"),

@@ -21,6 +21,7 @@ from ultralytics_kd.distillation.pairs import DensePair, FeaturePair
 from ultralytics_kd.distillation.terms.dense import ImageTerm, PixelTerm
 from ultralytics_kd.distillation.terms.detection import BoxTerm, ClassTerm
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
+from ultralytics_kd.distillation.terms.named_losses import checked
 from ultralytics_kd.outputs import FeatureLayout, Layout
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -202,6 +203,19 @@ def test_box_loss_of_the_users_is_trained_with(own, quick, teacher):
 def test_a_loss_that_returns_no_scalar_is_one_sentence(loss, kind, own):
     with pytest.raises(KDError, match=re.escape(f"my_losses:{loss} returns {kind}: it must return a scalar tensor")):
         term(f"my_losses:{loss}")(pair())
+
+
+def test_a_loss_of_other_arguments_is_named_and_an_error_inside_one_is_the_users():
+    def other() -> None: ...
+
+    def inner(*_: object) -> None:
+        other(1)
+
+    with pytest.raises(KDError, match=r"^kd_box_loss=mine:other does not take the 4 arguments .*takes 0 positional"):
+        checked("kd_box_loss", "mine:other", other)(1, 2, 3, 4)
+    with pytest.raises(TypeError, match="takes 0 positional arguments but 1 was given") as error:
+        checked("kd_box_loss", "mine:inner", inner)(1, 2, 3, 4)
+    assert not isinstance(error.value, KDError)
 
 
 @pytest.mark.parametrize("value", ["my loss:f", "module:", ":f", "a.b:c d", "pkdd", lambda s, t: 0])

@@ -187,7 +187,7 @@ def _unreadable(path: str, source: Any, error: Exception, code: list[str], trust
             f"is not a plain YOLO checkpoint: opening it would run code that the file names ({refused}); {UNTRUSTED}.",
         )
     without_model = isinstance(error, TypeError) and error.__cause__ is None
-    return (_without_model(path, source, trust) if without_model else None) or _no_checkpoint(source, error)
+    return (_without_model(path, source, trust) if without_model else None) or _no_checkpoint(path, source, error)
 
 
 def _wrapped(source: Any, wrapper: str, trust: bool) -> ModelError:
@@ -201,9 +201,21 @@ def _wrapped(source: Any, wrapper: str, trust: bool) -> ModelError:
     )
 
 
-def _no_checkpoint(source: Any, error: Exception) -> ModelError:
-    """Return the error for a file for which there is no better one."""
-    return ModelError(source, f"could not be read as a YOLO checkpoint: {first_line(error)}")
+def _no_checkpoint(path: str, source: Any, error: Exception) -> ModelError:
+    """Return the error for a file for which there is no better one; a failed download is often a page of text."""
+    text = _first_text(path)
+    reason = first_line(error) if text is None else f"it is a text, which begins with '{text}': download it again."
+    return ModelError(source, f"could not be read as a YOLO checkpoint: {reason}")
+
+
+def _first_text(path: str) -> str | None:
+    """Return the beginning of a file of text, None for any other file."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(60).decode().strip().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[0] if lines and all(line.isprintable() for line in lines) else None
 
 
 def _refused_code(error: BaseException) -> str | None:

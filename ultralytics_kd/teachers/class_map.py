@@ -167,10 +167,12 @@ def match_classes(
     for teacher_index, student_index in pairs:
         if keep is None or student_index in keep:
             sources[student_index] = (*sources.get(student_index, ()), teacher_index)
+    if pairs and not sources and keep is not None:
+        shared = _list({j: f"{students[j]} ({j})" for _, j in pairs})
+        raise NoSharedClassError(f"classes={list(keep)} leaves none of the classes that {owner} teaches: {shared}.")
     if not sources:
         raise NoSharedClassError(
-            f"{owner} has no class in common with the data: it has {_list(teachers)}, the data has "
-            f"{_list(students)}{'' if keep is None else f' (only classes={list(keep)} are used)'}; "
+            f"{owner} has no class in common with the data: it has {_list(teachers)}, the data has {_list(students)}; "
             'give kd_classes=\'{"teacher name": "student name"}\' if names differ.'
         )
     plural_names = tuple((str(teachers[i]), str(students[j])) for i, j in plurals if j in sources)

@@ -93,7 +93,7 @@ def readable(files: list[str]) -> list[str]:
             LOGGER.info(message)
     good = [file for (file, _), readable_files, _, _ in checked if readable_files]
     if not good:
-        raise KDError(f"kd_unlabeled: none of its {len(files)} images can be read.")
+        raise KDError(f"kd_unlabeled: none of its {len(files)} images can be read: give others.")
     return good
 
 
@@ -178,5 +178,5 @@ class UnlabeledSamples(Dataset):
         """Return an augmented image."""
         image = imread(self.files[i])
         if image is None:
-            raise KDError(f"image {self.files[i]} of kd_unlabeled cannot be read.")
+            raise KDError(f"image {self.files[i]} of kd_unlabeled cannot be read: restore it, or remove it.")
         return {"img": self.transforms(Image.fromarray(np.ascontiguousarray(image[..., ::-1])))}

@@ -50,7 +50,12 @@ def checked(argument: str, name: str, loss: Callable[..., Any]) -> Loss:
 
     def checked_loss(*inputs: Any) -> Tensor:
         """Return what the user's loss returns, as a float32 scalar."""
-        value = loss(*inputs)
+        try:
+            value = loss(*inputs)
+        except TypeError as e:
+            if e.__traceback__ is None or e.__traceback__.tb_next is not None:  # raised inside the user's code
+                raise
+            raise KDError(f"{argument}={name} does not take the {len(inputs)} arguments that it is given: {e}.") from e
         if not isinstance(value, Tensor) or value.numel() != 1:
             kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise KDError(f"{argument}={name} returns {kind}: it must return a scalar tensor.")
