@@ -40,7 +40,8 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics.engine.trainer": (
         *("BaseTrainer._build_train_pipeline", "BaseTrainer._close_dataloader_mosaic", "BaseTrainer._setup_train"),
         *("BaseTrainer._load_checkpoint_state(ckpt)", "BaseTrainer._model_train", "BaseTrainer.auto_batch"),
-        *("BaseTrainer.build_optimizer(decay)", "BaseTrainer.check_resume(overrides)", "BaseTrainer.final_eval"),
+        *("BaseTrainer._setup_scheduler", "BaseTrainer.check_resume(overrides)", "BaseTrainer.final_eval"),
+        "BaseTrainer.optimizer",
         *("BaseTrainer.get_dataset", "BaseTrainer.on_plot", "BaseTrainer.optimizer_step", "BaseTrainer.plot_metrics"),
         *("BaseTrainer.run_callbacks(event)", "BaseTrainer.setup_model", "BaseTrainer.validate"),
         *("BaseTrainer.amp", "BaseTrainer.args", "BaseTrainer.batch_size", "BaseTrainer.best", "BaseTrainer.callbacks"),
