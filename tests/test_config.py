@@ -133,9 +133,16 @@ def test_a_list_is_given_as_a_list_a_text_or_its_only_element():
     assert config.as_list("a.pt") == ["a.pt"] and config.as_list("[]") == [] and config.as_list(None) == [None]
 
 
-@pytest.mark.parametrize("teacher", [None, False, "", " "])
+@pytest.mark.parametrize("teacher", [None, False])
 def test_no_teacher_is_plain_training(teacher):
     config.check_combination(vars(get_cfg(overrides={"teacher": teacher})))
+
+
+@pytest.mark.parametrize("teacher", ["", " "])
+def test_an_empty_teacher_is_refused(teacher):
+    """It comes from a variable of the shell that is not set; the run would train plainly without a word."""
+    with pytest.raises(KDError, match="teacher is an empty text.*teacher=None"):
+        config.check_combination(vars(get_cfg(overrides={"teacher": teacher})))
 
 
 def test_help_and_cfg_text_name_every_argument():

@@ -16,6 +16,7 @@ from .user_code import load_loss, names_object
 TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
 MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
+EMPTY_TEACHER = "teacher is an empty text, perhaps an unset variable: name a teacher, or train with teacher=None."
 MAX_RATIO = 100  # images without labels for each labelled one
 MAX_DEPTH, MAX_PARTS = 20, 100_000  # of the lists and maps in an argument
 
@@ -116,10 +117,12 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): All arguments of the training.
 
     Raises:
-        KDError: If kd arguments are given without a teacher. With a teacher: if `distill_model` is given too, if the
+        KDError: If the teacher is an empty text, or if kd arguments are given without a teacher. With a teacher: if `distill_model` is given too, if the
             task cannot be distilled, if arguments conflict, or if all weights are 0.
     """
     if not has_teacher(cfg):
+        if isinstance(cfg.get("teacher"), str):
+            raise KDError(EMPTY_TEACHER)
         changed = [k for k, a in ARGUMENTS.items() if k != "teacher" and cfg.get(k, a.default) != a.default]
         if changed:
             raise without_teacher(changed[0], cfg[changed[0]])
