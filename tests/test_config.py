@@ -141,7 +141,7 @@ def test_no_teacher_is_plain_training(teacher):
 @pytest.mark.parametrize("teacher", ["", " "])
 def test_an_empty_teacher_is_refused(teacher):
     """It comes from a variable of the shell that is not set; the run would train plainly without a word."""
-    with pytest.raises(KDError, match="teacher is an empty text.*teacher=None"):
+    with pytest.raises(KDError, match=r"teacher is an empty text.*teacher=None"):
         config.check_combination(vars(get_cfg(overrides={"teacher": teacher})))
 
 

@@ -117,8 +117,9 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): All arguments of the training.
 
     Raises:
-        KDError: If the teacher is an empty text, or if kd arguments are given without a teacher. With a teacher: if `distill_model` is given too, if the
-            task cannot be distilled, if arguments conflict, or if all weights are 0.
+        KDError: If the teacher is an empty text, or if kd arguments are given without a teacher. With a teacher: if
+            `distill_model` is given too, if the task cannot be distilled, if arguments conflict, or if all weights
+            are 0.
     """
     if not has_teacher(cfg):
         if isinstance(cfg.get("teacher"), str):
