@@ -27,19 +27,6 @@ from ultralytics.utils.torch_utils import get_num_params
 Pick = Tensor  # indices of the teacher's channels that the student takes, in the student's order
 
 
-def never_trained(model: Any) -> bool:
-    """Return whether a model still has its initial random weights: its BatchNorms have seen no batch.
-
-    Searches and sweeps build a student from a YAML and save it to a file for the processes that train it. Those
-    processes cannot tell from the file whether the weights are trained.
-
-    Args:
-        model (nn.Module): Ultralytics model. One without BatchNorm, such as a fused model, counts as trained.
-    """
-    norms = [m.state_dict() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return bool(norms) and not any(n["running_mean"].any() or (n["running_var"] != 1).any() for n in norms)
-
-
 def select_weights(student: Any, teacher: Any, classes: Mapping[int, int] | None = None) -> int:
     """Copy an evenly spaced part of a teacher's weights into a student.
 

@@ -24,7 +24,8 @@ from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
-from ..outputs.weight_selection import never_trained, select_weights
+from ..outputs.weight_origin import never_trained, trained_parameters
+from ..outputs.weight_selection import select_weights
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
@@ -52,7 +53,7 @@ class Distillation:
         answers (LiveTeacher | CachedTeacher): Adds the answer to every batch.
         distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
-        untrained (bool): Whether the student came without trained weights.
+        own (int): Number of the student's parameters that came trained, and that `kd_init` did not replace.
         initialized (int): Number of the student's parameters that the teacher's weights initialized.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
         first_step (FirstStep): Checks of the first step, as soon as there are terms.
@@ -75,7 +76,7 @@ class Distillation:
         self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
-        self.untrained, self.initialized = False, 0
+        self.own, self.initialized = 0, 0
         self.teacher_metrics: dict[str, float] = {}
         self.first_step: FirstStep
         self.preprocessor: type | None = None
@@ -157,19 +158,19 @@ class Distillation:
         """
         self.teacher.follow(student, average)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
-        self.untrained = student.__dict__.pop("kd_untrained", False)
-        if self.args.kd_init and self.untrained:
-            self._initialize(student)
-        if self.quantizes and self.untrained and not self.initialized:
-            raise KDError(RANDOM_RANGES)
+        parameters = list(trained_parameters(student))
+        trained = [p for p, is_trained in parameters if is_trained]
+        self.own = sum(p.numel() for p in trained)
+        if 2 * self.own < sum(p.numel() for p, _ in parameters):  # a few that fit by chance make no trained student
+            before = [p.detach().clone() for p in trained]
+            if self.args.kd_init:
+                self._initialize(student)
+            if self.quantizes and not self.initialized:
+                raise KDError(RANDOM_RANGES)
+            self.own = sum(int((p == b).sum()) for p, b in zip(trained, before))
         self.distiller = build_distiller(self.args, student, self.teacher, self.cached is not None)
         self.distiller.adapters.to(device)
         self.first_step = FirstStep(self.distiller)
-
-    @staticmethod
-    def mark_untrained(student: Any, weights: Any) -> None:
-        """Store on a student whether it has trained weights, because another process may train it."""
-        student.kd_untrained = weights is None or never_trained(weights)
 
     @property
     def quantizes(self) -> bool:
@@ -249,9 +250,12 @@ class Distillation:
         self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
-            weights = tables.initial_weights(student, self.args.kd_init, self.untrained, self.initialized)
+            weights = tables.initial_weights(student, self.args.kd_init, self.own, self.initialized)
             extra = len(self.unlabeled) if self.unlabeled else 0
             LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra))
+            for member in self.teacher.members:
+                if isinstance(member.original, nn.Module) and never_trained(member.original):
+                    LOGGER.warning(f"teacher={member.source} was never trained: its weights are random.")
             own_precision = all(member.own_precision for member in self.teacher.members)
             for idle in idle_arguments(vars(self.args), own_precision):
                 LOGGER.warning(idle.sentence)

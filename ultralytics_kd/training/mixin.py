@@ -179,13 +179,6 @@ class DistillationMixin(_Trainer):
             self.distillation.cached.adopt(dataset, self.args.imgsz)
         return dataset
 
-    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
-        """Build the student, and note whether it has trained weights."""
-        model = super().get_model(cfg, weights, verbose)
-        if self.distillation is not None:
-            self.distillation.mark_untrained(model, weights)
-        return model
-
     def setup_model(self) -> Any:
         """Build the student, then match it with the teacher, before the optimizer is made."""
         ckpt = super().setup_model()

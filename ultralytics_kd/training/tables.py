@@ -49,20 +49,29 @@ def start_table(
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
-def initial_weights(student: nn.Module, asked: bool, untrained: bool, initialized: int) -> str:
-    """Return which weights the student starts from.
+def initial_weights(student: nn.Module, asked: bool, own: int, initialized: int) -> str:
+    """Return where the weights that the student starts from came from.
 
     Args:
         student (nn.Module): The student.
         asked (bool): The `kd_init` argument.
-        untrained (bool): Whether the student came without trained weights.
+        own (int): Number of its parameters that came trained.
         initialized (int): Number of its parameters that the teacher's weights initialized.
     """
-    if not untrained:
+    total = get_num_params(student)
+    if own == total:
         return "the student's own, trained"
-    if initialized:
-        return f"{initialized:,} of {get_num_params(student):,} parameters from the teacher (kd_init)"
-    return f"random ({'kd_init: the teacher is not a bigger model of the same kind' if asked else 'kd_init=False'})"
+    reason = "kd_init: the teacher is not a bigger model of the same kind" if asked else "kd_init=False"
+    random = "random" if initialized or 2 * own >= total else f"random ({reason})"
+    if not own and not initialized:
+        return random
+    parts = {
+        "the student's own, trained": own,
+        "from the teacher (kd_init)": initialized,
+        random: total - own - initialized,
+    }
+    first, *others = [f"{count:,}{{}} {name}" for name, count in parts.items() if count]
+    return ", ".join((first.format(f" of {total:,} parameters"), *(other.format("") for other in others)))
 
 
 def end_table(
