@@ -46,8 +46,8 @@ def trained_parameters(model: Any) -> Iterator[tuple[Tensor, bool]]:
         beside = [norms[n] for n in _siblings(modules, name) if n in norms]
         if name in norms:
             trained = norms[name]
-        elif beside:
-            trained = any(beside)
+        elif beside or not norms:
+            trained = any(beside) or not norms
         elif isinstance(bias, Tensor) and bias.numel() > 1 and bool((bias == bias[0]).all()):
             trained = False
         else:
@@ -83,4 +83,4 @@ def _most_around(norms: dict[str, bool], name: str) -> bool:
         around = [trained for norm, trained in norms.items() if norm.startswith(f"{name}." if name else "")]
         if around:
             return 2 * sum(around) > len(around)
-    return True
+    return False
