@@ -97,6 +97,12 @@ def differences(plain: Outcome, other: Outcome, terms: Collection[str], live: Co
     return wrong
 
 
+def print_row(tried: Any, plain: Outcome, wrong: Any) -> None:
+    """Print a row of the matrix's table, for `pytest -s`: what was tried, what plain Ultralytics did, what is wrong."""
+    taken = "taken" if plain.error is None else f"refused ({_said(plain.error)})"
+    print(f"\n| {tried} | {taken} | {wrong or 'held'} |")
+
+
 def _said(error: Exception | None) -> str:
     """Return the type and the first words of an error."""
     return "taken" if error is None else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

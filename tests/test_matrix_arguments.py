@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from beside_plain import LIVE, PLAIN, STORED, differences, train
+from beside_plain import LIVE, PLAIN, STORED, differences, print_row, train
 from conftest import QUICK, STUDENT, TEACHER, draw_dataset, save_model
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import DEFAULT_CFG_PATH, YAML
+
+from ultralytics_kd import KDError
 
 pytestmark = pytest.mark.nightly
 DEFAULTS: dict[str, Any] = YAML.load(DEFAULT_CFG_PATH)  # of the installed release, without the kd arguments
@@ -132,6 +135,14 @@ ELSEWHERE = {
     "data": "every other test of the matrix has data of its own: test_matrix_data.py",
     "distill_model": "Ultralytics' own distillation, which excludes `teacher`: test_config.py",
 }
+WRONG = ("nonsense", -1, 1.5, [1, 2], None)  # for some arguments they are right
+# Arguments of which plain Ultralytics takes more values at first, each with the reason
+STRICTER = {
+    "task": "plain Ultralytics refuses an unknown task later",
+    "classes": "no class of the data is left, so there is nothing to teach",
+    "distill_model": "excludes `teacher`",
+    "device": "`nonsense` makes Ultralytics hide all GPUs of the process",
+}
 CASES = [
     pytest.param(value if isinstance(value, dict) else {name: value}, id=f"{name}={value}")
     for name, values in VALUES.items()
@@ -172,5 +183,25 @@ def test_detection_takes_what_plain_ultralytics_takes(room, given, tmp_path, mon
         LIVE: differences(plain, live, ("kd_cls", "kd_box"), validated),
         STORED: differences(plain, stored, ("kd_cls", "kd_box")),
     }
-    print(f"\n| {given} | {'refused' if plain.error else 'taken'} | {wrong} |")
-    assert not any(wrong.values())
+    wrong = {way: what for way, what in wrong.items() if what}
+    print_row(given, plain, wrong)
+    assert not wrong
+
+
+class _StartedError(Exception):
+    """Training would start now."""
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - STRICTER.keys()))
+def test_values_that_plain_ultralytics_refuses_are_refused(room, name, value, tmp_path, monkeypatch):
+    def start(trainer: Any) -> None:
+        raise _StartedError
+
+    monkeypatch.setattr(BaseTrainer, "train", start)
+    monkeypatch.chdir(tmp_path)
+    args = {**QUICK, "data": str(room / "shapes" / "data.yaml"), "project": str(tmp_path), name: value}
+    plain, live = (train(way, STUDENT, args, str(room / "teacher.pt")).error for way in (PLAIN, LIVE))
+    started = [isinstance(error, _StartedError) for error in (plain, live)]
+    assert started[0] == started[1], f"plain: {plain!r}; with a teacher: {live!r}"
+    assert started[0] or isinstance(live, KDError) or type(live) is type(plain)
