@@ -244,7 +244,7 @@ def interrupted(args: dict) -> Path:
     return trainer.save_dir
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_copied_run_goes_on_with_its_own_teacher_and_cache_and_leaves_the_original_alone(quick, tmp_path, teacher):
     teacher_in_memory = YOLO(teacher)
     run = interrupted({**quick, "teacher": teacher_in_memory, "kd_cache": True})

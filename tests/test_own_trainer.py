@@ -156,7 +156,7 @@ def test_the_teacher_answers_the_images_that_the_student_sees(quick):
     assert len(shown) == 2 and all(torch.equal(a, b) for a, b in zip(asked, shown))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stored_answers_reach_a_data_set_of_ones_own_or_the_run_stops_with_a_sentence(quick, teacher):
     args = {"teacher": teacher, "kd_feat": 0, "kd_cache": True}
     runs = [train(quick, each, name=each.__name__, **args) for each in (KDDetectionTrainer, OwnDataset, Alone)]

@@ -99,6 +99,7 @@ def test_the_start_table_counts_where_the_weights_came_from(asked, own, initiali
     assert tables.initial_weights(DetectionModel(STUDENT, nc=3, verbose=False), asked, own, initialized) == text
 
 
+@pytest.mark.nightly
 def test_a_teacher_that_was_never_trained_is_named(quick, caplog):
     untrained = DetectionModel(TEACHER, nc=3, verbose=False)
     untrained.names = {0: "disc", 1: "box", 2: "bar"}
