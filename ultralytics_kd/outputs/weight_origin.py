@@ -37,7 +37,7 @@ def trained_parameters(model: Any) -> Iterator[tuple[Tensor, bool]]:
         model (nn.Module): The model. Without norm layers, all of it counts as trained.
     """
     modules = dict(model.named_modules())
-    norms = {name: _is_trained(module) for name, module in modules.items() if _is_norm(module)}
+    norms = {name: is_trained(module) for name, module in modules.items() if _is_norm(module)}
     for name, module in modules.items():
         parameters = [p for p in module.parameters(recurse=False)]
         if not parameters:
@@ -60,7 +60,7 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm)) and module.weight is not None
 
 
-def _is_trained(norm: Any) -> bool:
+def is_trained(norm: Any) -> bool:
     """Return whether a norm layer differs from a new one."""
     if getattr(norm, "running_mean", None) is not None and (norm.running_mean.any() or (norm.running_var != 1).any()):
         return True
