@@ -160,7 +160,7 @@ class Distillation:
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
         parameters = list(trained_parameters(student))
         trained = [p for p, is_trained in parameters if is_trained]
-        self.own = sum(p.numel() for p in trained)
+        self.own = sum(p.numel() for p, _ in parameters if self.args.resume) or sum(p.numel() for p in trained)
         if 2 * self.own < sum(p.numel() for p, _ in parameters):  # a few that fit by chance make no trained student
             before = [p.detach().clone() for p in trained]
             if self.args.kd_init:
