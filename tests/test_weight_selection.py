@@ -11,7 +11,8 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.errors import KDError
-from ultralytics_kd.outputs.weight_selection import Picks, evenly, select_weights
+from ultralytics_kd.outputs.channel_picks import Picks, evenly
+from ultralytics_kd.outputs.weight_selection import select_weights
 
 
 def build(cfg: str | dict, seed: int, nc: int = 3) -> DetectionModel:

@@ -6,6 +6,8 @@ Files:
     dense: outputs of models without anchor points: classification, semantic segmentation, depth.
     queries: predictions of RT-DETR's decoder.
     weight_selection: the weights that a student takes from a bigger teacher (`kd_init`).
+    channel_picks, output_channels: the channels that it takes, of hidden layers and of a head's output layers.
+    weight_origin: which of a model's weights are trained.
 """
 
 from .dense import (

@@ -24,6 +24,7 @@ from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
+from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained, trained_parameters
 from ..outputs.weight_selection import select_weights
 from ..report.datasets import class_names_of
@@ -77,6 +78,7 @@ class Distillation:
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
         self.own, self.initialized = 0, 0
+        self._keypoints: list[str] | None = None  # names of the data's keypoints
         self.teacher_metrics: dict[str, float] = {}
         self.first_step: FirstStep
         self.preprocessor: type | None = None
@@ -101,6 +103,7 @@ class Distillation:
         """
         names, rules = self._class_names(data), self._class_rules(data)
         self.teacher.match(names, **rules)
+        self._keypoints = keypoint_names(data.get("kpt_names"))
         if self.args.kd_cache:
             made, store = self.args.kd_cache is True, self._open_store(data["channels"])
             classes = match_classes(names, store.manifest().names, **rules)
@@ -183,7 +186,8 @@ class Distillation:
             if not isinstance(member.original, nn.Module) or member.classes is None:
                 continue
             classes = {student_class: sources[0] for student_class, sources in member.classes.sources.items()}
-            self.initialized = select_weights(student, member.original, None if member.classes.identity else classes)
+            matched = None if member.classes.identity else classes
+            self.initialized = select_weights(student, member.original, matched, self._keypoints)
             if self.initialized:
                 return
 
