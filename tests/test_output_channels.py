@@ -1,118 +1,207 @@
-"""Output channels of a head are copied from those of equal meaning, or not at all (`kd_init`).
-
-Every output layer of the teacher has biases that tell their channel: the bias of channel i is i + 1.
-"""
+"""Weight selection in heads: an output channel takes the teacher's channel of the same meaning, or none."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.tasks import ClassificationModel, DetectionModel, OBBModel, PoseModel, SegmentationModel
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import head as heads
 
-from ultralytics_kd.outputs.output_channels import keypoint_names
+from ultralytics_kd.outputs.output_channels import OutputChannels, keypoint_names
 from ultralytics_kd.outputs.weight_selection import select_weights
 
+# Head -> model and arguments of the head in a YAML
+KINDS = {
+    "Detect": ("DetectionModel", ["nc"]),
+    "v10Detect": ("DetectionModel", ["nc"]),
+    "Segment": ("SegmentationModel", ["nc", 32, 64]),
+    "Segment26": ("SegmentationModel", ["nc", 32, 64]),
+    "Pose": ("PoseModel", ["nc", "kpt_shape"]),
+    "Pose26": ("PoseModel", ["nc", "kpt_shape"]),
+    "OBB": ("OBBModel", ["nc", 1]),
+    "OBB26": ("OBBModel", ["nc", 1]),
+    "SemanticSegment": ("SemanticSegmentationModel", ["nc"]),
+    "Depth": ("DepthModel", [64]),
+    "RTDETRDecoder": ("RTDETRDetectionModel", ["nc", 32, 10, 4, 4, 2, 64]),
+    "WorldDetect": ("WorldModel", ["nc", 512, False]),
+}
+CHANGED = -7.0  # of every weight of a student, so that a channel that was taken is seen
 
-def numbered(model):
-    """Let every output layer of a model's head tell its channels."""
-    for module in model.model[-1].modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-            with torch.no_grad():
-                module.bias.copy_(torch.arange(len(module.bias)) + 1.0)
+
+def build(head: str, scale: str, nc: int = 3, kpt_shape: tuple[int, int] = (5, 3), reg_max: int = 1) -> Any:
+    """Build a small model of a head whose outputs' biases tell the channel, and a student that has none of them."""
+    kind, arguments = KINDS[head]
+    width = {"n": 0.25, "s": 0.5}[scale]
+    levels = [[-1, 1, "Conv", [64, 3, 2]]] + [[-1, 1, "Conv", [128, 3, 2]] for _ in range(4)]
+    cfg = {
+        "nc": nc,
+        "scales": {scale: [1.0, width, 1024]},
+        "scale": scale,
+        "kpt_shape": list(kpt_shape),
+        "end2end": head.endswith("26"),
+        "reg_max": reg_max,
+        "backbone": levels,
+        "head": [[[2, 3, 4][: 2 if head == "SemanticSegment" else 3], 1, head, arguments]],
+    }
+    model = getattr(tasks, kind)(cfg, nc=nc, verbose=False)
+    with torch.no_grad():
+        for layer in (m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+            if scale == "n":
+                layer.weight.fill_(CHANGED)
+            if layer.bias is not None:
+                layer.bias.copy_(
+                    torch.arange(len(layer.bias)) if scale == "s" else torch.full_like(layer.bias, CHANGED)
+                )
     return model
 
 
-def pose(scale: str, points: int, values: int, names: list[str] | None = None, nc: int = 1) -> PoseModel:
-    """Return a pose model of so many keypoints with 2 or 3 values."""
-    model = PoseModel(f"yolo26{scale}-pose.yaml", nc=nc, data_kpt_shape=(points, values), verbose=False)
-    if names:
-        model.kpt_names = dict.fromkeys(range(nc), names)
-    return model
+def outputs(model: Any, *parts: str) -> list[list[int]]:
+    """Return the biases of the last layers of a head's parts, in both branches."""
+    head = model.model[-1]
+    found = []
+    for part in parts:
+        for name in (part, f"one2one_{part}"):
+            for tower in getattr(head, name, None) or ():
+                found.append(
+                    [round(b) for b in (tower[-1] if isinstance(tower, nn.Sequential) else tower).bias.tolist()]
+                )
+    return found
 
 
-def biases(model, part: str) -> list[list[int]]:
-    """Return the biases of the last layers of a part of the head, one list for each level; 0 if they tell nothing."""
-    towers = getattr(model.model[-1], part)
-    lasts = [tower if isinstance(tower, nn.Conv2d) else list(tower.modules())[-1] for tower in towers]
-    return [[round(float(b)) for b in last.bias] for last in lasts]
-
-
-@pytest.mark.core
-def test_other_keypoints_without_names_are_not_copied():
-    student, teacher = pose("n", 5, 3), numbered(pose("s", 17, 3))
-    before = {k: v.clone() for k, v in student.model[-1].state_dict().items() if "cv4" in k}
-    assert select_weights(student, teacher) > 0
-    after = student.model[-1].state_dict()
-    last = [k for k in before if k.startswith(("cv4_kpts", "one2one_cv4_kpts"))]
-    assert last and all(torch.equal(after[k], before[k]) for k in last)
+def take(head: str, ours: dict[str, Any] | None = None, theirs: dict[str, Any] | None = None, **matches: Any) -> Any:
+    """Return a student that has taken a teacher's weights."""
+    student, teacher = build(head, "n", **(ours or {})), build(head, "s", **(theirs or {}))
+    assert select_weights(student, teacher, **matches) > 0
+    return student
 
 
 @pytest.mark.core
-def test_keypoints_of_one_name_are_copied_wherever_they_stand():
-    ours, theirs = ["nose", "tail", "ear"], ["ear", "eye", "nose"]
-    student = pose("n", 3, 3)
-    select_weights(student, numbered(pose("s", 3, 3, theirs)), keypoints=ours)
-    for level in biases(student, "cv4_kpts"):
-        assert level[0:3] == [7, 8, 9] and level[6:9] == [1, 2, 3]  # nose and ear: x, y and visibility
-        assert not set(level[3:6]) & set(range(1, 10))  # nobody knows the tail
+@pytest.mark.parametrize("head", ["Detect", "v10Detect", "Segment", "Segment26", "Pose26", "OBB"])
+def test_class_scores_come_from_the_matched_class_and_others_keep_theirs(head):
+    student = take(head, {"nc": 4}, {"nc": 6}, classes={0: 5, 3: 1})
+    rows = outputs(student, "cv3")
+    assert rows and all(row == [5, CHANGED, CHANGED, 1] for row in rows)
+    if head == "Segment26":
+        assert student.model[-1].proto.semseg[-1].bias.tolist() == [5, CHANGED, CHANGED, 1]
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("student_values, teacher_values", [(2, 3), (3, 2)])
-def test_visibility_is_left_out_where_only_one_model_has_it(student_values, teacher_values):
-    student = pose("n", 4, student_values)
-    select_weights(student, numbered(pose("s", 4, teacher_values)))
-    for level in biases(student, "cv4_kpts"):
-        for point in range(4):
-            x_y = level[point * student_values : point * student_values + 2]
-            assert x_y == [point * teacher_values + 1, point * teacher_values + 2]
-            if student_values == 3:
-                assert level[point * 3 + 2] not in range(1, 13)
+def test_class_scores_of_semantic_maps_and_of_queries_follow_the_classes_too():
+    semantic = take("SemanticSegment", {"nc": 4}, {"nc": 6}, classes={0: 5, 3: 1}).model[-1]
+    queries = take("RTDETRDecoder", {"nc": 4}, {"nc": 4}, classes={0: 3, 3: 1}).model[-1]
+    for layer in (semantic.classifier[-1], semantic.aux_head[-1]):
+        assert layer.bias.tolist() == [5, CHANGED, CHANGED, 1]
+    for layer in (queries.enc_score_head, *queries.dec_score_head):
+        assert layer.bias.tolist() == [3, CHANGED, CHANGED, 1]
+    assert queries.enc_bbox_head.layers[-1].bias.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("head", ["Detect", "SemanticSegment"])
+def test_other_numbers_of_classes_without_a_map_take_no_scores(head):
+    last = take(head, {"nc": 4}, {"nc": 6}).model[-1]
+    layer = last.cv3[0][-1] if head == "Detect" else last.classifier[-1]
+    assert set(layer.bias.tolist()) == {CHANGED}
+
+
+def test_similarity_to_texts_has_no_classes():
+    rows = outputs(take("WorldDetect", classes={0: 2}), "cv3")
+    assert rows and all(row == list(range(512)) for row in rows)
 
 
 @pytest.mark.core
-def test_classes_follow_their_map_and_others_stay_as_they_are():
-    student = DetectionModel("yolo26n.yaml", nc=3, verbose=False)
-    teacher = numbered(DetectionModel("yolo26s.yaml", nc=5, verbose=False))
-    initial = biases(student, "cv3")
-    select_weights(student, teacher, {0: 4, 2: 1})
-    for part in ("cv3", "one2one_cv3"):
-        for level, before in zip(biases(student, part), initial):
-            assert level == [5, before[1], 2]
-
-
-@pytest.mark.core
+@pytest.mark.parametrize("head", ["Pose", "Pose26"])
 @pytest.mark.parametrize(
-    "kind, cfg, part", [(OBBModel, "yolo26{}-obb.yaml", "cv4"), (SegmentationModel, "yolo26{}-seg.yaml", "cv4")]
-)
-def test_angles_and_mask_coefficients_keep_their_places(kind, cfg, part):
-    student = kind(cfg.format("n"), nc=2, verbose=False)
-    teacher = numbered(kind(cfg.format("s"), nc=2, verbose=False))
-    select_weights(student, teacher)
-    for level in biases(student, "cv4"):
-        assert level == [i + 1 for i in range(len(level))]
-
-
-@pytest.mark.nightly
-def test_a_classifier_takes_the_rows_of_its_classes():
-    student = ClassificationModel("yolo26n-cls.yaml", nc=3, verbose=False)
-    teacher = numbered(ClassificationModel("yolo26s-cls.yaml", nc=6, verbose=False))
-    student.model[-1].linear.bias.data.zero_()
-    select_weights(student, teacher, {1: 5})
-    assert student.model[-1].linear.bias.tolist() == [0, 6, 0]
-
-
-@pytest.mark.parametrize(
-    "names, known",
+    ("ours", "theirs", "expected"),
     [
-        ({0: ["a", "b"]}, ["a", "b"]),
-        ({0: ["a", "b"], 1: ["a", "b"]}, ["a", "b"]),
-        ({0: ["a", "b"], 1: ["a", "c"]}, None),
-        ({0: ["0", "1"]}, None),  # as Ultralytics numbers those without names
-        ({0: ["a", "a"]}, None),
-        (None, None),
+        ((2, 3), (2, 3), [0, 1, 2, 3, 4, 5]),
+        ((2, 2), (2, 3), [0, 1, 3, 4]),
+        ((2, 3), (2, 2), [0, 1, CHANGED, 2, 3, CHANGED]),
+        ((2, 3), (17, 3), [CHANGED] * 6),
+        ((2, 2), (5, 3), [CHANGED] * 4),
+        ((5, 3), (2, 3), [CHANGED] * 15),
     ],
 )
-def test_names_of_keypoints_count_only_if_they_tell_them_apart(names, known):
-    assert keypoint_names(names) == known
+def test_keypoints_come_from_as_many_and_visibility_only_from_visibility(head, ours, theirs, expected):
+    student = take(head, {"kpt_shape": ours}, {"kpt_shape": theirs})
+    rows = outputs(student, "cv4_kpts" if head == "Pose26" else "cv4")
+    assert rows and all(row == expected for row in rows)
+    for row in outputs(student, "cv4_sigma"):  # two for each keypoint
+        assert row == (list(range(4)) if ours[0] == theirs[0] else [CHANGED] * 2 * ours[0])
+
+
+@pytest.mark.core
+def test_keypoints_of_one_name_are_matched():
+    student, teacher = build("Pose26", "n", kpt_shape=(3, 3)), build("Pose26", "s", kpt_shape=(4, 2))
+    teacher.kpt_names = {i: ["nose", "left", "right", "tail"] for i in range(3)}
+    select_weights(student, teacher, keypoints=["tail", "hand", "nose"])
+    assert outputs(student, "cv4_kpts")[0] == [6, 7, CHANGED, CHANGED, CHANGED, CHANGED, 0, 1, CHANGED]
+    assert outputs(student, "cv4_sigma")[0] == [6, 7, CHANGED, CHANGED, 0, 1]
+
+
+def test_keypoints_without_names_of_their_own_have_none():
+    assert keypoint_names({0: ["nose", "tail"], 1: ["nose", "tail"]}) == ["nose", "tail"]
+    for unknown in (None, {}, {0: ["0", "1"]}, {0: ["nose"], 1: ["tail"]}, {0: ["tail", "tail"]}):
+        assert keypoint_names(unknown) is None
+
+
+@pytest.mark.parametrize("head", ["OBB", "OBB26"])
+def test_boxes_and_angles_come_from_boxes_and_angles(head):
+    student = take(head)
+    assert all(row == [0, 1, 2, 3] for row in outputs(student, "cv2"))
+    assert all(row == [0] for row in outputs(student, "cv4"))
+
+
+def test_bins_and_angles_of_other_numbers_are_left():
+    student, teacher = (build("Detect", scale, reg_max=bins) for scale, bins in (("n", 8), ("s", 16)))
+    assert select_weights(student, teacher) == 0  # it says so in the YAML
+    channels = OutputChannels(student.model[-1], teacher.model[-1])
+    assert channels.rows("cv2.0.2", 32, 64) is None and channels.rows("dfl.conv", 1, 1) is None
+    assert OutputChannels(build("OBB", "n").model[-1], build("OBB", "s").model[-1]).rows("cv4.0.2", 1, 2) is None
+
+
+def give_prototypes(model: Any, count: int) -> None:
+    """Let a mask head put out another number of prototypes, each told by its number."""
+    head = model.model[-1]
+    for tower in (*head.cv4, *(getattr(head, "one2one_cv4", None) or ())):
+        tower[-1] = nn.Conv2d(tower[-1].in_channels, count, 1)
+        nn.init.constant_(tower[-1].bias, CHANGED)
+        if count > 8:
+            tower[-1].bias.data.copy_(torch.arange(count))
+    head.proto.cv3 = heads.Conv(head.proto.cv2.conv.out_channels, count)
+    head.proto.cv3.bn.bias.data.copy_(torch.arange(count) if count > 8 else torch.full((count,), CHANGED))
+
+
+@pytest.mark.parametrize("head", ["Segment", "Segment26"])
+def test_mask_coefficients_and_prototypes_are_taken_in_pairs_or_not_at_all(head):
+    pairs = [(build(head, "n"), build(head, "s")) for _ in range(2)]
+    for student, teacher in pairs:
+        give_prototypes(student, 8)
+        give_prototypes(teacher, 32)
+    pairs[1][1].model[-1].proto.cv3.conv.kernel_size = (3, 3)  # prototypes that the student cannot take
+    for (student, teacher), taken in zip(pairs, ([0, 4, 8, 12, 16, 20, 24, 28], [CHANGED] * 8)):
+        assert select_weights(student, teacher) > 0
+        assert all(row == taken for row in outputs(student, "cv4"))
+        assert student.model[-1].proto.cv3.bn.bias.tolist() == taken
+
+
+def test_depth_comes_from_depth_and_outputs_of_a_fused_teacher_are_left():
+    assert take("Depth", {"nc": 1}, {"nc": 1}).model[-1].head[-1].bias.tolist() == [0]
+    fused = build("Detect", "s").fuse(
+        verbose=False
+    )  # its hidden layers do not fit, and without them outputs mean nothing
+    assert select_weights(build("Detect", "n"), fused) == 0
+
+
+def test_a_classifier_takes_the_rows_of_its_classes():
+    cfg = {"scales": {"n": [1.0, 0.25, 1024], "s": [1.0, 0.5, 1024]}, "backbone": [[-1, 1, "Conv", [64, 3, 2]]]}
+    cfg["head"] = [[-1, 1, "Classify", ["nc"]]]
+    student, teacher = (
+        tasks.ClassificationModel({**cfg, "nc": nc, "scale": scale}, nc=nc, verbose=False)
+        for nc, scale in ((3, "n"), (6, "s"))
+    )
+    nn.init.zeros_(student.model[-1].linear.bias)
+    teacher.model[-1].linear.bias.data.copy_(torch.arange(6))
+    select_weights(student, teacher, {1: 5})
+    assert student.model[-1].linear.bias.tolist() == [0, 5, 0]

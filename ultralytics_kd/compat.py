@@ -111,6 +111,8 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("Detect.cv2", "Detect.cv3", "Detect.end2end", "Detect.forward_head(box_head)", "Detect.fuse", "Detect.nc"),
         *("Detect.no", "Detect.one2one_cv2", "Detect.one2one_cv3", "Detect.reg_max", "Detect.stride"),
         *("OBB.cv4", "Pose.cv4", "Pose.kpt_shape", "RTDETRDecoder.forward(batch)", "Segment.cv4", "Segment.proto"),
+        *("RTDETRDecoder.dec_score_head", "RTDETRDecoder.enc_score_head", "WorldDetect", "YOLOEDetect.is_fused"),
+        *("YOLOESegment", "Classify.linear"),
     ),
     "ultralytics.data.augment": (
         *("Albumentations.contains_spatial", "Albumentations.transform", "BaseTransform.apply_instances(params)"),

@@ -45,14 +45,18 @@ class OutputChannels:
             keypoints (Sequence): Names of the student's and the teacher's keypoints, None where they are unknown.
         """
         self.student, self.teacher, self.classes = student, teacher, classes
-        self.keypoints = self._match_keypoints(*keypoints) if isinstance(student, Pose) else {}
+        self.keypoints = self._match_keypoints(*keypoints) if self._poses() else {}
+
+    def _poses(self) -> bool:
+        """Return whether the heads put out keypoints."""
+        return isinstance(self.student, Pose) and isinstance(self.teacher, Pose)
 
     def _match_keypoints(self, ours: Sequence[str] | None, theirs: Sequence[str] | None) -> dict[int, int]:
         """Return student keypoint -> teacher keypoint."""
-        if ours and theirs:
+        count, source_count = self.student.kpt_shape[0], self.teacher.kpt_shape[0]
+        if ours and theirs and (len(ours), len(theirs)) == (count, source_count):
             return {i: theirs.index(name) for i, name in enumerate(ours) if name in theirs}
-        count = self.student.kpt_shape[0]
-        return {i: i for i in range(count)} if count == self.teacher.kpt_shape[0] else {}
+        return {i: i for i in range(count)} if count == source_count else {}
 
     def rows(self, path: str, ours: int, theirs: int) -> tuple[Pick, Pick] | None:
         """Return the student's output channels that are set, and the teacher's channels that they take.
@@ -68,7 +72,7 @@ class OutputChannels:
             return None  # it holds the number of each bin
         if parts & CLASS_SCORES and self._scores(ours, theirs):
             pairs = self.classes
-        elif isinstance(self.student, Pose) and parts & {"cv4", "cv4_kpts", "cv4_sigma"}:
+        elif self._poses() and parts & {"cv4", "cv4_kpts", "cv4_sigma"}:
             widths = [2 if "cv4_sigma" in parts else head.kpt_shape[1] for head in (self.student, self.teacher)]
             pairs = {
                 keypoint * widths[0] + value: source * widths[1] + value

@@ -42,28 +42,19 @@ def select_weights(
         >>> student = DetectionModel("yolo26n.yaml", nc=80)
         >>> select_weights(student, load_checkpoint("yolo26s.pt")[0])  # both score the same 80 classes
     """
-    return sum(take_weights(student, teacher, classes, keypoints).values())
-
-
-def take_weights(
-    student: Any, teacher: Any, classes: Mapping[int, int] | None = None, keypoints: Sequence[str] | None = None
-) -> dict[str, int]:
-    """Do as `select_weights`, and return how many elements of each of the student's parameters were set."""
     if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
-        return {}
+        return 0
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
-    picks, taken = Picks(student, teacher), {}
+    picks, count = Picks(student, teacher), 0
     channels = OutputChannels(student.model[-1], teacher.model[-1], classes, names)
     with torch.no_grad():
         for name, rows in _plan(picks, f"model.{len(student.model) - 1}.", channels).items():
             module, source = picks.student[name], picks.teacher[name]
             if isinstance(module, nn.Conv2d):
-                copied = _copy_conv(module, source, picks.norms(name), rows, picks.of(name)[1])
+                count += _copy_conv(module, source, picks.norms(name), rows, picks.of(name)[1])
             else:
-                copied = _copy_linear_or_upsampling(module, source, rows)
-            stem = name.rpartition(".")[0]  # a norm is beside its convolution, as `bn`
-            taken.update({f"{stem if key.startswith('bn.') else name}.{key}": n for key, n in copied.items()})
-    return taken
+                count += _copy_linear_or_upsampling(module, source, rows)
+    return count
 
 
 def _plan(picks: Picks, head: str, channels: OutputChannels) -> dict[str, Rows]:
@@ -139,29 +130,27 @@ def _fits(module: Any, source: Any, norms: tuple[Any, Any]) -> bool:
     return module.in_channels <= source.in_channels
 
 
-def _copy_linear_or_upsampling(module: Any, source: Any, rows: Rows) -> dict[str, int]:
-    """Copy a linear layer or an upsampling convolution, and return the number of elements by parameter.
+def _copy_linear_or_upsampling(module: Any, source: Any, rows: Rows) -> int:
+    """Copy a linear layer or an upsampling convolution, and return the number of parameters.
 
     The upsampling is part of a mask head, whose other layers take evenly spaced channels.
     """
     targets, outputs = rows
     if isinstance(module, nn.Linear):
         module.weight[targets] = source.weight[outputs]
-        copied = {"weight": source.weight[outputs].numel()}
+        count = source.weight[outputs].numel()
     else:
         inputs = evenly(module.in_channels, source.in_channels)
         module.weight.copy_(source.weight[inputs][:, outputs] * (source.in_channels / len(inputs)))
-        copied = {"weight": module.weight.numel()}
+        count = module.weight.numel()
     if module.bias is not None:
         module.bias[targets] = source.bias[outputs]
-        copied["bias"] = len(targets)
-    return copied
+        count += len(targets)
+    return count
 
 
-def _copy_conv(
-    module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], rows: Rows, inputs: Pick
-) -> dict[str, int]:
-    """Copy the chosen channels of a convolution and the BatchNorm behind it.
+def _copy_conv(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], rows: Rows, inputs: Pick) -> int:
+    """Copy the chosen channels of a convolution and the BatchNorm behind it, and return the number of parameters.
 
     Args:
         module (nn.Conv2d): The student's convolution.
@@ -169,9 +158,6 @@ def _copy_conv(
         norms (tuple): The BatchNorms of student and teacher behind it, or None.
         rows (tuple): The student's output channels that are set, and the teacher's that they take.
         inputs (Tensor): The teacher's input channels that are taken.
-
-    Returns:
-        (dict[str, int]): Number of elements that were set by parameter; those of the norm begin with `bn.`.
     """
     targets, outputs = rows
     weight = source.weight[outputs] if module.groups > 1 else source.weight[outputs][:, inputs]
@@ -179,16 +165,16 @@ def _copy_conv(
     # The student sums over fewer inputs. BatchNorm corrects that; without it, the weights are scaled up
     factor = 1.0 if norm is not None or module.groups > 1 else source.in_channels / len(inputs)
     module.weight[targets] = weight * factor
-    copied = {"weight": weight.numel()}
+    count = weight.numel()
     if module.bias is not None and source.bias is not None:
         module.bias[targets] = source.bias[outputs]
-        copied["bias"] = len(targets)
+        count += len(targets)
     if norm is not None:
         state = source_norm.state_dict()
         for key, value in norm.state_dict().items():  # these tensors share memory with the norm's
             value.copy_(state[key][outputs] if value.dim() else state[key])
-        copied |= {f"bn.{key}": p.numel() for key, p in norm.named_parameters()}
-    return copied
+        count += sum(p.numel() for p in norm.parameters())
+    return count
 
 
 def same_architecture(student: Any, teacher: Any) -> bool:
