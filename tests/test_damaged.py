@@ -224,7 +224,6 @@ def store(tmp_path) -> Store:
         {"teachers": [{"name": 1, "sha256": "0"}]},
         {"names": {}},
         {"names": {"0": "a", "2": "b"}},
-        {"names": {"0": "a", "1": "a"}},
         {"names": {"0": ["a"]}},
         {"imgsz": "64"},
         {"imgsz": True},

@@ -14,10 +14,9 @@ import torch
 from conftest import STUDENT, draw_dataset
 from test_training import KD, results
 from ultralytics.engine import trainer as engine
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, files
+from ultralytics_kd import YOLO, KDError, files
 from ultralytics_kd.distillation.loss import FINITE_FACTOR, FirstNonFinite
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
@@ -270,18 +269,6 @@ def test_a_disk_that_is_full_while_results_are_trimmed_says_how_to_resume(tmp_pa
     monkeypatch.undo()
     ResumedRun.trim_results(run)
     assert (tmp_path / "results.csv").read_text() == "epoch,time\n1,2\n"
-
-
-def test_a_trainer_whose_batches_get_no_answer_stops_before_it_trains(quick, teacher):
-    """Its preprocess_batch stands in the place of ours: nobody asks the teacher."""
-
-    class Own(KDDetectionTrainer):
-        def preprocess_batch(self, batch):
-            return DetectionTrainer.preprocess_batch(self, batch)
-
-    with pytest.raises(KDError, match=r"a training batch has no answer from the teacher.*super\(\).preprocess_batch"):
-        YOLO(STUDENT).train(**quick, trainer=Own, teacher=teacher)
-    assert not Path(quick["project"]).exists()
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(quick, teacher):

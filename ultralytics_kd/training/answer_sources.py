@@ -28,6 +28,23 @@ SAMPLED = 257  # one in so many values of a val batch is compared; a prime meets
 VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
 
 
+class AnsweredImages:
+    """Tells whether the answer in a batch is that to its images, which code of the user's may have changed since."""
+
+    def __init__(self) -> None:
+        """Start without images."""
+        self._images: Callable[[], Tensor | None] = lambda: None
+        self._version = 0
+
+    def note(self, images: Tensor) -> None:
+        """Note, weakly, the images of the last answer, and their version: PyTorch counts changes in place."""
+        self._images, self._version = weakref.ref(images), images._version
+
+    def are(self, images: Tensor) -> bool:
+        """Return whether these are the images of the last answer, unchanged."""
+        return self._images() is images and self._version == images._version
+
+
 class LiveTeacher:
     """A teacher that runs on the same images as the student.
 
@@ -39,9 +56,7 @@ class LiveTeacher:
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
         self.teacher, self.answered = teacher, False
-        # The images of the last answer, held weakly, and their version: PyTorch counts changes in place
-        self._images: Callable[[], Tensor | None] = lambda: None
-        self._version = 0
+        self._answered_images = AnsweredImages()
         self._val_answers = ValAnswers()
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -53,11 +68,11 @@ class LiveTeacher:
                 is known one batch later.
         """
         images: Tensor = batch["img"]
-        if "teacher" in batch and self._images() is images and self._version == images._version:
+        if "teacher" in batch and self._answered_images.are(images):
             return batch
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(images)
-            self._images, self._version = weakref.ref(images), images._version
+            self._answered_images.note(images)
             self.answered = True
         return batch
 
@@ -137,6 +152,7 @@ class CachedTeacher:
         """Take a cache whose classes are matched, and its teacher; `made` is whether this process made the cache."""
         self.store, self.classes, self.answered = store, classes, False
         self.preprocessor: str | None = None
+        self._answered_images = AnsweredImages()
         self.manifest: Manifest = store.manifest()
         self._teacher, self._made = teacher, made
 
@@ -185,7 +201,7 @@ class CachedTeacher:
         Raises:
             KDError: If `preprocess_batch` of the user's has dropped the stored answers, or has moved the labels.
         """
-        if "teacher" in batch:
+        if "teacher" in batch and self._answered_images.are(batch["img"]):
             return batch
         self._check_batch(batch)
         boxes, rows, images = (batch[name] for name in (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES))
@@ -193,6 +209,7 @@ class CachedTeacher:
         probs, visible = scales.decode_rows(boxes, rows, self.manifest.scales, shape, self.manifest.conf)
         taught = self.classes.taught(boxes.device)
         batch["teacher"] = SetAnswer(boxes[visible], probs[visible], images[visible], taught)
+        self._answered_images.note(batch["img"])
         self.answered = True
         return batch
 
