@@ -106,3 +106,19 @@ def test_a_teacher_that_was_never_trained_is_named(quick, caplog):
     model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1}, teacher=untrained)
     assert "was never trained: its weights are random" in caplog.text
+
+
+def test_a_convolution_whose_norm_alone_fits_a_file_is_untrained():
+    """Of YOLO26m's weights 45% of YOLO26s's parameters fit, and with norms whose convolutions do not fit, 61%."""
+    source, student = (DetectionModel(f"yolo26{scale}.yaml", nc=80, verbose=False) for scale in "ms")
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = source.state_dict()
+    fit = {k for k, p in student.named_parameters() if k in weights and weights[k].shape == p.shape}
+    student.load(source, verbose=False)
+    origin = {id(p): is_trained for p, is_trained in trained_parameters(student)}
+    trained = {k for k, p in student.named_parameters() if origin[id(p)]}
+    assert trained < fit and all(k.endswith(".2.bias") for k in fit - trained)  # outputs whose weights do not fit
+    own = sum(p.numel() for k, p in student.named_parameters() if k in trained)
+    total = sum(p.numel() for p in student.parameters())
+    assert 0.4 * total < own < 0.5 * total

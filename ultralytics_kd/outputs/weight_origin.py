@@ -30,14 +30,18 @@ def trained_parameters(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Yield every parameter of a model with whether it is trained.
 
     A norm layer tells by its statistics, its weight and its bias. A layer beside a norm layer, as in Ultralytics'
-    `Conv`, is as trained as the norm. Others, such as the last layers of a head, are untrained if their bias is a
-    constant, as Ultralytics sets it, and else as trained as most norm layers around them.
+    `Conv`, is as trained as the norm. Of some files only the norm fits: then it has learned weights, and those of its
+    convolution are still in the range of random ones, which others have left. Others, such as the last layers of a
+    head, are untrained if their bias is a constant, as Ultralytics sets it, and else as trained as most norm layers
+    around them.
 
     Args:
         model (nn.Module): The model. Without norm layers, all of it counts as trained.
     """
     modules = dict(model.named_modules())
     norms = {name: is_trained(module) for name, module in modules.items() if _is_norm(module)}
+    convs = [m for m in modules.values() if isinstance(m, nn.Conv2d) and m.weight.requires_grad]  # not that of DFL
+    some_left = not all(_in_initial_range(conv) for conv in convs)
     for name, module in modules.items():
         parameters = [p for p in module.parameters(recurse=False)]
         if not parameters:
@@ -47,7 +51,9 @@ def trained_parameters(model: Any) -> Iterator[tuple[Tensor, bool]]:
         if name in norms:
             trained = norms[name]
         elif beside or not norms:
-            trained = any(beside) or not norms
+            learned = [n for n in _siblings(modules, name) if n in norms and _learned(modules[n])]
+            alone = some_left and learned and isinstance(module, nn.Conv2d) and _in_initial_range(module)
+            trained = (any(beside) or not norms) and not alone
         elif isinstance(bias, Tensor) and bias.numel() > 1 and bool((bias == bias[0]).all()):
             trained = False
         else:
@@ -65,6 +71,17 @@ def is_trained(norm: Any) -> bool:
     if getattr(norm, "running_mean", None) is not None and (norm.running_mean.any() or (norm.running_var != 1).any()):
         return True
     return bool((norm.weight != 1).any() or norm.bias.any())
+
+
+def _learned(norm: Any) -> bool:
+    """Return whether training moved a norm layer's weights so far that it also moved those of its convolution."""
+    weight = norm.weight.detach().float()
+    return bool((weight - weight.median()).abs().median() > 0.02)
+
+
+def _in_initial_range(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution's weights, rounded to half precision, are in PyTorch's range of random ones."""
+    return bool(conv.weight.detach().abs().max() <= 1.001 * conv.weight[0].numel() ** -0.5)
 
 
 def _siblings(modules: dict[str, nn.Module], name: str) -> list[str]:
