@@ -302,7 +302,6 @@ def test_records_of_other_versions_bring_one_warning(tmp_path, caplog):
     assert caplog.text.count("'kd-0' was made with") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_finished_runs_are_kept_while_their_arguments_are_the_same(bench, tmp_path, capsys):
     run_bench({**bench, "seeds": 1})
@@ -317,7 +316,6 @@ def test_finished_runs_are_kept_while_their_arguments_are_the_same(bench, tmp_pa
     assert [row["arm"] for row in report["table"][:3]] == ["alone", "kd", "cls"]
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_failed_training_is_named_with_its_log_and_the_others_are_finished(bench, tmp_path):
     with pytest.raises(KDError, match=r"1 of the trainings failed: bins-0: .*reg_max=1.*bins-0\.log"):
@@ -326,7 +324,7 @@ def test_a_failed_training_is_named_with_its_log_and_the_others_are_finished(ben
     assert {row["arm"] for row in report["table"]} == {"alone", "kd"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_teacher_without_any_of_the_classes_is_an_error_before_training(bench, tmp_path):
     other = save_model(tmp_path / "other.pt", names={0: "cat"})
     with pytest.raises(KDError, match="teacher-"):
@@ -393,7 +391,6 @@ def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_trained(b
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_another_task_is_compared_by_its_own_metric(tmp_path):
     from ultralytics_kd.demo.tasks import draw_task_dataset

@@ -107,6 +107,7 @@ def test_each_extension_changes_at_most_two_files(extended):
     assert all(len(files) <= 2 for files in EXISTING.values())
 
 
+@pytest.mark.nightly
 def test_a_loss_and_a_term_in_the_package_are_trained_with(extended, data, teacher):
     values = trained(extended, data, f"teacher={teacher}", "kd_box_loss=ciou", "kd_size=1", "kd_feat=1")
     assert list(values) == ["kd_cls", "kd_box", "kd_size", "kd_feat"] and all(v > 0 for v in values.values())

@@ -399,6 +399,7 @@ def test_errors_about_a_student_name_its_argument(role, tmp_path, data, teacher)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.nightly
 def test_all_classes_as_one_are_those_of_the_teacher_that_match(tmp_path, data, teacher):
     student = save_model(tmp_path / "student.pt", names={0: "item"})
     made = run_report({"teacher": teacher, "student": str(student), "data": data, "imgsz": 64, "single_cls": True,
@@ -424,6 +425,7 @@ def test_classes_of_polygons_read_as_pixels_have_a_background(tmp_path, data):
     assert distinct({0: "x", 1: "y", 2: "x"}) == {0: "x (0)", 1: "y", 2: "x (2)"}
 
 
+@pytest.mark.nightly
 def test_odd_images_names_and_sizes_cost_no_report(tmp_path, data):
     """A tall image, a name twice, dollar signs, a size that is no multiple of 32, a teacher with a coarser level."""
     copy = tmp_path / "set"

@@ -183,7 +183,7 @@ def test_bench_scores_a_task_as_ultralytics_does(task, runs, sets):
     assert found == pytest.approx(own.results_dict[MAIN[task]], abs=1e-6)
 
 
-@pytest.mark.parametrize("task", nightly_but("segment", "classify"))
+@pytest.mark.parametrize("task", nightly_but("classify"))
 def test_resume_of_a_task(task, runs, monkeypatch):
     monkeypatch.setattr(evaluation, "write_report", lambda *_: None)  # the whole run had one
     again = YOLO(runs(task).last)
@@ -318,7 +318,7 @@ def test_moving_average_teaches_every_task(task, sets, tmp_path):
     assert items["kd_feat"] > 0 and items["kd_depth" if task == "depth" else "kd_cls"] > 0
 
 
-@pytest.mark.parametrize("task", nightly_but("segment", "semantic"))
+@pytest.mark.parametrize("task", nightly_but("semantic"))
 def test_several_teachers_of_a_task(task, sets, teachers, tmp_path):
     both = [teachers(task), teachers(task, "yolo26n")]
     model = YOLO(f"yolo26n{SUFFIX[task]}.yaml")

@@ -376,6 +376,7 @@ def test_grid_and_queries_are_merged_as_sets():
     assert all(log[-1][t] < log[0][t] for t in ("kd_cls", "kd_feat"))
 
 
+@pytest.mark.nightly
 def test_several_teachers_of_the_command_line_are_trained_with_resumed_and_cached(quick, tmp_path):
     from ultralytics_kd import cli
 

@@ -176,6 +176,7 @@ def test_semantic_segmentation_scales_them_by_the_short_side_as_labelled_ones(tm
     assert augmented("detect", tmp_path).load_image(0)[2] == (32, 64)
 
 
+@pytest.mark.nightly
 def test_a_list_of_files_and_several_sources_do_as_well(quick, teacher, folder, tmp_path):
     files = sorted(folder.glob("*.png"))
     (tmp_path / "rest.txt").write_text("\n".join(map(str, files[:2])))
@@ -240,6 +241,7 @@ def test_ratio_without_images_is_said_to_be_idle(quick, teacher, caplog):
     assert YAML.load(Path(quick["project"]) / "run" / "args.yaml")["kd_unlabeled"] is None
 
 
+@pytest.mark.nightly
 def test_multi_scale_and_plots_go_with_it(quick, teacher, folder):
     run = Path(quick["project"]) / "run"
     YOLO(STUDENT).train(

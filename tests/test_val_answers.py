@@ -82,7 +82,16 @@ def test_derived_values_of_a_set_are_not_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [{"kd_feat": 1.0}, {"kd_feat": 0.0}, {"kd_feat": 1.0, "kd_feat_loss": "crosskd"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kd_feat": 1.0},
+        *(
+            pytest.param(each, marks=pytest.mark.nightly)
+            for each in ({"kd_feat": 0.0}, {"kd_feat": 1.0, "kd_feat_loss": "crosskd"})
+        ),
+    ],
+)
 def test_the_val_columns_are_those_of_a_teacher_that_answers_in_every_epoch(quick, teacher, monkeypatch, given):
     calls, run = [], GridTeacher._run
     monkeypatch.setattr(GridTeacher, "_run", lambda self, images: (calls.append(len(images)), run(self, images))[1])

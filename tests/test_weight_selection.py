@@ -192,7 +192,7 @@ def test_kd_init_false_leaves_the_students_random_weights(quick, teacher, caplog
     assert "random (kd_init=False)" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trained_student_keeps_its_weights(quick, teacher, tmp_path, caplog):
     own = save_model(tmp_path / "own.pt")
     seen, _ = first_weights(quick, teacher, model=str(own))
@@ -202,7 +202,7 @@ def test_a_trained_student_keeps_its_weights(quick, teacher, tmp_path, caplog):
     assert not torch.equal(scratch["model.0.conv.weight"], seen["model.0.conv.weight"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resumed_student_goes_on_with_its_own_weights(quick, teacher, caplog):
     student = YOLO("yolo26n.yaml")
 

@@ -61,7 +61,7 @@ def initial_weights(student: nn.Module, asked: bool, own: int, initialized: int)
     total = get_num_params(student)
     if own == total:
         return "the student's own, trained"
-    reason = "kd_init: the teacher is not a bigger model of the same kind" if asked else "kd_init=False"
+    reason = "kd_init: the teacher is not a bigger model of the same kind, or is fused" if asked else "kd_init=False"
     random = "random" if initialized or 2 * own >= total else f"random ({reason})"
     if not own and not initialized:
         return random
