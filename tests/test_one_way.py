@@ -44,7 +44,7 @@ def test_few_files_stand_between_a_batch_and_the_sum_of_its_loss(quick, teacher,
     trainer.epoch = 0
     trainer._model_train()
     batches = iter(trainer.train_loader)
-    trainer.model(trainer.preprocess_batch(next(batches)))  # the first batch also checks and caches
+    trainer.model(trainer.preprocess_batch(next(batches)))[0].sum().backward()  # the first batch also checks and caches
     trainer.run_callbacks("on_train_batch_end")
 
     batch, losses = next(batches), []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import STUDENT
+from conftest import QUICK, STUDENT
 from test_training import results
 from ultralytics.data.build import build_dataloader, build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
@@ -16,6 +17,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
+from ultralytics_kd.cache import make_cache
+from ultralytics_kd.distillation.loss import DistillationLoss
+from ultralytics_kd.training.mixin import DistillationMixin
 
 TERMS = ("kd_cls", "kd_box", "kd_feat")
 PUBLIC = sorted(
@@ -49,10 +53,16 @@ def overriding(name: str, with_super: bool) -> type:
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory, data, teacher) -> list[dict[str, float]]:
     """Return the results of the package's own trainer."""
-    from conftest import QUICK
-
     args = {**QUICK, "data": data, "teacher": teacher, "project": str(tmp_path_factory.mktemp("stock")), "name": "run"}
     return train(args, KDDetectionTrainer)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, data, teacher) -> str:
+    """Return a cache of the teacher's answers."""
+    folder = str(tmp_path_factory.mktemp("store") / "cache")
+    make_cache({"teacher": teacher, "kd_cache": folder, "data": data, "imgsz": 64, "device": QUICK["device"]})
+    return folder
 
 
 @pytest.mark.nightly
@@ -169,13 +179,55 @@ def test_stored_answers_reach_a_data_set_of_ones_own_or_the_run_stops_with_a_sen
         assert not Path(quick["project"], trainer.__name__).exists()
 
 
-def test_stored_answers_that_a_callback_takes_away_end_the_run_with_a_sentence(quick, teacher):
+class Inserts(KDDetectionTrainer):
+    """Adds a transform behind those that carry the stored answers."""
+
+    def build_dataset(self, img_path, mode="train", batch=None):
+        dataset = super().build_dataset(img_path, mode, batch)
+        if mode == "train":
+            dataset.transforms.insert(0, lambda labels: labels)
+        return dataset
+
+
+class Collates(KDDetectionTrainer):
+    """Collates samples in its own way."""
+
+    def get_dataloader(self, *args, **kwargs):
+        loader = super().get_dataloader(*args, **kwargs)
+        stock = loader.collate_fn
+        loader.collate_fn = lambda samples: stock(samples[::-1])
+        return loader
+
+
+class Replaces(KDDetectionTrainer):
+    """Replaces a method of the data set."""
+
+    def build_dataset(self, img_path, mode="train", batch=None):
+        dataset = super().build_dataset(img_path, mode, batch)
+        dataset.get_image_and_label = dataset.get_image_and_label
+        return dataset
+
+
+@pytest.mark.parametrize(
+    "trainer, message",
+    [
+        (Inserts, "kd_cache does not support the augmentation 'function'"),
+        (Collates, "collates samples with the data set's own collate_fn"),
+        (Replaces, "a data set whose get_image_and_label was replaced"),
+    ],
+)
+def test_code_in_the_way_of_stored_answers_is_refused(quick, teacher, store, trainer, message):
+    with pytest.raises(KDError, match=message):
+        train(quick, trainer, teacher=teacher, kd_feat=0, kd_cache=store)
+
+
+def test_stored_answers_that_a_callback_takes_away_end_the_run_with_a_sentence(quick, teacher, store):
     def replace(trainer):
         dataset = build_yolo_dataset(trainer.args, trainer.data["train"], 4, trainer.data)
         trainer.train_loader = build_dataloader(dataset, 4, workers=0)
 
     with pytest.raises(KDError, match=r"kd_cache: code around the data loader drops the stored answers"):
-        train(quick, KDDetectionTrainer, {"on_train_start": replace}, teacher=teacher, kd_feat=0, kd_cache=True)
+        train(quick, KDDetectionTrainer, {"on_train_start": replace}, teacher=teacher, kd_feat=0, kd_cache=store)
 
 
 class OwnLoss(DetectionModel):
@@ -192,6 +244,22 @@ class OwnAugmentation(DetectionModel):
         return super().loss(batch, self.forward(batch["img"].flip(-1)) if preds is None else preds)
 
 
+class OwnParts(DetectionModel):
+    """A model that weights the parts of its loss that it knows, and drops the others."""
+
+    def loss(self, batch, preds=None):
+        loss, items = super().loss(batch, preds)
+        return loss[:3] * torch.tensor([1.0, 0.5, 1.0]), items
+
+
+class OwnTensors(DetectionModel):
+    """A model whose criterion returns its parts as a tensor, as those of older Ultralytics did."""
+
+    def init_criterion(self):
+        stock = super().init_criterion()
+        return lambda preds, batch: (loss := stock(preds, batch)[0], loss.detach())
+
+
 def detached(student, teacher, weight, avg_factor):
     """A box loss that teaches nothing."""
     return ((student - teacher).abs().mean(-1) * weight).sum().detach() / avg_factor
@@ -202,7 +270,10 @@ def detached(student, teacher, weight, avg_factor):
     [
         (OwnLoss, {}, r"loss was computed without model\.criterion.*return self\.criterion\(preds, batch\)"),
         (OwnAugmentation, {}, r"teacher answered other images than the student saw.*batch\['img'\]"),
+        (OwnParts, {}, r"kd_cls and kd_box and kd_feat did not enter the loss.*must return all parts"),
+        (OwnTensors, {}, r"returned its parts as a Tensor: a loss returns .* a dict of their values by name"),
         (DetectionModel, {"kd_box_loss": "test_own_trainer:detached"}, r"kd_box has no gradient.*set kd_box=0"),
+        (DetectionModel, {"freeze": 5}, r"kd_feat has no gradient.*free the layers that it trains \(freeze\)"),
     ],
 )
 def test_a_first_step_that_would_not_distil_is_refused(quick, teacher, model, more, message):
@@ -213,6 +284,73 @@ def test_a_first_step_that_would_not_distil_is_refused(quick, teacher, model, mo
     with pytest.raises(KDError, match=message):
         train(quick, Mine, teacher=teacher, **more)
     assert not Path(quick["project"], "run").exists()
+
+
+def test_a_loss_that_is_replaced_later_ends_the_run_in_that_epoch(quick, teacher):
+    def replace(trainer):
+        if trainer.epoch == 1:
+            trainer.model.loss = lambda batch, preds=None: E2ELoss(trainer.model)(trainer.model(batch["img"]), batch)
+
+    with pytest.raises(KDError, match=r"trains without its teacher|not among the parts of the loss"):
+        train(quick, KDDetectionTrainer, {"on_train_epoch_start": replace}, teacher=teacher, epochs=3)
+
+
+class OwnSchedule(KDDetectionTrainer):
+    """Sets its own groups and its own schedule of each."""
+
+    def build_optimizer(self, model, name="auto", lr=0.001, momentum=0.9, decay=1e-5, iterations=1e5):
+        halves = [list(part.parameters()) for part in (model.model[:3], model.model[3:])]
+        return torch.optim.AdamW([{"params": p, "lr": lr * f} for p, f in zip(halves, (0.1, 1.0))])
+
+    def _setup_scheduler(self):
+        self.lf = lambda epoch: 1.0
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [self.lf, self.lf])
+
+
+@pytest.mark.slow
+def test_groups_and_schedules_of_ones_own_train_adapters_at_the_highest_rate_and_are_resumed(quick, teacher):
+    seen = {}
+
+    def end(trainer):
+        adapters = {id(p) for p in trainer.distiller.adapters.parameters()}
+        seen["groups"] = [(g["lr"], adapters <= {id(p) for p in g["params"]}) for g in trainer.optimizer.param_groups]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quick, OwnSchedule, {"on_model_save": end}, teacher=teacher, epochs=2)
+    assert [has for _, has in sorted(seen["groups"])] == [False, True] and len(seen["groups"]) == 2
+    last = Path(quick["project"], "run", "weights", "last.pt")
+    with pytest.raises(KDError, match=r"other parameter groups than this trainer's.*trainer=MyTrainer"):
+        YOLO(last).train(resume=True)
+    YOLO(last).train(resume=True, trainer=OwnSchedule)
+    assert [row["epoch"] for row in results(last.parents[1])] == [1, 2]
+
+
+def test_a_wrong_order_of_bases_is_an_error_where_the_class_is_written():
+    with pytest.raises(KDError, match=r"class Wrong: DistillationMixin must stand before the trainer"):
+        type("Wrong", (DetectionTrainer, DistillationMixin), {})
+
+
+def test_a_setup_without_the_package_and_a_teacher_that_comes_late_are_errors(quick, teacher):
+    class Alone(KDDetectionTrainer):
+        def _setup_train(self):
+            DetectionTrainer._setup_train(self)
+
+    with pytest.raises(KDError, match=r"_setup_train must call super\(\)\._setup_train\(\)"):
+        train(quick, Alone, teacher=teacher)
+    trainer = KDDetectionTrainer(overrides={**quick, "model": STUDENT})
+    trainer.args.teacher = teacher
+    with pytest.raises(KDError, match=r"args\.teacher was set after the trainer was built"):
+        trainer.train()
+
+
+def test_a_callback_reads_and_sets_attributes_of_the_base_loss():
+    base = SimpleNamespace(o2m=0.8, o2o=0.2, one2many=None, one2one=None)
+    loss = DistillationLoss(base, SimpleNamespace(), None)
+    loss.o2m = 0.5
+    assert base.o2m == loss.o2m == 0.5 and loss.gains["one2many"] == 0.5
+    with pytest.raises(AttributeError):
+        loss.unknown  # noqa: B018
 
 
 def test_a_trainer_that_drops_images_without_labels_is_refused(quick, teacher, data):

@@ -55,6 +55,20 @@ class AnsweredDataset(YOLODataset):
                 "Ultralytics' own YOLODataset, or train without kd_cache."
             )
 
+    def check_intact(self) -> None:
+        """Raise if code of the user's has changed the data set since it carries answers.
+
+        Raises:
+            KDError: If a transform is unknown, or if a method was replaced.
+        """
+        replaced = [name for name in ("get_image_and_label", "build_transforms", "__getitem__") if name in vars(self)]
+        if replaced or type(self) is not AnsweredDataset:
+            raise KDError(
+                f"kd_cache does not support a data set whose {', '.join(replaced) or 'class'} was replaced: the stored "
+                "boxes would stay where they are. Train without kd_cache."
+            )
+        carry_answers(self.transforms)
+
     def build_transforms(self, hyp: Any) -> Any:
         """Build transforms that carry the stored answers.
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from ultralytics.utils.loss import v8ClassificationLoss
 
 from .. import outputs
+from ..errors import KDError
 from ..outputs import ONE2MANY
 from .distillers import Distiller
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
+OWN = ("ask", "base", "distiller", "first_nonfinite", "head", "inspect", "scaled", "trains")  # not the base loss's
 FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
 
 
@@ -64,8 +66,16 @@ class DistillationLoss:
         Returns:
             loss (Tensor): Base parts and the task's terms, shape (n,), each times batch size as the base loss is.
             items (dict[str, Tensor]): The same by name, without gradient and not times batch size.
+
+        Raises:
+            KDError: If a base loss of the user's does not return its parts by name.
         """
         loss, items = self.base(*self._labeled(preds, batch))
+        if not isinstance(items, dict):
+            raise KDError(
+                f"{type(self.base).__name__} returned its parts as a {type(items).__name__}: a loss returns the parts "
+                "times batch size and a dict of their values by name, as Ultralytics' losses do."
+            )
         if self.ask is not None and (torch.is_grad_enabled() or not self.trains):
             self.ask(batch)
         answer = batch.get("teacher")
@@ -85,6 +95,17 @@ class DistillationLoss:
         if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the base loss, which callbacks of the user's may know."""
+        if name == "base":
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the base loss if it has one of that name."""
+        own = name in OWN or not hasattr(self.base, name)
+        object.__setattr__(self if own else self.base, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as the base loss."""

@@ -145,13 +145,13 @@ class CachedTeacher:
         manifest (Manifest): Whose answers it holds, and how they were computed.
         classes (ClassMap): Match of the stored classes to the student's.
         answered (bool): Whether a training batch had answers. A run that fails earlier leaves nothing on disk.
-        preprocessor (str | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
+        passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
     """
 
     def __init__(self, store: Store, classes: ClassMap, teacher: Teacher, made: bool = False):
         """Take a cache whose classes are matched, and its teacher; `made` is whether this process made the cache."""
         self.store, self.classes, self.answered = store, classes, False
-        self.preprocessor: str | None = None
+        self.passed_through: str | None = None
         self._answered_images = AnsweredImages()
         self.manifest: Manifest = store.manifest()
         self._teacher, self._made = teacher, made
@@ -170,27 +170,45 @@ class CachedTeacher:
         AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
 
     def adopt_from(self, loader: Any, imgsz: int) -> None:
-        """Do so with the data set of a loader, if a trainer of the user's built both itself.
+        """Do so with the data set of a loader, if a trainer of the user's built both itself, and check the loader.
 
         Args:
             loader (DataLoader): The loader; its workers start again, because they have copies of the data set.
             imgsz (int): Image size of the training in pixels.
 
         Raises:
-            KDError: As `adopt` does, or if the loader collates samples in a way of its own.
+            KDError: As `adopt` and `check_loader` do.
         """
         dataset: Any = getattr(loader, "dataset", None)
-        if isinstance(dataset, AnsweredDataset):
-            return
-        self.adopt(dataset, imgsz)
-        if getattr(loader, "collate_fn", None) is not YOLODataset.collate_fn:
+        if not isinstance(dataset, AnsweredDataset):
+            self.adopt(dataset, imgsz)
+            if getattr(loader, "collate_fn", None) is YOLODataset.collate_fn:
+                loader.collate_fn = dataset.collate_fn
+            if hasattr(loader, "reset"):
+                loader.reset()
+        self.check_loader(loader)
+
+    def check_loader(self, loader: Any) -> None:
+        """Raise if code of the user's has put something into the way of the stored answers.
+
+        Args:
+            loader (DataLoader): The training loader.
+
+        Raises:
+            KDError: If it collates samples in a way of its own, or if its data set has transforms or methods that are
+                not Ultralytics'.
+        """
+        dataset: Any = getattr(loader, "dataset", None)
+        if not isinstance(dataset, AnsweredDataset):
+            return  # the batches will lack answers, which is an error that says so
+        dataset.check_intact()
+        if getattr(loader, "collate_fn", None) is not AnsweredDataset.collate_fn:
             raise KDError(
-                "kd_cache needs a training loader that collates samples with YOLODataset.collate_fn: build it with "
-                "Ultralytics' build_dataloader, or train without kd_cache."
+                "kd_cache needs a training loader that collates samples with the data set's own collate_fn: build it "
+                "with Ultralytics' build_dataloader, or train without kd_cache."
             )
-        loader.collate_fn = dataset.collate_fn
-        if hasattr(loader, "reset"):
-            loader.reset()
+        if type(loader).__module__.partition(".")[0] not in {"ultralytics", "torch"}:
+            self.passed_through = self.passed_through or type(loader).__name__
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the stored answers to a training batch and return it; confidences are those at the batch's image size.
@@ -217,16 +235,15 @@ class CachedTeacher:
         """Raise if a batch has lost its stored answers in code of the user's, or if they no longer fit."""
         needed = (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES, augmentation.LABELS)
         if any(name not in batch for name in needed):
-            where = f"{self.preprocessor}.preprocess_batch" if self.preprocessor else "code around the data loader"
             raise KDError(
-                f"kd_cache: {where} drops the stored answers, so the student would learn from labels alone: keep all "
-                "entries of the batch, or train without kd_cache."
+                f"kd_cache: {self.passed_through or 'code around the data loader'} drops the stored answers, so the "
+                "student would learn from labels alone: keep all entries of the batch, or train without kd_cache."
             )
         # Ultralytics moves no labels there, and comparing them would make the host wait for a GPU
-        if self.preprocessor and not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
+        if self.passed_through and not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
             raise KDError(
-                f"kd_cache: {self.preprocessor}.preprocess_batch changes the labels' boxes, and the stored boxes would "
-                "stay where they are: augment in the data set's transforms, or train without kd_cache."
+                f"kd_cache: {self.passed_through} changes the labels' boxes, and the stored boxes would stay where "
+                "they are: augment with augmentations= (Albumentations), or train without kd_cache."
             )
 
     def size_warnings(self, imgsz: int) -> list[str]:

@@ -165,16 +165,21 @@ def add_to_optimizer(optimizer: Any, distiller: Distiller, run_state: Callable[[
     if missing:
         # MuSGD has a second group of weights with a higher rate, for the class head
         weights = [g for g in optimizer.param_groups if g.get("param_group") == "weight"]
-        group = min(weights or [_largest(optimizer.param_groups)], key=lambda g: g["lr"])
-        optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": missing})
+        if weights:
+            group = min(weights, key=lambda g: g["lr"])
+            optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": missing})
+        else:  # an optimizer of the user's, whose scheduler may count its groups; new layers take the highest rate
+            max(optimizer.param_groups, key=lambda g: (g["lr"], _size(g)))["params"].extend(missing)
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(ADAPTERS_KEY, adapters.state_dict()))
     optimizer.register_load_state_dict_pre_hook(lambda _, state: _load_adapters(adapters, state))
     optimizer.register_step_pre_hook(lambda *_: _clip(adapters))
+    # Code of the user's may clear the gradients of the model alone
+    optimizer.register_step_post_hook(lambda *_: adapters.zero_grad())
 
 
-def _largest(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the group with most parameters: in an optimizer of the user's, the one that trains the weights."""
-    return max(groups, key=lambda group: sum(p.numel() for p in group["params"]))
+def _size(group: dict[str, Any]) -> int:
+    """Return the number of parameters of a group."""
+    return sum(p.numel() for p in group["params"])
 
 
 def _clip(adapters: nn.Module) -> None:

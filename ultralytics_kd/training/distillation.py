@@ -250,7 +250,7 @@ class Distillation:
         assert self.distiller is not None
         self.preprocessor = preprocessor
         if self.cached is not None:
-            self.cached.preprocessor = preprocessor.__name__ if preprocessor else None
+            self.cached.passed_through = f"{preprocessor.__name__}.preprocess_batch" if preprocessor else None
         self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
@@ -278,11 +278,11 @@ class Distillation:
         Raises:
             KDError: If code of the user's has left these images out.
         """
-        if LABELED not in batch:
+        if LABELED not in batch or len(batch["img"]) <= batch[LABELED]:
             where = self.preprocessor.__name__ if self.preprocessor else "the trainer"
             raise KDError(
                 f"kd_unlabeled: {where}.preprocess_batch must call super().preprocess_batch(batch), which adds the "
-                f"images without labels; {HOOKS}."
+                f"images without labels behind those with, and keep them and the entry '{LABELED}'; {HOOKS}."
             )
         self.answers.add_answer(batch)
 
@@ -295,7 +295,7 @@ class Distillation:
     @property
     def started(self) -> bool:
         """Whether the first batch was trained. A run that fails earlier leaves nothing on disk."""
-        return self.distiller is not None and self.first_step.passed
+        return self.distiller is not None and self.first_step.started
 
     def validating(self, average: nn.Module) -> Any:
         """Return a context for validating the moving average: adapters in eval mode, feature maps captured.

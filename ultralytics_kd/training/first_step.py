@@ -1,11 +1,13 @@
-"""Checks of the first batch: a run that was announced as a distillation distils, or it stops here.
+"""Checks of first batches: a run that was announced as a distillation distils, or it stops here.
 
 A trainer, a model or a callback of the user's can replace any part of a run. What cannot be kept in place is looked at
-in the first batch: the images that the student saw, the terms and their gradient, and the optimizer.
+in the first batch of every epoch: the images that the student saw, and that the terms are in the loss that was
+returned. In the first epoch also: the terms, their gradient, and the optimizer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ..distillation.distillers import Distiller
+from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 
 HOOKS = 'see "A trainer of your own" in examples/EXTENDING.md'
@@ -40,22 +43,24 @@ class FirstStep:
 
     Attributes:
         distiller (Distiller): The terms and their adapters.
-        passed (bool): Whether the first step was checked.
+        started (bool): Whether a batch was trained and checked.
+        passed (bool): Whether the first batch of the current epoch was checked.
         pending (set[str]): Terms that were 0 and without a gradient so far. A batch may give them nothing to compare.
         averaged (bool): Whether the adapters' gradients were averaged over ranks.
     """
 
     def __init__(self, distiller: Distiller):
         """Take the terms of a run."""
-        self.distiller, self.passed, self.averaged = distiller, False, False
+        self.distiller, self.started, self.passed, self.averaged = distiller, False, False, False
         self.pending = set(distiller.terms)
         self._student: Any = None
         self._seen: Tensor | None = None  # the images that the student was called with last
         self._answered: Tensor | None = None  # the images of the last answer
         self._terms: dict[str, Tensor] = {}
+        self._in_loss: set[str] = set()  # terms that a gradient of the returned loss has reached
 
     def follow(self, event: str, trainer: Any) -> None:
-        """Do what is due at an event of the training, until nothing is left to check.
+        """Do what is due at an event of the training.
 
         Args:
             event (str): Name of the event, whose callbacks have run.
@@ -64,14 +69,15 @@ class FirstStep:
         Raises:
             KDError: As `check` does.
         """
-        if self.over:
-            return
         student = unwrap_model(trainer.model)
-        if event == "on_train_batch_start" and not (self.passed or trainer.args.compile):
+        if event == "on_train_epoch_start":
+            self.passed, student.criterion.inspect = False, self.inspect
+        elif event == "on_train_batch_start" and not (self.passed or trainer.args.compile):
             self._watch(student)
-        elif event == "on_train_batch_end":
+        elif event == "on_train_batch_end" and not self.over:
             self.check(trainer.optimizer, trainer.epoch)
         elif event == "on_train_epoch_end":
+            self._check_log(trainer.tloss or {})
             self._end_epoch()
         if self.over:
             student.criterion.inspect = None
@@ -82,6 +88,8 @@ class FirstStep:
         A compiled student is not watched: Ultralytics itself hands it the images of the batch, and a method around it
         would be compiled too.
         """
+        if self._student is not None:  # the last batch ended in an error that Ultralytics recovers from
+            return
         stock: Any = student.forward
 
         def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,6 +109,17 @@ class FirstStep:
             terms (dict[str, Tensor]): Weighted terms by name.
         """
         self._answered, self._terms = batch["img"], terms
+        if batch.get(FINITE_FACTOR) is not None and not batch[FINITE_FACTOR]:  # a non-finite answer teaches nothing
+            self._in_loss.update(terms)
+            return
+        for name in self.distiller.terms:
+            if terms[name].requires_grad:
+                terms[name].register_hook(lambda gradient, name=name: self._note(name, gradient))
+
+    def _note(self, name: str, gradient: Tensor) -> None:
+        """Note that a gradient reaches a term; the gradient of a part that was cut off is 0."""
+        if gradient.any():
+            self._in_loss.add(name)
 
     def check(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         """Raise if the run does not distil; called after the first batch, and in later ones as long as terms are 0.
@@ -114,13 +133,13 @@ class FirstStep:
                 different images, or if adapters are not trained.
         """
         if not self.passed:
+            self.stop_watching()
             self._check_loss()
             self._check_adapters(optimizer)
-            self.stop_watching()
         self._check_terms(epoch)
-        self.passed = True
+        self.started = self.passed = True
         self._seen = self._answered = None
-        self._terms = {}
+        self._terms, self._in_loss = {}, set()
 
     def check_ranks(self) -> None:
         """Raise if the optimizer steps with gradients of the adapters that differ between processes.
@@ -146,6 +165,21 @@ class FirstStep:
             raise KDError(
                 "the teacher answered other images than the student saw: pass the images that the student sees to the "
                 f"loss as batch['img']; {HOOKS}."
+            )
+        lost = [name for name, term in self._terms.items() if term.requires_grad and name not in self._in_loss]
+        if lost:
+            raise KDError(
+                f"{' and '.join(lost)} did not enter the loss that was trained: the model's loss() must return all "
+                f"parts of self.criterion(preds, batch); {HOOKS}."
+            )
+
+    def _check_log(self, items: Mapping[str, Any]) -> None:
+        """Raise if the logged parts of an epoch's loss lack a term."""
+        lost = [name for name in self.distiller.terms if name not in items]
+        if lost:
+            raise KDError(
+                f"{' and '.join(lost)} is not among the parts of the loss in this epoch, which was trained without it: "
+                f"the model's loss() must return all parts of self.criterion(preds, batch); {HOOKS}."
             )
 
     def _check_adapters(self, optimizer: torch.optim.Optimizer) -> None:

@@ -61,6 +61,16 @@ class DistillationMixin(_Trainer):
     metrics: Any
     save_dir: Path
     world_size: int
+    _setup_scheduler: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a trainer whose other bases would hide this class's methods."""
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if BaseTrainer in order and order.index(BaseTrainer) < order.index(DistillationMixin):
+            raise KDError(
+                f"class {cls.__name__}: DistillationMixin must stand before the trainer class among its bases."
+            )
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
         """Check the arguments, load the teacher and set up the base trainer.
@@ -213,7 +223,8 @@ class DistillationMixin(_Trainer):
     def _build_train_pipeline(self) -> None:
         """Build data loaders, optimizer and scheduler, and the stream of images without labels."""
         self._match_student()
-        super()._build_train_pipeline()
+        with self._optimizer_extended_first():
+            super()._build_train_pipeline()
         if self.distillation is None:
             return
         if self.distillation.cached is not None:
@@ -221,16 +232,26 @@ class DistillationMixin(_Trainer):
         if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.open(self)
 
+    @contextmanager
+    def _optimizer_extended_first(self) -> Iterator[None]:
+        """Add the adapters to the optimizer before the scheduler sees its groups, whoever makes the two."""
+        set_up = self._setup_scheduler
+
+        def extended() -> None:
+            self._extend_optimizer()
+            set_up()
+
+        self._setup_scheduler = extended
+        try:
+            yield
+        finally:
+            del self._setup_scheduler
+
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Build a data loader; on several machines rank 0 builds it first, as they may share the label file."""
         first = self.distillation is not None and distributed.several_machines()
         with torch_distributed_zero_first(RANK if first else -1):
             return super().get_dataloader(*args, **kwargs)
-
-    def _setup_scheduler(self) -> None:
-        """Add the adapters to the optimizer, whoever built it, before the scheduler counts its groups."""
-        self._extend_optimizer()
-        super()._setup_scheduler()
 
     def _extend_optimizer(self) -> None:
         """Let the current optimizer train the adapters and carry the run's state."""
@@ -277,11 +298,15 @@ class DistillationMixin(_Trainer):
         if self.distillation is not None and self.distillation.trains:
             self._attach_loss()
             self._extend_optimizer()
+            if event == "on_train_epoch_start" and self.distillation.cached is not None:
+                self.distillation.cached.check_loader(self.train_loader)
             self.distillation.first_step.follow(event, self)
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def train(self) -> Any:
         """Train, then release the teacher. A run that fails before its first batch leaves nothing on disk."""
+        if self.distillation is None and has_teacher(vars(self.args)):
+            raise KDError("args.teacher was set after the trainer was built: give teacher= to train() or in overrides.")
         if self.distillation is None or self.run_folder is None:
             return super().train()
         try:
@@ -454,7 +479,15 @@ class DistillationMixin(_Trainer):
         """Restore optimizer and EMA. The restored EMA is a new model and needs the distillation loss again."""
         if self.distiller is not None:
             checkpoints.check_adapters(ckpt.get("optimizer"), self.distiller)
-        super()._load_checkpoint_state(ckpt)
+        try:
+            super()._load_checkpoint_state(ckpt)
+        except ValueError as e:  # PyTorch's, about parameter groups of other sizes
+            if self.distillation is None:
+                raise
+            raise KDError(
+                "the checkpoint's optimizer has other parameter groups than this trainer's: resume with the trainer "
+                "that the run began with, e.g. YOLO('last.pt').train(resume=True, trainer=MyTrainer)."
+            ) from e
         student = unwrap_model(self.model)
         if self.distillation is not None and isinstance(getattr(student, "criterion", None), DistillationLoss):
             self.ema.ema.criterion = None
@@ -479,6 +512,8 @@ class DistillationMixin(_Trainer):
         if self._teacher_unscored and event == "on_fit_epoch_end":
             self._score_teacher()
         super().run_callbacks(event)
+        if event == "on_train_start" and self.distillation is not None and not self.distillation.trains:
+            raise KDError(f"_setup_train must call super()._setup_train(), which prepares the teacher; {HOOKS}.")
         self._keep_attached(event)
 
     def _score_teacher(self) -> None:
