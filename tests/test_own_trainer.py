@@ -286,6 +286,21 @@ def test_a_first_step_that_would_not_distil_is_refused(quick, teacher, model, mo
     assert not Path(quick["project"], "run").exists()
 
 
+@pytest.mark.parametrize("factor", [255.0, 1 / 255])
+def test_images_of_another_scale_are_warned_of(quick, teacher, caplog, factor):
+    class Scales(KDDetectionTrainer):
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            return {**batch, "img": batch["img"] * factor}
+
+    def stop(trainer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quick, Scales, {"on_train_epoch_end": stop}, teacher=teacher, kd_feat=0)
+    assert "the teacher expects images in [0, 1]" in caplog.text
+
+
 def test_a_loss_that_is_replaced_later_ends_the_run_in_that_epoch(quick, teacher):
     def replace(trainer):
         if trainer.epoch == 1:

@@ -19,6 +19,7 @@ from ..distillation.distillers import Distiller
 from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 
+DARK = 0.02  # no batch of real images is so dark all over: it was divided by 255 twice
 HOOKS = 'see "A trainer of your own" in examples/EXTENDING.md'
 
 
@@ -136,6 +137,8 @@ class FirstStep:
             self.stop_watching()
             self._check_loss()
             self._check_adapters(optimizer)
+            if not self.started:
+                self._warn_of_values()
         self._check_terms(epoch)
         self.started = self.passed = True
         self._seen = self._answered = None
@@ -171,6 +174,16 @@ class FirstStep:
             raise KDError(
                 f"{' and '.join(lost)} did not enter the loss that was trained: the model's loss() must return all "
                 f"parts of self.criterion(preds, batch); {HOOKS}."
+            )
+
+    def _warn_of_values(self) -> None:
+        """Warn if the images are scaled in another way than a teacher was trained with."""
+        assert self._answered is not None
+        low, high = (float(value) for value in self._answered.detach().float().aminmax())
+        if (low < -0.01 or high > 1.01 or high < DARK) and RANK in {-1, 0}:
+            LOGGER.warning(
+                f"the first batch has values from {low:.3g} to {high:.3g}, and the teacher expects images in [0, 1]: "
+                "normalise for the student in its model, not in preprocess_batch."
             )
 
     def _check_log(self, items: Mapping[str, Any]) -> None:
