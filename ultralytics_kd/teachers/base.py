@@ -167,7 +167,10 @@ class Teacher:
         return self._detections(self.run(images), images, thresholds)
 
     def run(self, images: Tensor) -> Any:
-        """Return the model's raw outputs, checked for NaN and Inf; if there are any, compute them again in float32.
+        """Return the model's raw outputs, checked for NaN and Inf.
+
+        If there are any, the teacher goes on in float32: from this batch on, or from the next one where the check is
+        delayed (`FiniteCheck`).
 
         Raises:
             KDError: If there are any, and float32 is not allowed or does not help.
