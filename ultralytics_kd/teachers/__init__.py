@@ -2,6 +2,7 @@
 
 Files:
     opening: from the `teacher` argument to a teacher.
+    checkpoint_files: from a file to the model in it.
     base: the steps from images to an answer, which all teachers share.
     grid, sets, dense, ensemble, ema: kinds of teachers.
     custom, exported, zoo: teachers from other libraries.

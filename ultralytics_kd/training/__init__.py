@@ -10,6 +10,7 @@ Files:
     autobatch: what AutoBatch profiles, so that the teacher fits in memory too.
     run_folder: the run's folder: claimed, and removed if the run never starts.
     checkpoints, resuming, random_streams: checkpoints, and how a run continues from one.
+    moved_run: files of a run whose folder was moved or copied.
     distributed: runs of several processes.
     evaluation, tables: the teacher's scores, plots and tables.
     tuning: searches over kd arguments.
