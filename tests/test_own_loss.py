@@ -92,7 +92,8 @@ def test_a_class_makes_a_module_for_every_level_which_trains(own):
     made = FeatureTerm("own_loss:Relations", None, layout, [FeatureLayout((8, 16), (6, 7))])
     assert [(m.project.in_channels, m.project.out_channels) for m in made.adapters] == [(4, 6), (5, 7)]
     torch.manual_seed(0)
-    seen = FeaturePair([torch.rand(2, c, 8, 8) for c in (4, 5)], [[torch.rand(2, c, 8, 8) for c in (6, 7)]])
+    student = [torch.rand(2, c, 8, 8, requires_grad=True) for c in (4, 5)]
+    seen = FeaturePair(student, [[torch.rand(2, c, 8, 8) for c in (6, 7)]])
     optimizer = torch.optim.Adam(made.adapters.parameters(), lr=0.01)
     values = []
     for _ in range(20):

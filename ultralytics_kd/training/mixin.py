@@ -482,7 +482,7 @@ class DistillationMixin(_Trainer):
         try:
             super()._load_checkpoint_state(ckpt)
         except ValueError as e:  # PyTorch's, about parameter groups of other sizes
-            if self.distillation is None:
+            if self.distillation is None or isinstance(e, KDError):
                 raise
             raise KDError(
                 "the checkpoint's optimizer has other parameter groups than this trainer's: resume with the trainer "
