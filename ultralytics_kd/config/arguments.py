@@ -114,7 +114,10 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_feat_tau": Argument(None, "float, optional", "temperature of kd_feat (cwd); unset = kd_tau", number=True),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
-        True, "bool", "whether a student without trained weights begins with a part of the teacher's, if they are alike"
+        True,
+        "bool | str",
+        "whether a student without trained weights begins with a part of the teacher's, if they are alike; fit: that "
+        "part is refitted to the teacher's activations",
     ),
     "kd_precision": Argument(
         "auto",

@@ -12,17 +12,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_num_params
 
 from .channel_picks import Pick, Picks, evenly
 from .output_channels import OutputChannels, keypoint_names
+from .weight_fitting import fit_weights
 
 Rows = tuple[Pick, Pick]  # the student's output channels that are set, and the teacher's that they take
 
 
 def select_weights(
-    student: Any, teacher: Any, classes: Mapping[int, int] | None = None, keypoints: Sequence[str] | None = None
+    student: Any,
+    teacher: Any,
+    classes: Mapping[int, int] | None = None,
+    keypoints: Sequence[str] | None = None,
+    images: Tensor | None = None,
 ) -> int:
     """Copy an evenly spaced part of a teacher's weights into a student.
 
@@ -32,6 +38,8 @@ def select_weights(
         classes (Mapping[int, int], optional): Student class -> teacher class whose scores it takes; other student
             classes keep their weights. None if both have the same classes in the same order.
         keypoints (Sequence[str], optional): Names of the student's keypoints, None if they are unknown.
+        images (Tensor, optional): Training images, shape (N, C, H, W). The selected weights are then refitted to the
+            teacher's activations on them.
 
     Returns:
         (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is not
@@ -42,18 +50,26 @@ def select_weights(
         >>> student = DetectionModel("yolo26n.yaml", nc=80)
         >>> select_weights(student, load_checkpoint("yolo26s.pt")[0])  # both score the same 80 classes
     """
-    if not same_architecture(student, teacher) or get_num_params(teacher) <= get_num_params(student):
+    if not bigger_alike(student, teacher):
         return 0
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
     picks, count = Picks(student, teacher), 0
     channels = OutputChannels(student.model[-1], teacher.model[-1], classes, names)
+    plan = _plan(picks, f"model.{len(student.model) - 1}.", channels)
     with torch.no_grad():
-        for name, rows in _plan(picks, f"model.{len(student.model) - 1}.", channels).items():
+        for name, rows in plan.items():
             module, source = picks.student[name], picks.teacher[name]
             if isinstance(module, nn.Conv2d):
                 count += _copy_conv(module, source, picks.norms(name), rows, picks.of(name)[1])
             else:
                 count += _copy_linear_or_upsampling(module, source, rows)
+    if count and images is not None:
+        convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
+        fits = fit_weights(student, teacher, images, convs, picks.norms)
+        LOGGER.info(
+            f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
+            f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
+        )
     return count
 
 
@@ -175,6 +191,11 @@ def _copy_conv(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], row
             value.copy_(state[key][outputs] if value.dim() else state[key])
         count += sum(p.numel() for p in norm.parameters())
     return count
+
+
+def bigger_alike(student: Any, teacher: Any) -> bool:
+    """Return whether a teacher is a bigger model of the student's architecture."""
+    return same_architecture(student, teacher) and get_num_params(teacher) > get_num_params(student)
 
 
 def same_architecture(student: Any, teacher: Any) -> bool:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import autocast
 
@@ -26,7 +27,7 @@ from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained, trained_parameters
-from ..outputs.weight_selection import select_weights
+from ..outputs.weight_selection import bigger_alike, select_weights
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
@@ -148,13 +149,20 @@ class Distillation:
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
         return store
 
-    def match_student(self, student: Any, device: torch.device, average: Callable[[], nn.Module]) -> None:
+    def match_student(
+        self,
+        student: Any,
+        device: torch.device,
+        average: Callable[[], nn.Module],
+        images: Callable[[], Tensor],
+    ) -> None:
         """Match the student with the teacher, and build terms and adapters, before the optimizer is made.
 
         Args:
             student (nn.Module): The student.
             device (torch.device): Where it trains.
             average (Callable): Returns its moving average, or the student as long as there is none.
+            images (Callable): Returns training images on that device, for `kd_init=fit`.
 
         Raises:
             KDError: If the two cannot be matched.
@@ -167,7 +175,7 @@ class Distillation:
         if 2 * self.own < sum(p.numel() for p, _ in parameters):  # a few that fit by chance make no trained student
             before = [p.detach().clone() for p in trained]
             if self.args.kd_init:
-                self._initialize(student)
+                self._initialize(student, images if self.args.kd_init == "fit" else None)
             if self.quantizes and not self.initialized:
                 raise KDError(RANDOM_RANGES)
             self.own = sum(int((p == b).sum()) for p, b in zip(trained, before))
@@ -180,16 +188,27 @@ class Distillation:
         """Whether training is quantization-aware, which not every release of Ultralytics supports."""
         return getattr(self.args, "quantize", None) == 8
 
-    def _initialize(self, student: Any) -> None:
-        """Start the student from weights of the first teacher that is a bigger model of the same architecture."""
+    def _initialize(self, student: Any, images: Callable[[], Tensor] | None) -> None:
+        """Start the student from weights of the first teacher that is a bigger model of the same architecture.
+
+        Args:
+            student (nn.Module): The student.
+            images (Callable | None): Returns training images, on which the weights are refitted; None to select only.
+        """
         for member in self.teacher.members:
             if not isinstance(member.original, nn.Module) or member.classes is None:
                 continue
             classes = {student_class: sources[0] for student_class, sources in member.classes.sources.items()}
             matched = None if member.classes.identity else classes
-            self.initialized = select_weights(student, member.original, matched, self._keypoints)
-            if self.initialized:
-                return
+            if not bigger_alike(student, member.original):
+                continue
+            drawn, teacher = None, member.original
+            if images is not None:
+                drawn = images()
+                teacher = deepcopy(teacher).to(drawn.device).float()
+                student.to(drawn.device)
+            self.initialized = select_weights(student, teacher, matched, self._keypoints, drawn)
+            return
 
     def prepare_teacher(self, device: torch.device, amp: bool) -> None:
         """Make the teacher ready to run, once the student's precision is known; calling it again changes nothing.

@@ -27,6 +27,7 @@ from ..teachers import Teacher
 from ..teachers.class_map import ClassMap
 from . import checkpoints, distributed, evaluation
 from .autobatch import StudentWithTeacher
+from .calibration import calibration_images
 from .distillation import Distillation
 from .first_step import HOOKS, overriding_class
 from .resuming import MOVABLE, ResumedRun, check_same_kind
@@ -198,7 +199,8 @@ class DistillationMixin(_Trainer):
     def _match_student(self) -> None:
         """Match the student with the teacher, unless that is done."""
         if self.distillation is not None and self.distillation.distiller is None:
-            self.distillation.match_student(unwrap_model(self.model), self.device, self._average)
+            student, images = unwrap_model(self.model), lambda: calibration_images(self)
+            self.distillation.match_student(student, self.device, self._average, images)
 
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""
