@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from copy import deepcopy
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import STUDENT, TEACHER, make_model
 from torch import nn
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel, OBBModel, PoseModel, SegmentationModel
 
 from ultralytics_kd import YOLO, KDError, config
 from ultralytics_kd.outputs.weight_fitting import _Fit
@@ -115,3 +117,29 @@ def test_a_training_starts_from_the_fit_and_says_how_good_it_is(quick, tmp_path,
 def test_other_values_of_kd_init_are_refused():
     with pytest.raises(KDError, match="'kd_init=fitted' is invalid: it must be True, False or fit"):
         config.check_values({"kd_init": "fitted"})
+
+
+TASKS = {
+    "segment": (SegmentationModel, "yolo26{}-seg.yaml"),
+    "pose": (PoseModel, "yolo26{}-pose.yaml"),
+    "obb": (OBBModel, "yolo26{}-obb.yaml"),
+    "classify": (ClassificationModel, "yolo26{}-cls.yaml"),
+    "detect 11": (DetectionModel, "yolo11{}.yaml"),
+    "detect 12": (DetectionModel, "yolo12{}.yaml"),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", TASKS)
+def test_heads_of_all_tasks_are_fitted(task, caplog):
+    """The inputs of the head come near to the teacher's channels that the student took over."""
+    kind, cfg = TASKS[task]
+    torch.manual_seed(0)
+    student, teacher = (kind(cfg.format(scale), nc=3, verbose=False) for scale in "ns")
+    for _ in range(3):
+        teacher.train()(images(8))  # statistics of its norm layers
+    teacher.eval()
+    assert select_weights(student, teacher, images=images(16)) > 0
+    assert all(p.isfinite().all() for p in student.state_dict().values())
+    share = float(re.search(r"explain ([\d.]+)%", caplog.text)[1])
+    assert share > 50

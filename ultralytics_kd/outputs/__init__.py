@@ -7,6 +7,7 @@ Files:
     queries: predictions of RT-DETR's decoder.
     weight_selection: the weights that a student takes from a bigger teacher (`kd_init`).
     channel_picks, output_channels: the channels that it takes, of hidden layers and of a head's output layers.
+    weight_fitting: selected weights refitted to the teacher's activations (`kd_init=fit`).
     weight_origin: which of a model's weights are trained.
 """
 
