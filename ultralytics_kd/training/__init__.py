@@ -4,6 +4,7 @@ Files:
     mixin: every method that Ultralytics' training loop calls.
     distillation: teacher, terms and answers of one run.
     teacher_source: the `teacher` argument: opened, named, kept beside the run.
+    calibration: training images for a fit before the training (`kd_init=fit`).
     first_step: checks of first batches: that they distil.
     answer_sources: the answer to a batch, from the teacher or from a cache.
     unlabeled, unlabeled_images: images without labels that join the batches.
