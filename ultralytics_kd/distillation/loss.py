@@ -32,7 +32,7 @@ class DistillationLoss:
         head (nn.Module): Head of the model that this loss belongs to.
         trains (bool): Whether that model trains. Its moving average does not.
         ask (Callable | None): Adds the teacher's answer to a batch that lacks it.
-        inspect (Callable | None): Called with every training batch and its terms, until the first step is checked.
+        inspect (Callable | None): Called with a training batch and its terms, until the epoch's first is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
     """
 

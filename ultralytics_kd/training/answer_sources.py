@@ -50,12 +50,11 @@ class LiveTeacher:
 
     Attributes:
         teacher (Teacher): The teacher.
-        answered (bool): Whether it has answered a training batch. A run that fails earlier leaves nothing on disk.
     """
 
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
-        self.teacher, self.answered = teacher, False
+        self.teacher = teacher
         self._answered_images = AnsweredImages()
         self._val_answers = ValAnswers()
 
@@ -73,7 +72,6 @@ class LiveTeacher:
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
             batch |= self._answer(images)
             self._answered_images.note(images)
-            self.answered = True
         return batch
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
@@ -144,13 +142,12 @@ class CachedTeacher:
         store (Store): The cache.
         manifest (Manifest): Whose answers it holds, and how they were computed.
         classes (ClassMap): Match of the stored classes to the student's.
-        answered (bool): Whether a training batch had answers. A run that fails earlier leaves nothing on disk.
         passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
     """
 
     def __init__(self, store: Store, classes: ClassMap, teacher: Teacher, made: bool = False):
         """Take a cache whose classes are matched, and its teacher; `made` is whether this process made the cache."""
-        self.store, self.classes, self.answered = store, classes, False
+        self.store, self.classes = store, classes
         self.passed_through: str | None = None
         self._answered_images = AnsweredImages()
         self.manifest: Manifest = store.manifest()
@@ -228,7 +225,6 @@ class CachedTeacher:
         taught = self.classes.taught(boxes.device)
         batch["teacher"] = SetAnswer(boxes[visible], probs[visible], images[visible], taught)
         self._answered_images.note(batch["img"])
-        self.answered = True
         return batch
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
