@@ -5,7 +5,7 @@ Importing this module changes nothing; `registration.register` makes the argumen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,12 @@ ARGUMENTS: dict[str, Argument] = {
     ),
     "kd_box_tau": Argument(None, "float, optional", "temperature of kd_box (ld); unset = kd_tau", number=True),
     "kd_feat_tau": Argument(None, "float, optional", "temperature of kd_feat (cwd); unset = kd_tau", number=True),
+    "kd_weight": Argument(
+        None,
+        "float | str, optional",
+        "auto: the gradient of each term is held at a share of the labels', and a term that opposes them is taken back; "
+        "a number is that share; unset = constant weights",
+    ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
         True,
@@ -140,6 +146,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
 }
 WEIGHTS = ("kd_cls", "kd_box", "kd_mask", "kd_kpt", "kd_depth", "kd_feat")
+AUTO_SHARE = 0.5  # norm of a term's gradient over that of the base loss, with kd_weight=auto and the default weight
 
 
 def as_list(value: Any) -> list[Any]:
@@ -189,6 +196,21 @@ def temperature(args: Any, term: str) -> float | None:
     """
     own: float | None = getattr(args, f"{term}_tau", None)
     return getattr(args, "kd_tau", None) if own is None else own
+
+
+def gradient_shares(args: Any, terms: Iterable[str]) -> dict[str, float] | None:
+    """Return the share of the base loss's gradient that each term gets with `kd_weight`; None with constant weights.
+
+    The weights of the terms then count relative to their defaults: twice the default weight is twice the share.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        terms (Iterable[str]): Names of the weights of the terms that are on.
+    """
+    if args.kd_weight is None:
+        return None
+    share = AUTO_SHARE if args.kd_weight == "auto" else float(args.kd_weight)
+    return {name: share * getattr(args, name) / (ARGUMENTS[name].default or 1.0) for name in terms}
 
 
 def has_teacher(cfg: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
 MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
 EMPTY_TEACHER = "teacher is an empty text, perhaps an unset variable: name a teacher, or train with teacher=None."
+MAX_SHARE = 100  # of the base loss's gradient
 MAX_RATIO = 100  # images without labels for each labelled one
 MAX_DEPTH, MAX_PARTS = 20, 100_000  # of the lists and maps in an argument
 
@@ -44,6 +45,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
                 f"'{name}={cfg[name]}' is an invalid value: a temperature is greater than 0 and at most "
                 f"{MAX_TEMPERATURE}."
             )
+    _check_weight(cfg.get("kd_weight"))
     _check_compile(cfg.get("kd_compile", False))
     init = cfg.get("kd_init", True)
     if not isinstance(init, bool) and init != "fit":
@@ -73,6 +75,16 @@ def _check_value(name: str, value: Any, argument: Argument) -> None:
             f"{', and module:name of your own' if argument.user_code else ''}"
             f"{f' (did you mean {near[0]}?)' if near else ''}."
         )
+
+
+def _check_weight(share: Any) -> None:
+    """Check `kd_weight`: None, auto, or a share of the base loss's gradient."""
+    if share is None or share == "auto":
+        return
+    if isinstance(share, bool) or not isinstance(share, (int, float)):
+        raise KDTypeError(f"'kd_weight={share}' is invalid: it must be auto or a number.")
+    if not 0 < share <= MAX_SHARE:
+        raise KDError(f"'kd_weight={share}' is an invalid value: it must be greater than 0 and at most {MAX_SHARE}.")
 
 
 def _check_compile(mode: Any) -> None:

@@ -12,6 +12,7 @@ from ultralytics.utils.loss import v8ClassificationLoss
 from .. import outputs
 from ..errors import KDError
 from ..outputs import ONE2MANY
+from .balance import Balance
 from .distillers import Distiller
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
@@ -86,6 +87,8 @@ class DistillationLoss:
         terms = self.distiller(preds, answer, self.head, self.bases, batch)
         if self.inspect is not None and torch.is_grad_enabled():
             self.inspect(batch, terms)
+        if self.distiller.balance is not None:
+            terms = self._balanced(self.distiller.balance, loss, terms, preds, batch)
         kd = torch.stack(list(terms.values()))
         if batch.get(FINITE_FACTOR) is not None:
             kd = kd * batch[FINITE_FACTOR]
@@ -95,6 +98,17 @@ class DistillationLoss:
         if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
+
+    def _balanced(
+        self, balance: Balance, loss: Tensor, terms: dict[str, Tensor], preds: Any, batch: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return the terms, scaled to their shares of the base loss's gradient."""
+        if self.trains and torch.is_grad_enabled() and self.distiller.fade:
+            count = batch.get(LABELED, batch["img"].shape[0]) if self.scaled else 1
+            unfaded = {name: terms[name] / self.distiller.fade for name in balance.shares}
+            balance.update(loss.sum() / count, unfaded, self.distiller.points(preds))
+        factors = balance.factors()
+        return terms if factors is None else {**terms, **{n: f * terms[n] for n, f in zip(balance.shares, factors)}}
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the base loss, which callbacks of the user's may know."""

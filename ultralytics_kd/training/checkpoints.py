@@ -19,6 +19,7 @@ from torch import nn
 from ultralytics.engine import trainer as engine
 from ultralytics.utils import LOGGER
 
+from ..distillation.balance import Balance
 from ..distillation.distillers import Distiller
 from ..errors import KDError
 from ..files import disk_fault, exists, move_into_place
@@ -156,6 +157,9 @@ def add_to_optimizer(optimizer: Any, distiller: Distiller, run_state: Callable[[
             "state dict the run keeps what resume needs."
         )
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(RUN_KEY, run_state()))
+    if distiller.balance is not None:
+        balance = distiller.balance
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: _load_balance(balance, state))
     adapters = distiller.adapters
     parameters = list(adapters.parameters())
     if not parameters:
@@ -195,6 +199,12 @@ def _load_adapters(adapters: nn.Module, state: dict[str, Any]) -> None:
         raise KDError(OTHER_ADAPTERS) from e
 
 
+def _load_balance(balance: Balance, state: dict[str, Any]) -> None:
+    """Restore the measured gradients from an optimizer's state dict, which may be that of an older release."""
+    if state.get(RUN_KEY, {}).get("balance") is not None:
+        balance.load_state_dict(state[RUN_KEY]["balance"])
+
+
 def check_adapters(saved: dict[str, Any] | None, distiller: Distiller) -> None:
     """Raise if a checkpoint has adapters and the run has none, or the other way round.
 
@@ -217,8 +227,10 @@ def run_state(trainer: Any, fingerprints: list[str | None]) -> dict[str, Any]:
         trainer (BaseTrainer): The trainer.
         fingerprints (list[str | None]): Hash of every teacher's weights.
     """
+    balance = trainer.distiller.balance
     return {
         "teachers": fingerprints,
+        "balance": None if balance is None else balance.state_dict(),
         "random": random_state(trainer.device, loaders(trainer)),
         "over": bool(getattr(trainer, "stop", False)),  # patience= or time= can end a run before the last epoch
     }

@@ -303,6 +303,8 @@ class DistillationMixin(_Trainer):
             if event == "on_train_epoch_start" and self.distillation.cached is not None:
                 self.distillation.cached.check_loader(self.train_loader)
             self.distillation.first_step.follow(event, self)
+            if event == "on_train_epoch_end":
+                self.distillation.log_taken_back()
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def train(self) -> Any:

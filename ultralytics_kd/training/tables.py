@@ -45,7 +45,7 @@ def start_table(
         adapters = distiller.terms[name].adapters
         size = get_num_params(adapters) if adapters is not None else 0
         extra = f", adapters of {size:,} parameters that are not saved in the model" if size else ""
-        rows.append((name, f"{_loss(args, name)}{distiller.weights[name]:g}, {args.kd_schedule}{extra}"))
+        rows.append((name, f"{_loss(args, name)}{_weight(distiller, name)}, {args.kd_schedule}{extra}"))
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
@@ -117,6 +117,13 @@ def _teacher(teacher: Teacher, imgsz: int, share: float, count: int) -> str:
     """Return size and source of a teacher, and its weight beside others."""
     size = _size(teacher.parameters(), teacher.gflops(imgsz))
     return f"{size}  {teacher.source}" + (f" (weight {share:.0%})" if count > 1 else "")
+
+
+def _weight(distiller: Distiller, name: str) -> str:
+    """Return the weight of a term, or the share of the labels' gradient that it is scaled to."""
+    if distiller.balance is None:
+        return f"{distiller.weights[name]:g}"
+    return f"{distiller.balance.shares[name]:g} of the labels' gradient"
 
 
 def _loss(args: Any, name: str) -> str:

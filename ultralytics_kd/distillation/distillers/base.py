@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config.arguments import TASK_WEIGHTS
+from ...config.arguments import TASK_WEIGHTS, gradient_shares
 from ...outputs import FeatureLayout
 from ...teachers import Reads
+from ..balance import Balance
 from ..terms import Term
 
 
@@ -27,6 +28,7 @@ class Distiller:
         weights (dict[str, float]): Weight of every term that is on.
         terms (dict[str, Term]): Terms by the name of their weight.
         adapters (nn.ModuleDict): Layers that train with the student and are not saved in the finished model.
+        balance (Balance | None): Scales the terms by measured gradients; None with constant weights.
         schedule (str): How the terms fade: "constant", "linear" or "cosine".
         fade (float): Factor of all terms in the current epoch.
         gains (dict[str, float]): Gain of each head branch in the base loss of the model that trains, in the last step.
@@ -46,6 +48,8 @@ class Distiller:
         self.weights = {name: float(getattr(args, name)) for name in self.names if getattr(args, name)}
         self.terms = dict(terms)
         self.adapters = nn.ModuleDict({k: t.adapters for k, t in self.terms.items() if t.adapters is not None})
+        shares = gradient_shares(args, self.weights)
+        self.balance = None if shares is None else Balance(shares)
         self.schedule: str = args.kd_schedule
         self.gains: dict[str, float] = {}
         self.reads = reads
@@ -71,6 +75,14 @@ class Distiller:
     @property
     def levels(self) -> str:
         """The compared levels or pixels, as text for the table at the start of a training."""
+        raise NotImplementedError
+
+    def points(self, preds: Any) -> list[Tensor]:
+        """Return the outputs of the student's layers at which gradients of the base loss and of the terms are compared.
+
+        Args:
+            preds (Any): The student's raw predictions.
+        """
         raise NotImplementedError
 
     @contextmanager

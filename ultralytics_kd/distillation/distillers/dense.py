@@ -52,6 +52,10 @@ class DenseDistiller(Distiller):
         strides = {stride for maps in teacher_maps for stride in maps.strides}
         super().__init__(args, self.task, terms, Reads(None, None, tuple(sorted(strides))))
 
+    def points(self, preds: Any) -> list[Tensor]:
+        """Return the head's output; heads without anchor points do not return the maps that enter them."""
+        return [outputs.dense_output(self.task, preds)]
+
     @property
     def levels(self) -> str:
         """The compared images or pixels, as text for the table at the start of a training."""

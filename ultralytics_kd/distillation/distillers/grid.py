@@ -114,6 +114,11 @@ class GridDistiller(Distiller):
         layouts = [head.layout for head in self.teacher_heads]
         return [b for b in self.student_layout.branches if all(b in layout.branches for layout in layouts)]
 
+    def points(self, preds: Any) -> list[Tensor]:
+        """Return the feature maps that enter the head, or its outputs where all layers below are frozen."""
+        branch = outputs.branches(preds)[ONE2MANY]
+        return [x for x in branch.feats if x.requires_grad] or [branch.scores, branch.boxes]
+
     @property
     def levels(self) -> str:
         """The compared levels and branches, as text for the table at the start of a training."""

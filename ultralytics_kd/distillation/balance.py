@@ -1,0 +1,130 @@
+"""Automatic weights of the terms (`kd_weight`), from gradients that are measured every few steps.
+
+A constant weight means something else for every student: beside labels that a good student has learnt, a term of the
+same weight pulls several times as hard as in a student that has just begun. `Balance` measures what reaches the student
+instead. At the feature maps that enter the head it takes the gradient of the base loss and of each term. A term is
+scaled so that its gradient is a given share of the base loss's, and it is faded out while it points against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+EVERY = 50  # steps between two measurements; the first ones come at steps 0, 1, 2, 4, 8, 16 and 32
+MOMENTUM = 0.8  # of the moving averages, per measurement
+LARGEST = 4.0  # a term is never scaled up by more: where student and teacher agree, its gradient may be tiny
+FADES, OFF = 0.15, 0.0  # cosines: from the first on a term begins to fade, at the second it is off
+TINY = 1e-20
+
+
+class Balance:
+    """Scales terms to a share of the base loss's gradient.
+
+    Attributes:
+        shares (dict[str, float]): For each term, norm of its gradient relative to that of the base loss.
+        step (int): Number of training steps so far.
+    """
+
+    def __init__(self, shares: Mapping[str, float]):
+        """Take the shares.
+
+        Args:
+            shares (Mapping[str, float]): For each term, norm of its gradient relative to that of the base loss.
+        """
+        self.shares, self.step = dict(shares), 0
+        self._averages: Tensor | None = None  # shape (terms, 3): squared norms of base and term, and their product
+        self._weight = 0.0  # of all measurements in the moving averages, which begin with 0
+        self._off: set[str] = set()
+
+    def update(self, base: Tensor, terms: Mapping[str, Tensor], points: Sequence[Tensor]) -> None:
+        """Count a training step, and measure its gradients if it is time; without a device sync.
+
+        Args:
+            base (Tensor): The base loss, a scalar.
+            terms (Mapping[str, Tensor]): The terms of `shares`, scalars on the scale of `base`.
+            points (Sequence[Tensor]): Outputs of layers of the student at which gradients are compared.
+        """
+        if self._due():
+            self._measure(base, [terms[name] for name in self.shares], points)
+        self.step += 1
+
+    def _due(self) -> bool:
+        """Return whether this step is measured: powers of two at first, then every `EVERY` steps."""
+        return self.step % EVERY == 0 or (self.step < EVERY and self.step & (self.step - 1) == 0)
+
+    def _measure(self, base: Tensor, terms: Sequence[Tensor], points: Sequence[Tensor]) -> None:
+        """Add the gradients of a step to the moving averages."""
+        gradients = [_gradient(loss, points) for loss in (base, *terms)]
+        own = gradients[0]
+        norm = own.dot(own)
+        measured = torch.stack([torch.stack((norm, g.dot(g), own.dot(g))) for g in gradients[1:]])
+        if dist.is_available() and dist.is_initialized():  # every rank must use the same weights
+            dist.all_reduce(measured)
+        measured = torch.where(measured.isfinite().all(), measured, torch.zeros_like(measured))
+        before = torch.zeros_like(measured) if self._averages is None else self._averages.to(measured.device)
+        self._averages = MOMENTUM * before + (1 - MOMENTUM) * measured
+        self._weight = MOMENTUM * self._weight + 1 - MOMENTUM
+
+    def ratios(self) -> Tensor:
+        """Return norm of each term's gradient over that of the base loss, shape (len(shares),)."""
+        base, term, _ = self._columns()
+        return (term / base.clamp(min=TINY)).sqrt()
+
+    def cosines(self) -> Tensor:
+        """Return the cosine between each term's gradient and that of the base loss, shape (len(shares),)."""
+        base, term, product = self._columns()
+        return product / (base * term).sqrt().clamp(min=TINY)
+
+    def factors(self) -> Tensor | None:
+        """Return the factor of each term, shape (len(shares),); None before the first measurement."""
+        if self._averages is None:
+            return None
+        ratios = self.ratios()
+        shares = ratios.new_tensor(list(self.shares.values()))
+        agrees = ((self.cosines() - OFF) / (FADES - OFF)).clamp(0, 1)
+        return (shares / ratios.clamp(min=TINY)).clamp(max=LARGEST) * agrees
+
+    def news(self) -> list[str]:
+        """Return a sentence for each term that was taken back, or is back, since the last call; waits for the device."""
+        factors = self.factors()
+        if factors is None:
+            return []
+        off = {name for name, factor in zip(self.shares, factors.tolist()) if not factor}
+        cosines = dict(zip(self.shares, self.cosines().tolist()))
+        taken = [
+            f"{name} is taken back: its gradient points against the labels' (cosine {cosines[name]:+.2f})."
+            for name in self.shares
+            if name in off - self._off
+        ]
+        back = [f"{name} teaches again (cosine {cosines[name]:+.2f})." for name in self.shares if name in self._off - off]
+        self._off = off
+        return taken + back
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to continue."""
+        return {"step": self.step, "averages": self._averages, "weight": self._weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that `state_dict` returned."""
+        self.step, self._averages, self._weight = state["step"], state["averages"], state["weight"]
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the moving averages, each of shape (len(shares),)."""
+        assert self._averages is not None
+        base, term, product = (self._averages / self._weight).unbind(1)
+        return base, term, product
+
+
+def _gradient(loss: Tensor, points: Sequence[Tensor]) -> Tensor:
+    """Return the gradient of a loss at some points as one float32 vector; 0 where the loss does not depend on them."""
+    if not loss.requires_grad:
+        return torch.cat([torch.zeros_like(p, dtype=torch.float32).flatten() for p in points])
+    gradients = torch.autograd.grad(loss, points, retain_graph=True, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).float().flatten() for p, g in zip(points, gradients, strict=True)]
+    )
