@@ -17,7 +17,7 @@ from ultralytics_kd import YOLO, KDError, config
 from ultralytics_kd.outputs.weight_fitting import _Fit
 from ultralytics_kd.outputs.weight_selection import select_weights
 from ultralytics_kd.trainer import KDDetectionTrainer
-from ultralytics_kd.training.calibration import calibration_images
+from ultralytics_kd.training.calibration import calibration_batches
 
 
 def images(count: int = 8, seed: int = 0) -> torch.Tensor:
@@ -94,7 +94,9 @@ def test_images_for_the_fit_do_not_touch_the_random_streams_of_the_training(quic
     trainer = KDDetectionTrainer(overrides={**quick, "model": STUDENT})
     trainer.setup_model()
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    first, second = calibration_images(trainer), calibration_images(trainer)
+    first, second = (
+        torch.cat([batch["img"] for batch in calibration_batches(trainer, trainer.preprocess_batch)]) for _ in range(2)
+    )
     assert first.shape == (8, 3, 64, 64) and 0 <= first.min() < first.max() <= 1 and torch.equal(first, second)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert before[:2] == after[:2] and torch.equal(before[2], after[2])
@@ -115,7 +117,7 @@ def test_a_training_starts_from_the_fit_and_says_how_good_it_is(quick, tmp_path,
 
 
 def test_other_values_of_kd_init_are_refused():
-    with pytest.raises(KDError, match="'kd_init=fitted' is invalid: it must be True, False or fit"):
+    with pytest.raises(KDError, match="'kd_init=fitted' is invalid: it must be True, False, fit or auto"):
         config.check_values({"kd_init": "fitted"})
 
 

@@ -11,6 +11,7 @@ from ultralytics_kd import YOLO
 from ultralytics_kd.outputs.weight_origin import never_trained, trained_parameters
 from ultralytics_kd.trainer import KDDetectionTrainer
 from ultralytics_kd.training import tables
+from ultralytics_kd.training.beginning import Beginning
 
 
 def share(model) -> float:
@@ -72,7 +73,9 @@ def test_a_student_whose_weights_did_not_arrive_starts_from_its_teacher(quick, t
         "pretrained=False": {"model": own, "pretrained": False},
     }[case]
     trainer = started(quick, teacher, **given)
-    assert trainer.initialized and 2 * trainer.distillation.own < sum(p.numel() for p in trainer.model.parameters())
+    assert trainer.initialized and 2 * trainer.distillation.beginning.own < sum(
+        p.numel() for p in trainer.model.parameters()
+    )
 
 
 @pytest.mark.core
@@ -80,7 +83,7 @@ def test_a_student_that_arrived_trained_keeps_its_weights(quick, teacher, tmp_pa
     own = str(save_model(tmp_path / "own.pt", STUDENT))
     for given in ({"model": own}, {"model": STUDENT, "pretrained": own}):
         trainer = started(quick, teacher, **given)
-        assert not trainer.initialized and trainer.distillation.own
+        assert not trainer.initialized and trainer.distillation.beginning.own
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,8 @@ def test_a_student_that_arrived_trained_keeps_its_weights(quick, teacher, tmp_pa
     ],
 )
 def test_the_start_table_counts_where_the_weights_came_from(asked, own, initialized, text):
-    assert tables.initial_weights(DetectionModel(STUDENT, nc=3, verbose=False), asked, own, initialized) == text
+    beginning = Beginning(own, initialized, bool(own or initialized))
+    assert tables.initial_weights(DetectionModel(STUDENT, nc=3, verbose=False), asked, beginning) == text
 
 
 @pytest.mark.nightly

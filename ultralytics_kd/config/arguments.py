@@ -115,15 +115,15 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_weight": Argument(
         None,
         "float | str, optional",
-        "auto: the gradient of each term is held at a share of the labels', and a term that opposes them is taken back; "
-        "a number is that share; unset = constant weights",
+        "auto: the gradient of each term is held at a share of the labels', and a term that opposes them is taken "
+        "back; a number is that share; unset = constant weights",
     ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
         True,
         "bool | str",
         "whether a student without trained weights begins with a part of the teacher's, if they are alike; fit: that "
-        "part is refitted to the teacher's activations",
+        "part is refitted to the teacher's activations; auto: so, and a trained student takes it if its loss is lower",
     ),
     "kd_precision": Argument(
         "auto",

@@ -48,8 +48,8 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     _check_weight(cfg.get("kd_weight"))
     _check_compile(cfg.get("kd_compile", False))
     init = cfg.get("kd_init", True)
-    if not isinstance(init, bool) and init != "fit":
-        raise KDTypeError(f"'kd_init={init}' is invalid: it must be True, False or fit.")
+    if not isinstance(init, bool) and init not in {"fit", "auto"}:
+        raise KDTypeError(f"'kd_init={init}' is invalid: it must be True, False, fit or auto.")
     cache = cfg.get("kd_cache", False)
     if not isinstance(cache, (bool, str, Path)) or cache == "":
         raise KDTypeError(f"'kd_cache={cache}' is invalid: it must be True, False or a folder of stored answers.")

@@ -90,7 +90,10 @@ class Balance:
         return (shares / ratios.clamp(min=TINY)).clamp(max=LARGEST) * agrees
 
     def news(self) -> list[str]:
-        """Return a sentence for each term that was taken back, or is back, since the last call; waits for the device."""
+        """Return a sentence for each term that was taken back, or is back, since the last call.
+
+        It waits for the device.
+        """
         factors = self.factors()
         if factors is None:
             return []
@@ -101,7 +104,9 @@ class Balance:
             for name in self.shares
             if name in off - self._off
         ]
-        back = [f"{name} teaches again (cosine {cosines[name]:+.2f})." for name in self.shares if name in self._off - off]
+        back = [
+            f"{name} teaches again (cosine {cosines[name]:+.2f})." for name in self.shares if name in self._off - off
+        ]
         self._off = off
         return taken + back
 

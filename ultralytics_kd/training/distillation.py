@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import autocast
+from ultralytics.utils.torch_utils import autocast, get_num_params
 
 from .. import outputs
 from ..cache.build import build_cache
@@ -26,14 +25,14 @@ from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
-from ..outputs.weight_origin import never_trained, trained_parameters
-from ..outputs.weight_selection import bigger_alike, select_weights
+from ..outputs.weight_origin import never_trained
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
 from . import tables
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
+from .beginning import Batches, Beginning, begin
 from .first_step import HOOKS, FirstStep
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledPart
@@ -55,8 +54,7 @@ class Distillation:
         answers (LiveTeacher | CachedTeacher): Adds the answer to every batch.
         distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
-        own (int): Number of the student's parameters that came trained, and that `kd_init` did not replace.
-        initialized (int): Number of the student's parameters that the teacher's weights initialized.
+        beginning (Beginning): Where the student's weights came from, as soon as there is a student.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
         first_step (FirstStep): Checks of the first step, as soon as there are terms.
         trains (bool): Whether the student is trained now: its loss and its optimizer must stay in place.
@@ -78,7 +76,7 @@ class Distillation:
         self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
-        self.own, self.initialized = 0, 0
+        self.beginning = Beginning(0, 0, False)
         self._keypoints: list[str] | None = None  # names of the data's keypoints
         self.teacher_metrics: dict[str, float] = {}
         self.first_step: FirstStep
@@ -150,11 +148,7 @@ class Distillation:
         return store
 
     def match_student(
-        self,
-        student: Any,
-        device: torch.device,
-        average: Callable[[], nn.Module],
-        images: Callable[[], Tensor],
+        self, student: Any, device: torch.device, average: Callable[[], nn.Module], batches: Batches
     ) -> None:
         """Match the student with the teacher, and build terms and adapters, before the optimizer is made.
 
@@ -162,23 +156,19 @@ class Distillation:
             student (nn.Module): The student.
             device (torch.device): Where it trains.
             average (Callable): Returns its moving average, or the student as long as there is none.
-            images (Callable): Returns training images on that device, for `kd_init=fit`.
+            batches (Callable): Returns prepared training batches on that device, for `kd_init`.
 
         Raises:
             KDError: If the two cannot be matched.
         """
         self.teacher.follow(student, average)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
-        parameters = list(trained_parameters(student))
-        trained = [p for p, is_trained in parameters if is_trained]
-        self.own = sum(p.numel() for p, _ in parameters if self.args.resume) or sum(p.numel() for p in trained)
-        if 2 * self.own < sum(p.numel() for p, _ in parameters):  # a few that fit by chance make no trained student
-            before = [p.detach().clone() for p in trained]
-            if self.args.kd_init:
-                self._initialize(student, images if self.args.kd_init == "fit" else None)
-            if self.quantizes and not self.initialized:
-                raise KDError(RANDOM_RANGES)
-            self.own = sum(int((p == b).sum()) for p, b in zip(trained, before))
+        if self.args.resume:
+            self.beginning = Beginning(get_num_params(student), 0, True)
+        else:
+            self.beginning = begin(student, self.teacher, self.args.kd_init, self._keypoints, batches)
+        if self.quantizes and not self.beginning.trained:
+            raise KDError(RANDOM_RANGES)
         self.distiller = build_distiller(self.args, student, self.teacher, self.cached is not None)
         self.distiller.adapters.to(device)
         self.first_step = FirstStep(self.distiller)
@@ -187,28 +177,6 @@ class Distillation:
     def quantizes(self) -> bool:
         """Whether training is quantization-aware, which not every release of Ultralytics supports."""
         return getattr(self.args, "quantize", None) == 8
-
-    def _initialize(self, student: Any, images: Callable[[], Tensor] | None) -> None:
-        """Start the student from weights of the first teacher that is a bigger model of the same architecture.
-
-        Args:
-            student (nn.Module): The student.
-            images (Callable | None): Returns training images, on which the weights are refitted; None to select only.
-        """
-        for member in self.teacher.members:
-            if not isinstance(member.original, nn.Module) or member.classes is None:
-                continue
-            classes = {student_class: sources[0] for student_class, sources in member.classes.sources.items()}
-            matched = None if member.classes.identity else classes
-            if not bigger_alike(student, member.original):
-                continue
-            drawn, teacher = None, member.original
-            if images is not None:
-                drawn = images()
-                teacher = deepcopy(teacher).to(drawn.device).float()
-                student.to(drawn.device)
-            self.initialized = select_weights(student, teacher, matched, self._keypoints, drawn)
-            return
 
     def prepare_teacher(self, device: torch.device, amp: bool) -> None:
         """Make the teacher ready to run, once the student's precision is known; calling it again changes nothing.
@@ -273,7 +241,7 @@ class Distillation:
         self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
-            weights = tables.initial_weights(student, self.args.kd_init, self.own, self.initialized)
+            weights = tables.initial_weights(student, self.args.kd_init, self.beginning)
             extra = len(self.unlabeled) if self.unlabeled else 0
             LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra))
             for member in self.teacher.members:

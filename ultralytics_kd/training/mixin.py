@@ -27,7 +27,7 @@ from ..teachers import Teacher
 from ..teachers.class_map import ClassMap
 from . import checkpoints, distributed, evaluation
 from .autobatch import StudentWithTeacher
-from .calibration import calibration_images
+from .calibration import calibration_batches
 from .distillation import Distillation
 from .first_step import HOOKS, overriding_class
 from .resuming import MOVABLE, ResumedRun, check_same_kind
@@ -116,7 +116,7 @@ class DistillationMixin(_Trainer):
     @property
     def initialized(self) -> int:
         """Number of the student's parameters that the teacher's weights initialized."""
-        return self.distillation.initialized if self.distillation else 0
+        return self.distillation.beginning.initialized if self.distillation else 0
 
     @property
     def store(self) -> Store | None:
@@ -199,8 +199,13 @@ class DistillationMixin(_Trainer):
     def _match_student(self) -> None:
         """Match the student with the teacher, unless that is done."""
         if self.distillation is not None and self.distillation.distiller is None:
-            student, images = unwrap_model(self.model), lambda: calibration_images(self)
-            self.distillation.match_student(student, self.device, self._average, images)
+            student = unwrap_model(self.model)
+            self.distillation.match_student(student, self.device, self._average, self._calibration_batches)
+
+    def _calibration_batches(self) -> list[dict[str, Any]]:
+        """Return prepared training batches for `kd_init`, the student ready to compute its base loss on them."""
+        self.set_model_attributes()  # Ultralytics does so later
+        return calibration_batches(self, super().preprocess_batch)
 
     def _average(self) -> nn.Module:
         """Return the student's moving average, or the student as long as there is none."""

@@ -12,6 +12,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from ..config.arguments import class_loss
 from ..distillation.distillers import Distiller
 from ..teachers import Teacher
+from .beginning import Beginning
 
 
 def start_table(
@@ -49,16 +50,15 @@ def start_table(
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
-def initial_weights(student: nn.Module, asked: bool, own: int, initialized: int) -> str:
+def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning) -> str:
     """Return where the weights that the student starts from came from.
 
     Args:
         student (nn.Module): The student.
-        asked (bool): The `kd_init` argument.
-        own (int): Number of its parameters that came trained.
-        initialized (int): Number of its parameters that the teacher's weights initialized.
+        asked (bool | str): The `kd_init` argument.
+        beginning (Beginning): Numbers of its own and of the teacher's parameters.
     """
-    total = get_num_params(student)
+    total, own, initialized = get_num_params(student), beginning.own, beginning.initialized
     if own == total:
         return "the student's own, trained"
     reason = "kd_init: the teacher is not a bigger model of the same kind, or is fused" if asked else "kd_init=False"
