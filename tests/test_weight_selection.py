@@ -93,9 +93,26 @@ def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(stu
     assert compared >= 15
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("yolo26s.yaml", "yolo26n.yaml"), ("yolo26n.yaml", "yolo26n.yaml")])
-def test_a_teacher_that_is_no_bigger_gives_nothing(student, teacher):
-    assert select_weights(build(student, 0), build(teacher, 1)) == 0
+def test_a_smaller_teacher_gives_nothing():
+    assert select_weights(build("yolo26s.yaml", 0), build("yolo26n.yaml", 1)) == 0
+
+
+@pytest.mark.parametrize("images", [None, torch.rand(2, 3, 64, 64)])
+def test_a_teacher_of_the_same_size_is_copied_and_not_refitted(images, caplog):
+    ours, theirs = build("yolo26n.yaml", 0), build("yolo26n.yaml", 1)
+    assert select_weights(ours, theirs, images=images) == sum(p.numel() for p in ours.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+    assert ("copied as they are" in caplog.text) is (images is not None)
+
+
+@pytest.mark.parametrize("classes", [{0: 1}, {0: 1, 3: 4}])
+def test_a_teacher_of_the_same_size_gives_the_classes_that_it_knows(classes):
+    ours, theirs = build("yolo26n.yaml", 0, nc=4), build("yolo26n.yaml", 1, nc=5)
+    before = ours.model[-1].cv3[0][-1].weight.clone()
+    assert select_weights(ours, theirs, classes)
+    own, its = (m.model[-1].cv3[0][-1].weight for m in (ours, theirs))
+    assert all(torch.equal(own[i], its[classes[i]] if i in classes else before[i]) for i in range(4))
+    assert torch.equal(ours.model[16].cv2.conv.weight, theirs.model[16].cv2.conv.weight)
 
 
 def test_a_fused_teacher_gives_what_has_no_norm():

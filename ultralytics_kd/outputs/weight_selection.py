@@ -34,23 +34,22 @@ def select_weights(
 
     Args:
         student (nn.Module): Ultralytics model, changed in place.
-        teacher (nn.Module): Trained model of the same architecture at a bigger scale; it is not changed.
+        teacher (nn.Module): Trained model of the same architecture, as big or bigger; it is not changed.
         classes (Mapping[int, int], optional): Student class -> teacher class whose scores it takes; other student
             classes keep their weights. None if both have the same classes in the same order.
         keypoints (Sequence[str], optional): Names of the student's keypoints, None if they are unknown.
         images (Tensor, optional): Training images, shape (N, C, H, W). The selected weights are then refitted to the
-            teacher's activations on them.
+            teacher's activations on them. A student of the teacher's size is a copy and needs no fit.
 
     Returns:
-        (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is not
-            bigger. A student of the same size would be a copy. A wider student would have duplicate channels, which get
-            the same gradient and stay equal.
+        (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is
+            smaller. A wider student would have duplicate channels, which get the same gradient and stay equal.
 
     Examples:
         >>> student = DetectionModel("yolo26n.yaml", nc=80)
         >>> select_weights(student, load_checkpoint("yolo26s.pt")[0])  # both score the same 80 classes
     """
-    if not bigger_alike(student, teacher):
+    if not as_big_alike(student, teacher):
         return 0
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
     picks, count = Picks(student, teacher), 0
@@ -64,13 +63,21 @@ def select_weights(
             else:
                 count += _copy_linear_or_upsampling(module, source, rows)
     if count and images is not None:
-        convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
-        fits = fit_weights(student, teacher, images, convs, picks.norms)
-        LOGGER.info(
-            f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
-            f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
-        )
+        _fit(student, teacher, images, plan, picks)
     return count
+
+
+def _fit(student: Any, teacher: Any, images: Tensor, plan: Mapping[str, Rows], picks: Picks) -> None:
+    """Refit the selected convolutions, unless all of them are copies, and log how well they fit."""
+    convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
+    if all(picks.student[name].in_channels == picks.teacher[name].in_channels for name in convs):
+        LOGGER.info("kd_init=fit: teacher and student are of the same size, so its weights are copied as they are")
+        return
+    fits = fit_weights(student, teacher, images, convs, picks.norms)
+    LOGGER.info(
+        f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
+        f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
+    )
 
 
 def _plan(picks: Picks, head: str, channels: OutputChannels) -> dict[str, Rows]:
@@ -196,6 +203,17 @@ def _copy_conv(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], row
 def bigger_alike(student: Any, teacher: Any) -> bool:
     """Return whether a teacher is a bigger model of the student's architecture."""
     return same_architecture(student, teacher) and get_num_params(teacher) > get_num_params(student)
+
+
+def as_big_alike(student: Any, teacher: Any) -> bool:
+    """Return whether a teacher is a model of the student's architecture, and as big or bigger.
+
+    The number of classes changes the size of a head, so heads do not count.
+    """
+    if not same_architecture(student, teacher):
+        return False
+    ours, theirs = (sum(p.numel() for p in m.model[:-1].parameters() if p.dim() > 1) for m in (student, teacher))
+    return theirs >= ours
 
 
 def same_architecture(student: Any, teacher: Any) -> bool:
