@@ -17,7 +17,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, RANK
 
 from ..outputs.weight_origin import trained_parameters
-from ..outputs.weight_selection import bigger_alike, select_weights
+from ..outputs.weight_selection import as_big_alike, select_weights
 from ..teachers import Teacher
 
 Batches = Callable[[], list[dict[str, Any]]]
@@ -66,7 +66,7 @@ def begin(
 def _giver(student: Any, teacher: Teacher) -> Teacher | None:
     """Return the first teacher whose weights fit the student, None if there is none."""
     models = (m for m in teacher.members if isinstance(m.original, nn.Module) and m.classes is not None)
-    return next((m for m in models if bigger_alike(student, m.original)), None)
+    return next((m for m in models if as_big_alike(student, m.original)), None)
 
 
 def _take(

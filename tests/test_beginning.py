@@ -1,0 +1,85 @@
+"""kd_init=auto: a trained student begins with its own or with the teacher's weights, by the base loss of both."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import NAMES, STUDENT, make_model
+from ultralytics.cfg import get_cfg
+
+from ultralytics_kd.trainer import KDDetectionTrainer
+from ultralytics_kd.training.beginning import labels_loss
+
+CERTAIN = {"good": -6.0, "bad": 3.0}  # class bias: a model that sees objects everywhere has a high loss
+
+
+def saved(folder, kind: str, seed: int) -> str:
+    """Save a model that counts as trained, with a low or a high loss."""
+    torch.manual_seed(seed)
+    model = make_model(STUDENT)
+    model.train()(torch.rand(4, 3, 64, 64))
+    for tower in (*model.model[-1].cv3, *model.model[-1].one2one_cv3):
+        tower[-1].bias.data.fill_(CERTAIN[kind])
+        tower[-1].bias.data += 0.01 * torch.randn(3)
+    for tower in (*model.model[-1].cv2, *model.model[-1].one2one_cv2):
+        tower[-1].bias.data += 0.01 * torch.randn(4)
+    model.names = dict(NAMES)
+    path = folder / f"{kind}.pt"
+    torch.save({"model": model, "train_args": {"task": "detect"}}, path)
+    return str(path)
+
+
+def begun(quick, tmp_path, student: str, teacher: str, **given) -> tuple[KDDetectionTrainer, dict, dict]:
+    """Return a trainer whose student is matched with its teacher, and the weights of both files."""
+    files = {kind: saved(tmp_path, kind, seed) for seed, kind in enumerate((student, teacher))}
+    weights = {k: torch.load(f, weights_only=False)["model"].state_dict() for k, f in files.items()}
+    trainer = KDDetectionTrainer(
+        overrides={**quick, "model": files[student], "teacher": files[teacher], "kd_init": "auto", **given}
+    )
+    trainer.setup_model()
+    return trainer, weights[student], weights[teacher]
+
+
+def same(model, weights) -> bool:
+    """Return whether a model has these weights, statistics included."""
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_trained_student_takes_the_weights_of_a_teacher_with_a_lower_loss(quick, tmp_path, caplog):
+    trainer, _, teacher = begun(quick, tmp_path, "bad", "good")
+    assert same(trainer.model, teacher)
+    assert trainer.initialized == sum(p.numel() for p in trainer.model.parameters())
+    assert "the student begins with the teacher's weights" in caplog.text
+
+
+def test_a_trained_student_keeps_weights_with_a_lower_loss_than_the_teachers(quick, tmp_path, caplog):
+    trainer, own, _ = begun(quick, tmp_path, "good", "bad")
+    assert same(trainer.model, own)
+    assert not trainer.initialized and trainer.distillation.beginning.trained
+    assert "the student begins with its own weights" in caplog.text
+
+
+@pytest.mark.parametrize("how", [True, "fit"])
+def test_without_auto_a_trained_student_keeps_its_weights(quick, tmp_path, how):
+    trainer, own, _ = begun(quick, tmp_path, "bad", "good", kd_init=how)
+    assert same(trainer.model, own) and not trainer.initialized
+
+
+def test_the_loss_of_the_labels_is_that_of_ultralytics_and_leaves_the_model_alone(quick, tmp_path):
+    model = make_model(STUDENT).train()
+    model.args = get_cfg(overrides={"task": "detect"})
+    before = deepcopy(model.state_dict())
+    batch = {
+        "img": torch.rand(2, 3, 64, 64),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+        "cls": torch.zeros(2, 1),
+        "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]] * 2),
+    }
+    value = labels_loss(model, [batch, batch])
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.eval()
+    with torch.no_grad():
+        expected = model.init_criterion()(model(batch["img"]), batch)[0].sum() / 2
+    assert value == pytest.approx(float(expected))
