@@ -23,6 +23,7 @@ BENCH_ONLY: dict[str, Any] = {
     "seeds": 3,
     "teacher_model": None,
     "teacher_epochs": None,
+    "teacher_imgsz": None,
     "holdout": 0.0,
     "jobs": 1,
 }
@@ -43,6 +44,7 @@ class Plan:
         seeds (list[int]): Seeds of every arm.
         teacher_model (str | None): Model of the teacher that the bench trains first; None if it trains none.
         teacher_epochs (int | None): Epochs of that teacher.
+        teacher_imgsz (int | None): Image size that it is trained at in pixels; None for that of the students.
         classes (str | dict): The `kd_classes` of arms that do not set it.
         holdout (float): Share of the training images to score on; 0 scores on the val set.
         jobs (int): Number of trainings that run at the same time.
@@ -56,6 +58,7 @@ class Plan:
     seeds: list[int]
     teacher_model: str | None
     teacher_epochs: int | None
+    teacher_imgsz: int | None
     classes: Any
     holdout: float
     jobs: int
@@ -102,6 +105,7 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         _seeds(options["seeds"]),
         options["teacher_model"],
         options["teacher_epochs"],
+        options["teacher_imgsz"],
         distillation.get("kd_classes", ARGUMENTS["kd_classes"].default),
         options["holdout"],
         whole_number("jobs", options["jobs"]),
@@ -155,6 +159,10 @@ def _check_teacher(teacher: Any, options: Mapping[str, Any]) -> None:
         raise KDError(f"'teacher_model={model}' is not a model: give a file.")
     if epochs is not None:
         whole_number("teacher_epochs", epochs)
+    if options["teacher_imgsz"] is not None:
+        if model is None:
+            raise KDError("'teacher_imgsz' is the size that 'teacher_model' is trained at: give both, or neither.")
+        whole_number("teacher_imgsz", options["teacher_imgsz"])
     if teacher and options["holdout"]:
         LOGGER.warning(
             f"holdout scores on a part of the training images: the scores are only valid if teacher={teacher} has not "

@@ -107,6 +107,8 @@ class Bench:
         if plan.teacher_model is None:
             return None
         args = {**plan.common, "model": plan.teacher_model, "epochs": plan.teacher_epochs, "seed": plan.seeds[0]}
+        if plan.teacher_imgsz:
+            args["imgsz"] = plan.teacher_imgsz
         weights = str(self._completed(self._training("teacher", args))["weights"])
         if not Path(weights).exists():
             raise KDError(f"the teacher's weights {weights} no longer exist: restore them, or give another name=.")
@@ -166,6 +168,8 @@ class Bench:
         settings: dict[str, Any] = {"arms": {arm.name: arm.args for arm in plan.arms}, "seeds": plan.seeds}
         if plan.teacher_model:
             settings |= {"teacher_model": plan.teacher_model, "teacher_epochs": plan.teacher_epochs}
+        if plan.teacher_imgsz:
+            settings["teacher_imgsz"] = plan.teacher_imgsz
         settings |= {"holdout": plan.holdout, **plan.common}
         table = summarize([arm.name for arm in plan.arms], self.runs, self.teachers)
         names = [name for _, name in METRICS[plan.task]]

@@ -1,0 +1,122 @@
+"""Training images at two sizes: kd_teacher_imgsz shows the teacher what the student sees, with more pixels."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import Mosaic
+from ultralytics.data.build import build_dataloader, build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+
+from ultralytics_kd.training.two_sizes import LARGE, at_two_sizes
+
+SMALL, BIG = 64, 160
+
+
+def args(**given):
+    """Return arguments of a training."""
+    return get_cfg(overrides={"task": "detect", "imgsz": SMALL, "mosaic": 1.0, "mixup": 0.5, **given})
+
+
+def built(data, cfg):
+    """Return a data set at two sizes, and the plain one."""
+    info = check_det_dataset(data)
+
+    def build():
+        return build_yolo_dataset(cfg, info["train"], 4, info, mode="train", stride=32)
+
+    return at_two_sizes(build, cfg, BIG), build()
+
+
+def seeded(seed=0):
+    """Seed all generators."""
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+
+
+@pytest.mark.parametrize("given", [{}, {"mosaic": 0.0}, {"degrees": 20.0, "cutmix": 0.5, "copy_paste": 0.5}])
+def test_the_student_gets_the_samples_of_a_plain_training_and_the_teacher_the_same_scene(data, given):
+    both, plain = built(data, args(**given))
+    seeded()
+    samples = [both[i] for i in range(len(both))]
+    end = random.random(), np.random.rand(), torch.rand(1)
+    seeded()
+    for index, (sample, expected) in enumerate(zip(samples, [plain[i] for i in range(len(plain))])):
+        large = sample.pop(LARGE)
+        assert sample.keys() == expected.keys()
+        assert all(torch.equal(sample[k], v) for k, v in expected.items() if isinstance(v, torch.Tensor))
+        assert large.shape == (3, BIG, BIG) and large.dtype == torch.uint8
+        seen = F.interpolate(large[None].float(), SMALL, mode="bilinear", antialias=True)[0]
+        distances = [(seen - other["img"].float()).abs().mean() for other in samples]
+        assert 2 * distances.pop(index) < min(distances)
+    assert end == (random.random(), np.random.rand(), torch.rand(1))
+
+
+def test_batches_hold_both_and_workers_can_pickle_the_data_set(data):
+    both, _ = built(data, args())
+    loader = build_dataloader(pickle.loads(pickle.dumps(both)), 4, 0, shuffle=False)
+    batch = next(iter(loader))
+    assert batch["img"].shape == (4, 3, SMALL, SMALL) and batch[LARGE].shape == (4, 3, BIG, BIG)
+    pickle.dumps(both.collate_fn)
+
+
+def test_mosaics_end_at_both_sizes(data):
+    cfg = args()
+    both, _ = built(data, cfg)
+    both.close_mosaic(cfg)
+    seeded()
+    sample = both[0]
+    seen = F.interpolate(sample[LARGE][None].float(), SMALL, mode="bilinear", antialias=True)[0]
+    assert (seen - sample["img"].float()).abs().mean() < 10
+    mosaics = [t for d in (both.small, both.large) for t in d.transforms.transforms if isinstance(t, Mosaic)]
+    assert all(mosaic.p == 0 for mosaic in mosaics) and cfg.mosaic == 1.0
+
+
+def test_building_the_second_draws_no_random_number(data):
+    cfg = args()
+    info = check_det_dataset(data)
+
+    def build():
+        random.random(), np.random.rand()
+        return build_yolo_dataset(cfg, info["train"], 4, info, mode="train", stride=32)
+
+    seeded()
+    build()
+    expected = random.random(), np.random.rand()
+    seeded()
+    at_two_sizes(build, cfg, BIG)
+    assert (random.random(), np.random.rand()) == expected and cfg.imgsz == SMALL
+
+
+class Uneven(Dataset):
+    """Draws once more at the larger size, as a transform may for an object that is too small at the other."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        value = random.randrange(200)
+        if self.size == BIG:
+            random.random()
+        return {"img": torch.full((3, self.size, self.size), value, dtype=torch.uint8)}
+
+
+def test_where_augmentations_part_the_teacher_gets_the_students_pixels():
+    cfg = args()
+    both = at_two_sizes(lambda: Uneven(cfg.imgsz), cfg, BIG)
+    seeded(1)
+    sample = both[0]
+    after = random.random()
+    assert sample[LARGE].shape == (3, BIG, BIG) and sample[LARGE].unique().tolist() == sample["img"].unique().tolist()
+    seeded(1)
+    random.randrange(200)
+    assert random.random() == after
