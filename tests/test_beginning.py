@@ -10,6 +10,7 @@ from conftest import NAMES, STUDENT, make_model
 from ultralytics.cfg import get_cfg
 
 from ultralytics_kd.trainer import KDDetectionTrainer
+from ultralytics_kd.training import beginning
 from ultralytics_kd.training.beginning import labels_loss
 
 CERTAIN = {"good": -6.0, "bad": 3.0}  # class bias: a model that sees objects everywhere has a high loss
@@ -59,6 +60,18 @@ def test_a_trained_student_keeps_weights_with_a_lower_loss_than_the_teachers(qui
     assert same(trainer.model, own)
     assert not trainer.initialized and trainer.distillation.beginning.trained
     assert "the student begins with its own weights" in caplog.text
+
+
+def test_a_part_that_lost_much_of_what_the_teacher_knew_is_not_taken(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(beginning, "MOST_LOST", 0.9)
+    trainer, own, _ = begun(quick, tmp_path, "bad", "good")
+    assert same(trainer.model, own) and not trainer.initialized
+
+
+def test_a_trained_student_takes_nothing_from_a_teacher_of_other_classes(quick, tmp_path):
+    classes = {NAMES[0]: NAMES[1], NAMES[1]: NAMES[0]}
+    trainer, own, _ = begun(quick, tmp_path, "bad", "good", kd_classes=classes)
+    assert same(trainer.model, own) and not trainer.initialized
 
 
 @pytest.mark.parametrize("how", [True, "fit"])

@@ -1,8 +1,8 @@
 """The weights that a student begins with: its own, or a part of the teacher's (`kd_init`).
 
 A student without trained weights takes the teacher's, if the teacher is as big or bigger and of the same architecture.
-A student with trained weights keeps them, unless `kd_init=auto` finds that the teacher's are better: then the base loss
-of both is compared on training images, before the training.
+A student with trained weights keeps them, unless `kd_init=auto` finds that the teacher's are better: it compares the
+base loss of both on training images, before the training.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..outputs.weight_origin import trained_parameters
 from ..outputs.weight_selection import as_big_alike, select_weights
 from ..teachers import Teacher
 
+MOST_LOST = 1.5  # a taken part of the teacher may have so many times the teacher's base loss
 Batches = Callable[[], list[dict[str, Any]]]
 
 
@@ -55,11 +56,13 @@ def begin(
     own, total = sum(p.numel() for p in trained), sum(p.numel() for p, _ in parameters)
     giver = _giver(student, teacher) if how else None
     has_weights = 2 * own >= total  # a few that fit by chance make no trained student
-    if giver is None or (has_weights and how != "auto"):
+    # A teacher of other classes was not trained on these data, so it has nothing that the student's own weights lack
+    keeps_own = has_weights and (how != "auto" or giver is None or not giver.classes.identity)
+    if giver is None or keeps_own:
         return Beginning(own, 0, has_weights)
     before = [p.detach().clone() for p in trained]
-    drawn = batches() if how in {"fit", "auto"} else []
-    count = _take(student, giver, keypoints, drawn, keeps_better=has_weights)
+    take = _take_if_better if has_weights else _take
+    count = take(student, giver, keypoints, batches() if how in {"fit", "auto"} else [])
     return Beginning(sum(int((p == b).sum()) for p, b in zip(trained, before)), count, has_weights or count > 0)
 
 
@@ -69,9 +72,7 @@ def _giver(student: Any, teacher: Teacher) -> Teacher | None:
     return next((m for m in models if as_big_alike(student, m.original)), None)
 
 
-def _take(
-    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], keeps_better: bool
-) -> int:
+def _take(student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]]) -> int:
     """Put a teacher's weights into a student, and return how many parameters that are.
 
     Args:
@@ -79,32 +80,48 @@ def _take(
         giver (Teacher): The teacher.
         keypoints (Sequence[str] | None): Names of the data's keypoints.
         batches (list[dict]): Training batches to refit the weights on; without any they are selected only.
-        keeps_better (bool): Whether the student keeps its own weights if their loss on the batches is lower.
     """
     assert giver.classes is not None
     sources = {student_class: columns[0] for student_class, columns in giver.classes.sources.items()}
     matched = None if giver.classes.identity else sources
-    images, teacher = None, giver.original
-    if batches:
-        images = torch.cat([batch["img"] for batch in batches])
-        student.to(images.device)
-        teacher = deepcopy(teacher).to(images.device).float()
-    own = deepcopy(student.state_dict()) if keeps_better else {}
-    own_loss = labels_loss(student, batches) if keeps_better else 0.0
-    count = select_weights(student, teacher, matched, keypoints, images)
-    if count and keeps_better:
-        loss = labels_loss(student, batches)
-        better = loss < own_loss
-        if not better:
-            student.load_state_dict(own)
-            count = 0
-        if RANK in {-1, 0}:
-            whose = "the teacher's" if better else "its own"
-            LOGGER.info(
-                f"kd_init=auto: the student begins with {whose} weights; on {len(images)} training images the loss of "
-                f"the teacher's is {loss:.3f}, and that of its own {own_loss:.3f}"
-            )
-    return count
+    if not batches:
+        return select_weights(student, giver.original, matched, keypoints)
+    images = torch.cat([batch["img"] for batch in batches])
+    student.to(images.device)
+    return select_weights(student, _on(giver, images.device), matched, keypoints, images)
+
+
+def _take_if_better(
+    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]]
+) -> int:
+    """Do so if the base loss on the batches falls, and if the student then is nearly as good as the teacher.
+
+    Weights of its own with a high loss may still be the better beginning: a new head is quickly learnt, and features of
+    a large data set are not. So a part of the teacher that lost much of what the teacher knew is not taken.
+    """
+    device = batches[0]["img"].device
+    student.to(device)
+    teacher, kept = _on(giver, device), deepcopy(student.state_dict())
+    teacher.args = student.args
+    own, best = labels_loss(student, batches), labels_loss(teacher, batches)
+    count = _take(student, giver, keypoints, batches)
+    taken = labels_loss(student, batches)
+    better = bool(count) and taken < own and taken < MOST_LOST * best
+    if not better:
+        student.load_state_dict(kept)
+    if RANK in {-1, 0}:
+        whose = "the teacher's" if better else "its own"
+        LOGGER.info(
+            f"kd_init=auto: the student begins with {whose} weights. The base loss "
+            f"on {sum(len(b['img']) for b in batches)} training images is {own:.3f} with its own, {taken:.3f} with the "
+            f"teacher's, and that of the teacher {best:.3f}."
+        )
+    return count if better else 0
+
+
+def _on(giver: Teacher, device: torch.device) -> Any:
+    """Return a float32 copy of a teacher's model on a device."""
+    return deepcopy(giver.original).to(device).float()
 
 
 @torch.no_grad()
