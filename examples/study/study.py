@@ -3,7 +3,8 @@
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
-(2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). The
+(2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). For
+the `coco-` stages it also holds `cards/`, `fruit/`, `deeppcb/`, `voc07/` and `weights/yolo26n-coco-int8dq.pt`. The
 `tune-` stages are for choosing settings: they train on 80% of the training images and score on the other 20%. The
 `final-` stages train on all training images and score on the val sets, once. Each stage saves its table and the record
 of every run in `results/STAGE`. `results/summary.md` has all tables in one, and the main README shows them.
@@ -37,7 +38,12 @@ COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci
 SETS = ("final-bccd", "final-helmet")  # stages for which the summary has a mean
 README = STUDY.parents[1] / "README.md"
 # Pattern of the stages that the README shows under a heading; a stage belongs to the first one that matches
-SECTIONS = {"## Tasks": "task-*", "### Images without labels": "few-labels", "## Results": "*"}
+SECTIONS = {
+    "## Tasks": "task-*",
+    "### Images without labels": "few-labels",
+    "### Students with COCO weights": "coco-*",
+    "## Results": "*",
+}
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
@@ -59,10 +65,12 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
         for arm in arguments["arms"].values():
             if arm.get("kd_unlabeled") == "rest":
                 arm["kd_unlabeled"] = unlabeled
-    for args in (arguments, *arguments["arms"].values()):
-        for key in ("model", "teacher"):
-            if str(args.get(key, "")).endswith(".pt"):  # weights of an earlier stage
-                args[key] = str(runs / args[key])
+    arms = arguments["arms"]
+    for args in (arguments, *(arms.values() if isinstance(arms, dict) else ())):
+        for key in ("model", "teacher", "teacher_model"):
+            file = str(args.get(key, ""))
+            if file.endswith(".pt"):  # published weights, or those of an earlier stage
+                args[key] = str((data if file.startswith("weights/") else runs) / file)
     counts_duplicates = arguments.pop("duplicates", False)
     report = run_bench({**arguments, "project": str(runs), "name": name})
     if counts_duplicates:

@@ -1,0 +1,194 @@
+"""The `coco-` stages at a glance: a table of mean scores of both heads, the curve of epochs, and the parts of the gain.
+
+    python examples/study/coco.py     writes results/coco.md, results/coco-epochs.png and results/coco-parts.png
+
+`study.py` runs the stages. Here the score of a run is the mean of both heads, and gains are paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from ultralytics.utils import plt_settings
+
+from ultralytics_kd.bench.table import interval, markdown
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ARMS = {  # names for readers
+    "alone": "alone",
+    "builtin": "distill_model",
+    "init": "kd, weights only",
+    "terms": "kd, terms only",
+    "kd": "kd",
+}
+
+
+def runs(results: Path) -> pl.DataFrame:
+    """Return the runs of all `coco-` stages: `set`, `epochs`, `arm`, `seed`, `score` of both heads, and `seconds`.
+
+    Args:
+        results (Path): Folder with a folder per stage.
+    """
+    rows: list[dict[str, Any]] = []
+    for file in sorted(results.glob("coco-*/bench.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        shared = {"set": file.parent.name.split("-")[1], "epochs": report["settings"]["epochs"]}
+        rows += [{**shared, **{k: run[k] for k in ("arm", "seed", "score", "seconds")}} for run in report["runs"]]
+        teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] == "kd"}
+        rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "seconds": 0.0} for _, score in teachers]
+    return (
+        pl.DataFrame(rows)
+        .group_by("set", "epochs", "arm", "seed", maintain_order=True)
+        .agg(pl.col("score", "seconds").mean())
+    )
+
+
+def gains(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a row for each set, number of epochs and arm, with the gain over `alone` of the same epochs and seed.
+
+    Args:
+        table (pl.DataFrame): Runs, as `runs` returns them.
+
+    Returns:
+        (pl.DataFrame): Columns `set`, `epochs`, `arm`, `runs`, `score`, `gain`, `ci_low` and `ci_high` (95%), `closed`
+            (gain divided by the teacher's lead over `alone`) and `time` (divided by that of `alone`).
+    """
+    rows = []
+    for (name, epochs), part in table.group_by("set", "epochs", maintain_order=True):
+        alone = part.filter(pl.col("arm") == "alone")
+        teacher = part.filter(pl.col("arm") == "teacher")["score"]
+        for arm in [a for a in ARMS if a in part["arm"]]:
+            own = part.filter(pl.col("arm") == arm)
+            pairs = own.join(alone, on="seed", suffix="_alone")
+            differences = (pairs["score"] - pairs["score_alone"]).to_list() if arm != "alone" else []
+            low, high = interval(differences)
+            gain = sum(differences) / len(differences) if differences else None
+            lead = teacher[0] - alone["score"].mean() if len(teacher) else None
+            rows.append(
+                {
+                    "set": name,
+                    "epochs": epochs,
+                    "arm": arm,
+                    "runs": own.height,
+                    "score": own["score"].mean(),
+                    "gain": gain,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "teacher": teacher[0] if len(teacher) else None,
+                    "closed": gain / lead if gain is not None and lead else None,
+                    "time": own["seconds"].mean() / alone["seconds"].mean(),
+                }
+            )
+    return pl.DataFrame(rows, infer_schema_length=None).sort("set", "epochs", maintain_order=True)
+
+
+def to_markdown(table: pl.DataFrame) -> str:
+    """Return gains as a Markdown table.
+
+    Args:
+        table (pl.DataFrame): Gains, as `gains` returns them.
+    """
+    lines = [["set", "epochs", "arm", "seeds", "mAP50-95", "gain (95% CI)", "gap closed", "time", "teacher"]]
+    for row in table.iter_rows(named=True):
+        has_interval = row["ci_low"] is not None
+        ci = f" ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})" if has_interval else ""
+        lines.append(
+            [
+                row["set"],
+                str(row["epochs"]),
+                ARMS[row["arm"]],
+                str(row["runs"]),
+                f"{row['score']:.3f}",
+                "" if row["gain"] is None else f"{row['gain']:+.3f}{ci}",
+                "" if row["closed"] is None else f"{row['closed']:.0%}",
+                f"{row['time']:.2f}x",
+                "" if row["teacher"] is None else f"{row['teacher']:.3f}",
+            ]
+        )
+    return markdown(lines)
+
+
+@plt_settings()
+def plot_epochs(table: pl.DataFrame, file: Path) -> None:
+    """Draw the score of `alone` and `kd` over the number of epochs, a panel per set.
+
+    Args:
+        table (pl.DataFrame): Runs, as `runs` returns them.
+        file (Path): Image to write.
+    """
+    import matplotlib.pyplot as plt
+
+    names = table["set"].unique(maintain_order=True).to_list()
+    fig, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), squeeze=False, layout="constrained")
+    for ax, name in zip(axes[0], names):
+        part = table.filter(pl.col("set") == name)
+        for color, arm in (("C7", "alone"), ("C0", "kd")):
+            own = part.filter(pl.col("arm") == arm)
+            mean = own.group_by("epochs").agg(pl.col("score").mean()).sort("epochs")
+            ax.plot(own["epochs"], own["score"], "o", color=color, alpha=0.35, markersize=4)
+            ax.plot(mean["epochs"], mean["score"], "-o", color=color, label=ARMS[arm])
+        teacher = part.filter(pl.col("arm") == "teacher")["score"]
+        if len(teacher):
+            ax.axhline(teacher[0], linestyle="--", color="black", linewidth=1, label="teacher")
+        ax.set_xscale("log", base=2)
+        epochs = sorted(part["epochs"].unique())
+        ax.set_xticks(epochs, [str(e) for e in epochs])
+        ax.set_title(name)
+        ax.set_xlabel("epochs")
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("mAP50-95, mean of both heads")
+    axes[0][0].legend()
+    fig.savefig(file, dpi=150)
+    plt.close(fig)
+
+
+@plt_settings()
+def plot_parts(table: pl.DataFrame, file: Path) -> None:
+    """Draw the gain of each arm over `alone` with its interval, a panel per set.
+
+    Args:
+        table (pl.DataFrame): Gains, as `gains` returns them.
+        file (Path): Image to write.
+    """
+    import matplotlib.pyplot as plt
+
+    shortest = table.group_by("set", maintain_order=True).agg(pl.col("epochs").min())
+    table = table.join(shortest, on=["set", "epochs"]).filter(pl.col("gain").is_not_null())
+    names = table["set"].unique(maintain_order=True).to_list()
+    fig, axes = plt.subplots(
+        1, len(names), figsize=(3.6 * len(names), 2.6), squeeze=False, sharex=True, layout="constrained"
+    )
+    for ax, name in zip(axes[0], names):
+        rows = table.filter(pl.col("set") == name).to_dicts()
+        for y, row in enumerate(rows):
+            ax.barh(y, row["gain"], color=f"C{list(ARMS).index(row['arm'])}", alpha=0.8)
+            if row["ci_low"] is not None:
+                ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="black", linewidth=1.5)
+        ax.set_yticks(range(len(rows)), [ARMS[row["arm"]] for row in rows])
+        ax.invert_yaxis()
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_title(f"{name}, {rows[0]['epochs']} epochs")
+        ax.set_xlabel("gain over alone, mAP50-95")
+        ax.grid(axis="x", alpha=0.3)
+    fig.savefig(file, dpi=150)
+    plt.close(fig)
+
+
+def write(results: Path) -> None:
+    """Write the table and the plots.
+
+    Args:
+        results (Path): Folder with a folder per stage, and for the files.
+    """
+    all_runs = runs(results)
+    table = gains(all_runs)
+    (results / "coco.md").write_text(to_markdown(table), encoding="utf-8")
+    plot_epochs(all_runs, results / "coco-epochs.png")
+    plot_parts(table, results / "coco-parts.png")
+
+
+if __name__ == "__main__":
+    write(RESULTS)
