@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from test_terms import setup
 
+from ultralytics_kd import YOLO, config
+from ultralytics_kd.config.arguments import AUTO_SHARE
 from ultralytics_kd.distillation.balance import EVERY, FADES, LARGEST, Balance
+from ultralytics_kd.errors import KDError
 
 
 def gradients(*rows):
@@ -78,3 +82,60 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened():
     for balance in (first, second):
         balance.update(base, {"kd_cls": term}, points)
     assert torch.equal(first.factors(), second.factors())
+
+
+def norm_at_the_neck(loss: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of a loss's gradient at feature maps."""
+    gradients = torch.autograd.grad(loss, maps, retain_graph=True)
+    return torch.cat([g.flatten() for g in gradients]).norm()
+
+
+@pytest.mark.parametrize("weight, share", [("auto", AUTO_SHARE), (0.2, 0.2)])
+def test_the_terms_of_a_step_have_their_shares_at_the_maps_that_enter_the_head(weight, share, monkeypatch):
+    monkeypatch.setattr("ultralytics_kd.distillation.balance.FADES", 1e-9)  # random models agree in nothing
+    monkeypatch.setattr("ultralytics_kd.distillation.balance.OFF", -1.0)
+    monkeypatch.setattr("ultralytics_kd.distillation.balance.LARGEST", 1e9)
+    args = {"kd_cls": 2.0, "kd_box": 4.0, "kd_weight": weight}
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", **args)
+    preds = student(batch["img"])
+    total, _ = loss(preds, batch)
+    maps = preds["one2many"]["feats"]
+    base, terms = total[:-3].sum(), total[-3:]
+    agree = distiller.balance.cosines().add(1).clamp(max=1).tolist()  # of the fade between -1 and 0
+    for term, part, asked in zip(terms, agree, (share, share / 2)):  # half the default weight is half the share
+        assert float(norm_at_the_neck(term, maps) / norm_at_the_neck(base, maps)) == pytest.approx(asked * part, rel=1e-3)
+
+
+def test_validation_and_the_moving_average_use_the_weights_of_training_and_measure_nothing():
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=2.0, kd_weight="auto")
+    loss(student(batch["img"]), batch)
+    step, factor = distiller.balance.step, distiller.balance.factors()
+    with torch.no_grad():
+        preds = student.eval()(batch["img"])
+        value = loss(preds, batch)[1]["kd_cls"]
+        distiller.balance = None
+        assert value == pytest.approx(float(factor * loss(preds, batch)[1]["kd_cls"]))
+    assert step == 1
+
+
+@pytest.mark.slow
+def test_a_training_says_what_share_each_term_has_and_when_one_is_taken_back(quick, teacher, caplog, monkeypatch):
+    monkeypatch.setattr("ultralytics_kd.distillation.balance.OFF", 2.0)  # no term agrees so well
+    monkeypatch.setattr("ultralytics_kd.distillation.balance.FADES", 3.0)
+    YOLO("yolo26n.yaml").train(**{**quick, "epochs": 2}, teacher=teacher, kd_weight=0.3, kd_box=0.0)
+    assert "bckd x 0.3 of the labels' gradient" in caplog.text
+    assert caplog.text.count("kd_cls is taken back") == 1
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("much", "'kd_weight=much' is invalid: it must be auto or a number"),
+        (True, "'kd_weight=True' is invalid"),
+        (0, "greater than 0"),
+        (float("nan"), "greater than 0"),
+    ],
+)
+def test_other_values_are_refused(value, message):
+    with pytest.raises(KDError, match=message):
+        config.check_values({"kd_weight": value})

@@ -30,7 +30,7 @@ class Runs:
     """A process that trains when told, and is told again when the training was killed."""
 
     def __init__(self, tmp_path: Path, data: str, teacher: str):
-        self.args = {"data": data, "teacher": teacher, **KD, "kd_schedule": "cosine"}
+        self.args = {"data": data, "teacher": teacher, **KD, "kd_schedule": "cosine", "kd_weight": 0.5}
         self.log = tmp_path / "log"
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("interrupted_runs.py"))],
