@@ -103,7 +103,9 @@ def test_the_terms_of_a_step_have_their_shares_at_the_maps_that_enter_the_head(w
     base, terms = total[:-3].sum(), total[-3:]
     agree = distiller.balance.cosines().add(1).clamp(max=1).tolist()  # of the fade between -1 and 0
     for term, part, asked in zip(terms, agree, (share, share / 2)):  # half the default weight is half the share
-        assert float(norm_at_the_neck(term, maps) / norm_at_the_neck(base, maps)) == pytest.approx(asked * part, rel=1e-3)
+        assert float(norm_at_the_neck(term, maps) / norm_at_the_neck(base, maps)) == pytest.approx(
+            asked * part, rel=1e-3
+        )
 
 
 def test_validation_and_the_moving_average_use_the_weights_of_training_and_measure_nothing():

@@ -33,7 +33,8 @@ class DistillationLoss:
         head (nn.Module): Head of the model that this loss belongs to.
         trains (bool): Whether that model trains. Its moving average does not.
         ask (Callable | None): Adds the teacher's answer to a batch that lacks it.
-        inspect (Callable | None): Called with a training batch and its terms, until the epoch's first is checked.
+        inspect (Callable | None): Called with a training batch, its terms, and what enters the loss of them, until the
+            epoch's first batch is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
     """
 
@@ -53,7 +54,7 @@ class DistillationLoss:
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
         self.ask = ask
-        self.inspect: Callable[[dict[str, Any], dict[str, Tensor]], None] | None = None
+        self.inspect: Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
         self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
 
@@ -85,10 +86,11 @@ class DistillationLoss:
         if self.trains or not self.distiller.gains:
             self.distiller.gains = self.gains
         terms = self.distiller(preds, answer, self.head, self.bases, batch)
-        if self.inspect is not None and torch.is_grad_enabled():
-            self.inspect(batch, terms)
+        measured = terms
         if self.distiller.balance is not None:
             terms = self._balanced(self.distiller.balance, loss, terms, preds, batch)
+        if self.inspect is not None and torch.is_grad_enabled():
+            self.inspect(batch, measured, terms)
         kd = torch.stack(list(terms.values()))
         if batch.get(FINITE_FACTOR) is not None:
             kd = kd * batch[FINITE_FACTOR]

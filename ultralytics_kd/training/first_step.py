@@ -102,12 +102,13 @@ class FirstStep:
         student.forward = forward
         self._student = student
 
-    def inspect(self, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+    def inspect(self, batch: dict[str, Any], terms: dict[str, Tensor], entering: dict[str, Tensor]) -> None:
         """Note a training batch and its terms.
 
         Args:
             batch (dict): The batch, with the answer.
             terms (dict[str, Tensor]): Weighted terms by name.
+            entering (dict[str, Tensor]): What enters the loss: the same, or with `kd_weight` scaled, perhaps to 0.
         """
         self._answered, self._terms = batch["img"], terms
         if batch.get(FINITE_FACTOR) is not None and not batch[FINITE_FACTOR]:  # a non-finite answer teaches nothing
@@ -115,7 +116,7 @@ class FirstStep:
             return
         for name in self.distiller.terms:
             if terms[name].requires_grad:
-                terms[name].register_hook(lambda gradient, name=name: self._note(name, gradient))
+                entering[name].register_hook(lambda gradient, name=name: self._note(name, gradient))
 
     def _note(self, name: str, gradient: Tensor) -> None:
         """Note that a gradient reaches a term; the gradient of a part that was cut off is 0."""
