@@ -71,6 +71,12 @@ ARGUMENTS: dict[str, Argument] = {
         "plain training",
     ),
     "kd_teacher_weights": Argument(None, "list, optional", "weight of each teacher of a list; unset = equal"),
+    "kd_teacher_imgsz": Argument(
+        None,
+        "float, optional",
+        "larger images for the teacher (detect, classify): their size in pixels or, up to 16, a factor of imgsz; "
+        "unset = the student's",
+    ),
     "kd_trust_teacher": Argument(
         False, "bool", "whether teachers may run code when they are opened; True only if you trust where they come from"
     ),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
+from .teacher_size import SIZED_TASKS, check_larger, check_teacher_size, teacher_size
 from .user_code import load_loss, names_object
 
 TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
@@ -54,6 +55,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     if not isinstance(cache, (bool, str, Path)) or cache == "":
         raise KDTypeError(f"'kd_cache={cache}' is invalid: it must be True, False or a folder of stored answers.")
     _check_teacher_weights(cfg.get("kd_teacher_weights"))
+    check_teacher_size(cfg.get("kd_teacher_imgsz"))
     _check_unlabeled(cfg)
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
@@ -152,6 +154,8 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"task '{cfg.get('task')}' cannot be distilled: a teacher is supported for {', '.join(TASKS)}.")
     if cfg.get("kd_cache"):
         _check_cache(cfg)
+    if cfg.get("kd_teacher_imgsz") is not None:
+        _check_teacher_imgsz(cfg)
     weights = TASK_WEIGHTS[cfg["task"]]
     if not any(cfg.get(k) for k in weights):
         raise KDError(f"all distillation weights are 0: set at least one of {', '.join(weights)}, or drop the teacher.")
@@ -230,6 +234,42 @@ def check_user_losses(cfg: Mapping[str, Any]) -> None:
         loss = cfg.get(f"{weight}_loss")
         if cfg.get(weight) and names_object(loss):
             load_loss(f"{weight}_loss", str(loss))
+
+
+def _check_teacher_imgsz(cfg: Mapping[str, Any]) -> None:
+    """Check that the teacher can see larger images than the student."""
+    given, imgsz = f"'kd_teacher_imgsz={cfg['kd_teacher_imgsz']}'", cfg.get("imgsz")
+    if cfg["task"] not in SIZED_TASKS:
+        raise KDError(f"{given} is supported for {' and '.join(SIZED_TASKS)}, not for task '{cfg['task']}': drop it.")
+    if cfg.get("kd_cache"):
+        raise KDError(
+            f"{given} is for a teacher that runs, and stored answers have a size of their own: drop it, and give "
+            "kd_cache_imgsz to 'yolo-kd cache'."
+        )
+    if cfg["task"] == "detect":
+        _check_set_losses(cfg, given)
+    sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
+    if sides and all(isinstance(side, int) for side in sides):  # Ultralytics refuses others later
+        check_larger(cfg["kd_teacher_imgsz"], teacher_size(cfg["kd_teacher_imgsz"], imgsz), imgsz)
+
+
+def _check_set_losses(cfg: Mapping[str, Any], given: str) -> None:
+    """Check that no loss compares anchor points, which images of two sizes do not share.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+        given (str): The argument that makes the teacher answer with detections, and its value.
+    """
+    from ..losses.box import BIN_LOSSES, BOX_LOSSES  # here, as Ultralytics may not be fully imported before a training
+
+    reason = "needs the teacher's answer at the student's anchor points"
+    loss = cfg.get("kd_feat_loss")
+    if cfg.get("kd_feat") and loss in {"sl2", "crosskd"}:
+        raise KDError(f"'kd_feat_loss={loss}' {reason}, and with {given} it answers other images: use pkd, cwd or mgd.")
+    loss = cfg.get("kd_box_loss")
+    if cfg.get("kd_box") and loss in BIN_LOSSES:
+        others = " or ".join(BOX_LOSSES)
+        raise KDError(f"'kd_box_loss={loss}' {reason}, and with {given} it answers other images: use {others}.")
 
 
 def _check_cache(cfg: Mapping[str, Any]) -> None:

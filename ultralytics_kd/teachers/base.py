@@ -153,6 +153,20 @@ class Teacher:
         """
         return self._answer(self.run(images), images)
 
+    def answer_for_any_size(self, images: Tensor) -> Any:
+        """Return an answer that also fits the same images at another size.
+
+        This is the usual answer of a classifier, whose logits are those of the whole image, and of a teacher that
+        predicts a set, whose boxes are shares of the image. A teacher with anchor points overrides it.
+
+        Args:
+            images (Tensor): Images of shape (B, C, H, W) in [0, 1].
+
+        Raises:
+            KDError: If its outputs are not finite.
+        """
+        return self(images)
+
     def detect(self, images: Tensor, thresholds: Thresholds) -> tuple[list[Detections], list[list[Tensor]]]:
         """Return detections in the teacher's own classes, and the feature maps that are read.
 

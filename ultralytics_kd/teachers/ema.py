@@ -17,6 +17,7 @@ from .answers import Answer, DenseAnswer, Reads
 from .base import Teacher
 from .class_map import SINGLE_CLASS
 from .dense import check_softmax
+from .sets import grid_as_set
 
 EMA = "ema"
 
@@ -78,6 +79,13 @@ class MovingAverage(Teacher):
                 return run(model.eval(), images.float())
         finally:
             model.train(training)
+
+    def answer_for_any_size(self, images: Tensor) -> Any:
+        """Return the average's detections, or its logits for whole images."""
+        answer = self(images)
+        if self.layout is None:
+            return answer
+        return grid_as_set(answer, self.layout.only(self._reads.strides or self.layout.strides), images)
 
     def _run_dense(self, model: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return logits or depth, and the feature maps that are read."""

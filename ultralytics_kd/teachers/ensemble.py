@@ -17,7 +17,7 @@ from .base import Teacher
 from .class_map import ClassMap, load_map, match_key
 from .dense import average
 from .detections import Detections, fuse
-from .sets import SetTeacher, as_set
+from .sets import SetTeacher, as_set, grid_as_set
 from .validation import DetectorModel
 
 
@@ -177,6 +177,11 @@ class GridEnsemble(Ensemble):
         features = [maps for answer in raw for maps in answer.features]
         branches = {name: self._average([a.branches[name] for a in raw]) for name in raw[0].branches}
         return Answer(branches, self.classes.taught(images.device), self, features)
+
+    def answer_for_any_size(self, images: Tensor) -> SetAnswer:
+        """Return the detections in the members' mean, which is taken at the anchor points of these images."""
+        assert self.layout is not None
+        return grid_as_set(self(images), self.layout.only(self._strides), images)
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:
         """Return a model that predicts the members' mean."""

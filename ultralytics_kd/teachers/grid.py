@@ -12,10 +12,11 @@ from torch import Tensor
 from .. import outputs
 from ..errors import ModelError
 from ..outputs import ONE2MANY, Branch
-from .answers import Answer, Reads
+from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
 from .detections import Detections, Thresholds, suppress
 from .inference import raw_output_copy
+from .sets import SetTeacher, as_set
 from .validation import PaddedModel
 
 OTHER_DETECTOR = "give a YOLO model, or wrap this detector in an object with `names` and `teach`"
@@ -86,6 +87,12 @@ class GridTeacher(Teacher):
         branch = raw[ONE2MANY]
         detections = suppress(branch, self.layout.only(self._strides), thresholds)
         return detections, [self._read_maps(branch.feats, self._strides)]
+
+    def answer_for_any_size(self, images: Tensor) -> SetAnswer:
+        """Return the detections in the student's classes, as a teacher without anchor points answers."""
+        assert self.classes is not None
+        thresholds = SetTeacher.thresholds
+        return as_set(*self.detect(images, thresholds), self.classes, thresholds.conf, images)
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
         """Run the rest of the frozen head on features of the student's head; the gradient reaches these."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywhn
 
 from .. import outputs
-from .answers import Reads, SetAnswer
+from ..outputs import ONE2MANY, Layout
+from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
 from .class_map import ClassMap
-from .detections import Detections, Thresholds, most_confident
+from .detections import Detections, Thresholds, most_confident, suppress
 from .inference import fused_copy, to_device
 from .validation import CONF, TOPK, DetectorModel
 
@@ -64,6 +65,23 @@ def as_set(
     kept = ((probs.amax(1) > conf) & has_area).nonzero().flatten() if len(probs) else image.long()
     normalized = xyxy2xywhn(boxes[kept], w=width, h=height)
     return SetAnswer(normalized, probs[kept], image[kept], classes.taught(images.device), features)
+
+
+def grid_as_set(answer: Answer, layout: Layout, images: Tensor) -> SetAnswer:
+    """Return an answer at anchor points as a set: the detections of its one2many branch after suppression.
+
+    Args:
+        answer (Answer): The answer, with scores and boxes of that branch.
+        layout (Layout): Layout of the branch.
+        images (Tensor): The images, shape (B, C, H, W).
+    """
+    branch, thresholds = answer.branches[ONE2MANY], SetTeacher.thresholds
+    nc = branch.scores.shape[-1]
+    names = dict.fromkeys(range(nc), "")
+    same = ClassMap({i: (i,) for i in range(nc)}, names, names)  # the scores are those of the student's classes
+    found = as_set(suppress(branch, layout, thresholds), answer.features, same, thresholds.conf, images)
+    found.classes = answer.classes
+    return found
 
 
 class QueryTeacher(SetTeacher):

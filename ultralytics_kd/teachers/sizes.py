@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..config.teacher_size import SIZED_TASKS
 from .base import Teacher
 
 # Ultralytics' default augmentation (scale=0.5) shows a model objects of 0.5 to 1.5 times their size. YOLO26n, trained
@@ -28,21 +29,27 @@ def trained_size(ckpt: Any) -> int | None:
     return max(sizes)
 
 
-def size_warnings(teachers: Iterable[Teacher], imgsz: int, stored_in: str | None = None) -> list[str]:
+def size_warnings(
+    teachers: Iterable[Teacher], imgsz: int, stored_in: str | None = None, own_images: bool = False
+) -> list[str]:
     """Return a sentence for each teacher that was trained at a very different image size than it sees.
 
     Args:
         teachers (Iterable[Teacher]): The teachers.
         imgsz (int): Size that they see, in pixels; with stored answers, the size that they are computed at.
         stored_in (str, optional): Folder of the stored answers; None if the teachers run.
+        own_images (bool): Whether they see larger images than the student, by `kd_teacher_imgsz`.
     """
     sentences = []
+    setting = "kd_teacher_imgsz" if own_images else "imgsz"
     for teacher in teachers:
         own = teacher.trained_imgsz
         if own is None or SMALLEST <= imgsz / own < TOO_LARGE:
             continue
-        place = f"imgsz={imgsz}" if stored_in is None else f"{imgsz} px in kd_cache={stored_in}"
-        advice = [f"set imgsz nearer to {own}"] if stored_in is None else []
+        place = f"{setting}={imgsz}" if stored_in is None else f"{imgsz} px in kd_cache={stored_in}"
+        advice = [f"set {setting} nearer to {own}"] if stored_in is None else []
+        if stored_in is None and not own_images and teacher.task in SIZED_TASKS and own > imgsz:
+            advice.append(f"give it larger images by kd_teacher_imgsz={own}")
         if teacher.task == "detect":  # the task whose answers can be stored
             advice.append(f"store its answers by yolo-kd cache with kd_cache_imgsz={own}")
         sentences.append(

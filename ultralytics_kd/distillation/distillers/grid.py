@@ -45,7 +45,7 @@ class GridDistiller(Distiller):
         assigner (InstanceAssigner): Assigns sets of instances to the student's anchor points.
     """
 
-    def __init__(self, args: Any, student: nn.Module, teacher: Teacher, stored: bool = False):
+    def __init__(self, args: Any, student: nn.Module, teacher: Teacher, stored: bool = False, as_sets: bool = False):
         """Build the terms for a student and a teacher.
 
         Args:
@@ -53,6 +53,8 @@ class GridDistiller(Distiller):
             student (nn.Module): The student.
             teacher (Teacher): The teacher, inspected.
             stored (bool): Whether the teacher's answers come from a cache, which stores sets of instances.
+            as_sets (bool): Whether a teacher that runs answers with a set even if it has anchor points, because its
+                images have another size (`Teacher.answer_for_any_size`). Its feature maps are there all the same.
 
         Raises:
             KDError: If student and teacher cannot be matched.
@@ -61,7 +63,7 @@ class GridDistiller(Distiller):
             raise ModelError(args.model, f"{fault}.", "model")
         self.student_layout = outputs.layout(student)
         self.assigner = InstanceAssigner()
-        heads = [] if stored else _teacher_heads(teacher)
+        heads = [] if stored or as_sets else _teacher_heads(teacher)
         self.strides = common_levels(self.student_layout, [head.layout for head in heads])
         self.teacher_heads = [TeacherHead(head.layout.only(self.strides), head.share) for head in heads]
         # Of a teacher that predicts at anchor points, only the maps of the compared levels are used
@@ -101,7 +103,7 @@ class GridDistiller(Distiller):
         strides = {s for maps in teacher_maps for s in maps.strides} if compares_maps else set()
         features = tuple(sorted(strides))
         if not self.teacher_heads:
-            return Reads(None, None, features)
+            return Reads({ONE2MANY: {outputs.SCORES, outputs.BOXES}}, None, features)
         branches = self._common_branches()
         parts: dict[str, set[str]] = {branches[0]: set()}
         for term in terms.values():
