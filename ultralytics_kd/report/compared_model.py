@@ -29,12 +29,14 @@ class ComparedModel:
         loaded (Teacher): The model, opened as a teacher; its classes are matched with those of the data.
         results (dict[str, ValidationResult]): Its validation, by head.
         times (list[float]): Seconds per image of each timed run.
+        imgsz (int | None): Size of its images in pixels; None for that of the report.
     """
 
     role: str
     loaded: Teacher
     results: dict[str, ValidationResult] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
+    imgsz: int | None = None
 
     @property
     def heads(self) -> list[str]:
@@ -67,27 +69,29 @@ class ComparedModel:
         """
         for head in self.heads:
             LOGGER.info(f"\n{self.role} {self.loaded.name}, {head}:")
-            head_args = Namespace(**{**vars(args), "nms": False if head == END2END else None})
+            own = {"nms": False if head == END2END else None, "imgsz": self.imgsz or args.imgsz}
+            head_args = Namespace(**{**vars(args), **own})
             self.results[head] = validate(self.copy(names), validator, head_args, folder)
 
     def costs(self, imgsz: int) -> dict[str, Any]:
         """Return the model's size and speed; an unknown value is None.
 
         Args:
-            imgsz (int): Image size of the GFLOPs, in pixels.
+            imgsz (int): Image size of the report in pixels; GFLOPs are for the model's own, if it has one.
 
         Returns:
-            (dict): "parameters" (count), "gflops", "megabytes" of the file (MiB), and "latency": the median "ms" of an
-                image with the quartiles "low" and "high", in milliseconds.
+            (dict): "imgsz" in pixels, "parameters" (count), "gflops", "megabytes" of the file (MiB), and "latency": the
+                median "ms" of an image with the quartiles "low" and "high", in milliseconds.
         """
         file = Path(self.loaded.source)
-        latency = None
+        latency, side = None, self.imgsz or imgsz
         if self.times:
             low, _, high = quantiles(self.times, n=4)
             latency = {"ms": median(self.times) * 1e3, "low": low * 1e3, "high": high * 1e3}
         return {
+            "imgsz": side,
             "parameters": self.loaded.parameters() or None,
-            "gflops": self.loaded.gflops(imgsz) or None,
+            "gflops": self.loaded.gflops(side) or None,
             "megabytes": file.stat().st_size / 2**20 if file.is_file() else None,
             "latency": latency,
         }

@@ -29,7 +29,7 @@ def draw_feature_maps(
     Args:
         models (Sequence[ComparedModel]): Models.
         file (str): Image file.
-        imgsz (int): Side of the models' input in pixels.
+        imgsz (int): Side in pixels of the input of models that have no size of their own.
         device (torch.device): Where the models run.
 
     Returns:
@@ -37,18 +37,30 @@ def draw_feature_maps(
     """
     if any(model.loaded.channels != 3 for model in models):
         return None
-    image = np.ascontiguousarray(LetterBox((imgsz, imgsz), auto=False)(image=imread(file)))
-    tensor = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].to(device).float() / 255
-    by_role = {model.role: maps for model in models if (maps := feature_strength(model, tensor)) is not None}
+    by_role = {}
+    for model in models:
+        tensor = _tensor(_letterboxed(file, model.imgsz or imgsz), device)
+        if (maps := feature_strength(model, tensor)) is not None:
+            by_role[model.role] = maps
     if not by_role:
         return None
     strides = sorted(set().union(*by_role.values()))
-    small = cv2.resize(image, (WIDTH, WIDTH), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(_letterboxed(file, imgsz), (WIDTH, WIDTH), interpolation=cv2.INTER_AREA)
     rows = []
     for role, maps in by_role.items():
         panels = [titled(_heat_map(small, maps.get(s)), f"{role}, stride {s}") for s in strides]
         rows.append(in_a_row(panels))
     return np.concatenate(rows)
+
+
+def _letterboxed(file: str, side: int) -> np.ndarray:
+    """Return an image file in BGR, padded to a square of so many pixels."""
+    return np.ascontiguousarray(LetterBox((side, side), auto=False)(image=imread(file)))
+
+
+def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """Return an image in BGR as a batch of one, shape (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].to(device).float() / 255
 
 
 def feature_strength(model: ComparedModel, image: Tensor) -> dict[int, np.ndarray] | None:

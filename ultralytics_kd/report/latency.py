@@ -62,7 +62,8 @@ def _timed_run(
     if hasattr(model, "end2end"):
         model.end2end = end2end
     model = model.fuse(verbose=False)
-    image = torch.rand(1, compared.loaded.channels, args.imgsz, args.imgsz, device=device)
+    side = compared.imgsz or args.imgsz
+    image = torch.rand(1, compared.loaded.channels, side, side, device=device)
     task = compared.loaded.task
     has_boxes = task in GRID_TASKS
     nms = {"nc": len(names), "max_det": args.max_det, "rotated": task == "obb", "end2end": end2end}

@@ -14,6 +14,7 @@ from ultralytics.utils.checks import check_imgsz
 from ..config.arguments import parse_list
 from ..config.checks import check_names, check_plain, whole_number
 from ..config.registration import register_arguments
+from ..config.teacher_size import SIZED_TASKS, teacher_size
 from ..errors import KDError, KDTypeError
 from ..files import output_folder
 
@@ -22,7 +23,7 @@ REPORT_ONLY: dict[str, Any] = {"teacher": None, "student": None, "baseline": Non
 USED = (
     *("data", "imgsz", "batch", "device", "workers", "split", "classes", "single_cls", "max_det", "iou", "nms"),
     *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
-    "kd_trust_teacher",
+    *("kd_trust_teacher", "kd_teacher_imgsz"),
 )
 # A validation for a report draws and writes nothing. With `val=True` Ultralytics would evaluate COCO's own files again
 QUIET = {"plots": False, "verbose": False, "save_json": False, "save_txt": False, "val": False}
@@ -38,6 +39,7 @@ class Options:
         images (int): Number of val images to show.
         match_conf (float): Lowest confidence of the detections that are compared and drawn.
         folder (Path): Folder of the report.
+        teacher_imgsz (int | None): Size of the teacher's images in pixels; None for that of the other models.
     """
 
     models: dict[str, Any]
@@ -45,6 +47,7 @@ class Options:
     images: int
     match_conf: float
     folder: Path
+    teacher_imgsz: int | None = None
 
 
 def check_options(given: Mapping[str, Any], task: str) -> Options:
@@ -79,7 +82,23 @@ def check_options(given: Mapping[str, Any], task: str) -> Options:
     folder_args = get_cfg(overrides={"mode": "val", "task": task, "name": "report", **overrides})
     models = {role: options[role] for role in ("teacher", "baseline", "student") if options[role]}
     models["teacher"] = parse_list(models["teacher"])
-    return Options(models, args, int(images), float(conf), output_folder(folder_args))
+    return Options(models, args, int(images), float(conf), output_folder(folder_args), _teacher_imgsz(args, task))
+
+
+def _teacher_imgsz(args: Namespace, task: str) -> int | None:
+    """Return the size of the teacher's images in pixels, None if it is not given.
+
+    Raises:
+        KDError: If the task compares predictions pixel by pixel.
+    """
+    if args.kd_teacher_imgsz is None:
+        return None
+    if task not in SIZED_TASKS:
+        raise KDError(
+            f"'kd_teacher_imgsz={args.kd_teacher_imgsz}' is supported for {' and '.join(SIZED_TASKS)}, not for task "
+            f"'{task}': drop it."
+        )
+    return teacher_size(args.kd_teacher_imgsz, args.imgsz, 1 if task == "classify" else 32)
 
 
 def check_given(given: Mapping[str, Any]) -> None:

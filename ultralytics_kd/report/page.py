@@ -56,6 +56,9 @@ def verdict(report: dict[str, Any]) -> list[str]:
     if report["kept"] is not None and not unmatched:
         first += f": it keeps {report['kept']:.0%} of the teacher's quality"
     sentences = [f"{first}."]
+    sizes = {role: models[role].get("imgsz") for role in (TEACHER, STUDENT)}
+    if sizes[TEACHER] != sizes[STUDENT]:
+        sentences.append(f"The teacher sees images of {sizes[TEACHER]} px, the student of {sizes[STUDENT]} px.")
     if unmatched:
         sentences.append(f"The teacher does not know {', '.join(unmatched)}, which count as missed.")
     sentences += _cost(models)

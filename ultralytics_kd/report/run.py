@@ -56,14 +56,19 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
         _match_classes(role, model, args, class_names_of(args.data, task) if role == TEACHER else names)
         if task == "pose":
             _check_keypoints(role, model, args)
-        models.append(ComparedModel(role, model))
+        models.append(ComparedModel(role, model, imgsz=options.teacher_imgsz if role == TEACHER else None))
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(args.device, verbose=False)
     return write_report(models, EvaluationSetup(names, validator, device, _command(given)), options)
 
 
 def report_training(
-    teacher: Teacher, student: Path, setup: EvaluationSetup, training: Mapping[str, Any], folder: Path
+    teacher: Teacher,
+    student: Path,
+    setup: EvaluationSetup,
+    training: Mapping[str, Any],
+    folder: Path,
+    teacher_imgsz: int | None = None,
 ) -> dict[str, Any]:
     """Write the report of a finished distillation.
 
@@ -73,20 +78,32 @@ def report_training(
         setup (EvaluationSetup): How the models are evaluated; its command is made here.
         training (Mapping): Arguments of the training.
         folder (Path): Folder of the report.
+        teacher_imgsz (int, optional): Size of the images that the teacher answered, in pixels; None for `imgsz`.
 
     Returns:
         (dict): The content of `report.json`.
     """
     validation = {"mode": "val", "split": "val", "rect": True, "compile": False, "cache": False, **QUIET}
-    args = Namespace(**{**training, **validation})
+    args = sized(Namespace(**{**training, **validation}), teacher_imgsz)
     loaded = _load(STUDENT, str(student), args)
     _match_classes(STUDENT, loaded, args, setup.names)
     models = [ComparedModel(STUDENT, loaded)]
     if teacher.can_validate:
-        models.insert(0, ComparedModel(TEACHER, teacher))
+        models.insert(0, ComparedModel(TEACHER, teacher, imgsz=args.kd_teacher_imgsz))
     command = command_of(args, str(student)) if len(models) > 1 and teacher.portable else ""
     options = Options({}, args, REPORT_ONLY["images"], REPORT_ONLY["match_conf"], folder)
     return write_report(models, replace(setup, command=command), options)
+
+
+def sized(args: Namespace, teacher_imgsz: int | None) -> Namespace:
+    """Return the arguments of a report that scores a teacher at the size that it taught at.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        teacher_imgsz (int | None): Size of the images that the teacher answered, in pixels; None for `imgsz`.
+    """
+    own = None if teacher_imgsz == args.imgsz else teacher_imgsz
+    return Namespace(**{**vars(args), "kd_teacher_imgsz": own})
 
 
 def command_of(args: Namespace, student: str) -> str:

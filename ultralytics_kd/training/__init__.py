@@ -7,6 +7,7 @@ Files:
     calibration: training images for a fit before the training (`kd_init=fit`).
     first_step: checks of first batches: that they distil.
     answer_sources: the answer to a batch, from the teacher or from a cache.
+    large_images: a teacher that sees larger images than the student.
     unlabeled, unlabeled_images: images without labels that join the batches.
     autobatch: what AutoBatch profiles, so that the teacher fits in memory too.
     run_folder: the run's folder: claimed, and removed if the run never starts.

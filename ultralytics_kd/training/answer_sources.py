@@ -19,6 +19,7 @@ from ..cache.answers import StoredAnswers
 from ..cache.dataset import AnsweredDataset
 from ..cache.manifest import Manifest
 from ..cache.store import Store
+from ..config.teacher_size import student_size
 from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 from ..teachers import SetAnswer, Teacher, sizes
@@ -50,11 +51,13 @@ class LiveTeacher:
 
     Attributes:
         teacher (Teacher): The teacher.
+        passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
     """
 
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
         self.teacher = teacher
+        self.passed_through: str | None = None
         self._answered_images = AnsweredImages()
         self._val_answers = ValAnswers()
 
@@ -84,15 +87,26 @@ class LiveTeacher:
         if self.teacher.ready and not self.teacher.follows_student:  # that teacher is the very model under validation
             batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
 
+    def imgsz(self, student: Any) -> int:
+        """Return the side of the images that the teacher sees, in pixels.
+
+        Args:
+            student (int | list[int]): The argument `imgsz`, in pixels.
+        """
+        return student_size(student)
+
     def size_warnings(self, imgsz: int) -> list[str]:
         """Return a sentence for each teacher that was trained at a very different image size than `imgsz`."""
         return sizes.size_warnings(self.teacher.members, imgsz)
 
     def _answer(self, images: Tensor) -> dict[str, Any]:
         """Return what the teacher adds to a batch."""
-        answer = {"teacher": self.teacher(images)}
+        return self._with_factor(self.teacher(images))
+
+    def _with_factor(self, answer: Any) -> dict[str, Any]:
+        """Return the entries of a batch with the teacher's last answer."""
         factor = self.teacher.finite_factor
-        return answer if factor is None else {**answer, FINITE_FACTOR: factor}
+        return {"teacher": answer} if factor is None else {"teacher": answer, FINITE_FACTOR: factor}
 
 
 class ValAnswers:
@@ -152,6 +166,10 @@ class CachedTeacher:
         self._answered_images = AnsweredImages()
         self.manifest: Manifest = store.manifest()
         self._teacher, self._made = teacher, made
+
+    def imgsz(self, student: Any) -> int:
+        """Return the side of the images that the teacher answered, in pixels."""
+        return self.manifest.imgsz
 
     def adopt(self, dataset: Any, imgsz: int) -> None:
         """Make a training data set carry the stored answers through all its augmentation.

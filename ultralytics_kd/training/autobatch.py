@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils.torch_utils import unwrap_model
@@ -20,7 +21,14 @@ from ..teachers import Teacher
 class StudentWithTeacher(nn.Module):
     """A student and its teacher, whose forward and backward pass take as much memory as a training step."""
 
-    def __init__(self, student: nn.Module, teacher: Teacher, distiller: Distiller, unlabeled: float = 0.0):
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        distiller: Distiller,
+        unlabeled: float = 0.0,
+        imgsz: int | None = None,
+    ):
         """Take student and teacher.
 
         Args:
@@ -28,10 +36,12 @@ class StudentWithTeacher(nn.Module):
             teacher (Teacher): The prepared teacher.
             distiller (Distiller): The terms.
             unlabeled (float): Number of images without labels for each image of a batch.
+            imgsz (int, optional): Side of the teacher's images in pixels; None for the student's images.
         """
         super().__init__()
         model: Any = unwrap_model(student)
         self.student, self.teacher, self.distiller, self.unlabeled = student, teacher, distiller, unlabeled
+        self.imgsz = imgsz
         self.stride, self.names, self.yaml = model.stride, model.names, model.yaml
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -41,7 +51,7 @@ class StudentWithTeacher(nn.Module):
         """
         extra = math.ceil(len(images) * self.unlabeled)
         images = torch.cat((images, images[torch.arange(extra) % len(images)])) if extra else images
-        answer = self.teacher(images.detach())
+        answer = self._answer(images.detach())
         model: Any = unwrap_model(self.student)
         with self.distiller.capturing_features(model):
             preds = self.student(images)
@@ -49,3 +59,9 @@ class StudentWithTeacher(nn.Module):
             loss = DistillationLoss(model.init_criterion(), self.distiller, outputs.find_head(model))
             terms = self.distiller(preds, answer, loss.head, loss.bases)
         return [leaf for leaf in tree_leaves(preds) if isinstance(leaf, Tensor)] + list(terms.values())
+
+    def _answer(self, images: Tensor) -> Any:
+        """Return the teacher's answer to the images, made larger if it sees larger ones."""
+        if self.imgsz is None:
+            return self.teacher(images)
+        return self.teacher.answer_for_any_size(F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear"))

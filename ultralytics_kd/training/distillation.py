@@ -34,6 +34,7 @@ from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
 from .first_step import HOOKS, FirstStep
+from .large_images import LargeImageTeacher
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledPart
 
@@ -74,6 +75,8 @@ class Distillation:
         """
         self.args, self.source, self.teacher = args, source, teacher
         self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
+        if args.kd_teacher_imgsz is not None:
+            self.answers = LargeImageTeacher(teacher, args.kd_teacher_imgsz)
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
         self.beginning = Beginning(0, 0, False)
@@ -93,6 +96,16 @@ class Distillation:
     def cached(self) -> CachedTeacher | None:
         """The stored answers, None if the teacher runs."""
         return self.answers if isinstance(self.answers, CachedTeacher) else None
+
+    @property
+    def large_images(self) -> LargeImageTeacher | None:
+        """The teacher that sees larger images than the student, None if it does not."""
+        return self.answers if isinstance(self.answers, LargeImageTeacher) else None
+
+    @property
+    def teacher_imgsz(self) -> int:
+        """Side of the images that the teacher answers, in pixels."""
+        return self.answers.imgsz(self.args.imgsz)
 
     def match_data(self, data: dict[str, Any]) -> None:
         """Match the teacher's classes with the data set's, and open the cache if answers are stored.
@@ -162,6 +175,8 @@ class Distillation:
             KDError: If the two cannot be matched.
         """
         self.teacher.follow(student, average)
+        if self.large_images is not None:
+            self.large_images.fit(student)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
         if self.args.resume:
             self.beginning = Beginning(get_num_params(student), 0, True)
@@ -169,7 +184,8 @@ class Distillation:
             self.beginning = begin(student, self.teacher, self.args.kd_init, self._keypoints, batches)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
-        self.distiller = build_distiller(self.args, student, self.teacher, self.cached is not None)
+        stored, as_sets = self.cached is not None, self.large_images is not None
+        self.distiller = build_distiller(self.args, student, self.teacher, stored, as_sets)
         self.distiller.adapters.to(device)
         self.first_step = FirstStep(self.distiller)
 
@@ -202,7 +218,8 @@ class Distillation:
         if self.cached or self.distiller is None:
             return student
         ratio = self.args.kd_unlabeled_ratio if self.unlabeled else 0.0
-        return StudentWithTeacher(student, self.teacher, self.distiller, ratio)
+        side = self.teacher_imgsz if self.large_images is not None else None
+        return StudentWithTeacher(student, self.teacher, self.distiller, ratio, side)
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
         """Wrap the base losses of the student and of its moving average, unless they are wrapped.
@@ -236,14 +253,15 @@ class Distillation:
         """
         assert self.distiller is not None
         self.preprocessor = preprocessor
-        if self.cached is not None:
-            self.cached.passed_through = f"{preprocessor.__name__}.preprocess_batch" if preprocessor else None
+        self.answers.passed_through = f"{preprocessor.__name__}.preprocess_batch" if preprocessor else None
         self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
             weights = tables.initial_weights(student, self.args.kd_init, self.beginning)
             extra = len(self.unlabeled) if self.unlabeled else 0
-            LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra))
+            LOGGER.info(
+                tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra, self.teacher_imgsz)
+            )
             for member in self.teacher.members:
                 if isinstance(member.original, nn.Module) and never_trained(member.original):
                     LOGGER.warning(f"teacher={member.source} was never trained: its weights are random.")
@@ -319,6 +337,8 @@ class Distillation:
         """Stop capturing feature maps and reading images without labels."""
         self.trains = False
         self._close_hooks()
+        if self.large_images is not None:
+            self.large_images.forget()
         if self.unlabeled is not None:
             self.unlabeled.close()
 

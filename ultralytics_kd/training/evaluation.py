@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ultralytics.utils import LOGGER, RANK, callbacks
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, callbacks
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ..errors import KDError, first_line
 from ..report.report_folder import EvaluationSetup
-from ..report.run import command_of, report_training
+from ..report.run import command_of, report_training, sized
 from ..teachers import Teacher
 from ..teachers.validation import check_scorable
 from . import distributed, tables
 from .distillation import Distillation
+from .large_images import replaced
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
 
@@ -78,14 +80,43 @@ def _prepare_validation(
     validator.args.plots = validator.args.save_txt = validator.args.compile = False
     validator.args.quantize = getattr(trainer.validator.args, "quantize", None)
 
+    own = distillation.teacher_imgsz
+
     def validate() -> dict[str, float]:
-        """Return the teacher's metrics on the val set."""
-        LOGGER.info(f"\nValidating teacher {distillation.teacher.source}...")
-        with tempfile.TemporaryDirectory() as folder:
+        """Return the teacher's metrics on the val set, at the size that it teaches at."""
+        same = own == trainer.args.imgsz
+        LOGGER.info(f"\nValidating teacher {distillation.teacher.source}{'' if same else f' at {own} px'}...")
+        with tempfile.TemporaryDirectory() as folder, nullcontext() if same else _val_images(validator, trainer, own):
             validator.save_dir = Path(folder)
             return validator(model=model) or {}
 
     return validate
+
+
+@contextmanager
+def _val_images(validator: Any, trainer: Any, side: int) -> Iterator[None]:
+    """Give a validator val images of another size within a block.
+
+    Args:
+        validator (BaseValidator): The validator.
+        trainer (BaseTrainer): The trainer, which loads them as it does its own.
+        side (int): Their size in pixels.
+    """
+    student = unwrap_model(trainer.model)
+    transforms = vars(student).get("transforms")  # those of a classifier's val images, which a new loader replaces
+    batch = max(trainer.batch_size // max(trainer.world_size, 1), 1)
+    data = trainer.data
+    source = data.get(trainer.args.split) or data.get("val") or data.get("test")
+    with replaced(trainer.args, "imgsz", side):
+        loader = trainer.get_dataloader(source, batch, rank=LOCAL_RANK, mode="val")
+    if transforms is not None:
+        student.transforms = transforms
+    validator.args.imgsz, validator.dataloader = side, loader
+    try:
+        yield
+    finally:
+        if hasattr(loader, "close"):
+            loader.close()
 
 
 def log_results(distillation: Distillation, trainer: Any) -> None:
@@ -98,7 +129,8 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     if RANK not in {-1, 0}:
         return
     student = unwrap_model(trainer.model)
-    LOGGER.info(tables.end_table(trainer.metrics, distillation.teacher_metrics, student, distillation.teacher))
+    scores, sizes = distillation.teacher_metrics, (trainer.args.imgsz, distillation.teacher_imgsz)
+    LOGGER.info(tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes))
     if trainer.args.plots:
         write_report(distillation, trainer)
 
@@ -107,14 +139,17 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
     """Write the report of a finished run into its folder; with several processes, log the command for it instead."""
     student = trainer.best if trainer.best.exists() else trainer.last
     if trainer.world_size > 1:  # validation would need all of them
-        LOGGER.info(f"For a report: {command_of(trainer.args, str(student))}")
+        of_report = sized(trainer.args, distillation.teacher_imgsz)
+        LOGGER.info(f"For a report: {command_of(of_report, str(student))}")
         return
     try:
         check_scorable(distillation.teacher, trainer.data)
         quantize = getattr(trainer.validator.args, "quantize", None)
         args = {**vars(trainer.args), "quantize": quantize}
         setup = EvaluationSetup(dict(trainer.data["names"]), type(trainer.validator), trainer.device)
-        report_training(distillation.teacher, student, setup, args, trainer.save_dir / "report")
+        report_training(
+            distillation.teacher, student, setup, args, trainer.save_dir / "report", distillation.teacher_imgsz
+        )
     except Exception as e:  # the student is finished and must not be lost for pictures
         reason = str(e) if isinstance(e, KDError) else f"{type(e).__name__}: {first_line(e)}"
         LOGGER.warning(f"the report in {trainer.save_dir / 'report'} could not be written: {reason}")

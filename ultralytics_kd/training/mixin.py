@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +184,10 @@ class DistillationMixin(_Trainer):
             self.distillation.match_data(data)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a data set; the one for training also carries stored answers."""
-        dataset = super().build_dataset(img_path, mode, batch)
+        """Build a data set; the one for training has images of the teacher's size, or carries stored answers."""
+        large = self.distillation.large_images if self.distillation is not None and mode == "train" else None
+        with large.loading(self.args) if large is not None else nullcontext():
+            dataset = super().build_dataset(img_path, mode, batch)
         if mode == "train" and self.distillation is not None and self.distillation.cached is not None:
             self.distillation.cached.adopt(dataset, self.args.imgsz)
         return dataset
@@ -385,12 +387,14 @@ class DistillationMixin(_Trainer):
         """Add images without labels, prepare the batch, and add the teacher's answer.
 
         The loss adds the answer if a subclass goes on preparing the batch, or does not call this method. Here, before
-        the student's forward pass, it takes less memory.
+        the student's forward pass, it takes less memory. A teacher that sees larger images always answers here.
         """
         if self.distillation is None:
             return super().preprocess_batch(batch)
         if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.add_to(batch)
+        if self.distillation.large_images is not None:
+            return self.distillation.large_images.prepare(batch, self, super().preprocess_batch)
         batch = super().preprocess_batch(batch)
         if getattr(self.preprocess_batch, "__func__", None) is DistillationMixin.preprocess_batch:
             self.distillation.answers.add_answer(batch)

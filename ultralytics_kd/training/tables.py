@@ -16,7 +16,13 @@ from .beginning import Beginning
 
 
 def start_table(
-    args: Any, student: nn.Module, teacher: Teacher, distiller: Distiller, weights: str, unlabeled: int = 0
+    args: Any,
+    student: nn.Module,
+    teacher: Teacher,
+    distiller: Distiller,
+    weights: str,
+    unlabeled: int = 0,
+    teacher_imgsz: int | None = None,
 ) -> str:
     """Return the start table: teacher and student, matched classes, compared levels, and active terms.
 
@@ -27,11 +33,14 @@ def start_table(
         distiller (Distiller): The terms.
         weights (str): Which weights the student starts from, as `initial_weights` returns it.
         unlabeled (int): Number of images without labels.
+        teacher_imgsz (int, optional): Side of the images that the teacher answers, in pixels; None for `imgsz`.
     """
     assert teacher.classes is not None
     shares = teacher.shares
+    side = teacher_imgsz or args.imgsz
+    at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
-        *(("teacher", _teacher(m, args.imgsz, share, len(shares))) for m, share in zip(teacher.members, shares)),
+        *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
         ("weights", weights),
         ("classes", _classes(teacher, "name" if str(args.kd_classes).lower() == "auto" else "kd_classes")),
@@ -75,7 +84,11 @@ def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning)
 
 
 def end_table(
-    student_metrics: dict[str, float], teacher_metrics: dict[str, float], student: nn.Module, teacher: Teacher
+    student_metrics: dict[str, float],
+    teacher_metrics: dict[str, float],
+    student: nn.Module,
+    teacher: Teacher,
+    sizes: tuple[int, int] = (0, 0),
 ) -> str:
     """Return student and teacher side by side on the same val set.
 
@@ -84,6 +97,7 @@ def end_table(
         teacher_metrics (dict[str, float]): Metrics of the teacher.
         student (nn.Module): The student.
         teacher (Teacher): The teacher.
+        sizes (tuple[int, int]): Side of the student's and of the teacher's val images, in pixels.
     """
     main = TASK2METRIC[teacher.task]
     keys = [main, *(k for k in student_metrics if k.startswith("metrics/") and k != main)]
@@ -95,6 +109,8 @@ def end_table(
     ):
         values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
         lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
+    if teacher_metrics and sizes[0] != sizes[1]:
+        lines.append(f"    The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
     if teacher.classes.unmatched:  # the teacher scores 0 in them, which makes a ratio meaningless
         known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ class UnlabeledPart:
         Args:
             trainer (BaseTrainer): The trainer, its data loaders built.
         """
-        dataset = self.stream.dataset if self.stream else self._dataset(trainer)
+        large = trainer.distillation.large_images
+        with large.loading(self.args) if large is not None else nullcontext():
+            dataset = self.stream.dataset if self.stream else self._dataset(trainer)
         self.close()
         batch = max(trainer.batch_size // max(trainer.world_size, 1), 1)
         ratio, workers = self.args.kd_unlabeled_ratio, self.args.workers
