@@ -1,0 +1,457 @@
+"""A teacher that sees larger images than its student (`kd_teacher_imgsz`)."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, STUDENT, TEACHER, draw_dataset, make_model, save_model
+from test_training import results
+from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_dataloader, build_yolo_dataset
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOGGER
+from ultralytics.utils.patches import torch_load
+
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config
+from ultralytics_kd.cache import make_cache
+from ultralytics_kd.config.teacher_size import teacher_size
+from ultralytics_kd.distillation.distillers import build_distiller
+from ultralytics_kd.outputs import ONE2MANY
+from ultralytics_kd.report import run_report
+from ultralytics_kd.teachers import SetAnswer, open_teacher
+from ultralytics_kd.teachers.answers import Reads
+from ultralytics_kd.teachers.detections import Thresholds
+from ultralytics_kd.teachers.sets import as_set
+from ultralytics_kd.teachers.sizes import size_warnings
+from ultralytics_kd.training import evaluation, large_images
+from ultralytics_kd.training.autobatch import StudentWithTeacher
+from ultralytics_kd.training.calibration import calibration_images
+from ultralytics_kd.training.large_images import LargeImageTeacher, smaller
+
+LARGE = 96  # the students' images are 64 px
+
+
+class Watching(KDDetectionTrainer):
+    """Keeps what the teacher was asked and what the student was given."""
+
+    def _setup_train(self):
+        super()._setup_train()
+        self.asked, self.given = [], []
+        stock = self.teacher.run
+
+        def run(images):
+            self.asked.append(images.clone())
+            return stock(images)
+
+        self.teacher.run = run
+
+    def preprocess_batch(self, batch):
+        batch = super().preprocess_batch(batch)
+        self.given.append(batch)
+        return batch
+
+
+def train(quick: dict, trainer: type = Watching, student: str = STUDENT, **more):
+    """Train for an epoch with larger images for the teacher; return the trainer."""
+    model = YOLO(student)
+    model.train(**{**quick, "epochs": 1, "kd_teacher_imgsz": LARGE, **more}, trainer=trainer)
+    return model.trainer
+
+
+@pytest.fixture
+def log(caplog):
+    """Return what Ultralytics logs."""
+    LOGGER.propagate = True
+    yield caplog
+    LOGGER.propagate = False
+
+
+# The argument ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "value, size", [(96, 96), (1.5, 96), (97, 128), (1.01, 96), (16, 1024), (17, 32), (128.0, 128)]
+)
+def test_it_is_pixels_or_up_to_sixteen_a_factor_of_the_students_size(value, size):
+    config.check_values({"kd_teacher_imgsz": value})
+    assert teacher_size(value, 64, 32) == teacher_size(value, [32, 64], 32) == size
+
+
+@pytest.mark.parametrize("value", [True, "large", [96], 1, 0, -2, 0.5, 100.5, 1e9, float("nan"), float("inf")])
+def test_other_values_are_refused(value):
+    with pytest.raises(KDError, match=rf"'kd_teacher_imgsz={value}'".replace("[", r"\[")):
+        config.check_values({"kd_teacher_imgsz": value})
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"teacher": None}, "has no effect without a teacher"),
+        ({"task": "segment"}, "is supported for detect and classify, not for task 'segment'"),
+        ({"task": "obb"}, "is supported for detect and classify"),
+        ({"kd_cache": True}, "stored answers have a size of their own.*kd_cache_imgsz"),
+        ({"kd_teacher_imgsz": 640}, r"^'kd_teacher_imgsz=640' has no effect: the student's imgsz is 640 too"),
+        ({"kd_teacher_imgsz": 320}, "is smaller than imgsz=640"),
+        ({"kd_feat": 1.0, "kd_feat_loss": "sl2"}, "'kd_feat_loss=sl2' needs the teacher's answer at"),
+        ({"kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "'kd_feat_loss=crosskd' needs the teacher's answer at"),
+        ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' needs the teacher's answer at"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(given, message):
+    arguments = get_cfg(
+        overrides={"teacher": "t.pt", "task": "detect", "kd_teacher_imgsz": 1280, "imgsz": 640, **given}
+    )
+    with pytest.raises(KDError, match=message):
+        config.check_combination(vars(arguments))
+
+
+def test_a_size_that_is_the_students_after_rounding_has_no_effect(teacher):
+    with pytest.raises(KDError, match="kd_teacher_imgsz=70' has no effect: the student's imgsz is 96 too"):
+        LargeImageTeacher(open_teacher(teacher), 70).imgsz(96)
+
+
+def test_size_is_a_multiple_of_the_strides_of_teacher_and_student(tmp_path):
+    coarse = open_teacher(str(save_model(tmp_path / "p6.pt", "yolov8n-p6.yaml")))
+    assert LargeImageTeacher(coarse, 1.5).imgsz(64) == 128
+    large = LargeImageTeacher(open_teacher(make_model(TEACHER)), 1.5)
+    assert large.imgsz(64) == 96
+    large.fit(SimpleNamespace(stride=torch.tensor([8.0, 16.0, 64.0])))
+    assert large.imgsz(64) == 128
+    assert large.size_warnings(64)[0] == "'kd_teacher_imgsz=1.5' is rounded up to a multiple of 64: 128 px."
+
+
+def test_a_teacher_of_another_size_is_judged_by_the_images_that_it_sees():
+    teacher = SimpleNamespace(source="t.pt", task="detect", trained_imgsz=640)
+    assert "give it larger images by kd_teacher_imgsz=640" in size_warnings([teacher], 128)[0]
+    assert "kd_teacher_imgsz" not in size_warnings([SimpleNamespace(**{**vars(teacher), "task": "pose"})], 128)[0]
+    assert "kd_teacher_imgsz" not in size_warnings([teacher], 1280)[0]  # it can only be larger than the student's
+    (sentence,) = size_warnings([teacher], 256, own_images=True)
+    assert "answers at kd_teacher_imgsz=256" in sentence and "set kd_teacher_imgsz nearer to 640" in sentence
+    assert not size_warnings([teacher], 640, own_images=True)
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+def prepared(source, names=("disc", "box", "bar")):
+    """Return an opened teacher that is matched, prepared and ready to answer with a set."""
+    teacher = open_teacher(source)
+    teacher.match(dict(enumerate(names)))
+    return teacher.prepare(torch.device("cpu"), Reads({ONE2MANY: {"scores", "boxes"}}, None, (8, 16, 32)))
+
+
+def images(count: int = 2, side: int = LARGE) -> torch.Tensor:
+    """Return random images."""
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_answer_is_what_the_teacher_detects_in_the_large_images(teacher):
+    answerer = prepared(teacher, ("bar", "disc"))  # in another order, and one class less
+    answer = answerer.answer_for_any_size(images())
+    detections, features = answerer.detect(images(), Thresholds())
+    expected = as_set(detections, features, answerer.classes, 0.05, images())
+    assert len(answer.bboxes) > 10 and answer.probs.shape[1] == 2
+    for name in ("bboxes", "probs", "batch_idx", "classes"):
+        assert torch.equal(getattr(answer, name), getattr(expected, name)), name
+    assert [f.shape[-1] for f in answer.features[0]] == [12, 6, 3]
+    corners = answer.instances((64, 64)).boxes  # in pixels of the student
+    assert torch.allclose(corners / 64, answer.instances((LARGE, LARGE)).boxes / LARGE)
+
+
+def test_teachers_that_share_a_grid_answer_with_the_detections_of_their_mean(teacher):
+    both, alone = prepared([teacher, teacher]), prepared(teacher)
+    answer, expected = both.answer_for_any_size(images()), alone.answer_for_any_size(images())
+    assert isinstance(answer, SetAnswer) and len(answer.features) == 2
+    torch.testing.assert_close(answer.bboxes, expected.bboxes, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(answer.probs, expected.probs, rtol=1e-3, atol=1e-3)
+    assert torch.equal(answer.batch_idx, expected.batch_idx)
+
+
+class Boxes:
+    """A teacher that predicts a set: the middle of each image; it keeps the sizes that it was asked."""
+
+    names = ("disc", "box", "bar")
+
+    def __init__(self):
+        self.sides = []
+
+    def teach(self, images):
+        side = images.shape[-1]
+        self.sides.append(side)
+        box = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * side
+        return [{"boxes": box, "scores": torch.tensor([0.9]), "labels": torch.tensor([0])} for _ in images]
+
+
+def test_a_set_teacher_answers_as_ever():
+    answer = prepared(Boxes()).answer_for_any_size(images())
+    assert torch.allclose(answer.bboxes, torch.tensor([[0.5, 0.5, 0.5, 0.5]]).expand(2, 4))
+
+
+def test_terms_are_those_of_a_set_and_feature_maps_of_both_sizes_are_compared(teacher):
+    student, answerer = make_model(STUDENT), open_teacher(teacher)
+    answerer.match(NAMES)
+    student.args.kd_feat = 1.0
+    distiller = build_distiller(student.args, student, answerer, as_sets=True)
+    assert not distiller.teacher_heads and "detections assigned like labels" in distiller.levels
+    answerer.prepare(torch.device("cpu"), distiller.reads)
+    profiled = StudentWithTeacher(student.train(), answerer, distiller, 0.0, LARGE)
+    asked = []
+    run = answerer.run
+    answerer.run = lambda x: asked.append(x.shape) or run(x)
+    total = sum(x.sum() for x in profiled(images(2, 64)))
+    total.backward()
+    assert asked == [(2, 3, LARGE, LARGE)]
+    assert all(p.grad is not None and p.grad.any() for p in distiller.adapters.parameters())
+
+
+def test_images_are_made_smaller_as_ultralytics_loads_them():
+    large = images(1)
+    small = smaller(large, 64)[0]
+    loaded = cv2.resize(large[0].permute(1, 2, 0).numpy(), (64, 64), interpolation=cv2.INTER_LINEAR)
+    torch.testing.assert_close(small, torch.from_numpy(loaded).permute(2, 0, 1), rtol=0, atol=2e-3)
+    assert smaller(torch.rand(1, 3, 64, 96), 64).shape[-2:] == (64, 64)  # 43 px become a multiple of 32
+    assert smaller(torch.rand(1, 3, 64, 128), 64).shape[-2:] == (32, 64)
+
+
+# Trainings ------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
+def test_teacher_gets_large_images_and_the_student_the_same_made_smaller(quick, teacher, log):
+    trainer = train(quick, teacher=teacher, kd_feat=1.0, plots=True)
+    assert len(trainer.given) == 2 == len([x for x in trainer.asked if x.shape[-1] == LARGE])
+    for large, batch in zip(trainer.asked, trainer.given):
+        assert large.shape == (4, 3, LARGE, LARGE) and torch.equal(batch["img"], smaller(large, 64))
+        assert isinstance(batch["teacher"], SetAnswer) and batch["img"].shape[-1] == 64
+    (row,) = results(Path(trainer.save_dir))
+    assert all(row[f"train/{term}"] > 0 for term in ("kd_cls", "kd_box", "kd_feat"))
+    assert not any(row[f"val/{term}"] for term in ("kd_cls", "kd_box", "kd_feat"))
+    assert trainer.args.imgsz == 64 and "kd_teacher_imgsz: 96" in (trainer.save_dir / "args.yaml").read_text()
+    assert f"{Path(teacher)}, sees 96 px" in log.text and "at 96 px..." in log.text
+    assert "The teacher was scored on images of 96 px, the student on 64 px." in log.text
+    report = json.loads((trainer.save_dir / "report" / "report.json").read_text())
+    assert [report["models"][role]["imgsz"] for role in ("teacher", "student")] == [96, 64]
+    assert "kd_teacher_imgsz=96" in report["command"] and "imgsz=64" in report["command"]
+    page = (trainer.save_dir / "report" / "report.html").read_text()
+    assert "at 64 pixels (the teacher at 96)" in page and "The teacher sees images of 96 px" in page
+
+
+def test_without_it_nothing_of_this_is_used(quick, teacher, monkeypatch):
+    monkeypatch.setattr(large_images.LargeImageTeacher, "__init__", pytest.fail)
+    monkeypatch.setattr(evaluation, "_val_images", pytest.fail)
+    trainer = train(quick, teacher=teacher, kd_teacher_imgsz=None)
+    assert all(torch.equal(a, b["img"]) for a, b in zip(trainer.asked, trainer.given))
+    assert trainer.distillation.teacher_imgsz == 64 and trainer.distillation.large_images is None
+
+
+def scores_alone(weights: str, data: str, size: int) -> dict[str, float]:
+    """Return the scores of weights in a validation of their own."""
+    metrics = YOLO(weights).val(data=data, imgsz=size, batch=4, workers=0, plots=False, verbose=False, device="cpu")
+    return {k: v for k, v in metrics.results_dict.items() if k.startswith("metrics/")}
+
+
+def test_teacher_is_scored_at_its_own_size(quick, teacher):
+    """Its score is that of a validation at that size, not that at the student's."""
+    trainer = train(quick, KDDetectionTrainer, teacher=teacher, kd_teacher_imgsz=160)
+    small, large = (scores_alone(teacher, quick["data"], size) for size in (64, 160))
+    assert small != large
+    assert {k: trainer.teacher_metrics[k] for k in large} == pytest.approx(large, abs=1e-6)
+    assert trainer.test_loader.dataset.imgsz == trainer.args.imgsz == 64
+
+
+def test_teacher_of_stored_answers_is_scored_at_the_size_of_the_answers(quick, teacher, tmp_path, log):
+    folder = str(tmp_path / "answers")
+    make_cache({"teacher": teacher, "kd_cache": folder, "data": quick["data"], "imgsz": 160, "device": "cpu"})
+    trainer = train(quick, KDDetectionTrainer, teacher=teacher, kd_teacher_imgsz=None, kd_cache=folder)
+    assert "The teacher was scored on images of 160 px, the student on 64 px." in log.text
+    expected = scores_alone(teacher, quick["data"], 160)
+    assert {k: trainer.teacher_metrics[k] for k in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_drawn_sizes_are_those_of_ultralytics_and_the_teacher_sees_the_whole_image(quick, teacher):
+    trainer = train(quick, teacher=teacher, multi_scale=0.5, epochs=2, val=False)
+    assert {x.shape[-1] for x in trainer.asked[:4]} == {LARGE} and trainer.args.multi_scale == 0.5
+    assert len({b["img"].shape[-1] for b in trainer.given}) > 1
+    for seed in range(8):
+        random.seed(seed)
+        drawn = large_images.drawn_size(trainer)
+        after = random.random()
+        random.seed(seed)
+        stock = DetectionTrainer.preprocess_batch(trainer, {"img": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)})
+        assert stock["img"].shape[-1] == drawn and random.random() == after
+
+
+@pytest.mark.parametrize("sources", ["set", "ensemble", "ema"])
+def test_other_kinds_of_teachers_see_large_images(quick, teacher, tmp_path, sources):
+    boxes = Boxes()
+    torch.manual_seed(1)
+    second = str(save_model(tmp_path / "second.pt", TEACHER))
+    given = {"set": boxes, "ensemble": [teacher, second], "ema": "ema"}[sources]
+    trainer = train(quick, teacher=given, val=False)
+    assert all(isinstance(b["teacher"], SetAnswer) for b in trainer.given)
+    assert {x.shape[-1] for x in trainer.asked[:2]} == {LARGE}
+    if sources == "set":  # val images are padded to half a stride more than their size
+        assert boxes.sides == [LARGE, LARGE, LARGE + 32]
+    if sources != "ema":  # an untrained average detects nothing
+        assert results(Path(trainer.save_dir))[0]["train/kd_cls"] > 0
+
+
+def test_images_without_labels_are_as_large(quick, teacher, tmp_path):
+    draw_dataset(tmp_path / "more", images=6, seed=7)
+    trainer = train(quick, teacher=teacher, kd_unlabeled=str(tmp_path / "more" / "images" / "train"), val=False)
+    assert trainer.unlabeled.dataset.imgsz == LARGE and trainer.args.imgsz == 64
+    assert trainer.asked[0].shape == (8, 3, LARGE, LARGE) and trainer.given[0]["img"].shape == (8, 3, 64, 64)
+    assert trainer.given[0]["teacher"].batch_idx.max() > 3
+
+
+def test_images_for_a_fit_are_of_the_students_size(quick, teacher):
+    seen = []
+
+    class Fitting(KDDetectionTrainer):
+        def setup_model(self):
+            ckpt = super().setup_model()
+            seen.append(calibration_images(self))
+            return ckpt
+
+    train(quick, Fitting, teacher=teacher, val=False)
+    assert seen[0].shape[1:] == (3, 64, 64) and 0.2 < seen[0].max() <= 1
+
+
+def test_resume_goes_on_at_the_same_sizes(quick, teacher, tmp_path):
+    import shutil
+
+    last = tmp_path / "last.pt"
+    model = YOLO(STUDENT)
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    model.train(**quick, teacher=teacher, kd_teacher_imgsz=1.5)
+    whole = results(Path(model.trainer.save_dir))
+    assert torch_load(last)["train_args"]["kd_teacher_imgsz"] == 1.5
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and again.trainer.train_loader.dataset.imgsz == LARGE
+    assert results(Path(again.trainer.save_dir))[1]["train/kd_cls"] == pytest.approx(whole[1]["train/kd_cls"], rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> str:
+    """Return a data set for classification: bright and dark images."""
+    where, rng = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for low, name in enumerate(("dark", "bright")):
+            (where / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(low * 120, low * 120 + 80, (80, 80, 3), dtype=np.uint8)
+                cv2.imwrite(str(where / split / name / f"{i}.png"), picture)
+    return str(where)
+
+
+def test_a_classifier_answers_the_large_images(quick, folders, tmp_path):
+    from ultralytics.nn.tasks import ClassificationModel
+
+    from ultralytics_kd.trainer import KDClassificationTrainer
+
+    torch.manual_seed(0)
+    model = ClassificationModel("yolo26n-cls.yaml", nc=2, verbose=False)
+    model.names, model.args = {0: "bright", 1: "dark"}, get_cfg()
+    torch.save({"model": model, "train_args": {"task": "classify"}}, tmp_path / "teacher.pt")
+    asked, given = [], []
+
+    class Looking(KDClassificationTrainer):
+        def preprocess_batch(self, batch):
+            run = self.teacher.run
+            self.teacher.run = lambda x: asked.append(x.clone()) or run(x)
+            batch = super().preprocess_batch(batch)
+            self.teacher.run = run
+            given.append(batch["img"])
+            return batch
+
+    trainer = train(
+        {**quick, "data": folders}, Looking, "yolo26n-cls.yaml", teacher=str(tmp_path / "teacher.pt"), kd_feat=1.0
+    )
+    assert all(x.shape[-1] == LARGE and torch.equal(y, smaller(x, 64)) for x, y in zip(asked, given)) and asked
+    assert results(Path(trainer.save_dir))[0]["train/kd_cls"] > 0
+    assert trainer.teacher_metrics and trainer.model.transforms.transforms[0].size == 64
+
+
+# Code of the user's ---------------------------------------------------------------------------------------------------
+class Brighter(KDDetectionTrainer):
+    """Changes the colours of the prepared images."""
+
+    def preprocess_batch(self, batch):
+        batch = super().preprocess_batch(batch)
+        batch["img"] = batch["img"] * 0.9
+        return batch
+
+
+class Drops(KDDetectionTrainer):
+    """Keeps only the entries of a batch that it knows."""
+
+    def preprocess_batch(self, batch):
+        batch = super().preprocess_batch(batch)
+        return {k: batch[k] for k in ("img", "cls", "bboxes", "batch_idx", "im_file", "ori_shape", "ratio_pad")}
+
+
+class Mirrors(KDDetectionTrainer):
+    """Moves images and boxes after the teacher has answered."""
+
+    def preprocess_batch(self, batch):
+        batch = super().preprocess_batch(batch)
+        batch["img"] = batch["img"].flip(-1)
+        batch["bboxes"][:, 0] = 1 - batch["bboxes"][:, 0]
+        return batch
+
+
+class Alone(KDDetectionTrainer):
+    """Prepares the batch itself."""
+
+    def preprocess_batch(self, batch):
+        return DetectionTrainer.preprocess_batch(self, batch)
+
+
+class OwnLoader(KDDetectionTrainer):
+    """Builds data set and loader itself."""
+
+    def get_dataloader(self, dataset_path, batch_size=16, rank=0, mode="train"):
+        dataset = build_yolo_dataset(self.args, dataset_path, batch_size, self.data, mode=mode, rect=mode == "val")
+        return build_dataloader(dataset, batch_size, workers=0, shuffle=mode == "train", rank=rank)
+
+
+@pytest.mark.parametrize("trainer", [Brighter, Drops])
+def test_a_trainer_that_goes_on_preparing_the_batch_distils(quick, teacher, trainer):
+    done = train(quick, trainer, teacher=teacher, val=False)
+    assert results(Path(done.save_dir))[0]["train/kd_cls"] > 0
+
+
+@pytest.mark.parametrize(
+    "trainer, message",
+    [
+        (Mirrors, r"Mirrors\.preprocess_batch changes the labels' boxes after super"),
+        (Alone, r"Alone\.preprocess_batch must call super\(\)\.preprocess_batch\(batch\)"),
+        (OwnLoader, r"needs training images of 96 px, and they come with 64 px: build_dataset must call super"),
+    ],
+)
+def test_code_that_keeps_the_teacher_from_the_images_is_refused(quick, teacher, trainer, message):
+    with pytest.raises(KDError, match=message):
+        train(quick, trainer, teacher=teacher)
+    assert not Path(quick["project"], "run").exists()
+
+
+# Reports --------------------------------------------------------------------------------------------------------------
+@pytest.mark.nightly
+def test_a_report_scores_the_teacher_at_its_own_size(quick, teacher, tmp_path):
+    torch.manual_seed(2)
+    student = str(save_model(tmp_path / "student.pt", STUDENT))
+    given = {"teacher": teacher, "student": student, "data": quick["data"], "imgsz": 64, "project": str(tmp_path)}
+    large = run_report({**given, "kd_teacher_imgsz": 2.5, "name": "large"})
+    plain = run_report({**given, "name": "plain"})
+    alone = run_report({**given, "imgsz": 160, "name": "alone"})
+    score = {
+        name: r["models"]["teacher"]["heads"]["nms"]["score"]
+        for name, r in (("large", large), ("plain", plain), ("alone", alone))
+    }
+    assert score["large"] == pytest.approx(score["alone"]) != pytest.approx(score["plain"])
+    assert large["models"]["teacher"]["gflops"] == alone["models"]["teacher"]["gflops"]
+    assert large["models"]["student"]["heads"] == plain["models"]["student"]["heads"]
+    with pytest.raises(KDError, match=r"kd_teacher_imgsz=0\.5"):
+        run_report({**given, "kd_teacher_imgsz": 0.5})
