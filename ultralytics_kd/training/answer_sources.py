@@ -73,7 +73,7 @@ class LiveTeacher:
         if "teacher" in batch and self._answered_images.are(images):
             return batch
         if self.teacher.ready:  # quantization calibrates the student before the teacher runs
-            batch |= self._answer(images)
+            batch |= self._answer_batch(batch)
             self._answered_images.note(images)
         return batch
 
@@ -99,8 +99,12 @@ class LiveTeacher:
         """Return a sentence for each teacher that was trained at a very different image size than `imgsz`."""
         return sizes.size_warnings(self.teacher.members, imgsz)
 
+    def _answer_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what the teacher adds to a training batch."""
+        return self._answer(batch["img"])
+
     def _answer(self, images: Tensor) -> dict[str, Any]:
-        """Return what the teacher adds to a batch."""
+        """Return what the teacher adds to a batch of images."""
         return self._with_factor(self.teacher(images))
 
     def _with_factor(self, answer: Any) -> dict[str, Any]:

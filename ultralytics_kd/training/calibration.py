@@ -11,8 +11,6 @@ import torch
 from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.patches import override_configs
 
-from ..config.teacher_size import student_size
-from .large_images import smaller
 from .random_streams import random_state, set_random_state
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px

@@ -337,8 +337,6 @@ class Distillation:
         """Stop capturing feature maps and reading images without labels."""
         self.trains = False
         self._close_hooks()
-        if self.large_images is not None:
-            self.large_images.forget()
         if self.unlabeled is not None:
             self.unlabeled.close()
 

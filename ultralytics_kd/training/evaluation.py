@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, callbacks
+from ultralytics.utils.patches import override_configs
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -20,7 +21,6 @@ from ..teachers import Teacher
 from ..teachers.validation import check_scorable
 from . import distributed, tables
 from .distillation import Distillation
-from .large_images import replaced
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
 
@@ -107,7 +107,7 @@ def _val_images(validator: Any, trainer: Any, side: int) -> Iterator[None]:
     batch = max(trainer.batch_size // max(trainer.world_size, 1), 1)
     data = trainer.data
     source = data.get(trainer.args.split) or data.get("val") or data.get("test")
-    with replaced(trainer.args, "imgsz", side):
+    with override_configs(trainer.args, {"imgsz": side}):
         loader = trainer.get_dataloader(source, batch, rank=LOCAL_RANK, mode="val")
     if transforms is not None:
         student.transforms = transforms

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +184,12 @@ class DistillationMixin(_Trainer):
             self.distillation.match_data(data)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build a data set; the one for training has images of the teacher's size, or carries stored answers."""
+        """Build a data set; the one for training also has larger images for the teacher, or carries stored answers."""
+        stock = super().build_dataset
         large = self.distillation.large_images if self.distillation is not None and mode == "train" else None
-        with large.loading(self.args) if large is not None else nullcontext():
-            dataset = super().build_dataset(img_path, mode, batch)
+        if large is not None:
+            return large.data_set(lambda: stock(img_path, mode, batch), self.args)
+        dataset = stock(img_path, mode, batch)
         if mode == "train" and self.distillation is not None and self.distillation.cached is not None:
             self.distillation.cached.adopt(dataset, self.args.imgsz)
         return dataset
@@ -387,14 +389,12 @@ class DistillationMixin(_Trainer):
         """Add images without labels, prepare the batch, and add the teacher's answer.
 
         The loss adds the answer if a subclass goes on preparing the batch, or does not call this method. Here, before
-        the student's forward pass, it takes less memory. A teacher that sees larger images always answers here.
+        the student's forward pass, it takes less memory.
         """
         if self.distillation is None:
             return super().preprocess_batch(batch)
         if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.add_to(batch)
-        if self.distillation.large_images is not None:
-            return self.distillation.large_images.prepare(batch, self, super().preprocess_batch)
         batch = super().preprocess_batch(batch)
         if getattr(self.preprocess_batch, "__func__", None) is DistillationMixin.preprocess_batch:
             self.distillation.answers.add_answer(batch)

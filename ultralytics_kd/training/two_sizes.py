@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+from ultralytics.utils.patches import override_configs
 
 LARGE = "kd_large"  # in a sample or batch: images at the teacher's size
+LARGE_LABELS = "kd_large_labels"  # in a batch: a copy of "bboxes", to notice code that moves labels afterwards
 
 
 class TwoSizes(Dataset):
@@ -94,7 +96,8 @@ class Collate:
         """Return a batch; the larger images, shape (B, C, H, W), are under "kd_large"."""
         large = torch.stack([sample[LARGE] for sample in samples])
         batch = self.stock([{k: v for k, v in sample.items() if k != LARGE} for sample in samples])
-        return {**batch, LARGE: large}
+        labels = {LARGE_LABELS: batch["bboxes"].clone()} if "bboxes" in batch else {}
+        return {**batch, LARGE: large, **labels}
 
 
 def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
@@ -105,12 +108,11 @@ def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
         args (Namespace): Arguments of the training; `imgsz` is changed while the second is built.
         size (int): The teacher's image size in pixels.
     """
-    small, state, imgsz = build(), _random_state(), args.imgsz
-    args.imgsz = size
+    small, state = build(), _random_state()
     try:
-        return TwoSizes(small, build())
+        with override_configs(args, {"imgsz": size}):
+            return TwoSizes(small, build())
     finally:
-        args.imgsz = imgsz
         _set_random_state(state)
 
 

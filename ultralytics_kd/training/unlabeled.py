@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ from ..config import as_list, parse_list
 from ..distillation.loss import LABELED
 from ..errors import KDError
 from . import distributed
+from .two_sizes import LARGE, TwoSizes
 from .unlabeled_images import UnlabeledImages, UnlabeledSamples, find_unlabeled, readable
+
+IMAGE_KEYS = ("img", LARGE)  # entries of a batch with images
 
 
 class UnlabeledStream:
@@ -47,23 +49,31 @@ class UnlabeledStream:
         self._batches = self._endless()
         self._epoch = 0
 
-    def _endless(self) -> Iterator[Tensor]:
+    def _endless(self) -> Iterator[dict[str, Tensor]]:
         """Yield batches of images, one pass over the data set after the other."""
         while True:
             if hasattr(self.loader.sampler, "set_epoch"):
                 self.loader.sampler.set_epoch(self._epoch)
             self._epoch += 1
             for batch in self.loader:
-                yield batch["img"]
+                yield {key: batch[key] for key in IMAGE_KEYS if key in batch}
 
-    def take(self, labeled: int) -> Tensor:
-        """Return the images that go with a number of labelled ones, shape (n, C, H, W), as the loader returns them."""
+    def take(self, labeled: int) -> dict[str, Tensor]:
+        """Return the images that go with a number of labelled ones, as the loader returns them.
+
+        Args:
+            labeled (int): Number of labelled images.
+
+        Returns:
+            (dict[str, Tensor]): Images (n, C, H, W) under "img" and, if the teacher sees larger ones, "kd_large".
+        """
         count = max(round(self.ratio * labeled), 1)
-        parts, taken = [], 0
+        parts: list[dict[str, Tensor]] = []
+        taken = 0
         while taken < count:
-            parts.append(next(self._batches)[: count - taken])
-            taken += len(parts[-1])
-        return torch.cat(parts)
+            parts.append({key: images[: count - taken] for key, images in next(self._batches).items()})
+            taken += len(parts[-1]["img"])
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def close_mosaic(self, args: Any) -> None:
         """Continue without mosaics, as the labelled images do in the last epochs."""
@@ -114,9 +124,7 @@ class UnlabeledPart:
         Args:
             trainer (BaseTrainer): The trainer, its data loaders built.
         """
-        large = trainer.distillation.large_images
-        with large.loading(self.args) if large is not None else nullcontext():
-            dataset = self.stream.dataset if self.stream else self._dataset(trainer)
+        dataset = self.stream.dataset if self.stream else self._dataset(trainer)
         self.close()
         batch = max(trainer.batch_size // max(trainer.world_size, 1), 1)
         ratio, workers = self.args.kd_unlabeled_ratio, self.args.workers
@@ -126,11 +134,20 @@ class UnlabeledPart:
         """Return the images that can be read, with the augmentation of the training."""
         files = distributed.from_first(lambda: readable(self.files))
         self._warn_of_val_images(files, trainer.test_loader.dataset)
+        large = trainer.distillation.large_images
         if self.args.task == "classify":
-            return UnlabeledSamples(files, trainer.train_loader.dataset)
+            labeled = trainer.train_loader.dataset
+            if large is None:
+                return UnlabeledSamples(files, labeled)
+            return TwoSizes(UnlabeledSamples(files, labeled.small), UnlabeledSamples(files, labeled.large))
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
-        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
+
+        def build() -> UnlabeledImages:
+            """Return the images at the current size."""
             return UnlabeledImages(files, self.args, trainer.data, stride)
+
+        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
+            return build() if large is None else large.data_set(build, self.args)
 
     def _warn_of_val_images(self, files: list[str], validation: Any) -> None:
         """Warn if some of the images are val images."""
@@ -144,11 +161,12 @@ class UnlabeledPart:
         """Add images without labels to a batch as it comes from the loader, behind those with labels.
 
         Args:
-            batch (dict): Images under "img"; their number goes to "kd_labeled".
+            batch (dict): Images under "img", larger ones under "kd_large"; their number goes to "kd_labeled".
         """
         assert self.stream is not None
         batch[LABELED] = len(batch["img"])
-        batch["img"] = torch.cat((batch["img"], self.stream.take(len(batch["img"]))))
+        for key, images in self.stream.take(batch[LABELED]).items():
+            batch[key] = torch.cat((batch[key], images))
 
     def close_mosaic(self) -> None:
         """Continue without mosaics."""
