@@ -37,7 +37,7 @@ from ultralytics_kd.training.large_images import LargeImageTeacher
 LARGE = 96  # the students' images are 64 px
 
 
-class Watching(KDDetectionTrainer):
+class Watches:
     """Keeps what the teacher was asked and what the student was given."""
 
     def _setup_train(self):
@@ -53,8 +53,13 @@ class Watching(KDDetectionTrainer):
 
     def preprocess_batch(self, batch):
         batch = super().preprocess_batch(batch)
-        self.given.append({**batch, "img": batch["img"].clone()})  # plots change the images
+        self.given.append(batch)
+        batch["seen"] = batch["img"].clone()  # plots change the images
         return batch
+
+
+class Watching(Watches, KDDetectionTrainer):
+    """A trainer that does so."""
 
 
 def train(quick: dict, trainer: type = Watching, student: str = STUDENT, **more):
@@ -229,11 +234,11 @@ def test_teacher_gets_large_images_and_the_student_those_of_a_run_without_teache
     plain = YOLO(STUDENT)
     plain.train(**{**quick, "epochs": 1, "plots": True}, trainer=Plain)
     trainer = train(quick, teacher=teacher, kd_feat=1.0, plots=True)
-    assert all(torch.equal(batch["img"], images) for batch, images in zip(trainer.given, plain.trainer.given))
+    assert all(torch.equal(batch["seen"], images) for batch, images in zip(trainer.given, plain.trainer.given))
     assert len(trainer.given) == 2 == len([x for x in trainer.asked if x.shape[-1] == LARGE])
     for large, batch in zip(trainer.asked, trainer.given):
-        assert large.shape == (4, 3, LARGE, LARGE) and shows_the_same(large, batch["img"])
-        assert isinstance(batch["teacher"], SetAnswer) and batch["img"].shape[-1] == 64
+        assert large.shape == (4, 3, LARGE, LARGE) and shows_the_same(large, batch["seen"])
+        assert isinstance(batch["teacher"], SetAnswer) and batch["seen"].shape[-1] == 64
     (row,) = results(Path(trainer.save_dir))
     assert all(row[f"train/{term}"] > 0 for term in ("kd_cls", "kd_box", "kd_feat"))
     assert not any(row[f"val/{term}"] for term in ("kd_cls", "kd_box", "kd_feat"))
@@ -359,22 +364,15 @@ def test_a_classifier_answers_the_large_images(quick, folders, tmp_path):
     model = ClassificationModel("yolo26n-cls.yaml", nc=2, verbose=False)
     model.names, model.args = {0: "bright", 1: "dark"}, get_cfg()
     torch.save({"model": model, "train_args": {"task": "classify"}}, tmp_path / "teacher.pt")
-    asked, given = [], []
 
-    class Looking(KDClassificationTrainer):
-        def preprocess_batch(self, batch):
-            run = self.teacher.run
-            self.teacher.run = lambda x: asked.append(x.clone()) or run(x)
-            batch = super().preprocess_batch(batch)
-            self.teacher.run = run
-            given.append(batch["img"])
-            return batch
+    class Looking(Watches, KDClassificationTrainer):
+        pass
 
     trainer = train(
         {**quick, "data": folders}, Looking, "yolo26n-cls.yaml", teacher=str(tmp_path / "teacher.pt"), kd_feat=1.0
     )
-    assert all(x.shape[-1] == LARGE and y.shape[-1] == 64 and shows_the_same(x, y) for x, y in zip(asked, given))
-    assert asked
+    pairs = list(zip(trainer.asked, (batch["seen"] for batch in trainer.given)))
+    assert pairs and all(x.shape[-1] == LARGE and y.shape[-1] == 64 and shows_the_same(x, y) for x, y in pairs)
     assert results(Path(trainer.save_dir))[0]["train/kd_cls"] > 0
     assert trainer.teacher_metrics and trainer.model.transforms.transforms[0].size == 64
 
