@@ -21,6 +21,7 @@ from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd.report import latency
+from ultralytics_kd.training import beginning, distillation
 
 latency.ROUNDS = 6  # images that are timed; few are enough to see that they are
 
@@ -109,6 +110,17 @@ def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
         for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
             norm.momentum = norm.__dict__.pop("default_momentum")
     return model
+
+
+@pytest.fixture(autouse=True)
+def quick_beginning(request, monkeypatch) -> None:
+    """Let students take the teacher's weights without a fit, which takes longer than the rest of a test's training."""
+
+    def begin(student, teacher, how, *others):
+        return beginning.begin(student, teacher, True if how == "auto" else how, *others)
+
+    if request.node.get_closest_marker("fits") is None:
+        monkeypatch.setattr(distillation, "begin", begin)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from ultralytics_kd.trainer import KDDetectionTrainer
 from ultralytics_kd.training import beginning
 from ultralytics_kd.training.beginning import labels_loss
 
+pytestmark = pytest.mark.fits
 CERTAIN = {"good": -6.0, "bad": 3.0}  # class bias: a model that sees objects everywhere has a high loss
 
 

@@ -391,6 +391,23 @@ def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_trained(b
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_of_larger_images_is_trained_and_scored_at_its_size(bench, monkeypatch, tmp_path):
+    arms = {"builtin": {}, "kd": {"kd_teacher_imgsz": 1.5}}
+    given = {**bench, "teacher": None, "teacher_model": TEACHER, "teacher_epochs": 1, "teacher_imgsz": 96, "arms": arms}
+    plan, jobs = make_plan(given), {}
+    running = Bench(plan, bench["data"], None)
+    weights = tmp_path / "teacher.pt"
+    weights.touch()
+    monkeypatch.setattr(running, "_completed", lambda job: jobs.setdefault(job.name, job) and {"weights": weights})
+    running.train_teacher()
+    assert jobs["teacher"].inputs["args"]["imgsz"] == 96 and bench["imgsz"] == 64
+    builtin, kd = (running._scoring({"sha256": "0" * 64, "path": "t.pt"}, arm) for arm in plan.arms[1:])
+    assert (builtin.inputs["args"]["imgsz"], kd.inputs["args"]["imgsz"]) == (64, 96)
+    assert builtin.name != kd.name and builtin.identity != kd.identity
+    with pytest.raises(KDError, match="'teacher_imgsz' is the size that 'teacher_model' is trained at"):
+        make_plan({**bench, "teacher_imgsz": 96})
+
+
 @pytest.mark.nightly
 def test_another_task_is_compared_by_its_own_metric(tmp_path):
     from ultralytics_kd.demo.tasks import draw_task_dataset

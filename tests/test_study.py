@@ -88,8 +88,10 @@ def test_a_shipped_table_is_computed_from_its_records(folder):
     arms, seeds = [*shown["settings"]["arms"]], shown["settings"]["seeds"]
     runs = [Run(arm, seed, records[f"{arm}-{seed}"]) for arm in arms for seed in seeds]
     jobs = {arm: records[f"{arm}-{seeds[0]}"]["job"] for arm in arms if arm != "alone"}
+    sizes = {arm: f"-{job['kd_teacher_imgsz']}px" if job.get("kd_teacher_imgsz") else "" for arm, job in jobs.items()}
     teachers = {
-        arm: records[f"teacher-{(job.get('teacher') or job['distill_model'])[:12]}"] for arm, job in jobs.items()
+        arm: records[f"teacher-{(job.get('teacher') or job['distill_model'])[:12]}{sizes[arm]}"]
+        for arm, job in jobs.items()
     }
     assert json.loads(json.dumps(summarize(arms, runs, teachers)["table"])) == shown["table"]
 

@@ -15,6 +15,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..config.registration import register_arguments
+from ..config.teacher_size import teacher_size
 from ..errors import KDError, ModelError
 from ..model import YOLO
 from ..report.score_names import METRICS
@@ -25,6 +26,8 @@ from .plan import QUIET, Plan, make_plan
 from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize, to_text
+
+SIDES = 32  # sides of a teacher's images are multiples of it
 
 
 def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +127,7 @@ class Bench:
             source = str(arm.args[arm.teacher_key] or trained)
             if source not in by_source:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
-                path = _resolve(source, self.plan.task, trust)
-                by_source[source] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                by_source[source] = _resolve(source, self.plan.task, trust)
             by_arm[arm.name] = by_source[source]
             self.teachers[arm.name] = self._completed(self._scoring(by_source[source], arm))
         return by_arm
@@ -196,12 +198,17 @@ class Bench:
     def _scoring(self, teacher: dict[str, Any], arm: Arm) -> Job:
         """Return the scoring of an arm's teacher."""
         classes = arm.args.get("kd_classes", self.plan.classes)
-        val_args = {k: v for k, v in self.plan.common.items() if k in VAL_ARGS}
+        args = {**self.plan.common, "data": self.data}
+        own = arm.args.get("kd_teacher_imgsz")
+        if own is not None:  # it teaches at this size, so it is scored there
+            args["imgsz"] = teacher_size(own, args.get("imgsz", DEFAULT_CFG.imgsz), SIDES)
+        val_args = {k: v for k, v in args.items() if k in VAL_ARGS and k != "data"}
         identity = self._identity({**val_args, "teacher": teacher["sha256"], "kd_classes": classes})
         name = f"teacher-{teacher['sha256'][:12]}"
         if classes != "auto":
             name += f"-{hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
-        args = {**self.plan.common, "data": self.data}
+        if own is not None:
+            name += f"-{args['imgsz']}px"
         return Job(name, identity, {"args": args, "weights": teacher["path"], "classes": classes})
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -234,10 +241,13 @@ class Bench:
         return True
 
 
-def _resolve(teacher: Any, task: str, trust: bool) -> Path:
-    """Return the local file of a teacher, after a download if needed.
+def _resolve(source: Any, task: str, trust: bool) -> dict[str, Any]:
+    """Return the local file of a teacher, after a download if needed, and the hash of its weights.
+
+    The file's own hash would do less: a teacher that is trained again has the same weights and another date.
 
     Raises:
         KDError: If it cannot be opened as a teacher.
     """
-    return Path(str(open_teacher(teacher, task, trust=trust).original.pt_path)).resolve()
+    teacher = open_teacher(source, task, trust=trust)
+    return {"path": str(Path(str(teacher.original.pt_path)).resolve()), "sha256": teacher.fingerprint()}

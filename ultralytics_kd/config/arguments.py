@@ -126,10 +126,10 @@ ARGUMENTS: dict[str, Argument] = {
     ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
-        True,
+        "auto",
         "bool | str",
-        "whether a student without trained weights begins with a part of the teacher's, if they are alike; fit: that "
-        "part is refitted to the teacher's activations; auto: so, and a trained student takes it if its loss is lower",
+        "weights that the student begins with. True: if it has none, a part of the teacher's, if they are alike; fit: "
+        "refitted to the teacher's activations; auto: as fit, and a trained student takes them if its loss falls",
     ),
     "kd_precision": Argument(
         "auto",
