@@ -6,7 +6,7 @@ from test_terms import setup
 
 from ultralytics_kd import YOLO, config
 from ultralytics_kd.config.arguments import AUTO_SHARE
-from ultralytics_kd.distillation.balance import EVERY, FADES, LARGEST, Balance
+from ultralytics_kd.distillation.balance import EVERY, FADES, LARGEST, OFF, Balance
 from ultralytics_kd.errors import KDError
 
 
@@ -35,11 +35,12 @@ def test_each_term_has_a_share_of_its_own():
     assert balance.factors().tolist() == pytest.approx([0.5, 0.25])
 
 
-def test_a_term_against_the_labels_is_off_and_one_across_them_is_faded():
+def test_a_term_against_or_across_the_labels_is_off_and_one_nearly_across_them_is_faded():
     against = measured({"kd_cls": 0.5}, [1.0, 0.0], [-1.0, 0.1])
-    across = measured({"kd_cls": 0.5}, [1.0, 0.0], [0.5 * FADES, 1.0])
-    assert against.factors().item() == 0
-    assert 0 < across.factors().item() < 0.5
+    nearly_across = measured({"kd_cls": 0.5}, [1.0, 0.0], [(FADES + OFF) / 2, 1.0])
+    across = measured({"kd_cls": 0.5}, [1.0, 0.0], [0.9 * OFF, 1.0])
+    assert against.factors().item() == across.factors().item() == 0
+    assert 0 < nearly_across.factors().item() < 0.5
 
 
 def test_a_term_that_nearly_vanishes_is_not_blown_up():

@@ -3,7 +3,7 @@
 A constant weight means something else for every student: beside labels that a good student has learnt, a term of the
 same weight pulls several times as hard as in a student that has just begun. `Balance` measures what reaches the student
 instead. At the feature maps that enter the head it takes the gradient of the base loss and of each term. A term is
-scaled so that its gradient is a given share of the base loss's, and it is faded out while it points against it.
+scaled so that its gradient is a given share of the base loss's, and it is taken back while it does not agree with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor
 EVERY = 50  # steps between two measurements; the first ones come at steps 0, 1, 2, 4, 8, 16 and 32
 MOMENTUM = 0.8  # of the moving averages, per measurement
 LARGEST = 4.0  # a term is never scaled up by more: where student and teacher agree, its gradient may be tiny
-FADES, OFF = 0.15, 0.0  # cosines: from the first on a term begins to fade, at the second it is off
+# Below the first cosine a term fades, at the second it is off. On held-out images of bccd the terms of a good teacher had
+# 0.27 to 0.40 throughout, those of a teacher of one epoch fell from 0.15 to 0.02, and classes in a wrong order had -0.1
+FADES, OFF = 0.25, 0.1
 TINY = 1e-20
 
 
@@ -100,7 +102,7 @@ class Balance:
         off = {name for name, factor in zip(self.shares, factors.tolist()) if not factor}
         cosines = dict(zip(self.shares, self.cosines().tolist()))
         taken = [
-            f"{name} is taken back: its gradient points against the labels' (cosine {cosines[name]:+.2f})."
+            f"{name} is taken back: its gradient does not agree with that of the labels (cosine {cosines[name]:+.2f})."
             for name in self.shares
             if name in off - self._off
         ]

@@ -292,7 +292,7 @@ class Distillation:
         self.answers.add_answer(batch)
 
     def log_taken_back(self) -> None:
-        """Log which terms `kd_weight` took back in the last epoch, because they point against the labels."""
+        """Log which terms `kd_weight` took back in the last epoch, because they do not agree with the labels."""
         balance = None if self.distiller is None else self.distiller.balance
         for sentence in balance.news() if balance is not None and RANK in {-1, 0} else []:
             LOGGER.warning(sentence)
