@@ -275,6 +275,7 @@ def test_teacher_is_scored_at_its_own_size(quick, teacher):
     assert trainer.test_loader.dataset.imgsz == trainer.args.imgsz == 64
 
 
+@pytest.mark.nightly
 def test_teacher_of_stored_answers_is_scored_at_the_size_of_the_answers(quick, teacher, tmp_path, log):
     folder = str(tmp_path / "answers")
     make_cache({"teacher": teacher, "kd_cache": folder, "data": quick["data"], "imgsz": 160, "device": "cpu"})
@@ -284,6 +285,7 @@ def test_teacher_of_stored_answers_is_scored_at_the_size_of_the_answers(quick, t
     assert {k: trainer.teacher_metrics[k] for k in expected} == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_with_multi_scale_the_teacher_sees_its_size_and_the_student_the_drawn_ones(quick, teacher):
     trainer = train(quick, teacher=teacher, multi_scale=0.5, epochs=2, val=False)
     assert {x.shape[-1] for x in trainer.asked[:4]} == {LARGE}
@@ -291,6 +293,7 @@ def test_with_multi_scale_the_teacher_sees_its_size_and_the_student_the_drawn_on
     assert all(shows_the_same(large, batch["img"]) for large, batch in zip(trainer.asked, trainer.given))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("sources", ["set", "ensemble", "ema"])
 def test_other_kinds_of_teachers_see_large_images(quick, teacher, tmp_path, sources):
     boxes = Boxes()
@@ -306,6 +309,7 @@ def test_other_kinds_of_teachers_see_large_images(quick, teacher, tmp_path, sour
         assert results(Path(trainer.save_dir))[0]["train/kd_cls"] > 0
 
 
+@pytest.mark.nightly
 def test_images_without_labels_are_as_large(quick, teacher, tmp_path):
     draw_dataset(tmp_path / "more", images=6, seed=7)
     trainer = train(quick, teacher=teacher, kd_unlabeled=str(tmp_path / "more" / "images" / "train"), val=False)
@@ -314,6 +318,7 @@ def test_images_without_labels_are_as_large(quick, teacher, tmp_path):
     assert trainer.given[0]["teacher"].batch_idx.max() > 3
 
 
+@pytest.mark.nightly
 def test_images_for_a_fit_are_of_the_students_size(quick, teacher):
     seen = []
 
@@ -327,6 +332,7 @@ def test_images_for_a_fit_are_of_the_students_size(quick, teacher):
     assert all(batch["img"].shape[1:] == (3, 64, 64) and 0.2 < batch["img"].max() <= 1 for batch in seen) and seen
 
 
+@pytest.mark.nightly
 def test_resume_goes_on_at_the_same_sizes(quick, teacher, tmp_path):
     import shutil
 

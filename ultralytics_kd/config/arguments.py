@@ -121,8 +121,8 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_weight": Argument(
         None,
         "float | str, optional",
-        "auto: the gradient of each term is held at a share of the labels', and a term that does not agree with them is "
-        "taken back; a number is that share; unset = constant weights",
+        "auto: the gradient of each term is held at a share of the labels', and a term that does not agree with them "
+        "is taken back; a number is that share; unset = constant weights",
     ),
     "kd_schedule": Argument("constant", "str", "how the terms fade over the run", ("constant", "linear", "cosine")),
     "kd_init": Argument(
