@@ -17,6 +17,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_num_params
 
 from .channel_picks import Pick, Picks, evenly
+from .norm_statistics import measure_statistics
 from .output_channels import OutputChannels, keypoint_names
 from .weight_fitting import fit_weights
 
@@ -29,6 +30,7 @@ def select_weights(
     classes: Mapping[int, int] | None = None,
     keypoints: Sequence[str] | None = None,
     images: Tensor | None = None,
+    fit: bool = True,
 ) -> int:
     """Copy an evenly spaced part of a teacher's weights into a student.
 
@@ -38,8 +40,10 @@ def select_weights(
         classes (Mapping[int, int], optional): Student class -> teacher class whose scores it takes; other student
             classes keep their weights. None if both have the same classes in the same order.
         keypoints (Sequence[str], optional): Names of the student's keypoints, None if they are unknown.
-        images (Tensor, optional): Training images, shape (N, C, H, W). The selected weights are then refitted to the
-            teacher's activations on them. A student of the teacher's size is a copy and needs no fit.
+        images (Tensor, optional): Training images, shape (N, C, H, W). Without them the student has the teacher's
+            BatchNorm statistics, which fit only a copy of it: a student of the teacher's size.
+        fit (bool): Refit the selected weights to the teacher's activations on the images. If False, only the BatchNorm
+            statistics are measured on them. A copy needs neither.
 
     Returns:
         (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is
@@ -63,16 +67,19 @@ def select_weights(
             else:
                 count += _copy_linear_or_upsampling(module, source, rows)
     if count and images is not None:
-        _fit(student, teacher, images, plan, picks)
+        convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
+        copied = all(picks.student[name].in_channels == picks.teacher[name].in_channels for name in convs)
+        if fit and copied:
+            LOGGER.info("kd_init=fit: teacher and student are of the same size, so its weights are copied as they are")
+        elif fit:
+            _fit(student, teacher, images, convs, picks)
+        elif not copied:
+            measure_statistics(student, images)
     return count
 
 
-def _fit(student: Any, teacher: Any, images: Tensor, plan: Mapping[str, Rows], picks: Picks) -> None:
-    """Refit the selected convolutions, unless all of them are copies, and log how well they fit."""
-    convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
-    if all(picks.student[name].in_channels == picks.teacher[name].in_channels for name in convs):
-        LOGGER.info("kd_init=fit: teacher and student are of the same size, so its weights are copied as they are")
-        return
+def _fit(student: Any, teacher: Any, images: Tensor, convs: Mapping[str, Rows], picks: Picks) -> None:
+    """Refit the selected convolutions, and log how well they fit."""
     fits = fit_weights(student, teacher, images, convs, picks.norms)
     LOGGER.info(
         f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
