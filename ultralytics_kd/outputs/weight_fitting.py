@@ -3,16 +3,17 @@
 Weight selection (`weight_selection`) takes channels of the teacher's layers. A student that sums over fewer inputs
 then computes other values, and the error grows from layer to layer. Here each convolution, in the order in which they
 run, is set by ridge regression: from the student's own inputs to the teacher's activations at the channels that it
-takes. The penalty pulls towards the selected weights. BatchNorm gets the statistics of the fit. No labels are needed.
+takes. The penalty pulls towards the selected weights. `block_counterparts` says what stands in for a layer that the
+teacher does not have. BatchNorm gets the statistics of the fit. No labels are needed.
 
 Layer by layer reconstruction is known from channel pruning (He et al., ICCV 2017, https://arxiv.org/abs/1707.06168).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,29 @@ from torch import Tensor, nn
 
 from .weight_origin import is_trained
 
-Channels = tuple[Tensor, Tensor]  # a student's output channels, and the teacher's channels that they take
 POSITIONS = 12_000  # places in all feature maps of a layer that enter its regression
 PENALTY = 0.01  # of the ridge regression, as a share of the mean variance of the inputs
 PIXELS = 2**18  # pixels of the images that run at a time
 SMALL = 1e-12  # smallest variance
+
+
+class Target(NamedTuple):
+    """What a convolution of the student is fitted to.
+
+    Attributes:
+        channels (Tensor): The student's output channels that are set.
+        source (str): Name of the teacher's convolution; what its BatchNorm puts out counts, if it has one.
+        taken (Tensor): The teacher's channels, as many.
+    """
+
+    channels: Tensor
+    source: str
+    taken: Tensor
+
+    @classmethod
+    def of(cls, width: int, source: str, taken: Tensor) -> Target:
+        """Return the target of all channels of a convolution of so many."""
+        return cls(torch.arange(width), source, taken)
 
 
 @torch.no_grad()
@@ -32,8 +51,7 @@ def fit_weights(
     student: Any,
     teacher: Any,
     images: Tensor,
-    channels: Mapping[str, Channels],
-    norms: Callable[[str], tuple[Any, Any]],
+    wanted: Mapping[str, Target],
 ) -> dict[str, float]:
     """Refit a student's convolutions to its teacher's activations.
 
@@ -41,24 +59,26 @@ def fit_weights(
         student (nn.Module): Ultralytics model whose weights were selected; changed in place.
         teacher (nn.Module): The model that they were selected from, on the same device; it is not changed.
         images (Tensor): Training images as the student sees them, shape (N, C, H, W).
-        channels (Mapping[str, Channels]): Output channels by the name of each convolution that is refitted.
-        norms (Callable): Returns the student's and the teacher's BatchNorm behind a convolution, or None, by its name.
+        wanted (Mapping[str, Target]): Targets by the name of each convolution that is fitted. Those of another name in
+            the teacher have no weights to begin with, and their fit is pulled towards zero.
 
     Returns:
         (dict[str, float]): Share of the variance of the teacher's activations that each convolution explains (R2).
     """
     with _evaluating(student), _evaluating(teacher):
         chunks = list(images.split(max(1, PIXELS // (images.shape[2] * images.shape[3]))))
-        order = [name for name in _order(student, chunks[0]) if name in channels]
-        targets = _Targets(teacher, chunks, {name: (channels[name][1], norms(name)[1]) for name in order})
+        order = [name for name in _order(student, chunks[0]) if name in wanted]
+        targets = _Targets(teacher, chunks, {name: wanted[name] for name in order})
         layers = _Layers(student, chunks)
         fits: dict[str, float] = {}
         for index in range(len(student.model)):
             for name in (each for each in order if int(each.split(".")[1]) == index and each in targets):
-                conv, norm = student.get_submodule(name), norms(name)[0]
+                conv, norm = student.get_submodule(name), _norm_behind(student, name)
                 places = targets.places[name]
                 inputs = [_columns(conv, x, drawn) for x, drawn in zip(layers.inputs(conv, index), places)]
-                fit = _Fit(conv, norm, channels[name][0], torch.cat(inputs, 1), targets.pop(name, conv.groups))
+                target = targets.pop(name, conv.groups)
+                begins = wanted[name].source == name
+                fit = _Fit(conv, norm, wanted[name].channels, torch.cat(inputs, 1), target, begins)
                 fit.write()
                 fits[name] = fit.explained
             layers.advance(index)
@@ -74,6 +94,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _norm_behind(model: nn.Module, name: str) -> Any:
+    """Return the BatchNorm behind a convolution in Ultralytics' `Conv`, None if there is none."""
+    return getattr(model.get_submodule(name.rpartition(".")[0]), "bn", None) if name.endswith(".conv") else None
 
 
 def _order(model: nn.Module, images: Tensor) -> list[str]:
@@ -99,20 +124,20 @@ class _Targets:
         places (dict[str, list[Tensor]]): Flat places of each chunk's feature maps, (images, places), by convolution.
     """
 
-    def __init__(self, teacher: Any, chunks: list[Tensor], wanted: Mapping[str, tuple[Tensor, nn.Module | None]]):
+    def __init__(self, teacher: Any, chunks: list[Tensor], wanted: Mapping[str, Target]):
         """Run the teacher once.
 
         Args:
             teacher (nn.Module): The teacher.
             chunks (list[Tensor]): Images, each of shape (n, C, H, W).
-            wanted (Mapping): The teacher's channels, and the BatchNorm whose output counts or None, by convolution.
+            wanted (Mapping[str, Target]): Targets by the student's convolutions.
         """
         self.places: dict[str, list[Tensor]] = {name: [] for name in wanted}
         self._values: dict[str, list[Tensor]] = {name: [] for name in wanted}
         generator, most = torch.Generator().manual_seed(0), POSITIONS // sum(len(chunk) for chunk in chunks)
 
         def keep(name: str, output: Tensor) -> None:
-            maps = output[:, wanted[name][0].to(output.device)].flatten(2)
+            maps = output[:, wanted[name].taken.to(output.device)].flatten(2)
             count = max(1, min(maps.shape[2], most))
             drawn = [torch.randperm(maps.shape[2], generator=generator)[:count] for _ in range(len(maps))]
             places = torch.stack(drawn).to(maps.device)
@@ -120,10 +145,10 @@ class _Targets:
             self._values[name].append(maps.gather(2, places[:, None].expand(-1, maps.shape[1], -1)))
 
         hooks = [
-            (norm if norm is not None else teacher.get_submodule(name)).register_forward_hook(
+            (_norm_behind(teacher, target.source) or teacher.get_submodule(target.source)).register_forward_hook(
                 lambda _, __, output, name=name: keep(name, output)
             )
-            for name, (_, norm) in wanted.items()
+            for name, target in wanted.items()
         ]
         try:
             for chunk in chunks:
@@ -217,7 +242,7 @@ class _Fit:
         explained (float): Share of the variance of the target that is explained, mean over channels.
     """
 
-    def __init__(self, conv: Any, norm: Any, channels: Tensor, inputs: Tensor, target: Tensor):
+    def __init__(self, conv: Any, norm: Any, channels: Tensor, inputs: Tensor, target: Tensor, begins: bool = True):
         """Solve it, in float64 where it is small.
 
         Args:
@@ -226,6 +251,7 @@ class _Fit:
             channels (Tensor): The output channels that are set, all of them if there are groups.
             inputs (Tensor): What the weights are multiplied with, (groups, samples, d).
             target (Tensor): The teacher's activations behind its norm, (groups, samples, outputs of a group).
+            begins (bool): Whether the convolution has selected weights to begin with.
         """
         self.conv, self.norm, self.channels = conv, norm, channels
         groups, samples, size = inputs.shape
@@ -234,7 +260,8 @@ class _Fit:
         gram = (inputs.transpose(1, 2) @ inputs).double() / samples
         cross = (inputs.transpose(1, 2) @ target).double() / samples
         variance = target.square().mean(1).double().clamp(min=SMALL)
-        prior = self._prior().reshape(groups, -1, size).transpose(1, 2)
+        prior = self._prior() if begins else torch.zeros_like(conv.weight[channels]).double().flatten(1)
+        prior = prior.reshape(groups, -1, size).transpose(1, 2)
         scale = PENALTY * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-9)
         ridge = scale[:, None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
         self.weight = prior + torch.linalg.solve(gram + ridge, cross - gram @ prior)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_num_params
 
+from .block_counterparts import block_targets
 from .channel_picks import Pick, Picks, evenly
 from .norm_statistics import measure_statistics
 from .output_channels import OutputChannels, keypoint_names
-from .weight_fitting import fit_weights
+from .weight_fitting import Target, fit_weights
 
 Rows = tuple[Pick, Pick]  # the student's output channels that are set, and the teacher's that they take
 
@@ -68,23 +69,46 @@ def select_weights(
                 count += _copy_linear_or_upsampling(module, source, rows)
     if count and images is not None:
         convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
-        copied = all(picks.student[name].in_channels == picks.teacher[name].in_channels for name in convs)
+        others = block_targets(picks)
+        copied = not others and all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
         if fit and copied:
             LOGGER.info("kd_init=fit: teacher and student are of the same size, so its weights are copied as they are")
         elif fit:
-            _fit(student, teacher, images, convs, picks)
+            count += _fit(student, teacher, images, convs, others, picks)
         elif not copied:
             measure_statistics(student, images)
     return count
 
 
-def _fit(student: Any, teacher: Any, images: Tensor, convs: Mapping[str, Rows], picks: Picks) -> None:
-    """Refit the selected convolutions, and log how well they fit."""
-    fits = fit_weights(student, teacher, images, convs, picks.norms)
+def _fit(
+    student: Any,
+    teacher: Any,
+    images: Tensor,
+    convs: Mapping[str, Rows],
+    others: Mapping[str, Target],
+    picks: Picks,
+) -> int:
+    """Refit the selected convolutions, fit those in blocks that differ from the teacher's, and log how well they fit.
+
+    Args:
+        student (nn.Module): The student.
+        teacher (nn.Module): The teacher.
+        images (Tensor): Training images.
+        convs (Mapping[str, Rows]): The selected convolutions and their channels.
+        others (Mapping[str, Target]): Targets of convolutions in blocks that differ.
+        picks (Picks): Modules of both models.
+
+    Returns:
+        (int): Number of parameters that were set and had not been selected.
+    """
+    selected = {name: Target(targets, name, taken) for name, (targets, taken) in convs.items()}
+    fits = fit_weights(student, teacher, images, {**selected, **others})
     LOGGER.info(
         f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
         f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
     )
+    added = [module for name in fits.keys() - convs.keys() for module in (picks.student[name], picks.norms(name)[0])]
+    return sum(p.numel() for module in added if module is not None for p in module.parameters())
 
 
 def _plan(picks: Picks, head: str, channels: OutputChannels) -> dict[str, Rows]:
