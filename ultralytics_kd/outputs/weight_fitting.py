@@ -40,11 +40,6 @@ class Target(NamedTuple):
     source: str
     taken: Tensor
 
-    @classmethod
-    def of(cls, width: int, source: str, taken: Tensor) -> Target:
-        """Return the target of all channels of a convolution of so many."""
-        return cls(torch.arange(width), source, taken)
-
 
 @torch.no_grad()
 def fit_weights(
