@@ -63,7 +63,9 @@ def begin(
     before = [p.detach().clone() for p in trained]
     take = _take_if_better if has_weights else _take
     count = take(student, giver, keypoints, batches() if how in {"fit", "auto"} else [])
-    return Beginning(sum(int((p == b).sum()) for p, b in zip(trained, before)), count, has_weights or count > 0)
+    unchanged = sum(int((p == b).sum()) for p, b in zip(trained, before))
+    # A teacher that was trained from the student's weights still shares some of them
+    return Beginning(min(unchanged, total - count), count, has_weights or count > 0)
 
 
 def _giver(student: Any, teacher: Teacher) -> Teacher | None:
