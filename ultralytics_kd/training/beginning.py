@@ -40,7 +40,12 @@ class Beginning:
 
 
 def begin(
-    student: Any, teacher: Teacher, how: bool | str, keypoints: Sequence[str] | None, batches: Batches
+    student: Any,
+    teacher: Teacher,
+    how: bool | str,
+    keypoints: Sequence[str] | None,
+    batches: Batches,
+    quantizes: bool = False,
 ) -> Beginning:
     """Give a student the weights that it begins with.
 
@@ -50,6 +55,8 @@ def begin(
         how (bool | str): The `kd_init` argument.
         keypoints (Sequence[str] | None): Names of the data's keypoints, None if they are unknown.
         batches (Callable): Returns prepared training batches with their labels; the student's device follows theirs.
+        quantizes (bool): Whether ranges of activations are fixed before the training. Then norm layers need the
+            statistics of the selected weights, even without a fit.
     """
     parameters = list(trained_parameters(student))
     trained = [p for p, is_trained in parameters if is_trained]
@@ -61,8 +68,9 @@ def begin(
     if giver is None or keeps_own:
         return Beginning(own, 0, has_weights)
     before = [p.detach().clone() for p in trained]
+    fits = how in {"fit", "auto"}
     take = _take_if_better if has_weights else _take
-    count = take(student, giver, keypoints, batches() if how in {"fit", "auto"} else [])
+    count = take(student, giver, keypoints, batches() if fits or quantizes else [], fits)
     unchanged = sum(int((p == b).sum()) for p, b in zip(trained, before))
     # A teacher that was trained from the student's weights still shares some of them
     return Beginning(min(unchanged, total - count), count, has_weights or count > 0)
@@ -74,14 +82,17 @@ def _giver(student: Any, teacher: Teacher) -> Teacher | None:
     return next((m for m in models if as_big_alike(student, m.original)), None)
 
 
-def _take(student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]]) -> int:
+def _take(
+    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
+) -> int:
     """Put a teacher's weights into a student, and return how many parameters that are.
 
     Args:
         student (nn.Module): The student.
         giver (Teacher): The teacher.
         keypoints (Sequence[str] | None): Names of the data's keypoints.
-        batches (list[dict]): Training batches to refit the weights on; without any they are selected only.
+        batches (list[dict]): Training batches; without any the weights are selected only.
+        fit (bool): Whether the weights are refitted on the batches, or only the statistics of norm layers.
     """
     assert giver.classes is not None
     sources = {student_class: columns[0] for student_class, columns in giver.classes.sources.items()}
@@ -90,11 +101,11 @@ def _take(student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches
         return select_weights(student, giver.original, matched, keypoints)
     images = torch.cat([batch["img"] for batch in batches])
     student.to(images.device)
-    return select_weights(student, _on(giver, images.device), matched, keypoints, images)
+    return select_weights(student, _on(giver, images.device), matched, keypoints, images, fit)
 
 
 def _take_if_better(
-    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]]
+    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
 ) -> int:
     """Do so if the base loss on the batches falls, and if the student then is nearly as good as the teacher.
 
@@ -106,7 +117,7 @@ def _take_if_better(
     teacher, kept = _on(giver, device), deepcopy(student.state_dict())
     teacher.args = student.args
     own, best = labels_loss(student, batches), labels_loss(teacher, batches)
-    count = _take(student, giver, keypoints, batches)
+    count = _take(student, giver, keypoints, batches, fit)
     taken = labels_loss(student, batches)
     better = bool(count) and taken < own and taken < MOST_LOST * best
     if not better:

@@ -181,7 +181,8 @@ class Distillation:
         if self.args.resume:
             self.beginning = Beginning(get_num_params(student), 0, True)
         else:
-            self.beginning = begin(student, self.teacher, self.args.kd_init, self._keypoints, batches)
+            how, keypoints = self.args.kd_init, self._keypoints
+            self.beginning = begin(student, self.teacher, how, keypoints, batches, self.quantizes)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
         stored, as_sets = self.cached is not None, self.large_images is not None
