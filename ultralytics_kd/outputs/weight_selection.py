@@ -72,7 +72,7 @@ def select_weights(
         others = block_targets(picks)
         copied = not others and all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
         if fit and copied:
-            LOGGER.info("kd_init=fit: teacher and student are of the same size, so its weights are copied as they are")
+            LOGGER.info("kd_init: teacher and student are of the same size, so its weights are copied as they are")
         elif fit:
             count += _fit(student, teacher, images, convs, others, picks)
         elif not copied:
@@ -104,7 +104,7 @@ def _fit(
     selected = {name: Target(targets, name, taken) for name, (targets, taken) in convs.items()}
     fits = fit_weights(student, teacher, images, {**selected, **others})
     LOGGER.info(
-        f"kd_init=fit: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
+        f"kd_init: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
         f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
     )
     added = [module for name in fits.keys() - convs.keys() for module in (picks.student[name], picks.norms(name)[0])]
@@ -229,11 +229,6 @@ def _copy_conv(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], row
             value.copy_(state[key][outputs] if value.dim() else state[key])
         count += sum(p.numel() for p in norm.parameters())
     return count
-
-
-def bigger_alike(student: Any, teacher: Any) -> bool:
-    """Return whether a teacher is a bigger model of the student's architecture."""
-    return same_architecture(student, teacher) and get_num_params(teacher) > get_num_params(student)
 
 
 def as_big_alike(student: Any, teacher: Any) -> bool:
