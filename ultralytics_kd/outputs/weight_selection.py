@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import get_num_params
 
 from .block_counterparts import block_targets
 from .channel_picks import Pick, Picks, evenly
