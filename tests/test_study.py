@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from task_models import task_model
 from ultralytics.engine.results import Boxes
 from ultralytics.utils import YAML
 
@@ -19,8 +20,10 @@ RESULTS = ROOT / "examples" / "study" / "results"
 STAGES = sorted(file.parent for file in RESULTS.glob("*/bench.json"))
 
 sys.path.insert(0, str(ROOT / "examples" / "study"))  # scripts beside each other, as Python runs them
+import coco  # noqa: E402
 import duplicates  # noqa: E402
 import study  # noqa: E402
+import widen  # noqa: E402
 
 
 def report(arms: dict[str, list[float]], teacher: float) -> dict:
@@ -129,3 +132,41 @@ def test_a_duplicate_overlaps_a_more_confident_detection_of_its_class():
     ]
     assert duplicates.count(Boxes(torch.tensor(boxes), (20, 20))) == 2
     assert duplicates.count(Boxes(torch.zeros(0, 6), (20, 20))) == 0
+
+
+def test_a_widened_model_computes_what_the_small_one_computes():
+    small = task_model("detect").eval()
+    wide = widen.widen(small).eval()
+    assert sum(p.numel() for p in wide.parameters()) > 3 * sum(p.numel() for p in small.parameters())
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = small(images)[1], wide(images)[1]
+    for head in ("one2many", "one2one"):
+        for part in ("scores", "boxes"):
+            torch.testing.assert_close(theirs[head][part], ours[head][part], rtol=1e-3, atol=1e-3)
+    first = wide.model[2].cv1.conv.weight
+    assert not torch.allclose(first[:, 0::2], first[:, 1::2])  # copies do not share a weight alike
+
+
+def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
+    content = report({"alone": [0.2, 0.22], "kd": [0.3, 0.34]}, 0.41)
+    content["settings"]["epochs"] = 40
+    save(tmp_path / "coco-bccd", content)
+    content = report({"alone": [0.25]}, 0.41)
+    content["settings"]["epochs"] = 80
+    (tmp_path / "coco-bccd-2x").mkdir()
+    (tmp_path / "coco-bccd-2x" / "bench.json").write_text(json.dumps(content))
+    coco.write(tmp_path)
+    table = coco.gains(coco.runs(tmp_path))
+    kd = table.row(by_predicate=(pl.col("arm") == "kd"), named=True)
+    assert (kd["score"], kd["gain"], kd["teacher"], kd["time"]) == pytest.approx((0.27, 0.11, 0.36, 1.5))
+    assert kd["closed"] == pytest.approx(0.11 / (0.36 - 0.16))
+    assert (
+        "| bccd | 40 | kd | 2 | 0.270 | +0.110 (-0.017 to +0.237) | 55% | 1.50x | 0.360 |"
+        in (tmp_path / "coco.md").read_text()
+    )
+    assert (tmp_path / "coco-epochs.png").stat().st_size > 5000 and (tmp_path / "coco-parts.png").exists()
+
+
+def test_the_shipped_table_of_coco_starts_is_computed_from_the_stages():
+    assert (RESULTS / "coco.md").read_text() == coco.to_markdown(coco.gains(coco.runs(RESULTS)))
