@@ -112,15 +112,20 @@ def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
     return model
 
 
+def begin_quickly(student, teacher, how, *others):
+    """Let a student take the teacher's weights without a fit, which takes longer than the rest of a test's training."""
+    return beginning.begin(student, teacher, True if how == "auto" and not fits else how, *others)
+
+
+fits = False  # whether kd_init=auto fits weights, as it does for users
+distillation.begin = begin_quickly  # here and not in a fixture: fixtures of other scopes train too
+
+
 @pytest.fixture(autouse=True)
-def quick_beginning(request, monkeypatch) -> None:
-    """Let students take the teacher's weights without a fit, which takes longer than the rest of a test's training."""
-
-    def begin(student, teacher, how, *others):
-        return beginning.begin(student, teacher, True if how == "auto" else how, *others)
-
-    if request.node.get_closest_marker("fits") is None:
-        monkeypatch.setattr(distillation, "begin", begin)
+def fit_if_marked(request) -> None:
+    """Let kd_init=auto fit weights in tests that are marked so."""
+    global fits
+    fits = request.node.get_closest_marker("fits") is not None
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
 }
 WEIGHTS = ("kd_cls", "kd_box", "kd_mask", "kd_kpt", "kd_depth", "kd_feat")
-AUTO_SHARE = 0.5  # norm of a term's gradient over that of the base loss, with kd_weight=auto and the default weight
+AUTO_SHARE = 1.0  # norm of a term's gradient over that of the base loss, with kd_weight=auto and the default weight
 
 
 def as_list(value: Any) -> list[Any]:
