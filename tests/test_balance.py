@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_terms import setup
+from ultralytics.cfg import get_cfg
 
 from ultralytics_kd import YOLO, config
 from ultralytics_kd.config.arguments import AUTO_SHARE
@@ -45,7 +46,26 @@ def test_a_term_against_or_across_the_labels_is_off_and_one_nearly_across_them_i
 
 def test_a_term_that_nearly_vanishes_is_not_blown_up():
     assert measured({"kd_cls": 0.5}, [1.0, 0.0], [1e-6, 0.0]).factors().item() == LARGEST
-    assert measured({"kd_cls": 0.5}, [1.0, 0.0], [0.0, 0.0]).factors().item() == 0
+
+
+def test_a_term_without_a_gradient_at_the_points_keeps_its_constant_weight_and_is_named():
+    balance = measured({"kd_cls": 0.5, "kd_feat": 0.5}, [1.0, 0.0], [1.0, 0.0], [0.0, 0.0])
+    assert balance.factors().tolist() == [0.5, 1.0]
+    assert balance.news() == [
+        "kd_weight leaves kd_feat at its constant weight: it has no gradient where gradients are compared."
+    ]
+    assert balance.news() == []
+
+
+def test_images_without_labels_change_no_factor():
+    point = torch.ones(4, 2, requires_grad=True)
+    base = (point[:2] * torch.tensor([1.0, 0.5])).sum()  # of the two images with labels
+    factors = []
+    for term in ((point[:2] * torch.tensor([0.5, 2.0])).sum(), (point * torch.tensor([0.5, 2.0])).sum()):
+        balance = Balance({"kd_cls": 0.5})
+        balance.update(base, {"kd_cls": term}, [point], labeled=2)
+        factors.append(balance.factors().item())
+    assert factors[0] == pytest.approx(factors[1])
 
 
 def test_a_non_finite_gradient_changes_nothing():
@@ -142,3 +162,9 @@ def test_a_training_says_what_share_each_term_has_and_when_one_is_taken_back(qui
 def test_other_values_are_refused(value, message):
     with pytest.raises(KDError, match=message):
         config.check_values({"kd_weight": value})
+
+
+def test_a_compiled_student_is_refused():
+    arguments = get_cfg(overrides={"task": "detect", "teacher": "t.pt", "kd_weight": "auto", "compile": True})
+    with pytest.raises(KDError, match="'kd_weight' and 'compile' exclude each other"):
+        config.check_combination(vars(arguments))

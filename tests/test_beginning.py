@@ -6,9 +6,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import NAMES, STUDENT, make_model
+from conftest import NAMES, QUICK, STUDENT, make_model
+from task_models import task_model
 from ultralytics.cfg import get_cfg
 
+from ultralytics_kd import YOLO
+from ultralytics_kd.config.arguments import TASKS
+from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.trainer import KDDetectionTrainer
 from ultralytics_kd.training import beginning
 from ultralytics_kd.training.beginning import labels_loss
@@ -97,3 +101,23 @@ def test_the_loss_of_the_labels_is_that_of_ultralytics_and_leaves_the_model_alon
     with torch.no_grad():
         expected = model.init_criterion()(model(batch["img"]), batch)[0].sum() / 2
     assert value == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    "task", [t if t in {"classify", "pose"} else pytest.param(t, marks=pytest.mark.nightly) for t in TASKS]
+)
+def test_a_trained_student_of_every_task_keeps_weights_as_good_as_the_teachers(tmp_path, task):
+    data = draw_task_dataset(tmp_path / "set", task, 6, 4, 64, seed=1)
+    model = task_model(task)
+    file = tmp_path / "teacher.pt"
+    torch.save({"model": model, "train_args": {"task": task}}, file)
+    quick = {**QUICK, "epochs": 1, "val": False, "project": str(tmp_path), "name": "run"}
+    student = YOLO(str(file))
+    student.train(**quick, data=str(data), teacher=str(file))
+    assert student.trainer.distillation.beginning.trained and not student.trainer.initialized
+
+
+@pytest.mark.parametrize("given", [{"rect": True}, {"imgsz": [64, 64]}, {"freeze": 2}, {"multi_scale": 0.5}])
+def test_arguments_that_change_the_shape_of_batches_are_no_obstacle(quick, tmp_path, given, caplog):
+    trainer, own, teacher = begun(quick, tmp_path, "bad", "good", **given)
+    assert same(trainer.model, own if "freeze" in given else teacher)

@@ -121,6 +121,8 @@ def test_other_values_are_refused(value):
         ({"kd_feat": 1.0, "kd_feat_loss": "sl2"}, "'kd_feat_loss=sl2' needs the teacher's answer at"),
         ({"kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "'kd_feat_loss=crosskd' needs the teacher's answer at"),
         ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' needs the teacher's answer at"),
+        ({"rect": True}, "'kd_teacher_imgsz=1280' and 'rect' exclude each other"),
+        ({"cutmix": 0.5}, "'kd_teacher_imgsz=1280' and 'cutmix' exclude each other"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(given, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Mosaic
 from ultralytics.data.build import build_dataloader, build_yolo_dataset
+from ultralytics.data.dataset import ClassificationDataset
 from ultralytics.data.utils import check_det_dataset
 
 from ultralytics_kd.training.two_sizes import LARGE, at_two_sizes
@@ -40,7 +42,7 @@ def seeded(seed=0):
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
 
 
-@pytest.mark.parametrize("given", [{}, {"mosaic": 0.0}, {"degrees": 20.0, "cutmix": 0.5, "copy_paste": 0.5}])
+@pytest.mark.parametrize("given", [{}, {"mosaic": 0.0}, {"degrees": 20.0, "copy_paste": 0.5}])
 def test_the_student_gets_the_samples_of_a_plain_training_and_the_teacher_the_same_scene(data, given):
     both, plain = built(data, args(**given))
     seeded()
@@ -120,3 +122,22 @@ def test_where_augmentations_part_the_teacher_gets_the_students_pixels():
     seeded(1)
     random.randrange(200)
     assert random.random() == after
+
+
+def test_a_classifiers_teacher_sees_the_rectangle_that_the_student_lost(tmp_path):
+    folder = tmp_path / "set"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            cv2.imwrite(str(folder / name / f"{i}.png"), np.full((80, 80, 3), 255, np.uint8))
+    cfg = get_cfg(overrides={"task": "classify", "imgsz": SMALL, "erasing": 1.0, "hsv_v": 0.0})
+    cfg.auto_augment = None
+
+    def build():
+        return ClassificationDataset(str(folder), cfg, augment=True)
+
+    seeded()
+    both = at_two_sizes(build, cfg, BIG)
+    for i in range(len(both)):
+        sample = both[i]
+        assert sample[LARGE].shape == (3, BIG, BIG) and sample[LARGE].min() > 0.5 and sample["img"].min() == 0

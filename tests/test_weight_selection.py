@@ -102,7 +102,7 @@ def test_a_teacher_of_the_same_size_is_copied_and_not_refitted(images, caplog):
     ours, theirs = build("yolo26n.yaml", 0), build("yolo26n.yaml", 1)
     assert select_weights(ours, theirs, images=images) == sum(p.numel() for p in ours.parameters())
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
-    assert ("copied as they are" in caplog.text) is (images is not None)
+    assert ("gives a copy of its weights" in caplog.text) is (images is not None)
 
 
 @pytest.mark.parametrize("classes", [{0: 1}, {0: 1, 3: 4}])
@@ -238,7 +238,7 @@ def test_a_resumed_student_goes_on_with_its_own_weights(quick, teacher, caplog):
 @pytest.mark.slow
 def test_a_teacher_of_another_family_begins_nothing(quick, tmp_path, caplog):
     first_weights(quick, str(save_model(tmp_path / "t.pt", "yolo11s.yaml", NAMES)))
-    assert "random (kd_init: the teacher is not a bigger model of the same kind, or is fused)" in caplog.text
+    assert "random (kd_init: the teacher is no model of the same kind, as big or bigger, or is fused)" in caplog.text
 
 
 def test_kd_init_is_true_or_false(quick, teacher):

@@ -31,7 +31,7 @@ def widen(small: Any, cfg: str = "yolo26s.yaml", seed: int = 0) -> DetectionMode
     """
     big = DetectionModel(cfg, nc=small.model[-1].nc, verbose=False)
     heads = tuple(f"{name}." for name, module in big.named_modules() if isinstance(module, Attention))
-    weights, generator = small.float().state_dict(), torch.Generator().manual_seed(seed)
+    weights, generator = {k: v.float() for k, v in small.state_dict().items()}, torch.Generator().manual_seed(seed)
     wide = {}
     for name, value in big.state_dict().items():
         source = weights[name]

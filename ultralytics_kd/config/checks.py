@@ -156,6 +156,11 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         _check_cache(cfg)
     if cfg.get("kd_teacher_imgsz") is not None:
         _check_teacher_imgsz(cfg)
+    if cfg.get("kd_weight") is not None and cfg.get("compile"):
+        raise KDError(
+            "'kd_weight' and 'compile' exclude each other: a compiled student hides the maps at which gradients are "
+            "compared; drop one of them."
+        )
     weights = TASK_WEIGHTS[cfg["task"]]
     if not any(cfg.get(k) for k in weights):
         raise KDError(f"all distillation weights are 0: set at least one of {', '.join(weights)}, or drop the teacher.")
@@ -246,6 +251,12 @@ def _check_teacher_imgsz(cfg: Mapping[str, Any]) -> None:
             f"{given} is for a teacher that runs, and stored answers have a size of their own: drop it, and give "
             "kd_cache_imgsz to 'yolo-kd cache'."
         )
+    for name in ("rect", "cutmix", "augmentations"):
+        if cfg.get(name):
+            raise KDError(
+                f"{given} and '{name}' exclude each other: an image would show another scene at each size; drop one of "
+                "them."
+            )
     if cfg["task"] == "detect":
         _check_set_losses(cfg, given)
     sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]

@@ -9,6 +9,7 @@ scaled so that its gradient is a given share of the base loss's, and it is taken
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -41,27 +42,35 @@ class Balance:
         self.shares, self.step = dict(shares), 0
         self._averages: Tensor | None = None  # shape (terms, 3): squared norms of base and term, and their product
         self._weight = 0.0  # of all measurements in the moving averages, which begin with 0
+        self._factors: Tensor | None = None
         self._off: set[str] = set()
+        self._unseen: set[str] = set()
 
-    def update(self, base: Tensor, terms: Mapping[str, Tensor], points: Sequence[Tensor]) -> None:
+    def update(
+        self, base: Tensor, terms: Mapping[str, Tensor], points: Sequence[Tensor], labeled: int | None = None
+    ) -> None:
         """Count a training step, and measure its gradients if it is time; without a device sync.
 
         Args:
             base (Tensor): The base loss, a scalar.
             terms (Mapping[str, Tensor]): The terms of `shares`, scalars on the scale of `base`.
-            points (Sequence[Tensor]): Outputs of layers of the student at which gradients are compared.
+            points (Sequence[Tensor]): Outputs of layers of the student at which gradients are compared, images first.
+            labeled (int, optional): Number of images with labels, which come first; None if all have labels. The base
+                loss has no gradient at the others, so they are not compared.
         """
         if self._due():
-            self._measure(base, [terms[name] for name in self.shares], points)
+            self._measure(base, [terms[name] for name in self.shares], points, labeled)
         self.step += 1
 
     def _due(self) -> bool:
         """Return whether this step is measured: powers of two at first, then every `EVERY` steps."""
         return self.step % EVERY == 0 or (self.step < EVERY and self.step & (self.step - 1) == 0)
 
-    def _measure(self, base: Tensor, terms: Sequence[Tensor], points: Sequence[Tensor]) -> None:
-        """Add the gradients of a step to the moving averages."""
-        gradients = [_gradient(loss, points) for loss in (base, *terms)]
+    def _measure(
+        self, base: Tensor, terms: Sequence[Tensor], points: Sequence[Tensor], labeled: int | None = None
+    ) -> None:
+        """Add the gradients of a step to the moving averages, and compute the factors anew."""
+        gradients = [_gradient(loss, points, labeled) for loss in (base, *terms)]
         own = gradients[0]
         norm = own.dot(own)
         measured = torch.stack([torch.stack((norm, g.dot(g), own.dot(g))) for g in gradients[1:]])
@@ -71,6 +80,7 @@ class Balance:
         before = torch.zeros_like(measured) if self._averages is None else self._averages.to(measured.device)
         self._averages = MOMENTUM * before + (1 - MOMENTUM) * measured
         self._weight = MOMENTUM * self._weight + 1 - MOMENTUM
+        self._factors = self._compute()
 
     def ratios(self) -> Tensor:
         """Return norm of each term's gradient over that of the base loss, shape (len(shares),)."""
@@ -84,12 +94,20 @@ class Balance:
 
     def factors(self) -> Tensor | None:
         """Return the factor of each term, shape (len(shares),); None before the first measurement."""
-        if self._averages is None:
-            return None
+        return self._factors
+
+    def _compute(self) -> Tensor:
+        """Return the factors from the moving averages: 1 for a term that has no gradient where they are compared."""
         ratios = self.ratios()
         shares = ratios.new_tensor(list(self.shares.values()))
         agrees = ((self.cosines() - OFF) / (FADES - OFF)).clamp(0, 1)
-        return (shares / ratios.clamp(min=TINY)).clamp(max=LARGEST) * agrees
+        factors = (shares / ratios.clamp(min=TINY)).clamp(max=LARGEST) * agrees
+        return torch.where(self._seen(), factors, torch.ones_like(factors))
+
+    def _seen(self) -> Tensor:
+        """Return whether base loss and term have a gradient at the points, shape (len(shares),)."""
+        base, term, _ = self._columns()
+        return (base > 0) & (term > 0)
 
     def news(self) -> list[str]:
         """Return a sentence for each term that was taken back, or is back, since the last call.
@@ -109,8 +127,15 @@ class Balance:
         back = [
             f"{name} teaches again (cosine {cosines[name]:+.2f})." for name in self.shares if name in self._off - off
         ]
-        self._off = off
-        return taken + back
+        seen = dict(zip(self.shares, self._seen().tolist()))
+        unseen = {name for name in self.shares if not seen[name]}
+        blind = [
+            f"kd_weight leaves {name} at its constant weight: it has no gradient where gradients are compared."
+            for name in self.shares
+            if name in unseen - self._unseen
+        ]
+        self._off, self._unseen = off, self._unseen | unseen
+        return blind + taken + back
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue."""
@@ -119,6 +144,7 @@ class Balance:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state that `state_dict` returned."""
         self.step, self._averages, self._weight = state["step"], state["averages"], state["weight"]
+        self._factors = None if self._averages is None else self._compute()
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the moving averages, each of shape (len(shares),)."""
@@ -127,11 +153,8 @@ class Balance:
         return base, term, product
 
 
-def _gradient(loss: Tensor, points: Sequence[Tensor]) -> Tensor:
+def _gradient(loss: Tensor, points: Sequence[Tensor], labeled: int | None) -> Tensor:
     """Return the gradient of a loss at some points as one float32 vector; 0 where the loss does not depend on them."""
-    if not loss.requires_grad:
-        return torch.cat([torch.zeros_like(p, dtype=torch.float32).flatten() for p in points])
-    gradients = torch.autograd.grad(loss, points, retain_graph=True, allow_unused=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).float().flatten() for p, g in zip(points, gradients, strict=True)]
-    )
+    gradients = torch.autograd.grad(loss, points, retain_graph=True, allow_unused=True) if loss.requires_grad else []
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip_longest(points, gradients)]
+    return torch.cat([part[:labeled].float().flatten() for part in parts])

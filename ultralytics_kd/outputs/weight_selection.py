@@ -1,4 +1,4 @@
-"""Weight selection (`kd_init`): an untrained student begins with a part of its teacher's weights.
+"""Weight selection (`kd_init`): a student begins with a part of its teacher's weights.
 
 Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): the smaller model takes
 evenly spaced channels of every layer of the bigger one. Here each convolution takes the input channels that the layers
@@ -71,7 +71,7 @@ def select_weights(
         others = block_targets(picks)
         copied = not others and all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
         if fit and copied:
-            LOGGER.info("kd_init: teacher and student are of the same size, so its weights are copied as they are")
+            LOGGER.info("kd_init: a teacher of the student's size gives a copy of its weights, without a fit")
         elif fit:
             count += _fit(student, teacher, images, convs, others, picks)
         elif not copied:

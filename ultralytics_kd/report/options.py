@@ -98,7 +98,7 @@ def _teacher_imgsz(args: Namespace, task: str) -> int | None:
             f"'kd_teacher_imgsz={args.kd_teacher_imgsz}' is supported for {' and '.join(SIZED_TASKS)}, not for task "
             f"'{task}': drop it."
         )
-    return teacher_size(args.kd_teacher_imgsz, args.imgsz, 1 if task == "classify" else 32)
+    return teacher_size(args.kd_teacher_imgsz, args.imgsz, 32)
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -4,10 +4,11 @@ Files:
     mixin: every method that Ultralytics' training loop calls.
     distillation: teacher, terms and answers of one run.
     teacher_source: the `teacher` argument: opened, named, kept beside the run.
-    calibration: training images for a fit before the training (`kd_init=fit`).
+    beginning: the weights that a student begins with (`kd_init`).
+    calibration: training batches that are looked at before the training, for that.
     first_step: checks of first batches: that they distil.
     answer_sources: the answer to a batch, from the teacher or from a cache.
-    large_images: a teacher that sees larger images than the student.
+    large_images, two_sizes: a teacher that sees larger images than the student, and a data set that has both.
     unlabeled, unlabeled_images: images without labels that join the batches.
     autobatch: what AutoBatch profiles, so that the teacher fits in memory too.
     run_folder: the run's folder: claimed, and removed if the run never starts.

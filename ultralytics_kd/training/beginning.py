@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.loss import v8ClassificationLoss
 
 from ..outputs.weight_origin import trained_parameters
 from ..outputs.weight_selection import as_big_alike, select_weights
@@ -63,15 +64,14 @@ def begin(
     own, total = sum(p.numel() for p in trained), sum(p.numel() for p, _ in parameters)
     giver = _giver(student, teacher) if how else None
     has_weights = 2 * own >= total  # a few that fit by chance make no trained student
-    # A teacher of other classes was not trained on these data, so it has nothing that the student's own weights lack
-    keeps_own = has_weights and (how != "auto" or giver is None or not giver.classes.identity)
+    keeps_own = has_weights and (how != "auto" or giver is None or not _comparable(student, giver))
     if giver is None or keeps_own:
         return Beginning(own, 0, has_weights)
     before = [p.detach().clone() for p in trained]
     fits = how in {"fit", "auto"}
     take = _take_if_better if has_weights else _take
-    count = take(student, giver, keypoints, batches() if fits or quantizes else [], fits)
-    unchanged = sum(int((p == b).sum()) for p, b in zip(trained, before))
+    count = take(student, giver, keypoints, _where_it_fits(batches()) if fits or quantizes else [], fits)
+    unchanged = sum(int((p == b.to(p.device)).sum()) for p, b in zip(trained, before))  # a fit may have moved it
     # A teacher that was trained from the student's weights still shares some of them
     return Beginning(min(unchanged, total - count), count, has_weights or count > 0)
 
@@ -80,6 +80,24 @@ def _giver(student: Any, teacher: Teacher) -> Teacher | None:
     """Return the first teacher whose weights fit the student, None if there is none."""
     models = (m for m in teacher.members if isinstance(m.original, nn.Module) and m.classes is not None)
     return next((m for m in models if as_big_alike(student, m.original)), None)
+
+
+def _comparable(student: Any, giver: Teacher) -> bool:
+    """Return whether the base loss of a teacher says how good its weights are for the student.
+
+    A teacher of other classes, or of the same in another order, was not trained on these data. One with other keypoints
+    cannot be compared with their labels.
+    """
+    ours, theirs = student.model[-1], giver.original.model[-1]
+    same_points = getattr(ours, "kpt_shape", None) == getattr(theirs, "kpt_shape", None)
+    return giver.classes is not None and giver.classes.identity and same_points
+
+
+def _where_it_fits(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return batches on a device that has float64, which a fit needs; Apple's GPUs have none."""
+    if batches[0]["img"].device.type != "mps":
+        return batches
+    return [{k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
 def _take(
@@ -115,7 +133,8 @@ def _take_if_better(
     device = batches[0]["img"].device
     student.to(device)
     teacher, kept = _on(giver, device), deepcopy(student.state_dict())
-    teacher.args = student.args
+    if hasattr(student, "args"):  # a classifier's loss reads none
+        teacher.args = student.args
     own, best = labels_loss(student, batches), labels_loss(teacher, batches)
     count = _take(student, giver, keypoints, batches, fit)
     taken = labels_loss(student, batches)
@@ -148,7 +167,9 @@ def labels_loss(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
     criterion, training = model.init_criterion(), model.training
     model.eval()
     try:
-        losses = [criterion(model(b["img"]), b)[0].sum() / len(b["img"]) for b in batches]
+        losses = [criterion(model(b["img"]), b)[0].sum() for b in batches]
     finally:
         model.train(training)
-    return float(torch.stack(losses).mean())
+    # A classifier's loss is a mean over images already, all others are times batch size
+    counts = [1 if isinstance(criterion, v8ClassificationLoss) else len(b["img"]) for b in batches]
+    return float(torch.stack([loss / count for loss, count in zip(losses, counts)]).mean())

@@ -11,9 +11,11 @@ import torch
 from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.patches import override_configs
 
+from ..config.teacher_size import student_size
 from .random_streams import random_state, set_random_state
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px
+AT_A_TIME = 2**18  # pixels of a batch: a big teacher runs on it in float32, beside nothing else
 FEWEST, MOST = 16, 128
 
 
@@ -27,17 +29,20 @@ def calibration_batches(trainer: Any, prepare: Callable[[dict[str, Any]], dict[s
     Returns:
         (list[dict]): Batches; their images have one size, shape (n, C, H, W), values in [0, 1].
     """
-    count = min(max(PIXELS // int(trainer.args.imgsz) ** 2, FEWEST), MOST)
+    side = student_size(trainer.args.imgsz)
+    count = min(max(PIXELS // side**2, FEWEST), MOST)
+    batch_size = min(max(AT_A_TIME // side**2, 1), FEWEST)
     state = random_state(trainer.device, {})
     batches: list[dict[str, Any]] = []
     try:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(trainer.args.seed)
-        with override_configs(trainer.args, {"cache": False, "workers": 0, "multi_scale": 0.0}):
-            loader = trainer.get_dataloader(trainer.data["train"], batch_size=FEWEST, rank=LOCAL_RANK, mode="train")
+        plain = {"cache": False, "workers": 0, "multi_scale": 0.0, "rect": False, "imgsz": side}
+        with override_configs(trainer.args, plain):
+            loader = trainer.get_dataloader(trainer.data["train"], batch_size=batch_size, rank=LOCAL_RANK, mode="train")
             for batch in loader:
                 batches.append(prepare(batch))
-                if len(batches) * FEWEST >= count:
+                if len(batches) * batch_size >= count:
                     break
     finally:
         set_random_state(state, trainer.device, {})

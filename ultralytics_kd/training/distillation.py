@@ -182,6 +182,10 @@ class Distillation:
             self.beginning = Beginning(get_num_params(student), 0, True)
         else:
             how, keypoints = self.args.kd_init, self._keypoints
+            if (
+                how == "auto" and self.args.freeze
+            ):  # what is frozen was chosen by the user, and could not be learnt anew
+                how = "fit"
             self.beginning = begin(student, self.teacher, how, keypoints, batches, self.quantizes)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)

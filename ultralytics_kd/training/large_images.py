@@ -92,7 +92,7 @@ class LargeImageTeacher(LiveTeacher):
         if boxes is not None and not torch.equal(batch["bboxes"].cpu(), boxes.cpu()):
             raise KDError(
                 f"kd_teacher_imgsz: {self.passed_through} changes the labels' boxes, and the teacher's images stay as "
-                "they are: augment with augmentations= (Albumentations), or drop kd_teacher_imgsz."
+                "they are: leave the boxes where they are, or drop kd_teacher_imgsz."
             )
         images: Tensor = batch[LARGE].to(batch["img"].device, non_blocking=True)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()

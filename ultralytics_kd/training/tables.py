@@ -70,7 +70,9 @@ def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning)
     total, own, initialized = get_num_params(student), beginning.own, beginning.initialized
     if own == total:
         return "the student's own, trained"
-    reason = "kd_init: the teacher is not a bigger model of the same kind, or is fused" if asked else "kd_init=False"
+    reason = (
+        "kd_init: the teacher is no model of the same kind, as big or bigger, or is fused" if asked else "kd_init=False"
+    )
     random = "random" if initialized or 2 * own >= total else f"random ({reason})"
     if not own and not initialized:
         return random

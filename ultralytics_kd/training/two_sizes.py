@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import RandomErasing
 from ultralytics.utils.patches import override_configs
 
 LARGE = "kd_large"  # in a sample or batch: images at the teacher's size
@@ -111,9 +112,29 @@ def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
     small, state = build(), _random_state()
     try:
         with override_configs(args, {"imgsz": size}):
-            return TwoSizes(small, build())
+            large = build()
     finally:
         _set_random_state(state)
+    transforms = getattr(getattr(large, "torch_transforms", None), "transforms", [])
+    transforms[:] = [DrawsOnly(t) if isinstance(t, RandomErasing) else t for t in transforms]
+    return TwoSizes(small, large)
+
+
+class DrawsOnly:
+    """Draws the random numbers of a transform and leaves the image as it is.
+
+    A classifier's images lose a random rectangle, whose place is not drawn as a share of the image: it would be another
+    one at each size. The teacher sees the whole image.
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]):
+        """Take the transform."""
+        self.transform = transform
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the image."""
+        self.transform(image.clone())
+        return image
 
 
 def _resized(image: Tensor, shape: Any) -> Tensor:

@@ -137,7 +137,7 @@ class UnlabeledPart:
         large = trainer.distillation.large_images
         if self.args.task == "classify":
             labeled = trainer.train_loader.dataset
-            if large is None:
+            if large is None or not isinstance(labeled, TwoSizes):  # then the teacher's source says what is missing
                 return UnlabeledSamples(files, labeled)
             return TwoSizes(UnlabeledSamples(files, labeled.small), UnlabeledSamples(files, labeled.large))
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
@@ -166,7 +166,8 @@ class UnlabeledPart:
         assert self.stream is not None
         batch[LABELED] = len(batch["img"])
         for key, images in self.stream.take(batch[LABELED]).items():
-            batch[key] = torch.cat((batch[key], images))
+            if key in batch:  # the teacher's source says what is missing
+                batch[key] = torch.cat((batch[key], images))
 
     def close_mosaic(self) -> None:
         """Continue without mosaics."""
