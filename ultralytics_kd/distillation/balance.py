@@ -21,7 +21,7 @@ MOMENTUM = 0.8  # of the moving averages, per measurement
 LARGEST = 4.0  # a term is never scaled up by more: where student and teacher agree, its gradient may be tiny
 # Below the first cosine a term fades, at the second it is off. On bccd the terms of a good teacher had 0.27 to
 # 0.40 throughout, those of a teacher of one epoch fell from 0.15 to 0.02, and classes in a wrong order had -0.1
-FADES, OFF = 0.2, 0.08
+FADES, OFF = 0.25, 0.12
 TINY = 1e-20
 
 
