@@ -1,6 +1,6 @@
 """The `coco-` stages at a glance: a table of mean scores of both heads, the curve of epochs, and the parts of the gain.
 
-    python examples/study/coco.py     writes results/coco.md, results/coco-epochs.png and results/coco-parts.png
+    python examples/study/coco.py     writes coco.md, coco-parts.png and, after stages of more epochs, coco-epochs.png
 
 `study.py` runs the stages. Here the score of a run is the mean of both heads, and gains are paired by seed.
 """
@@ -186,7 +186,8 @@ def write(results: Path) -> None:
     all_runs = runs(results)
     table = gains(all_runs)
     (results / "coco.md").write_text(to_markdown(table), encoding="utf-8")
-    plot_epochs(all_runs, results / "coco-epochs.png")
+    if table["epochs"].n_unique() > 1:
+        plot_epochs(all_runs, results / "coco-epochs.png")
     plot_parts(table, results / "coco-parts.png")
 
 
