@@ -54,6 +54,20 @@ def test_tables_are_saved_without_folders_of_the_machine(tmp_path):
     assert json.loads((tmp_path / "kept/records/kd-0.json").read_text()) == {"weights": "x.pt"}
 
 
+def test_kept_records_count_on_another_machine(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("kd-0", "teacher", "teacher-1234"):
+        job = {"data": "bccd/data.yaml", "seed": 0, **({} if name == "teacher-1234" else {"model": "weights/n.pt"})}
+        (kept / f"{name}.json").write_text(json.dumps({"job": job, "scores": {}}))
+    study.restore_records(kept, tmp_path / "records", {"data": "/here/bccd/data.yaml", "model": "/here/weights/n.pt"})
+    restored = {f.stem: json.loads(f.read_text())["job"] for f in (tmp_path / "records").glob("*.json")}
+    assert restored == {
+        "kd-0": {"data": "/here/bccd/data.yaml", "seed": 0, "model": "/here/weights/n.pt"},
+        "teacher-1234": {"data": "/here/bccd/data.yaml", "seed": 0},
+    }
+
+
 def test_summary_has_every_stage_and_the_mean_of_both_sets(tmp_path):
     save(tmp_path / "final-bccd", report({"alone": [0.2, 0.22], "kd": [0.3, 0.34]}, 0.41))
     save(tmp_path / "final-helmet", report({"alone": [0.4, 0.4], "kd": [0.5, 0.5], "more": [0.6, 0.6]}, 0.6))

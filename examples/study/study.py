@@ -1,6 +1,7 @@
 """Measures what the default weights were chosen by and what the README shows: `yolo-kd bench`, stage by stage.
 
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
+    python examples/study/study.py --kept FOLDER STAGE    trains only what has no record in results/STAGE, and the teacher
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
 (2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). For
@@ -48,13 +49,15 @@ HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
 
-def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
+def run_stage(name: str, data: Path, runs: Path, kept: bool = False) -> dict[str, Any]:
     """Run one stage of stages.yaml, and save its table.
 
     Args:
         name (str): Name of the stage.
         data (Path): Folder of the data sets.
         runs (Path): Folder for the runs.
+        kept (bool): Whether records that another machine has left in `results` count. The teacher is trained again. Its
+            weights must be the same, so this works where trainings are repeatable, and else ends with an error.
     """
     stages = YAML.load(STUDY / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
@@ -71,6 +74,8 @@ def run_stage(name: str, data: Path, runs: Path) -> dict[str, Any]:
             file = str(args.get(key, ""))
             if file.endswith(".pt"):  # published weights, or those of an earlier stage
                 args[key] = str((data if file.startswith("weights/") else runs) / file)
+    if kept:
+        restore_records(RESULTS / name / "records", runs / name / "records", arguments)
     counts_duplicates = arguments.pop("duplicates", False)
     report = run_bench({**arguments, "project": str(runs), "name": name})
     if counts_duplicates:
@@ -169,6 +174,23 @@ def keep_tables(source: Path, target: Path, shorten: dict[str, str]) -> None:
             copy.write_text(text, encoding="utf-8")
 
 
+def restore_records(kept: Path, target: Path, arguments: dict[str, Any]) -> None:
+    """Copy the kept records of students and scores to where a bench looks for them, with the paths of this machine.
+
+    Args:
+        kept (Path): Folder of the kept records.
+        target (Path): Folder of the bench's records.
+        arguments (dict): Arguments of the bench.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in kept.glob("*.json"):
+        if file.name == "teacher.json" or (target / file.name).exists():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        paths = {key: str(arguments[key]) for key in ("data", "model") if key in record["job"]}
+        (target / file.name).write_text(json.dumps({**record, "job": {**record["job"], **paths}}), encoding="utf-8")
+
+
 def summarize(results: Path) -> pl.DataFrame:
     """Return a row for each stage, head and arm, and the means over `SETS`.
 
@@ -258,9 +280,10 @@ def show(readme: str, summary: str) -> str:
 
 
 if __name__ == "__main__":
-    folder, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:]
+    given = [argument for argument in sys.argv[1:] if argument != "--kept"]
+    folder, wanted = Path(given[0]).resolve(), given[1:]
     for stage in wanted or YAML.load(STUDY / "stages.yaml")["stages"]:
-        run_stage(stage, folder, Path("runs/study").resolve())
+        run_stage(stage, folder, Path("runs/study").resolve(), "--kept" in sys.argv)
         overview = summarize(RESULTS)
         overview.write_csv(RESULTS / "summary.csv", float_precision=5)
         overview_text = to_markdown(overview)
