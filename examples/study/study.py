@@ -1,7 +1,7 @@
 """Measures what the default weights were chosen by and what the README shows: `yolo-kd bench`, stage by stage.
 
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
-    python examples/study/study.py --kept FOLDER STAGE    trains only what has no record in results/STAGE, and the teacher
+    python examples/study/study.py --kept FOLDER STAGE    only what has no record in results/STAGE, and the teacher
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
 (2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). For
