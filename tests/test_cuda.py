@@ -85,6 +85,19 @@ def test_compiled_models(args, data, teacher, tmp_path):
     assert not any("_orig_mod" in k for k in ckpt["model"].state_dict())
 
 
+@pytest.mark.fits
+@pytest.mark.parametrize("student", ["trained", "untrained"])
+def test_a_fitted_beginning_measured_weights_and_larger_images_for_the_teacher(student, data, teacher, tmp_path):
+    """kd_init=auto moves the student before Ultralytics does; kd_weight measures gradients in half precision."""
+    model = YOLO(str(save_model(tmp_path / "own.pt")) if student == "trained" else "yolo26n.yaml")
+    args = {**GPU, "project": str(tmp_path), "name": "run", "kd_weight": "auto", "kd_teacher_imgsz": 96}
+    model.train(**args, data=data, teacher=teacher)
+    assert model.trainer.amp and model.trainer.distillation.beginning.trained
+    assert all(math.isfinite(value) for row in kd_losses(tmp_path / "run") for value in row.values())
+    balance = model.trainer.distiller.balance
+    assert balance.step and balance.ratios().isfinite().all() and balance.ratios().device.type == "cuda"
+
+
 def test_autobatch_counts_the_teacher(data, teacher, tmp_path):
     """AutoBatch leaves room for the teacher: it never chooses a greater batch than without one."""
     chosen = {}
