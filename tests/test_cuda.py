@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEVICE, QUICK, save_model
+from conftest import DEVICE, QUICK, STUDENT, save_model
 from task_models import SUFFIX, task_model
 from test_training import results
 from ultralytics.utils import LOGGER
@@ -89,7 +89,7 @@ def test_compiled_models(args, data, teacher, tmp_path):
 @pytest.mark.parametrize("student", ["trained", "untrained"])
 def test_a_fitted_beginning_measured_weights_and_larger_images_for_the_teacher(student, data, teacher, tmp_path):
     """kd_init=auto moves the student before Ultralytics does; kd_weight measures gradients in half precision."""
-    model = YOLO(str(save_model(tmp_path / "own.pt")) if student == "trained" else "yolo26n.yaml")
+    model = YOLO(str(save_model(tmp_path / "own.pt", STUDENT)) if student == "trained" else STUDENT)
     args = {**GPU, "project": str(tmp_path), "name": "run", "kd_weight": "auto", "kd_teacher_imgsz": 96}
     model.train(**args, data=data, teacher=teacher)
     assert model.trainer.amp and model.trainer.distillation.beginning.trained
