@@ -67,7 +67,9 @@ def main(folder: Path) -> None:
     student.add_callback("on_train_start", set_loss)
     student.add_callback("on_train_epoch_end", print_kd_losses)
     teacher = str(folder / "teacher" / "weights" / "best.pt")
-    student.train(trainer=MyTrainer, teacher=teacher, kd_feat=1.0, kd_feat_loss="cwd", **args, name="student")
+    # A student that began with this teacher's few steps would agree with it, and show no terms
+    kd = {"teacher": teacher, "kd_feat": 1.0, "kd_feat_loss": "cwd", "kd_init": False}
+    student.train(trainer=MyTrainer, **kd, **args, name="student")
 
 
 if __name__ == "__main__":

@@ -341,9 +341,10 @@ def make():
 
 
 teacher = SimpleNamespace(source="t.pt", can_validate=True, layout=None, validator_model=lambda nc, names: object())
-distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None)
+distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None, teacher_imgsz=64)
 validator = SimpleNamespace(args=SimpleNamespace())
-trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator)
+args = SimpleNamespace(imgsz=64)
+trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator, args=args)
 evaluation.score_teacher(distillation, trainer, make)
 print(sorted(trainer.metrics))
 """
