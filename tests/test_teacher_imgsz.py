@@ -436,7 +436,7 @@ class OwnLoader(KDDetectionTrainer):
         return build_dataloader(dataset, batch_size, workers=0, shuffle=mode == "train", rank=rank)
 
 
-@pytest.mark.parametrize("trainer", [Brighter, Alone])
+@pytest.mark.parametrize("trainer", [Brighter, pytest.param(Alone, marks=pytest.mark.nightly)])
 def test_a_trainer_that_goes_on_preparing_the_batch_distils(quick, teacher, trainer):
     done = train(quick, trainer, teacher=teacher, val=False)
     assert results(Path(done.save_dir))[0]["train/kd_cls"] > 0
@@ -446,8 +446,8 @@ def test_a_trainer_that_goes_on_preparing_the_batch_distils(quick, teacher, trai
     "trainer, message",
     [
         (Mirrors, r"Mirrors\.preprocess_batch changes the labels' boxes"),
-        (Drops, "the batches lack the teacher's images"),
-        (Few, "the batches lack the teacher's images"),
+        pytest.param(Drops, "the batches lack the teacher's images", marks=pytest.mark.nightly),
+        pytest.param(Few, "the batches lack the teacher's images", marks=pytest.mark.nightly),
         (OwnLoader, r"the batches lack the teacher's images: build_dataset must call super"),
     ],
 )
