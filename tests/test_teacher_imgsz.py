@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import NAMES, STUDENT, TEACHER, draw_dataset, make_model, save_model
+from test_own_trainer import Alone, Drops, Mirrors, OwnDataset
 from test_training import results
 from torch import nn
 from ultralytics.cfg import get_cfg
-from ultralytics.data.build import build_dataloader, build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import torch_load
@@ -395,45 +395,12 @@ class Brighter(KDDetectionTrainer):
         return batch
 
 
-class Drops(KDDetectionTrainer):
-    """Keeps only the entries of a batch that it knows."""
-
-    def preprocess_batch(self, batch):
-        batch = super().preprocess_batch(batch)
-        return {k: batch[k] for k in ("img", "cls", "bboxes", "batch_idx", "im_file", "ori_shape", "ratio_pad")}
-
-
-class Mirrors(KDDetectionTrainer):
-    """Moves images and boxes after the teacher has answered."""
-
-    def preprocess_batch(self, batch):
-        batch = super().preprocess_batch(batch)
-        batch["img"] = batch["img"].flip(-1)
-        batch["bboxes"][:, 0] = 1 - batch["bboxes"][:, 0]
-        return batch
-
-
-class Alone(KDDetectionTrainer):
-    """Prepares the batch itself."""
-
-    def preprocess_batch(self, batch):
-        return DetectionTrainer.preprocess_batch(self, batch)
-
-
 class Few(KDDetectionTrainer):
     """Prepares the batch itself, and keeps only the entries that it knows."""
 
     def preprocess_batch(self, batch):
         batch = DetectionTrainer.preprocess_batch(self, batch)
         return {k: batch[k] for k in ("img", "cls", "bboxes", "batch_idx", "im_file", "ori_shape", "ratio_pad")}
-
-
-class OwnLoader(KDDetectionTrainer):
-    """Builds data set and loader itself."""
-
-    def get_dataloader(self, dataset_path, batch_size=16, rank=0, mode="train"):
-        dataset = build_yolo_dataset(self.args, dataset_path, batch_size, self.data, mode=mode, rect=mode == "val")
-        return build_dataloader(dataset, batch_size, workers=0, shuffle=mode == "train", rank=rank)
 
 
 @pytest.mark.parametrize("trainer", [Brighter, pytest.param(Alone, marks=pytest.mark.nightly)])
@@ -448,7 +415,7 @@ def test_a_trainer_that_goes_on_preparing_the_batch_distils(quick, teacher, trai
         (Mirrors, r"Mirrors\.preprocess_batch changes the labels' boxes"),
         pytest.param(Drops, "the batches lack the teacher's images", marks=pytest.mark.nightly),
         pytest.param(Few, "the batches lack the teacher's images", marks=pytest.mark.nightly),
-        (OwnLoader, r"the batches lack the teacher's images: build_dataset must call super"),
+        (OwnDataset, r"the batches lack the teacher's images: build_dataset must call super"),
     ],
 )
 def test_code_that_keeps_the_teacher_from_the_images_is_refused(quick, teacher, trainer, message):

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from ultralytics.utils import plt_settings
 
-from ultralytics_kd.bench.table import interval, markdown
+from ultralytics_kd.bench.table import gain_text, interval, markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ARMS = {  # names for readers
@@ -93,8 +93,6 @@ def to_markdown(table: pl.DataFrame) -> str:
     """
     lines = [["set", "epochs", "arm", "seeds", "mAP50-95", "gain (95% CI)", "gap closed", "time", "teacher"]]
     for row in table.iter_rows(named=True):
-        has_interval = row["ci_low"] is not None
-        ci = f" ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})" if has_interval else ""
         lines.append(
             [
                 row["set"],
@@ -102,7 +100,7 @@ def to_markdown(table: pl.DataFrame) -> str:
                 ARMS[row["arm"]],
                 str(row["runs"]),
                 f"{row['score']:.3f}",
-                "" if row["gain"] is None else f"{row['gain']:+.3f}{ci}",
+                gain_text(row, 3),
                 "" if row["closed"] is None else f"{row['closed']:.0%}",
                 f"{row['time']:.2f}x",
                 "" if row["teacher"] is None else f"{row['teacher']:.3f}",

@@ -70,7 +70,13 @@ def begin(
     before = [p.detach().clone() for p in trained]
     fits = how in {"fit", "auto"}
     take = _take_if_better if has_weights else _take
-    count = take(student, giver, keypoints, _where_it_fits(batches()) if fits or quantizes else [], fits)
+    drawn, model = [], giver.original
+    if fits or quantizes:
+        drawn = _where_it_fits(batches())
+        device = drawn[0]["img"].device
+        student.to(device)
+        model = deepcopy(model).to(device).float()
+    count = take(student, giver, model, keypoints, drawn, fits)
     unchanged = sum(int((p == b.to(p.device)).sum()) for p, b in zip(trained, before))  # a fit may have moved it
     # A teacher that was trained from the student's weights still shares some of them
     return Beginning(min(unchanged, total - count), count, has_weights or count > 0)
@@ -101,13 +107,14 @@ def _where_it_fits(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _take(
-    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
+    student: Any, giver: Teacher, model: Any, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
 ) -> int:
     """Put a teacher's weights into a student, and return how many parameters that are.
 
     Args:
         student (nn.Module): The student.
         giver (Teacher): The teacher.
+        model (nn.Module): Its model; with batches a float32 copy on their device, where the student is too.
         keypoints (Sequence[str] | None): Names of the data's keypoints.
         batches (list[dict]): Training batches; without any the weights are selected only.
         fit (bool): Whether the weights are refitted on the batches, or only the statistics of norm layers.
@@ -115,28 +122,23 @@ def _take(
     assert giver.classes is not None
     sources = {student_class: columns[0] for student_class, columns in giver.classes.sources.items()}
     matched = None if giver.classes.identity else sources
-    if not batches:
-        return select_weights(student, giver.original, matched, keypoints)
-    images = torch.cat([batch["img"] for batch in batches])
-    student.to(images.device)
-    return select_weights(student, _on(giver, images.device), matched, keypoints, images, fit)
+    images = torch.cat([batch["img"] for batch in batches]) if batches else None
+    return select_weights(student, model, matched, keypoints, images, fit)
 
 
 def _take_if_better(
-    student: Any, giver: Teacher, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
+    student: Any, giver: Teacher, model: Any, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
 ) -> int:
     """Do so if the base loss on the batches falls, and if the student then is nearly as good as the teacher.
 
     Weights of its own with a high loss may still be the better beginning: a new head is quickly learnt, and features of
     a large data set are not. So a part of the teacher that lost much of what the teacher knew is not taken.
     """
-    device = batches[0]["img"].device
-    student.to(device)
-    teacher, kept = _on(giver, device), deepcopy(student.state_dict())
+    kept = deepcopy(student.state_dict())
     if hasattr(student, "args"):  # a classifier's loss reads none
-        teacher.args = student.args
-    own, best = labels_loss(student, batches), labels_loss(teacher, batches)
-    count = _take(student, giver, keypoints, batches, fit)
+        model.args = student.args
+    own, best = labels_loss(student, batches), labels_loss(model, batches)
+    count = _take(student, giver, model, keypoints, batches, fit)
     taken = labels_loss(student, batches)
     better = bool(count) and taken < own and taken < MOST_LOST * best
     if not better:
@@ -149,11 +151,6 @@ def _take_if_better(
             f"teacher's, and that of the teacher {best:.3f}."
         )
     return count if better else 0
-
-
-def _on(giver: Teacher, device: torch.device) -> Any:
-    """Return a float32 copy of a teacher's model on a device."""
-    return deepcopy(giver.original).to(device).float()
 
 
 @torch.no_grad()
