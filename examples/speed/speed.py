@@ -6,10 +6,11 @@
 
 Every arm is a real trainer with its own model. In each round every arm takes one step, in random order, so that other
 load on the machine slows all arms alike. A step is all that Ultralytics' loop does with a batch: preparation, forward
-pass, losses, backward pass and optimizer. `limit` is the plain step plus a forward pass of the teacher, fused and as
-Ultralytics predicts with it. It is the minimum for a method that runs the teacher in every step. Memory is the peak
-during the steps, measured for each arm in a separate process. Weights are random and images are drawn, as neither
-changes the time.
+pass, losses, backward pass, optimizer and callbacks. `limit` is the plain step plus a forward pass of the teacher,
+fused and as Ultralytics predicts with it. It is the minimum for a method that runs the teacher in every step. Memory is
+the peak during the steps, measured for each arm in a separate process. Weights are random and images are drawn, as
+neither changes the time. On a GPU the steps of `limit` run the teacher in half precision, and the processes that
+measure memory run together, as each sees only its own.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -138,32 +141,39 @@ class Arm:
                 "project": str(folder / "runs"),
                 "name": f"{name}-{scale}".replace(" ", ""),
                 "exist_ok": True,
+                **({"kd_init": False} if "teacher" in arm_args else {}),  # weights do not matter, and a fit takes time
                 **arm_args,
             }
         )
-        self.trainer._setup_train()
+        with patch("ultralytics.engine.trainer.check_amp", return_value=True):  # the check would download weights
+            self.trainer._setup_train()
         self.trainer.epoch = 0
+        self.trainer.run_callbacks("on_train_epoch_start")
         self.trainer._model_train()
         self.trainer.optimizer.zero_grad()
         self.batch = next(iter(self.trainer.train_loader))
         self.teacher = None
         if name == "limit":
             self.teacher = YOLO(places["TEACHER"]).model.fuse(verbose=False).eval().to(self.trainer.device)
+            if self.trainer.amp:
+                self.teacher.half()
 
     def step(self) -> float:
         """Take a step and return its time in seconds."""
         trainer = self.trainer
         synchronize(trainer.device)
         start = perf_counter()
+        trainer.run_callbacks("on_train_batch_start")
         with autocast(trainer.amp, device=trainer.device.type):
             batch = trainer.preprocess_batch(dict(self.batch))
             if self.teacher is not None:
                 with torch.no_grad():
-                    self.teacher(batch["img"])
+                    self.teacher(batch["img"].to(next(self.teacher.parameters()).dtype))
             loss, trainer.loss_items = trainer.model(batch)
             trainer.loss = loss.sum()
         trainer.scaler.scale(trainer.loss).backward()
         trainer.optimizer_step()
+        trainer.run_callbacks("on_train_batch_end")
         synchronize(trainer.device)
         return perf_counter() - start
 
@@ -183,7 +193,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def prepare(settings: Settings, folder: Path) -> None:
-    """Draw the images, and save teachers with random weights and their answers.
+    """Draw the images, and save teachers with random weights, and their answers if an arm reads them.
 
     Args:
         settings (Settings): Settings of the measurement.
@@ -197,7 +207,8 @@ def prepare(settings: Settings, folder: Path) -> None:
         model = YOLO(f"yolo26{scale}.yaml")
         model.model.names = data["names"]
         model.save(folder / f"{scale}.pt")
-        store_answers(folder, scale, data["names"], settings.imgsz)
+        if "kd_cache" in settings.names:
+            store_answers(folder, scale, data["names"], settings.imgsz)
 
 
 def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -> None:
@@ -356,7 +367,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
         folder = Path(name)
         prepare(settings, folder)
         for scale in settings.teachers:
-            memory = {a: measure_memory(settings, folder, scale, a) for a in settings.names}
+            with ThreadPoolExecutor(len(settings.names) if device.type == "cuda" else 1) as pool:
+                peaks = pool.map(lambda arm, scale=scale: measure_memory(settings, folder, scale, arm), settings.names)
+                memory = dict(zip(settings.names, peaks))
             times = measure(settings, folder, scale)
             report["teachers"][scale] = summarize(times, memory)
             report["loading"][scale] = {
