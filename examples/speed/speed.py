@@ -241,19 +241,18 @@ def store_answers(folder: Path, scale: str, names: dict[int, str], imgsz: int) -
     store.write(rows)
 
 
-def measure(settings: Settings, folder: Path, scale: str) -> dict[str, Any]:
+def measure(arms: dict[str, Arm], rounds: int, scale: str) -> dict[str, list[float]]:
     """Return the times of every arm with one teacher, and the time to load a batch with and without answers.
 
     Args:
-        settings (Settings): Settings of the measurement.
-        folder (Path): Folder of data, teachers and answers.
+        arms (dict[str, Arm]): The arms.
+        rounds (int): Steps of every arm.
         scale (str): The teacher's scale.
     """
-    arms = {name: Arm(name, settings, folder, scale) for name in settings.names}
     tasks: dict[str, Callable[[], float]] = {name: arm.step for name, arm in arms.items()}
     tasks |= {f"loading, {name}": arms[name].load for name in ("plain", "kd_cache") if name in arms}
     times: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in TQDM(range(settings.rounds + 2), desc=f"YOLO26{scale} teaches"):
+    for turn in TQDM(range(rounds + 2), desc=f"YOLO26{scale} teaches"):
         for name in random.sample(list(tasks), len(tasks)):
             seconds = tasks[name]()
             if turn > 1:  # the first two rounds are a warm-up
@@ -369,8 +368,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
         for scale in settings.teachers:
             with ThreadPoolExecutor(len(settings.names) if device.type == "cuda" else 1) as pool:
                 peaks = pool.map(lambda arm, scale=scale: measure_memory(settings, folder, scale, arm), settings.names)
-                memory = dict(zip(settings.names, peaks))
-            times = measure(settings, folder, scale)
+                arms = {name: Arm(name, settings, folder, scale) for name in settings.names}
+                memory = dict(zip(settings.names, peaks))  # waits for them, so that they disturb no step
+            times = measure(arms, settings.rounds, scale)
             report["teachers"][scale] = summarize(times, memory)
             report["loading"][scale] = {
                 name.removeprefix("loading, "): median(seconds) * 1e3 / settings.batch
