@@ -87,7 +87,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("E2ELoss.o2m", "E2ELoss.o2o", "E2ELoss.one2many", "E2ELoss.one2one", "E2ELoss.update"),
         *("E2ELoss.updates",),
         *("v8ClassificationLoss", "v8DetectionLoss.assigner", "v8DetectionLoss.hyp", "v8PoseLoss.keypoint_loss"),
-        *("v8DetectionLoss.parse_output(preds)", "KeypointLoss.sigmas"),
+        *("v8DetectionLoss.bce", "v8DetectionLoss.parse_output(preds)", "KeypointLoss.sigmas"),
     ),
     "ultralytics.utils.metrics": (
         *("Metric.ap", "Metric.ap50", "Metric.ap_class_index", "Metric.p", "Metric.r", "DetMetrics.nt_per_class"),

@@ -1,0 +1,90 @@
+"""Background that the base loss ignores: where nobody knows whether an object of a class is there.
+
+A label file that lacks objects teaches the student that they are background. `ignored_background` keeps chosen entries
+(image, anchor point, class) out of the class loss of Ultralytics' losses for heads with anchor points. An entry with a
+positive target stays: an object that a label or a pseudo-box is assigned to is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import KDError
+from ..teachers.answers import Instances
+
+
+def check_ignores_background(bases: Mapping[str, Any], argument: str) -> None:
+    """Raise if a base loss is not Ultralytics' own, so that nothing in it can be ignored.
+
+    Args:
+        bases (Mapping[str, Any]): Base loss of each head branch.
+        argument (str): The argument that needs it, for the error.
+
+    Raises:
+        KDError: If so.
+    """
+    for base in bases.values():
+        if not callable(getattr(base, "bce", None)):
+            raise KDError(
+                f"'{argument}' needs Ultralytics' own loss, and {type(base).__name__} has no `bce`: drop one."
+            )
+
+
+@contextmanager
+def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let base losses ignore background within a block; blocks in each other add up.
+
+    The loss and its gradient are those of Ultralytics, without the class loss of the ignored entries. Its divisor, the
+    sum of the targets, does not change, because their target is 0.
+
+    Args:
+        bases (Mapping[str, Any]): Base loss of each head branch, `DistillationLoss.bases`.
+        ignored (Mapping[str, Tensor]): For each branch, whether each entry is ignored if its target is 0; bool, shape
+            (B, A, nc). A branch that is not named ignores nothing.
+    """
+    with ExitStack() as stack:
+        for name, mask in ignored.items():
+            base = bases[name]
+            stack.callback(setattr, base, "bce", base.bce)
+            base.bce = _without(base.bce, mask)
+        yield
+
+
+def _without(bce: Callable[[Tensor, Tensor], Tensor], ignored: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a class loss that is 0 for ignored entries of the background.
+
+    Args:
+        bce (Callable): Returns the loss of every entry, from logits and targets of shape (B, A, nc).
+        ignored (Tensor): Whether each entry is ignored if its target is 0, shape (B, A, nc).
+    """
+
+    def loss(scores: Tensor, target: Tensor) -> Tensor:
+        return bce(scores, target).masked_fill(ignored & (target == 0), 0)
+
+    return loss
+
+
+@torch.no_grad()
+def entries_inside(instances: Instances, classes: Tensor, assigner: Any, points: Tensor, images: int) -> Tensor:
+    """Return which entries lie inside instances, as the base loss decides which anchor points a label may have.
+
+    Args:
+        instances (Instances): N instances, in pixels.
+        classes (Tensor): Classes that each stands for, bool, shape (N, nc).
+        assigner (TaskAlignedAssigner): The base loss's assigner.
+        points (Tensor): Anchor points in pixels, shape (A, 2).
+        images (int): Number of images in the batch, B.
+
+    Returns:
+        (Tensor): Shape (B, A, nc), bool.
+    """
+    mask = torch.zeros((images, len(points), classes.shape[1]), dtype=torch.bool, device=points.device)
+    instance, point = instances.pairs(assigner, points)
+    pair, column = classes[instance].nonzero(as_tuple=True)
+    mask[instances.image[instance[pair]], point[pair], column] = True
+    return mask
