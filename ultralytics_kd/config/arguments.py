@@ -147,6 +147,12 @@ ARGUMENTS: dict[str, Argument] = {
         None, "str | list, optional", "folder or list of extra images without labels, which bring teacher terms only"
     ),
     "kd_unlabeled_ratio": Argument(1.0, "float", "images without labels for each labelled one in a batch", number=True),
+    "kd_unlabeled_boxes": Argument(
+        None,
+        "bool | float, optional",
+        "confidence from which on the teacher's boxes are labels of images without labels (detect); True: 0.5; unset = "
+        "teacher terms only",
+    ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),

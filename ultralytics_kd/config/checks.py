@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
+from .sure_boxes import check_boxes_fit, check_sure_boxes
 from .teacher_size import SIZED_TASKS, check_larger, check_teacher_size, teacher_size
 from .user_code import load_loss, names_object
 
@@ -57,6 +58,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     _check_teacher_weights(cfg.get("kd_teacher_weights"))
     check_teacher_size(cfg.get("kd_teacher_imgsz"))
     _check_unlabeled(cfg)
+    check_sure_boxes(cfg.get("kd_unlabeled_boxes"))
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
@@ -156,6 +158,8 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
         _check_cache(cfg)
     if cfg.get("kd_teacher_imgsz") is not None:
         _check_teacher_imgsz(cfg)
+    if cfg.get("kd_unlabeled_boxes") is not None:
+        check_boxes_fit(cfg)
     if cfg.get("kd_weight") is not None and cfg.get("compile"):
         raise KDError(
             "'kd_weight' and 'compile' exclude each other: a compiled student hides the maps at which gradients are "

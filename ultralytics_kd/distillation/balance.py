@@ -55,8 +55,8 @@ class Balance:
             base (Tensor): The base loss, a scalar.
             terms (Mapping[str, Tensor]): The terms of `shares`, scalars on the scale of `base`.
             points (Sequence[Tensor]): Outputs of layers of the student at which gradients are compared, images first.
-            labeled (int, optional): Number of images with labels, which come first; None if all have labels. The base
-                loss has no gradient at the others, so they are not compared.
+            labeled (int, optional): Number of images with labels, which come first; None if all have labels. The others
+                are not compared: the base loss has no gradient there, or that of the teacher's own boxes.
         """
         if self._due():
             self._measure(base, [terms[name] for name in self.shares], points, labeled)

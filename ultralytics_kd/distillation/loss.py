@@ -14,9 +14,21 @@ from ..errors import KDError
 from ..outputs import ONE2MANY
 from .balance import Balance
 from .distillers import Distiller
+from .ignored_background import check_ignores_background
+from .pseudo_boxes import PseudoBoxes
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
-OWN = ("ask", "base", "distiller", "first_nonfinite", "head", "inspect", "scaled", "trains")  # not the base loss's
+OWN = (
+    "ask",
+    "base",
+    "distiller",
+    "first_nonfinite",
+    "head",
+    "inspect",
+    "pseudo",
+    "scaled",
+    "trains",
+)  # not the base loss's
 FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
 
 
@@ -24,8 +36,9 @@ class DistillationLoss:
     """A YOLO loss that adds the terms for the teacher's answer in the batch.
 
     It asks for the answer itself if the batch has none, so that no trainer can train around the teacher. Without an
-    answer it is the base loss, bit for bit. Images without labels come last in a batch; they enter the terms and not
-    the base loss. A copy or a pickle of it is the base loss alone, so that no copy of a model holds a teacher.
+    answer it is the base loss, bit for bit. Images without labels come last in a batch. They enter the terms and not
+    the base loss, unless the teacher's boxes are their labels. A copy or a pickle of it is the base loss alone, so that
+    no copy of a model holds a teacher.
 
     Attributes:
         base (Any): Ultralytics' loss of the student.
@@ -33,13 +46,20 @@ class DistillationLoss:
         head (nn.Module): Head of the model that this loss belongs to.
         trains (bool): Whether that model trains. Its moving average does not.
         ask (Callable | None): Adds the teacher's answer to a batch that lacks it.
+        pseudo (PseudoBoxes | None): The teacher's boxes as labels of images without labels.
         inspect (Callable | None): Called with a training batch, its terms, and what enters the loss of them, until the
             epoch's first batch is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
     """
 
     def __init__(
-        self, base: Any, distiller: Distiller, head: Any, trains: bool = True, ask: Callable[[dict], Any] | None = None
+        self,
+        base: Any,
+        distiller: Distiller,
+        head: Any,
+        trains: bool = True,
+        ask: Callable[[dict], Any] | None = None,
+        pseudo: PseudoBoxes | None = None,
     ):
         """Wrap a base loss.
 
@@ -51,12 +71,18 @@ class DistillationLoss:
                 so the terms use the last gains of training there; this makes train and val losses comparable.
             ask (Callable, optional): Adds the teacher's answer to a batch that lacks it, and does nothing to others. A
                 model that trains asks only where there is a gradient.
+            pseudo (PseudoBoxes, optional): The teacher's boxes as labels of images without labels.
+
+        Raises:
+            KDError: If there are pseudo-boxes, and the base loss is not Ultralytics' own.
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
-        self.ask = ask
+        self.ask, self.pseudo = ask, pseudo
         self.inspect: Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
         self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
+        if pseudo is not None:
+            check_ignores_background(self.bases, "kd_unlabeled_boxes")
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the parts of the loss times batch size, and their detached values.
@@ -72,14 +98,13 @@ class DistillationLoss:
         Raises:
             KDError: If a base loss of the user's does not return its parts by name.
         """
-        loss, items = self.base(*self._labeled(preds, batch))
+        loss, items = self._base_loss(preds, batch)
         if not isinstance(items, dict):
             raise KDError(
                 f"{type(self.base).__name__} returned its parts as a {type(items).__name__}: a loss returns the parts "
                 "times batch size and a dict of their values by name, as Ultralytics' losses do."
             )
-        if self.ask is not None and (torch.is_grad_enabled() or not self.trains):
-            self.ask(batch)
+        self._ask(batch)
         answer = batch.get("teacher")
         if answer is None:
             return loss, items
@@ -100,6 +125,20 @@ class DistillationLoss:
         if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
             kd = kd * batch.get(LABELED, batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
+
+    def _ask(self, batch: dict[str, Any]) -> None:
+        """Ask for the teacher's answer to a batch that lacks it."""
+        if self.ask is not None and (torch.is_grad_enabled() or not self.trains):
+            self.ask(batch)
+
+    def _base_loss(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return Ultralytics' loss of the images with labels, or of all images if the others have pseudo-boxes."""
+        if self.pseudo is not None and LABELED in batch:
+            self._ask(batch)
+            # A factor of 0 marks an answer that was not finite: it has no boxes, and says nothing about the background
+            if "teacher" in batch and bool(batch.get(FINITE_FACTOR, True)):
+                return self.pseudo.loss(self.base, self.bases, preds, batch, batch[LABELED])
+        return self.base(*self._labeled(preds, batch))
 
     def _balanced(
         self, balance: Balance, loss: Tensor, terms: dict[str, Tensor], preds: Any, batch: dict[str, Any]

@@ -67,15 +67,18 @@ def as_set(
     return SetAnswer(normalized, probs[kept], image[kept], classes.taught(images.device), features)
 
 
-def grid_as_set(answer: Answer, layout: Layout, images: Tensor) -> SetAnswer:
+def grid_as_set(
+    answer: Answer, layout: Layout, images: Tensor, thresholds: Thresholds = SetTeacher.thresholds
+) -> SetAnswer:
     """Return an answer at anchor points as a set: the detections of its one2many branch after suppression.
 
     Args:
         answer (Answer): The answer, with scores and boxes of that branch.
         layout (Layout): Layout of the branch.
         images (Tensor): The images, shape (B, C, H, W).
+        thresholds (Thresholds): Which detections are kept.
     """
-    branch, thresholds = answer.branches[ONE2MANY], SetTeacher.thresholds
+    branch = answer.branches[ONE2MANY]
     nc = branch.scores.shape[-1]
     names = dict.fromkeys(range(nc), "")
     same = ClassMap({i: (i,) for i in range(nc)}, names, names)  # the scores are those of the student's classes

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import autocast, get_num_params
 
 from .. import outputs
@@ -23,6 +23,7 @@ from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..distillation.distillers import Distiller, build_distiller
 from ..distillation.loss import LABELED, DistillationLoss
+from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained
@@ -55,6 +56,7 @@ class Distillation:
         answers (LiveTeacher | CachedTeacher): Adds the answer to every batch.
         distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
+        pseudo (PseudoBoxes | None): The teacher's boxes as labels of these images, as soon as there is a student.
         beginning (Beginning): Where the student's weights came from, as soon as there is a student.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
         first_step (FirstStep): Checks of the first step, as soon as there are terms.
@@ -79,6 +81,7 @@ class Distillation:
             self.answers = LargeImageTeacher(teacher, args.kd_teacher_imgsz)
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
+        self.pseudo: PseudoBoxes | None = None
         self.beginning = Beginning(0, 0, False)
         self._keypoints: list[str] | None = None  # names of the data's keypoints
         self.teacher_metrics: dict[str, float] = {}
@@ -192,6 +195,7 @@ class Distillation:
         stored, as_sets = self.cached is not None, self.large_images is not None
         self.distiller = build_distiller(self.args, student, self.teacher, stored, as_sets)
         self.distiller.adapters.to(device)
+        self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
         self.first_step = FirstStep(self.distiller)
 
     @property
@@ -245,7 +249,8 @@ class Distillation:
             trains = model is student
             answer = self.answer if self.unlabeled is not None else self.answers.add_answer
             ask = answer if trains else self.add_val_answer
-            model.criterion = DistillationLoss(base, self.distiller, outputs.find_head(model), trains, ask)
+            pseudo = self.pseudo if trains else None
+            model.criterion = DistillationLoss(base, self.distiller, outputs.find_head(model), trains, ask, pseudo)
             if trains and not self.first_step.over:
                 model.criterion.inspect = self.first_step.inspect
 
@@ -296,11 +301,14 @@ class Distillation:
             )
         self.answers.add_answer(batch)
 
-    def log_taken_back(self) -> None:
-        """Log which terms `kd_weight` took back in the last epoch, because they do not agree with the labels."""
+    def log_epoch(self) -> None:
+        """Log how many pseudo-boxes the last epoch had, and which terms `kd_weight` took back."""
         balance = None if self.distiller is None else self.distiller.balance
         for sentence in balance.news() if balance is not None and RANK in {-1, 0} else []:
             LOGGER.warning(sentence)
+        sentence, alarming = ("", False) if self.pseudo is None else self.pseudo.news()
+        if sentence and RANK in {-1, 0}:
+            (LOGGER.warning if alarming else LOGGER.info)(f"{colorstr('kd:')} {sentence}")
 
     def add_val_answer(self, batch: dict[str, Any]) -> None:
         """Add the answer to a prepared val batch, for the val losses."""

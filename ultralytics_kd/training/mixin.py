@@ -313,7 +313,7 @@ class DistillationMixin(_Trainer):
                 self.distillation.cached.check_loader(self.train_loader)
             self.distillation.first_step.follow(event, self)
             if event == "on_train_epoch_end":
-                self.distillation.log_taken_back()
+                self.distillation.log_epoch()
 
     # Steps ------------------------------------------------------------------------------------------------------------
     def train(self) -> Any:

@@ -10,6 +10,7 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from ..config.arguments import class_loss
+from ..config.sure_boxes import sure_confidence
 from ..distillation.distillers import Distiller
 from ..teachers import Teacher
 from .beginning import Beginning
@@ -47,7 +48,10 @@ def start_table(
         ("levels", distiller.levels),
     ]
     if unlabeled:
-        rows.append(("images", f"{unlabeled:,} without labels, {args.kd_unlabeled_ratio:g} for each with labels"))
+        boxes = "" if args.kd_unlabeled_boxes is None else f", {_boxes(args)}"
+        rows.append(
+            ("images", f"{unlabeled:,} without labels, {args.kd_unlabeled_ratio:g} for each with labels{boxes}")
+        )
     for name in distiller.names:
         if name not in distiller.terms:
             rows.append((name, "off"))
@@ -142,6 +146,11 @@ def _weight(distiller: Distiller, name: str) -> str:
     if distiller.balance is None:
         return f"{distiller.weights[name]:g}"
     return f"{distiller.balance.shares[name]:g} of the labels' gradient"
+
+
+def _boxes(args: Any) -> str:
+    """Return which boxes are labels of images without labels."""
+    return f"boxes of confidence {sure_confidence(args.kd_unlabeled_boxes):g} or more are their labels"
 
 
 def _loss(args: Any, name: str) -> str:

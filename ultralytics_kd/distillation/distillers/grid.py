@@ -73,7 +73,7 @@ class GridDistiller(Distiller):
         context = self._context(args, student, teacher, teacher_maps)
         with adapters_random_stream(args.seed):
             terms = build_terms(context, TASK_WEIGHTS[task])
-        super().__init__(args, task, terms, self._reads(terms, teacher_maps))
+        super().__init__(args, task, terms, self._reads(terms, teacher_maps, args.kd_unlabeled_boxes is not None))
 
     def _context(
         self, args: Any, student: nn.Module, teacher: Teacher, teacher_maps: Sequence[FeatureLayout]
@@ -97,15 +97,15 @@ class GridDistiller(Distiller):
             heads,
         )
 
-    def _reads(self, terms: Mapping[str, Term], teacher_maps: Sequence[FeatureLayout]) -> Reads:
-        """Return the parts of the teacher's answer that the terms read."""
+    def _reads(self, terms: Mapping[str, Term], teacher_maps: Sequence[FeatureLayout], boxes: bool) -> Reads:
+        """Return the parts of the teacher's answer that the terms read, and those of its detections if asked for."""
         compares_maps = any(not term.per_branch for term in terms.values())
         strides = {s for maps in teacher_maps for s in maps.strides} if compares_maps else set()
         features = tuple(sorted(strides))
         if not self.teacher_heads:
             return Reads({ONE2MANY: {outputs.SCORES, outputs.BOXES}}, None, features)
         branches = self._common_branches()
-        parts: dict[str, set[str]] = {branches[0]: set()}
+        parts: dict[str, set[str]] = {branches[0]: {outputs.SCORES, outputs.BOXES} if boxes else set()}
         for term in terms.values():
             for branch in branches if term.per_branch else branches[:1]:
                 parts.setdefault(branch, set()).update(term.reads)

@@ -1,0 +1,223 @@
+"""Pseudo-boxes: what a teacher is sure of in images without labels enters the base loss (`kd_unlabeled_boxes`).
+
+A detection with the given confidence or more is a label like any other. A less confident one, down to `DOUBT`, may be
+an object or not: there the base loss ignores its class (`ignored_background`). All else is background. The two
+thresholds are those of Xu et al., Efficient Teacher (https://arxiv.org/abs/2302.07577), who give what is between them a
+soft target; here that is the part of the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+from ultralytics.utils.ops import xywh2xyxy
+
+from .. import outputs
+from ..config.sure_boxes import NAME, sure_confidence
+from ..errors import KDError
+from ..outputs import ONE2MANY, Branch, Layout
+from ..teachers import Teacher
+from ..teachers.answers import Answer, Instances, SetAnswer
+from ..teachers.detections import Thresholds
+from ..teachers.sets import grid_as_set
+from .ignored_background import entries_inside, ignored_background
+
+DOUBT = 0.1  # a detection of less confidence is background
+MOST = 300  # detections in an image, as in Ultralytics' validation
+IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
+CHANGED = 1.5  # an epoch with so many times more or fewer boxes than the last that was logged is logged too
+DUPLICATE_IOU = 0.5  # a doubtful detection with a larger overlap with a more confident one shows the same object
+
+
+@dataclass
+class Counts:
+    """What was found in the images of some batches, and how many labels the labelled ones had.
+
+    Attributes:
+        images (int): Images without labels.
+        boxes (int): Pseudo-boxes in them.
+        doubtful (int): Detections in doubt in them.
+        labeled (int): Images with labels.
+        labels (int): Labels in them.
+    """
+
+    images: int = 0
+    boxes: int = 0
+    doubtful: int = 0
+    labeled: int = 0
+    labels: int = 0
+
+    def add(self, images: int, boxes: int, doubtful: int, labeled: int, labels: int) -> None:
+        """Count a batch; each argument is added to the attribute of its name."""
+        self.images, self.boxes, self.doubtful = self.images + images, self.boxes + boxes, self.doubtful + doubtful
+        self.labeled, self.labels = self.labeled + labeled, self.labels + labels
+
+
+@dataclass
+class Found:
+    """The pseudo-boxes of a batch, and what is in doubt in it.
+
+    Attributes:
+        bboxes (Tensor): Boxes of which the teacher is sure: x, y, w, h as shares of the image, shape (N, 4).
+        labels (Tensor): Class of each, shape (N,).
+        image (Tensor): Index of its image in the batch, ascending, shape (N,).
+        ignored (Tensor): Entries of the class loss that are ignored unless they have an object, bool, shape (B, A, nc).
+        doubtful (int): Number of detections in doubt.
+    """
+
+    bboxes: Tensor
+    labels: Tensor
+    image: Tensor
+    ignored: Tensor
+    doubtful: int
+
+
+class PseudoBoxes:
+    """Adds a teacher's pseudo-boxes to the base loss.
+
+    Attributes:
+        confidence (float): Confidence from which on a detection is a label.
+        student (Layout): The student's head.
+        teacher (Layout | None): The teacher's head; None if it predicts sets.
+        thresholds (Thresholds): Which of its detections are looked at.
+        counts (Counts): Boxes in the images so far.
+    """
+
+    def __init__(self, confidence: float, student: Layout, teacher: Layout | None):
+        """Take the confidence and the heads; each argument becomes the attribute of its name."""
+        self.confidence, self.student, self.teacher = confidence, student, teacher
+        self.thresholds = Thresholds(min(DOUBT, confidence), IOU, MOST)
+        self.counts = Counts()
+        self._logged = -1.0  # pseudo-boxes for each image in the last sentence
+
+    def loss(
+        self, base: Any, bases: Mapping[str, Any], preds: Any, batch: Mapping[str, Any], labeled: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the base loss of all images of a batch; those without labels have pseudo-boxes.
+
+        It is the loss of a batch of labels, on the scale of the labelled images alone: a pseudo-box counts as a label
+        does, and the terms keep their share.
+
+        Args:
+            base (Any): Ultralytics' loss of the student.
+            bases (Mapping[str, Any]): The base loss of each head branch.
+            preds (Any): The student's raw predictions.
+            batch (Mapping): Images, labels, and the teacher's answer.
+            labeled (int): Number of images with labels, which come first.
+
+        Returns:
+            loss (Tensor): Parts of the loss times the number of labelled images.
+            items (dict[str, Tensor]): The same by name, without gradient and not times that number.
+        """
+        first = outputs.branches(preds)[ONE2MANY]
+        found = self.find(batch["teacher"], first, next(iter(bases.values())).assigner, batch["img"], labeled)
+        self.counts.add(len(batch["img"]) - labeled, len(found.labels), found.doubtful, labeled, len(batch["cls"]))
+        added = {"batch_idx": found.image, "cls": found.labels[:, None], "bboxes": found.bboxes}
+        both = {key: torch.cat((batch[key], value.to(batch[key]))) for key, value in added.items()}
+        with ignored_background(bases, dict.fromkeys(bases, found.ignored)):
+            loss, items = base(preds, {**batch, **both})
+        return loss * (labeled / len(batch["img"])), items
+
+    @torch.no_grad()
+    def find(self, answer: Any, student: Branch, assigner: Any, images: Tensor, labeled: int) -> Found:
+        """Return what the teacher is sure of, and what is in doubt, in the images without labels.
+
+        Args:
+            answer (Answer | SetAnswer): The teacher's answer to all images.
+            student (Branch): Raw outputs of the student's first branch; both branches have the same anchor points.
+            assigner (TaskAlignedAssigner): A base loss's assigner.
+            images (Tensor): All images, shape (B, C, H, W).
+            labeled (int): Number of images with labels, which come first.
+        """
+        answer = self._detections(answer, images, labeled)
+        probs = answer.probs.new_zeros((len(answer.probs), self.student.nc))
+        taught = torch.arange(self.student.nc, device=probs.device) if answer.classes is None else answer.classes
+        probs[:, taught] = answer.probs
+        height, width = images.shape[-2:]
+        boxes = xywh2xyxy(answer.bboxes.float() * probs.new_tensor((width, height, width, height)))
+        image, (confidence, label) = answer.batch_idx.long(), probs.max(1)
+
+        sure = confidence >= self.confidence
+        sure &= _kept(boxes, confidence, image, IOU)
+        doubtful = ~sure & _kept(boxes, confidence, image, DUPLICATE_IOU)
+        # Another class that a pseudo-box might have is in doubt too
+        possible = (probs >= DOUBT) & (sure | doubtful)[:, None]
+        possible[sure, label[sure]] = False
+        points, strides = outputs.anchors(student.feats, self.student)
+        instances = Instances(boxes, label, image, confidence)
+        ignored = entries_inside(instances, possible, assigner, points * strides, len(images))
+        unknown = torch.ones(self.student.nc, dtype=torch.bool, device=probs.device)
+        unknown[taught] = False
+        ignored[labeled:, :, unknown] = True  # objects of classes that the teacher does not know may be anywhere
+        rows = sure.nonzero().flatten()
+        rows = rows[image[rows].argsort(stable=True)]
+        in_doubt = int((doubtful & (confidence >= DOUBT)).sum())
+        return Found(answer.bboxes[rows], label[rows], image[rows], ignored, in_doubt)
+
+    def news(self) -> tuple[str, bool]:
+        """Return a sentence about the boxes since the last call, and whether there are none, which is a warning.
+
+        The sentence is empty if the last one still holds: a teacher that does not change finds as many in every epoch.
+        """
+        counts, self.counts = self.counts, Counts()
+        if not counts.images:
+            return "", False
+        per_image = counts.boxes / counts.images
+        if self._logged >= 0 and self._logged / CHANGED <= per_image <= self._logged * CHANGED:
+            return "", False
+        self._logged = per_image
+        doubtful = f"{counts.doubtful / counts.images:.2f} more are in doubt"
+        if not counts.boxes:
+            advice = f"lower {NAME}, or drop it"
+            return f"the teacher is not sure of any box in the images without labels, {doubtful}: {advice}.", True
+        found = f"{per_image:.2f} boxes for each image without labels are labels, {doubtful}"
+        return f"{found}; images with labels have {counts.labels / max(counts.labeled, 1):.2f}.", False
+
+    def _detections(self, answer: Any, images: Tensor, labeled: int) -> SetAnswer:
+        """Return the detections in the images without labels; the index of an image is that in the whole batch."""
+        if isinstance(answer, SetAnswer):
+            rows = (answer.batch_idx >= labeled).nonzero().flatten()
+            return SetAnswer(answer.bboxes[rows], answer.probs[rows], answer.batch_idx[rows], answer.classes)
+        assert self.teacher is not None
+        whole = answer.branches[ONE2MANY]
+        feats = [f[labeled:] for f in whole.feats]
+        part = Branch(whole.scores[labeled:], whole.boxes[labeled:], feats)
+        rest = Answer({ONE2MANY: part}, answer.classes, answer.teacher)
+        found = grid_as_set(rest, self.teacher, images[labeled:], self.thresholds)
+        return replace(found, batch_idx=found.batch_idx + labeled)
+
+
+def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBoxes | None:
+    """Return the pseudo-boxes of a run; None without `kd_unlabeled_boxes`.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        distiller (GridDistiller): The terms, which know both heads.
+        teacher (Teacher): The teacher, inspected.
+
+    Raises:
+        KDError: If the teacher finds objects on levels that the student lacks.
+    """
+    given = args.kd_unlabeled_boxes
+    if given is None:
+        return None
+    layouts = [head.layout for head in distiller.teacher_heads]
+    strides = {s for member in teacher.members if layouts and member.layout for s in member.layout.strides}
+    if lacking := sorted(strides - set(distiller.student_layout.strides)):
+        raise KDError(
+            f"'{NAME}={given}': the teacher has levels of strides {lacking} and the student has none, so objects that "
+            "only they find would be background: give a teacher with the student's levels, or drop it."
+        )
+    return PseudoBoxes(sure_confidence(given), distiller.student_layout, layouts[0] if layouts else None)
+
+
+def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:
+    """Return which boxes no more confident one of their image suppresses, whatever their classes are."""
+    kept = torch.zeros_like(confidence, dtype=torch.bool)
+    kept[batched_nms(boxes, confidence, image, iou)] = True
+    return kept
