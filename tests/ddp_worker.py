@@ -160,6 +160,8 @@ def listen() -> None:
     def step(self: Any) -> None:
         state = {"adapters": flat(self.distiller.adapters.parameters()), "student": flat(self.model.parameters())}
         record["steps"].append({**state, "local": gradients(self), "items": dict(self.loss_items)})
+        counts = self.distillation.pseudo.counts if self.distillation.pseudo else None
+        record["steps"][-1]["pseudo"] = counts and (counts.images, counts.boxes)
         stock_step(self)
 
     def inner_step(self: Any) -> None:

@@ -116,6 +116,7 @@ def run(tmp_path_factory, data, teacher):
             kd_cls=0.7,
             kd_classes={"disc": "disc", "box": "box", "bar": "bar"},
             kd_unlabeled=str(folder / "extra" / "images" / "train"),
+            kd_unlabeled_boxes=0.3,
             project=str(folder / "runs"),
             name="run",
         )
@@ -141,6 +142,9 @@ def test_every_process_learns_from_the_teacher_on_images_of_its_own(run):
     assert first["steps"][0]["items"] != second["steps"][0]["items"]
     assert sorted(first["images"] + second["images"]) == list(range(8))
     assert sorted(first["unlabeled"] + second["unlabeled"]) == list(range(6))
+    for record in run[1]:
+        assert [step["pseudo"][0] for step in record["steps"]] == [2, 4, 2, 4]  # two images in each batch of an epoch
+        assert all(step["pseudo"][1] for step in record["steps"])  # and boxes in them
 
 
 def test_adapters_begin_and_stay_equal_though_each_process_made_others(run):

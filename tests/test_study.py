@@ -13,6 +13,7 @@ from task_models import task_model
 from ultralytics.engine.results import Boxes
 from ultralytics.utils import YAML
 
+from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.table import Run, summarize
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,41 @@ def test_classes_of_coco128_seg_are_those_of_its_names(tmp_path):
     assert data["train"] == data["val"] == "images/train" and data["names"] == {0: "person", 79: "toothbrush"}
     assert (Path(data["path"]) / "labels/train/a.txt").read_text() == "0 0.1 0.2 0.3 0.4 0.5 0.6\n79 0 0 1 0 1 1\n"
     assert (Path(data["path"]) / "images/train/a.jpg").read_bytes() == b"photo"
+
+
+def test_labels_of_a_part_are_kept_and_scored_images_are_in_neither_part(data, tmp_path):
+    """`few-labels` and its records keep their folder and their images."""
+    assert study.labeled_folder("helmet", 0.1, 0) == "labeled-helmet"
+    assert study.labeled_folder("helmet", 0.01, 0.2) == "labeled-helmet-0.01-held-out-0.2"
+    parts = {}
+    for held_out in (0, 0.25):
+        made, rest = study.part_labels(data, 0.5, tmp_path / str(held_out), held_out)
+        lists = {f.stem: f.read_text().split() for f in Path(made).parent.glob("*.txt")}
+        assert Path(rest).read_text().split() == lists["rest"] and sum(map(len, lists.values())) == 8
+        assert len({file for files in lists.values() for file in files}) == 8
+        parts[held_out] = {name: len(files) for name, files in lists.items()}, YAML.load(made)["val"]
+    assert parts[0] == ({"labeled": 4, "rest": 4, "held-out": 0}, str(Path(data).parent / "images" / "val"))
+    assert parts[0.25] == ({"labeled": 3, "rest": 3, "held-out": 2}, "held-out.txt")
+
+
+@pytest.mark.parametrize("name", [s for s in YAML.load(study.STUDY / "stages.yaml")["stages"] if "boxes-" in s])
+def test_stages_of_pseudo_boxes_are_benches(name, data, tmp_path, monkeypatch):
+    """Teachers come from stages that exist, and unlabelled images are those of the same split."""
+    plans = []
+    monkeypatch.setattr(study, "run_bench", lambda arguments: plans.append(make_plan(arguments)))
+    monkeypatch.setattr(study, "find_data", lambda *_: data)
+    monkeypatch.setattr(study, "keep_tables", lambda *_: None)
+    study.run_stage(name, tmp_path / "data", tmp_path / "runs")
+    (plan,) = plans
+    stages = YAML.load(study.STUDY / "stages.yaml")["stages"]
+    for arm in plan.arms[1:]:
+        assert Path(arm.args["kd_unlabeled"]).parent == Path(plan.common["data"]).parent
+        teacher = arm.args["teacher"]
+        assert (teacher is None) != arm.name.startswith("all-")
+        if teacher:
+            stage, _, run = str(Path(teacher).relative_to(tmp_path / "runs")).partition("/runs/")
+            assert stages[stage]["data"] == stages[name]["data"] and run.split("/")[0] in {"alone-0", "teacher"}
+            assert stages[stage].get("held_out") == stages[name].get("held_out")
 
 
 def test_study_has_the_tables_that_the_readme_shows():

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 from conftest import STUDENT, TEACHER, draw_dataset
+from task_models import task_model
 from test_teachers import batch_of, build, pair
 from test_training import results
 from torchvision.ops import box_iou
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
+from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config, outputs
 from ultralytics_kd.bench.plan import make_plan
-from ultralytics_kd.distillation.loss import FINITE_FACTOR, LABELED
+from ultralytics_kd.distillation.distillers import GridDistiller
+from ultralytics_kd.distillation.ignored_background import ignored_background
+from ultralytics_kd.distillation.loss import FINITE_FACTOR, LABELED, DistillationLoss
 from ultralytics_kd.distillation.pseudo_boxes import DOUBT, PseudoBoxes, build_pseudo_boxes
-from ultralytics_kd.teachers import SetAnswer
+from ultralytics_kd.teachers import SetAnswer, open_teacher
 from ultralytics_kd.teachers.detections import Thresholds
 
 NC = 3
@@ -155,6 +163,46 @@ def test_detections_of_a_running_teacher_are_suppressed(teacher):
         assert 0 < len(boxes) < len(detections.boxes) or teacher.layout is None
 
 
+@pytest.mark.parametrize("family", ["yolo11n", pytest.param("yolo26n", marks=pytest.mark.nightly)])
+def test_rotated_boxes_are_labels_with_their_angle(family):
+    """They are what Ultralytics' own decoding and suppression find, and count as labels."""
+    student, source = task_model("obb", family).train(), task_model("obb", "yolo11n", seed=1).eval()
+    student.args = get_cfg(overrides={"task": "obb", "teacher": "t.pt", "kd_unlabeled_boxes": 0.6})
+    teacher = open_teacher(deepcopy(source), "obb")
+    teacher.match(student.names)
+    distiller = GridDistiller(student.args, student, teacher)
+    teacher.prepare(torch.device("cpu"), distiller.reads)
+    pseudo = build_pseudo_boxes(student.args, distiller, teacher)
+    loss = DistillationLoss(student.init_criterion(), distiller, student.model[-1], pseudo=pseudo)
+    torch.manual_seed(0)
+    own = {"batch_idx": [0.0], "cls": [[1.0]], "bboxes": [[0.5, 0.5, 0.4, 0.3, 0.4]]}
+    batch = {"img": torch.rand(2, 3, 128, 96), LABELED: 1, **{k: torch.tensor(v) for k, v in own.items()}}
+    batch["teacher"] = teacher(batch["img"])
+    preds = student(batch["img"])
+    first, assigner = outputs.branches(preds)["one2many"], next(iter(loss.bases.values())).assigner
+    result = pseudo.find(batch["teacher"], first, assigner, batch["img"], 1)
+
+    whole = source(batch["img"][1:])[0]
+    nc = len(student.names)
+    (expected,) = non_max_suppression(whole, 0.1, 0.7, agnostic=True, nc=nc, rotated=True)
+    expected = expected[expected[:, 4] >= 0.6]
+    assert 5 < len(expected) == len(result.labels) and result.image.unique().tolist() == [1]
+    boxes = result.bboxes * torch.tensor([96, 128, 96, 128, 1])
+    torch.testing.assert_close(boxes, expected[:, [0, 1, 2, 3, 6]], rtol=1e-2, atol=0.1)
+    assert torch.equal(result.labels, expected[:, 5].long())
+    added = {"batch_idx": result.image, "cls": result.labels[:, None], "bboxes": result.bboxes}
+    both = {**batch, **{key: torch.cat((batch[key], value.float())) for key, value in added.items()}}
+    with ignored_background(loss.bases, dict.fromkeys(loss.bases, result.ignored)):
+        plain, _ = loss.base(preds, both)
+    assert torch.equal(loss(preds, batch)[0][:4], plain / 2)
+
+
+def test_several_teachers_of_rotated_boxes_are_refused():
+    teacher = SimpleNamespace(answers_separately=True)
+    with pytest.raises(KDError, match=r"'kd_unlabeled_boxes=0\.5' with task 'obb' is for one teacher: name one"):
+        build_pseudo_boxes(SimpleNamespace(kd_unlabeled_boxes=0.5, task="obb"), None, teacher)
+
+
 def test_an_answer_that_was_not_finite_leaves_the_labels_alone():
     student, _, loss = with_boxes()
     batch = batch_of(2, 64)
@@ -205,8 +253,8 @@ def test_what_is_no_confidence_is_refused(value):
     [
         ({"teacher": None, "kd_unlabeled": None}, "'kd_unlabeled_boxes=0.5' has no effect without a teacher"),
         ({"kd_unlabeled": None}, "'kd_unlabeled_boxes=0.5' has no effect without images: add kd_unlabeled=FOLDER"),
-        ({"task": "segment"}, "'kd_unlabeled_boxes=0.5' is supported for detect, not for task 'segment'"),
-        ({"task": "classify"}, "'kd_unlabeled_boxes=0.5' is supported for detect"),
+        ({"task": "segment"}, "'kd_unlabeled_boxes=0.5' is supported for detect and obb, not for task 'segment'"),
+        ({"task": "classify"}, "'kd_unlabeled_boxes=0.5' is supported for detect and obb"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(given, message):
@@ -257,6 +305,7 @@ def test_a_run_says_how_many_boxes_there_are_saves_it_and_resumes_with_it(quick,
     assert "images with labels have " in log.text and counts.images == 0  # logged and begun anew
     assert "kd_unlabeled_boxes: 0.3" in (model.trainer.save_dir / "args.yaml").read_text()
     assert torch_load(last)["train_args"]["kd_unlabeled_boxes"] == 0.3
+    assert not (model.trainer.save_dir / "unlabeled_batch0.jpg").exists()  # without plots
     whole = results(Path(model.trainer.save_dir))
     again = YOLO(last)
     again.train(resume=True)
@@ -266,10 +315,28 @@ def test_a_run_says_how_many_boxes_there_are_saves_it_and_resumes_with_it(quick,
 
 
 def test_a_teacher_that_is_sure_of_nothing_is_warned_of(quick, teacher, folder, log):
-    trainer = train(quick, epochs=1, teacher=teacher, kd_unlabeled=folder, kd_unlabeled_boxes=0.999999, val=False)
+    more = {"kd_unlabeled": folder, "kd_unlabeled_boxes": 0.999999}
+    trainer = train(quick, epochs=1, teacher=teacher, **more, val=False)
     (warning,) = [r.message for r in log.records if "is not sure of any box" in r.message]
     assert warning.endswith("are in doubt: lower kd_unlabeled_boxes, or drop it.")
     assert trainer.distillation.pseudo.confidence == 0.999999
+
+
+def test_a_picture_shows_the_boxes(tmp_path):
+    student, _, loss = with_boxes()
+    batch = batch_of(3, 64)
+    preds, before = student(batch["img"]), batch["img"].clone()
+    for confidence in (0.9, 0.2):
+        answer = as_answer(batch, batch["batch_idx"] > 0, confidence)
+        loss(preds, {**first_labeled(batch, 1), "teacher": answer})
+        loss.pseudo.plot(batch["img"], {0: "disc", 1: "box", 2: "bar"}, tmp_path / f"{confidence}.png")
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(30)
+    boxes, none = (cv2.imread(str(tmp_path / f"{confidence}.png")) for confidence in (0.9, 0.2))
+    assert torch.equal(batch["img"], before) and boxes.shape == none.shape == (128, 128, 3)
+    changed = (boxes != none).any(-1)
+    assert changed[:64, :64].any() and changed[64:, :64].any() and not changed[:, 64:].any()
 
 
 @pytest.mark.nightly
@@ -285,6 +352,7 @@ def test_other_teachers_and_arguments_go_with_it(quick, teacher, folder, more):
             super().optimizer_step()
 
     model = YOLO(STUDENT)
-    model.train(**quick, **arguments, nbs=4, trainer=Looking)
+    model.train(**{**quick, "plots": "ema" in more.values()}, **arguments, nbs=4, trainer=Looking)
+    assert (model.trainer.save_dir / "unlabeled_batch0.jpg").exists() == model.trainer.args.plots
     assert seen[:2] == [4, 8] and model.trainer.distillation.pseudo.confidence == 0.5
     assert isinstance(model.trainer.distillation.pseudo, PseudoBoxes)

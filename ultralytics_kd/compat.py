@@ -74,7 +74,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("check_yaml",),
     ),
     "ultralytics.utils.patches": ("imread(flags)", "imwrite", "override_configs", "torch_load", "torch_save"),
-    "ultralytics.utils.plotting": ("Annotator", "colors", "plot_results"),
+    "ultralytics.utils.plotting": ("Annotator", "colors", "plot_images", "plot_results"),
     "ultralytics.utils.torch_utils": (
         *("attempt_compile(mode)", "autocast(device)", "get_cpu_info", "get_flops(imgsz)", "get_num_params"),
         *("init_seeds(seed)", "scale_img", "select_device(verbose)", "torch_distributed_zero_first", "unwrap_model"),
@@ -93,7 +93,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("Metric.ap", "Metric.ap50", "Metric.ap_class_index", "Metric.p", "Metric.r", "DetMetrics.nt_per_class"),
         *("ap_per_class", "batch_probiou(obb1)", "bbox_ioa(iou)", "bbox_iou(xywh)", "box_iou", "probiou(obb1)"),
     ),
-    "ultralytics.utils.nms": ("non_max_suppression(return_idxs)",),
+    "ultralytics.utils.nms": ("TorchNMS.fast_nms(iou_func)", "non_max_suppression(return_idxs)"),
     "ultralytics.utils.ops": (
         *("crop_mask(boxes)", "resample_segments(n)", "scale_boxes(xywh)", "xywh2xyxy", "xywhr2xyxyxyxy", "xyxy2xywh"),
         *("xyxy2xywhn",),

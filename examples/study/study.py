@@ -5,10 +5,11 @@
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
 (2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). For
-the `coco-` stages it also holds `cards/`, `fruit/`, `deeppcb/`, `voc07/` and `weights/yolo26n-coco-int8dq.pt`. The
-`tune-` stages are for choosing settings: they train on 80% of the training images and score on the other 20%. The
-`final-` stages train on all training images and score on the val sets, once. Each stage saves its table and the record
-of every run in `results/STAGE`. `results/summary.md` has all tables in one, and the main README shows them.
+the `coco-` and `boxes-` stages it also holds `cards/`, `fruit/`, `deeppcb/`, `voc07/` and
+`weights/yolo26n-coco-int8dq.pt`. The `tune-` stages are for choosing settings: they train on 80% of the training images
+and score on the other 20%. The `final-` stages train on all training images and score on the val sets, once. Each stage
+saves its table and the record of every run in `results/STAGE`. `results/summary.md` has all tables in one, and the main
+README shows them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ README = STUDY.parents[1] / "README.md"
 SECTIONS = {
     "## Tasks": "task-*",
     "### Images without labels": "few-labels",
+    "### Pseudo-boxes": "boxes-*",
     "### Students with COCO weights": "coco-*",
     "## Results": "*",
 }
@@ -62,14 +64,16 @@ def run_stage(name: str, data: Path, runs: Path, kept: bool = False) -> dict[str
     stages = YAML.load(STUDY / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
     arguments["data"] = find_data(arguments["data"], data, runs)
+    unlabeled = None
     if "labeled" in arguments:
-        share, folder = arguments.pop("labeled"), runs / f"labeled-{arguments['data'].split('/')[-2]}"
-        arguments["data"], unlabeled = part_labels(arguments["data"], share, folder)
-        for arm in arguments["arms"].values():
-            if arm.get("kd_unlabeled") == "rest":
-                arm["kd_unlabeled"] = unlabeled
+        share, held_out = arguments.pop("labeled"), arguments.pop("held_out", 0.0)
+        folder = runs / labeled_folder(arguments["data"].split("/")[-2], share, held_out)
+        arguments["data"], unlabeled = part_labels(arguments["data"], share, folder, held_out)
     arms = arguments["arms"]
-    for args in (arguments, *(arms.values() if isinstance(arms, dict) else ())):
+    groups = (arguments, *(arms.values() if isinstance(arms, dict) else ()))
+    for args in groups:
+        if args.get("kd_unlabeled") == "rest":
+            args["kd_unlabeled"] = unlabeled
         for key in ("model", "teacher", "teacher_model"):
             file = str(args.get(key, ""))
             if file.endswith(".pt"):  # published weights, or those of an earlier stage
@@ -131,27 +135,43 @@ def renumber(source: Path, target: Path) -> str:
     return str(target / "data.yaml")
 
 
-def part_labels(data: str, share: float, folder: Path, seed: int = 0) -> tuple[str, str]:
+def labeled_folder(dataset: str, share: float, held_out: float) -> str:
+    """Return the name of the folder for a data set of which a share keeps its labels.
+
+    Args:
+        dataset (str): Name of the data set.
+        share (float): Share of the training images that keep their labels; the kept records of a tenth have a name
+            without it.
+        held_out (float): Share of the training images to score on.
+    """
+    return f"labeled-{dataset}{'' if share == 0.1 else f'-{share:g}'}{f'-held-out-{held_out:g}' if held_out else ''}"
+
+
+def part_labels(data: str, share: float, folder: Path, held_out: float = 0.0, seed: int = 0) -> tuple[str, str]:
     """Choose the training images that keep their labels, at random.
 
     Args:
         data (str): Path of a data.yaml.
         share (float): Share of the training images that keep their labels.
         folder (Path): Folder for the lists of files and the data.yaml.
+        held_out (float): Share of the training images that are scored in place of the val set, and not trained on.
         seed (int): Seed of the random choice.
 
     Returns:
-        data (str): Path of a data.yaml with these images and the same val set.
+        data (str): Path of a data.yaml with these images.
         rest (str): Path of the list of the other images.
     """
     dataset = check_det_dataset(data)
     files = sorted(image_files(dataset["train"]))
     random.Random(seed).shuffle(files)
+    scored = files[len(files) - round(held_out * len(files)) :]
+    files = files[: len(files) - len(scored)]
     count = round(share * len(files))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("labeled", files[:count]), ("rest", files[count:])):
+    for name, part in (("labeled", files[:count]), ("rest", files[count:]), ("held-out", scored)):
         (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
-    content = {"path": str(folder), "train": "labeled.txt", "val": dataset["val"], "names": dataset["names"]}
+    val = "held-out.txt" if held_out else dataset["val"]
+    content = {"path": str(folder), "train": "labeled.txt", "val": val, "names": dataset["names"]}
     YAML.save(folder / "data.yaml", content)
     return str(folder / "data.yaml"), str(folder / "rest.txt")
 

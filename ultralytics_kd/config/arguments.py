@@ -150,8 +150,8 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_unlabeled_boxes": Argument(
         None,
         "bool | float, optional",
-        "confidence from which on the teacher's boxes are labels of images without labels (detect); True: 0.5; unset = "
-        "teacher terms only",
+        "confidence from which on the teacher's boxes are labels of images without labels (detect, obb); True: 0.5; "
+        "unset = teacher terms only",
     ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"

@@ -9,7 +9,7 @@ from ..errors import KDError, KDTypeError
 
 NAME = "kd_unlabeled_boxes"
 DEFAULT_CONFIDENCE = 0.5  # of kd_unlabeled_boxes=True
-BOX_TASKS = ("detect",)  # masks and keypoints of a teacher are no labels yet
+BOX_TASKS = ("detect", "obb")  # masks and keypoints of a teacher are no labels yet
 
 
 def check_sure_boxes(value: Any) -> None:

@@ -14,6 +14,7 @@ function of `ultralytics_kd.losses`.
 Files:
     loss: Ultralytics' loss plus the terms, and which part became NaN or Inf first.
     ignored_background: entries of Ultralytics' class loss that count as unknown, not as background.
+    pseudo_boxes: what a teacher is sure of in images without labels, as labels of the base loss.
     distillers: all terms of one run, with weights, schedule and adapters.
     terms: one file for each kind of term, and how they are built.
     pairs: the input of the terms.

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
+from ultralytics.utils.metrics import batch_probiou
+from ultralytics.utils.nms import TorchNMS
 from ultralytics.utils.ops import xywh2xyxy
+from ultralytics.utils.plotting import plot_images
+from ultralytics.utils.tal import dist2rbox
 
 from .. import outputs
 from ..config.sure_boxes import NAME, sure_confidence
@@ -23,7 +28,7 @@ from ..errors import KDError
 from ..outputs import ONE2MANY, Branch, Layout
 from ..teachers import Teacher
 from ..teachers.answers import Answer, Instances, SetAnswer
-from ..teachers.detections import Thresholds
+from ..teachers.detections import Thresholds, suppress_boxes
 from ..teachers.sets import grid_as_set
 from .ignored_background import entries_inside, ignored_background
 
@@ -31,6 +36,7 @@ DOUBT = 0.1  # a detection of less confidence is background
 MOST = 300  # detections in an image, as in Ultralytics' validation
 IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
 CHANGED = 1.5  # an epoch with so many times more or fewer boxes than the last that was logged is logged too
+APART = 1e5  # pixels between rotated boxes of different images, so that they do not overlap
 DUPLICATE_IOU = 0.5  # a doubtful detection with a larger overlap with a more confident one shows the same object
 
 
@@ -63,7 +69,8 @@ class Found:
     """The pseudo-boxes of a batch, and what is in doubt in it.
 
     Attributes:
-        bboxes (Tensor): Boxes of which the teacher is sure: x, y, w, h as shares of the image, shape (N, 4).
+        bboxes (Tensor): Boxes of which the teacher is sure: x, y, w, h as shares of the image, shape (N, 4), or with
+            their angle, shape (N, 5).
         labels (Tensor): Class of each, shape (N,).
         image (Tensor): Index of its image in the batch, ascending, shape (N,).
         ignored (Tensor): Entries of the class loss that are ignored unless they have an object, bool, shape (B, A, nc).
@@ -93,6 +100,8 @@ class PseudoBoxes:
         self.confidence, self.student, self.teacher = confidence, student, teacher
         self.thresholds = Thresholds(min(DOUBT, confidence), IOU, MOST)
         self.counts = Counts()
+        self._last: dict[str, Tensor] = {}  # those of the last batch, as labels of its images without labels
+        self._labeled = 0  # images with labels in it
         self._logged = -1.0  # pseudo-boxes for each image in the last sentence
 
     def loss(
@@ -118,7 +127,8 @@ class PseudoBoxes:
         found = self.find(batch["teacher"], first, next(iter(bases.values())).assigner, batch["img"], labeled)
         self.counts.add(len(batch["img"]) - labeled, len(found.labels), found.doubtful, labeled, len(batch["cls"]))
         added = {"batch_idx": found.image, "cls": found.labels[:, None], "bboxes": found.bboxes}
-        both = {key: torch.cat((batch[key], value.to(batch[key]))) for key, value in added.items()}
+        self._last, self._labeled = {**added, "batch_idx": found.image - labeled}, labeled
+        both = {k: torch.cat((batch[k], v.to(batch[k]).reshape(-1, *batch[k].shape[1:]))) for k, v in added.items()}
         with ignored_background(bases, dict.fromkeys(bases, found.ignored)):
             loss, items = base(preds, {**batch, **both})
         return loss * (labeled / len(batch["img"])), items
@@ -134,13 +144,15 @@ class PseudoBoxes:
             images (Tensor): All images, shape (B, C, H, W).
             labeled (int): Number of images with labels, which come first.
         """
-        answer = self._detections(answer, images, labeled)
-        probs = answer.probs.new_zeros((len(answer.probs), self.student.nc))
-        taught = torch.arange(self.student.nc, device=probs.device) if answer.classes is None else answer.classes
-        probs[:, taught] = answer.probs
+        detected = self._detections(answer, images, labeled)
+        probs = detected.probs.new_zeros((len(detected.probs), self.student.nc))
+        taught = torch.arange(self.student.nc, device=probs.device) if detected.classes is None else detected.classes
+        probs[:, taught] = detected.probs
         height, width = images.shape[-2:]
-        boxes = xywh2xyxy(answer.bboxes.float() * probs.new_tensor((width, height, width, height)))
-        image, (confidence, label) = answer.batch_idx.long(), probs.max(1)
+        boxes = detected.bboxes.float()
+        sides = boxes[:, :4] * probs.new_tensor((width, height, width, height))
+        boxes = torch.cat((sides, boxes[:, 4:]), 1) if boxes.shape[1] == 5 else xywh2xyxy(sides)
+        image, (confidence, label) = detected.batch_idx.long(), probs.max(1)
 
         sure = confidence >= self.confidence
         sure &= _kept(boxes, confidence, image, IOU)
@@ -157,7 +169,18 @@ class PseudoBoxes:
         rows = sure.nonzero().flatten()
         rows = rows[image[rows].argsort(stable=True)]
         in_doubt = int((doubtful & (confidence >= DOUBT)).sum())
-        return Found(answer.bboxes[rows], label[rows], image[rows], ignored, in_doubt)
+        return Found(detected.bboxes[rows], label[rows], image[rows], ignored, in_doubt)
+
+    def plot(self, images: Tensor, names: Mapping[int, str], file: Path) -> None:
+        """Draw the pseudo-boxes of the last batch, so that a user sees whether the confidence is right.
+
+        Args:
+            images (Tensor): Images of that batch, those without labels last.
+            names (Mapping[int, str]): Class names.
+            file (Path): The picture.
+        """
+        unlabeled = images[self._labeled :].clone()  # Ultralytics changes what it draws
+        plot_images(labels=dict(self._last), images=unlabeled, fname=file, names=dict(names))
 
     def news(self) -> tuple[str, bool]:
         """Return a sentence about the boxes since the last call, and whether there are none, which is a warning.
@@ -179,17 +202,38 @@ class PseudoBoxes:
         return f"{found}; images with labels have {counts.labels / max(counts.labeled, 1):.2f}.", False
 
     def _detections(self, answer: Any, images: Tensor, labeled: int) -> SetAnswer:
-        """Return the detections in the images without labels; the index of an image is that in the whole batch."""
+        """Return the detections in the images without labels, as `Found` holds boxes.
+
+        The index of an image is that in the whole batch.
+        """
         if isinstance(answer, SetAnswer):
             rows = (answer.batch_idx >= labeled).nonzero().flatten()
             return SetAnswer(answer.bboxes[rows], answer.probs[rows], answer.batch_idx[rows], answer.classes)
         assert self.teacher is not None
         whole = answer.branches[ONE2MANY]
         feats = [f[labeled:] for f in whole.feats]
-        part = Branch(whole.scores[labeled:], whole.boxes[labeled:], feats)
-        rest = Answer({ONE2MANY: part}, answer.classes, answer.teacher)
-        found = grid_as_set(rest, self.teacher, images[labeled:], self.thresholds)
+        extras = {name: values[labeled:] for name, values in whole.extras.items()}
+        part = Branch(whole.scores[labeled:], whole.boxes[labeled:], feats, extras)
+        if outputs.ANGLES in extras:
+            found = self._rotated(part, images, answer.classes)
+        else:
+            rest = Answer({ONE2MANY: part}, answer.classes, answer.teacher)
+            found = grid_as_set(rest, self.teacher, images[labeled:], self.thresholds)
         return replace(found, batch_idx=found.batch_idx + labeled)
+
+    def _rotated(self, branch: Branch, images: Tensor, classes: Tensor | None) -> SetAnswer:
+        """Return the rotated detections in a branch's raw outputs."""
+        assert self.teacher is not None
+        points, strides = outputs.anchors(branch.feats, self.teacher)
+        distances, angle = outputs.distances(branch.boxes.float(), self.teacher), branch.extras[outputs.ANGLES].float()
+        boxes = torch.cat((dist2rbox(distances, angle, points) * strides, angle), -1)
+        detections = suppress_boxes(boxes, branch.scores.float().sigmoid(), self.thresholds)
+        found = torch.cat([d.boxes for d in detections])
+        image = torch.arange(len(detections), device=found.device)
+        image = image.repeat_interleave(torch.tensor([len(d.boxes) for d in detections], device=found.device))
+        height, width = images.shape[-2:]
+        bboxes = found / found.new_tensor((width, height, width, height, 1))
+        return SetAnswer(bboxes, torch.cat([d.probs for d in detections]), image.float(), classes)
 
 
 def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBoxes | None:
@@ -206,6 +250,8 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
     given = args.kd_unlabeled_boxes
     if given is None:
         return None
+    if teacher.answers_separately:
+        raise KDError(f"'{NAME}={given}' with task '{args.task}' is for one teacher: name one, or drop it.")
     layouts = [head.layout for head in distiller.teacher_heads]
     strides = {s for member in teacher.members if layouts and member.layout for s in member.layout.strides}
     if lacking := sorted(strides - set(distiller.student_layout.strides)):
@@ -219,5 +265,10 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
 def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:
     """Return which boxes no more confident one of their image suppresses, whatever their classes are."""
     kept = torch.zeros_like(confidence, dtype=torch.bool)
-    kept[batched_nms(boxes, confidence, image, iou)] = True
+    if boxes.shape[1] == 4:
+        kept[batched_nms(boxes, confidence, image, iou)] = True
+        return kept
+    apart = boxes.clone()
+    apart[:, :2] += (image * APART)[:, None]
+    kept[TorchNMS.fast_nms(apart, confidence, iou, iou_func=batch_probiou)] = True
     return kept

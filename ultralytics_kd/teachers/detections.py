@@ -35,7 +35,7 @@ class Detections:
     """Detections in one image.
 
     Attributes:
-        boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels.
+        boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels, or rotated (n, 5) as x, y, w, h, angle.
         probs (Tensor): Class probabilities of shape (n, nc).
     """
 
@@ -60,11 +60,15 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     Suppression ignores classes: one object is one detection, and its vector holds the probability of each class.
 
     Args:
-        boxes (Tensor): Boxes of shape (B, n, 4) as x1, y1, x2, y2 in pixels.
+        boxes (Tensor): Boxes in pixels, shape (B, n, 4) as x1, y1, x2, y2, or rotated (B, n, 5) as x, y, w, h, angle.
         probs (Tensor): Class probabilities of shape (B, n, nc).
         thresholds (Thresholds): Which are kept.
     """
-    centred = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs), -1)
+    rotated = boxes.shape[-1] == 5
+    if rotated:
+        centred = torch.cat((boxes[..., :4], probs, boxes[..., 4:]), -1)
+    else:
+        centred = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs), -1)
     _, kept = non_max_suppression(
         centred.transpose(1, 2),
         conf_thres=thresholds.conf,
@@ -72,6 +76,7 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
         agnostic=True,
         max_det=thresholds.topk,
         nc=probs.shape[-1],
+        rotated=rotated,
         max_time_img=1e9,  # a slow machine must return the same detections
         return_idxs=True,
     )

@@ -419,9 +419,11 @@ class DistillationMixin(_Trainer):
             return super().validate()
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
-        """Plot training images with their labels; those without are left out."""
+        """Plot training images with their labels; those without are plotted separately if they have pseudo-boxes."""
         count = batch.get(LABELED)
         super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
+        if count is not None and self.distillation is not None and self.distillation.pseudo is not None:
+            self.distillation.pseudo.plot(batch["img"], self.data["names"], self.save_dir / f"unlabeled_batch{ni}.jpg")
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Restore the last checkpoint when the loss is non-finite, and log which part became non-finite first.

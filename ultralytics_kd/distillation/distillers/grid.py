@@ -105,7 +105,7 @@ class GridDistiller(Distiller):
         if not self.teacher_heads:
             return Reads({ONE2MANY: {outputs.SCORES, outputs.BOXES}}, None, features)
         branches = self._common_branches()
-        parts: dict[str, set[str]] = {branches[0]: {outputs.SCORES, outputs.BOXES} if boxes else set()}
+        parts: dict[str, set[str]] = {branches[0]: {outputs.SCORES, outputs.BOXES, outputs.ANGLES} if boxes else set()}
         for term in terms.values():
             for branch in branches if term.per_branch else branches[:1]:
                 parts.setdefault(branch, set()).update(term.reads)
