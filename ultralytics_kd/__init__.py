@@ -6,12 +6,11 @@ program of the environment imports it at its start. Therefore not even `typing` 
 
 import sys
 
-__version__ = "0.1.0"
 __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 
 _MODULES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
 # Modules that need nothing of Ultralytics, and modules that need its configuration alone; all others need all parts
-_NEED_NOTHING = {"__main__", "_autoload", "activation", "compat", "errors"}
+_NEED_NOTHING = {"__main__", "_autoload", "_version", "activation", "compat", "errors"}
 _NEED_ARGUMENTS = {"cli", "config", "files", "install"}
 
 TYPE_CHECKING = False  # type checkers read it as True
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from .model import YOLO
     from .trainer import KDDetectionTrainer
 
+    __version__: str
+
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use."""
@@ -27,7 +28,24 @@ def __getattr__(name: str) -> object:
 
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name], __name__), name)
+    if name == "__version__":
+        globals()[name] = _read_version()
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _read_version() -> str:
+    """Return the version that the build wrote beside this file, or else that of the installed package."""
+    try:
+        from ._version import __version__ as written
+    except ModuleNotFoundError:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version(__name__)
+        except PackageNotFoundError:
+            return "0+unknown"  # a checkout that was never installed
+    return str(written)
 
 
 class _Gate:
