@@ -10,7 +10,7 @@ __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 
 _MODULES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
 # Modules that need nothing of Ultralytics, and modules that need its configuration alone; all others need all parts
-_NEED_NOTHING = {"__main__", "_autoload", "_version", "activation", "compat", "errors"}
+_NEED_NOTHING = {"__main__", "_autoload", "activation", "compat", "errors"}
 _NEED_ARGUMENTS = {"cli", "config", "files", "install"}
 
 TYPE_CHECKING = False  # type checkers read it as True
@@ -35,17 +35,13 @@ def __getattr__(name: str) -> object:
 
 
 def _read_version() -> str:
-    """Return the version that the build wrote beside this file, or else that of the installed package."""
-    try:
-        from ._version import __version__ as written
-    except ModuleNotFoundError:
-        from importlib.metadata import PackageNotFoundError, version
+    """Return the version that was installed; the build takes it from the newest tag."""
+    from importlib.metadata import PackageNotFoundError, version
 
-        try:
-            return version(__name__)
-        except PackageNotFoundError:
-            return "0+unknown"  # a checkout that was never installed
-    return str(written)
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        return "0+unknown"  # a checkout that was never installed
 
 
 class _Gate:
