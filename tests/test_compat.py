@@ -34,7 +34,7 @@ ARGUMENTS = {
         f"ultralytics_kd.config.{name}"
         for name in (
             *("arguments", "changes", "checks", "idle", "input_errors", "recipes", "registration"),
-            *("teacher_size", "user_code"),
+            *("sure_boxes", "teacher_size", "user_code"),
         )
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,8 +227,14 @@ def test_without_it_and_in_validation_the_base_loss_is_as_ever():
 
 
 def test_a_teacher_with_levels_that_the_student_lacks_is_refused():
-    with pytest.raises(KDError, match=r"'kd_unlabeled_boxes=0.5': the teacher has levels of strides \[4\]"):
-        with_boxes(cfg="yolo26n.yaml", teacher="yolov8n-p2.yaml")
+    _, teacher, loss = with_boxes()
+    coarse = SimpleNamespace(layout=replace(teacher.layout, strides=(8, 16, 32, 64)))
+    several = SimpleNamespace(members=[teacher, coarse], answers_separately=False)
+    arguments = SimpleNamespace(kd_unlabeled_boxes=0.5)
+    with pytest.raises(KDError, match=r"'kd_unlabeled_boxes=0\.5': the teacher has levels of strides \[64\]"):
+        build_pseudo_boxes(arguments, loss.distiller, several)
+    distiller = SimpleNamespace(teacher_heads=[], student_layout=loss.distiller.student_layout)
+    assert build_pseudo_boxes(arguments, distiller, several).teacher is None  # their sets have objects of all levels
 
 
 def test_a_loss_of_the_users_own_is_refused():
@@ -287,13 +294,6 @@ def log(caplog):
     LOGGER.propagate = False
 
 
-def train(quick: dict, **more):
-    """Train with the teacher's boxes as labels; return the trainer."""
-    model = YOLO(STUDENT)
-    model.train(**{**quick, **more})
-    return model.trainer
-
-
 def test_a_run_says_how_many_boxes_there_are_saves_it_and_resumes_with_it(quick, teacher, folder, tmp_path, log):
     last = tmp_path / "last.pt"
     model = YOLO(STUDENT)
@@ -314,12 +314,20 @@ def test_a_run_says_how_many_boxes_there_are_saves_it_and_resumes_with_it(quick,
     assert row["train/cls_loss"] == pytest.approx(whole[1]["train/cls_loss"], rel=0.3)
 
 
-def test_a_teacher_that_is_sure_of_nothing_is_warned_of(quick, teacher, folder, log):
-    more = {"kd_unlabeled": folder, "kd_unlabeled_boxes": 0.999999}
-    trainer = train(quick, epochs=1, teacher=teacher, **more, val=False)
-    (warning,) = [r.message for r in log.records if "is not sure of any box" in r.message]
-    assert warning.endswith("are in doubt: lower kd_unlabeled_boxes, or drop it.")
-    assert trainer.distillation.pseudo.confidence == 0.999999
+def test_the_number_of_boxes_is_told_when_it_changes_by_half():
+    _, _, loss = with_boxes()
+    told = []
+    for boxes in (20, 29, 0, 0, 31):
+        loss.pseudo.counts.add(10, boxes, 5, 10, 25)
+        told.append(loss.pseudo.news())
+    assert told[0] == (
+        "2.00 boxes for each image without labels are labels, 0.50 more are in doubt; images with labels have 2.50.",
+        False,
+    )
+    nothing = "the teacher is not sure of any box in the images without labels (0.50 for each in doubt)"
+    assert told[2] == (f"{nothing}: lower kd_unlabeled_boxes, or drop it.", True)
+    assert told[1] == told[3] == ("", False) and told[4][0].startswith("3.10 boxes")
+    assert loss.pseudo.news() == ("", False)
 
 
 def test_a_picture_shows_the_boxes(tmp_path):

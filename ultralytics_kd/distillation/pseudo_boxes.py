@@ -161,8 +161,9 @@ class PseudoBoxes:
         possible = (probs >= DOUBT) & (sure | doubtful)[:, None]
         possible[sure, label[sure]] = False
         points, strides = outputs.anchors(student.feats, self.student)
-        instances = Instances(boxes, label, image, confidence)
-        ignored = entries_inside(instances, possible, assigner, points * strides, len(images))
+        some = possible.any(1).nonzero().flatten()
+        instances = Instances(boxes[some], label[some], image[some], confidence[some])
+        ignored = entries_inside(instances, possible[some], assigner, points * strides, len(images))
         unknown = torch.ones(self.student.nc, dtype=torch.bool, device=probs.device)
         unknown[taught] = False
         ignored[labeled:, :, unknown] = True  # objects of classes that the teacher does not know may be anywhere
@@ -194,11 +195,11 @@ class PseudoBoxes:
         if self._logged >= 0 and self._logged / CHANGED <= per_image <= self._logged * CHANGED:
             return "", False
         self._logged = per_image
-        doubtful = f"{counts.doubtful / counts.images:.2f} more are in doubt"
+        doubtful = f"{counts.doubtful / counts.images:.2f}"
         if not counts.boxes:
-            advice = f"lower {NAME}, or drop it"
-            return f"the teacher is not sure of any box in the images without labels, {doubtful}: {advice}.", True
-        found = f"{per_image:.2f} boxes for each image without labels are labels, {doubtful}"
+            unsure = f"the teacher is not sure of any box in the images without labels ({doubtful} for each in doubt)"
+            return f"{unsure}: lower {NAME}, or drop it.", True
+        found = f"{per_image:.2f} boxes for each image without labels are labels, {doubtful} more are in doubt"
         return f"{found}; images with labels have {counts.labels / max(counts.labeled, 1):.2f}.", False
 
     def _detections(self, answer: Any, images: Tensor, labeled: int) -> SetAnswer:
