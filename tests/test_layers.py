@@ -27,7 +27,7 @@ LAYERS = (
     ("trainer",),
     ("model",),
     ("install",),
-    ("bench", "demo"),
+    ("advice", "bench", "demo"),
     ("activation",),
     ("cli",),
     ("__main__", "_autoload"),

@@ -24,6 +24,8 @@ HELP = """
         yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
         yolo-kd bench data=coco8.yaml model=yolo26n.yaml teacher=yolo26x.pt seeds=3
                                             the student alone, with distill_model and distilled, in one table
+        yolo-kd advise data=coco8.yaml model=yolo26n.pt teacher=yolo26s.pt,yolo26x.pt
+                                            go or no-go for each teacher, within minutes, before anything is trained
         yolo-kd cache data=coco8.yaml teacher=yolo26x.pt
                                             store a teacher's answers once, to train with kd_cache=PATH without it
         yolo-kd report teacher=yolo26x.pt student=best.pt baseline=alone.pt data=coco8.yaml
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], None]] = {
+        "advise": _advise,
         "bench": _bench,
         "cache": _cache,
         "demo": _demo,
@@ -158,6 +161,15 @@ def _demo(args: list[str]) -> None:
     given = _key_values("demo", args, DEMO_ONLY, "any argument of 'yolo-kd train' but its data and teacher")
     if given is not None:
         run_demo(given)
+
+
+def _advise(args: list[str]) -> None:
+    """Say whether a distillation will pay."""
+    from .advice import ADVICE_ONLY, run_advice
+
+    given = _key_values("advise", args, ADVICE_ONLY, "any argument of 'yolo-kd train', of which it asks about")
+    if given is not None:
+        run_advice(given)
 
 
 def _bench(args: list[str]) -> None:

@@ -26,19 +26,29 @@ def write_page(report: dict[str, Any], folder: Path) -> None:
         report (dict): The content of `report.json`.
         folder (Path): Folder with the pictures.
     """
-    loader = jinja2.PackageLoader("ultralytics_kd", "report")
+    pages = environment("report")
+    charts = {name: data_uri(folder / file, ".png") for name, file in report["charts"].items()}
+    photos = [{**row, "uri": data_uri(folder / row["picture"], ".jpg")} for row in report["images"]]
+    levels = [{**row, "uri": data_uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
+    page = pages.get_template("page.html.jinja")
+    text = page.render(report=report, charts=charts, photos=photos, levels=levels)
+    # On Linux a file name may hold bytes that are not UTF-8; Python keeps them as characters that UTF-8 cannot encode
+    Path(report["page"]).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def environment(*rooms: str) -> jinja2.Environment:
+    """Return the environment of pages whose templates are in some rooms of this package.
+
+    Args:
+        *rooms (str): The rooms, the first one with a template wins.
+    """
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader("ultralytics_kd", room) for room in rooms])
     # A class or head that a model lacks is undefined in the template, and the page shows a dash
     missing = jinja2.ChainableUndefined
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=missing)
     pages.filters |= {"number": number, "share": share, "signed": signed}
     pages.globals |= {"heads": HEADS, "size_limits": SIZES, "crowd": CROWD}
-    charts = {name: _data_uri(folder / file, ".png") for name, file in report["charts"].items()}
-    photos = [{**row, "uri": _data_uri(folder / row["picture"], ".jpg")} for row in report["images"]]
-    levels = [{**row, "uri": _data_uri(folder / row["picture"], ".jpg")} for row in report["levels"]]
-    page = pages.get_template("page.html.jinja")
-    text = page.render(report=report, charts=charts, photos=photos, levels=levels)
-    # On Linux a file name may hold bytes that are not UTF-8; Python keeps them as characters that UTF-8 cannot encode
-    Path(report["page"]).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return pages
 
 
 def verdict(report: dict[str, Any]) -> list[str]:
@@ -102,7 +112,7 @@ def signed(value: Any) -> str:
     return f"{value:+.3f}" if _known(value) else "-"
 
 
-def _data_uri(file: Path, kind: str) -> str:
+def data_uri(file: Path, kind: str) -> str:
     """Return a picture as a data URI, a PNG as it is or encoded as JPEG.
 
     Args:

@@ -50,8 +50,8 @@ def draw_boxes(
         other = drawn[STUDENT if role == TEACHER else TEACHER]
         shared = {i for i, j, _ in pairs(objects, other) if objects.cls[i] == other.cls[j]}
         colours = [SHARED if i in shared else UNSHARED for i in range(len(objects.cls))]
-        panels.append(_box_panel(image, objects, colours, names, role, with_conf=True))
-    panels.append(_box_panel(image, labels, [LABEL] * len(labels.cls), names, "labels", with_conf=False))
+        panels.append(box_panel(image, objects, colours, names, role, with_conf=True))
+    panels.append(box_panel(image, labels, [LABEL] * len(labels.cls), names, "labels", with_conf=False))
     return in_a_row(panels)
 
 
@@ -114,7 +114,7 @@ def in_a_row(panels: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(row, axis=1)
 
 
-def _box_panel(
+def box_panel(
     image: np.ndarray, objects: Objects, colours: Sequence[Any], names: Mapping[int, str], title: str, with_conf: bool
 ) -> np.ndarray:
     """Return an image of panel width with boxes and a title."""

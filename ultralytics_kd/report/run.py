@@ -59,7 +59,7 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
         models.append(ComparedModel(role, model, imgsz=options.teacher_imgsz if role == TEACHER else None))
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(args.device, verbose=False)
-    return write_report(models, EvaluationSetup(names, validator, device, _command(given)), options)
+    return write_report(models, EvaluationSetup(names, validator, device, command_line("report", given)), options)
 
 
 def report_training(
@@ -119,11 +119,16 @@ def command_of(args: Namespace, student: str) -> str:
         value = getattr(args, name, None)
         if name in {"data", "imgsz"} or value != DEFAULT_CFG_DICT.get(name):
             given[name] = value
-    return _command(given)
+    return command_line("report", given)
 
 
-def _command(given: Mapping[str, Any]) -> str:
-    """Return the command line of a report with these arguments."""
+def command_line(command: str, given: Mapping[str, Any]) -> str:
+    """Return the command line of a command of `yolo-kd` with these arguments.
+
+    Args:
+        command (str): The command.
+        given (Mapping): Its arguments.
+    """
 
     def text(value: Any) -> str:
         """Return a value in the form that the command line parses, without spaces."""
@@ -131,7 +136,7 @@ def _command(given: Mapping[str, Any]) -> str:
             return f"[{','.join(map(str, value))}]"
         return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)
 
-    return shlex.join(["yolo-kd", "report", *(f"{k}={text(v)}" for k, v in given.items())])
+    return shlex.join(["yolo-kd", command, *(f"{k}={text(v)}" for k, v in given.items())])
 
 
 def _task_of(student: Any) -> str:

@@ -1,0 +1,57 @@
+"""Whether labels and terms pull the student into the same direction: ratio and cosine of their gradients."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..distillation.balance import Balance
+from ..distillation.loss import LABELED
+from .trial import Trial
+
+BATCHES = 8  # training batches that are compared
+TOGETHER = "together"  # name of the sum of all terms
+
+
+def compare_gradients(trial: Trial) -> dict[str, dict[str, float]]:
+    """Compare the gradient of each term, and of all together, with that of the base loss.
+
+    They are compared where `kd_weight` does so: at the feature maps that enter the student's head, or at the head's
+    output. The student is where its training would begin.
+
+    Args:
+        trial (Trial): A training with a teacher, before its first step.
+
+    Returns:
+        (dict): For each term that is on, and for `TOGETHER`: "ratio", norm of its gradient over that of the base loss,
+            and "cosine" between the two; medians over the batches.
+    """
+    measured: dict[str, list[tuple[float, float]]] = {}
+    for index in range(len(trial.batches)):
+        for name, values in _one_batch(trial, index).items():
+            measured.setdefault(name, []).append(values)
+    return {
+        name: {"ratio": median(ratio for ratio, _ in values), "cosine": median(cosine for _, cosine in values)}
+        for name, values in measured.items()
+    }
+
+
+def _one_batch(trial: Trial, index: int) -> dict[str, tuple[float, float]]:
+    """Return ratio and cosine of every term for one batch."""
+    student: Any = trial.trainer.model
+    loss, batch = student.criterion, trial.prepared(index)
+    with torch.enable_grad():
+        preds = student(batch["img"])
+        base, _ = loss.base(*loss._labeled(preds, batch))
+        if loss.ask is not None:
+            loss.ask(batch)
+        loss.distiller.gains = loss.gains
+        terms = loss.distiller(preds, batch["teacher"], loss.head, loss.bases, batch)
+        on = {name: terms[name] for name in loss.distiller.weights}
+        on[TOGETHER] = torch.stack([term.reshape(()) for term in on.values()]).sum()
+        count = batch.get(LABELED, len(batch["img"])) if loss.scaled else 1
+        balance = Balance(dict.fromkeys(on, 1.0))  # measures its first step
+        balance.update(base.sum() / count, on, loss.distiller.points(preds), batch.get(LABELED))
+    return dict(zip(on, zip(balance.ratios().tolist(), balance.cosines().tolist())))

@@ -1,0 +1,343 @@
+"""The advice: from models and data to scores, gradients, costs, verdicts, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
+from ultralytics.utils.patches import imwrite
+from ultralytics.utils.torch_utils import get_cpu_info, select_device
+
+from ..cache.build import build_cache
+from ..cache.options import CACHE_ONLY
+from ..cache.options import check_options as cache_options
+from ..compat import versions
+from ..config.checks import check_combination
+from ..errors import KDError
+from ..report.compared_model import ComparedModel
+from ..report.run import command_line
+from ..report.score_names import METRICS
+from ..report.validation import ValidationResult
+from . import contradictions, costs, scores
+from .commands import alone, next_command
+from .gradients import BATCHES, TOGETHER, compare_gradients
+from .options import Options, check_options
+from .page import write_page
+from .sample import Part, part_of
+from .table import to_text
+from .trial import Trial, quietly, train_alone
+from .verdict import ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
+
+PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
+ANSWERED = 32  # training images that are answered to see what stored answers cost, and at least a batch
+
+
+def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure whether a distillation will pay, as `yolo-kd advise` does.
+
+    Args:
+        given (Mapping): "data", "model" and "teacher"; optionally the other arguments of `ADVICE_ONLY`, and those of
+            the training that is asked about.
+
+    Returns:
+        (dict): The content of `advice.json`: "teachers", each with "verdict", "reason", "command" and what they are
+            from; "best", the file of the teacher to take, None if there is none; "save_dir" and "page".
+
+    Raises:
+        KDError: If an argument is missing or invalid, or a model cannot be judged; nothing is written then.
+        SyntaxError: If an argument is unknown.
+
+    Examples:
+        >>> from ultralytics_kd.advice import run_advice
+        >>> advice = run_advice({"data": "coco8.yaml", "model": "yolo26n.pt", "teacher": "yolo26s.pt,yolo26x.pt"})
+        >>> [(teacher["source"], teacher["verdict"]) for teacher in advice["teachers"]], advice["best"]
+        ([('yolo26s.pt', 'UNCERTAIN'), ('yolo26x.pt', 'GO')], 'yolo26x.pt')
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with quietly():
+            advisor = Advisor(check_options(given), Path(scratch), command_line("advise", given))
+        advice = advisor.advise()
+    LOGGER.info(to_text(advice))
+    return advice
+
+
+class Advisor:
+    """Judges the teachers of one student and one data set.
+
+    Attributes:
+        options (Options): The checked arguments.
+        scratch (Path): Folder for what is removed at the end.
+        command (str): Command line that asks for the advice.
+        judge (Judge): How models are scored.
+        candidates (list[ComparedModel]): The teachers.
+        alone (tuple | None): Figures of the student without a teacher, and where they are from.
+    """
+
+    def __init__(self, options: Options, scratch: Path, command: str):
+        """Open all models, so that a wrong one is refused before anything is written or trained."""
+        self.options, self.scratch, self.command, args = options, scratch, command, options.args
+        self.judge = scores.make_judge(args, options.task, options.training["model"], scratch)
+        self.candidates = [
+            scores.open_candidate(source, args, options.task, options.teacher_imgsz) for source in options.teachers
+        ]
+        self.baseline: ComparedModel | None = None
+        if options.baseline:
+            self.baseline = scores.open_reference(options.baseline, args, options.task, self.judge.names, "baseline")
+        self.alone: tuple[dict[str, Any], str] | None = None
+        self.plain: Trial
+        self.plain_memory: float | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is asked about, and on which machine."""
+        options, device = self.options, select_device(self.options.args.device, verbose=False)
+        return {
+            "task": options.task,
+            "data": str(options.args.data),
+            "model": str(options.training["model"]),
+            "imgsz": options.args.imgsz,
+            "epochs": self._argument("epochs"),
+            "metrics": [name for _, name in METRICS[options.task]],
+            "command": self.command,
+            "match_conf": options.match_conf,
+            "probe": options.probe,
+            "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "device": str(torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "save_dir": str(options.folder),
+        }
+
+    def advise(self) -> dict[str, Any]:
+        """Measure, judge every teacher, and write the folder."""
+        options, start = self.options, perf_counter()
+        val = self._part(options.args.split or "val", "val")
+        train = self._part("train", "train")
+        student = self._score_student(val)
+        self._say("time and memory of a step without a teacher")
+        self.plain, _, self.plain_memory = costs.build_measured(
+            lambda: self._trial(alone(options.training), "plain"), lambda _: None
+        )
+        found, results = {}, {}
+        teachers = []
+        for candidate in self.candidates:
+            source = candidate.loaded.source
+            figures, results[source], found[source] = self._look_at(candidate, val, train)
+            teachers.append(self._judged(candidate, figures, found[source]))
+        self.plain.close()
+        best = best_of(teachers)
+        advice = {
+            **self.describe(),
+            "val": vars(val) | {"data": str(options.args.data)},
+            "train": vars(train) | {"data": str(options.args.data)},
+            **student,
+            "teachers": teachers,
+            "best": best and best["source"],
+        }
+        self._write(advice, found, results, start)
+        return advice
+
+    def _part(self, split: str, folder: str) -> Part:
+        """Return the images of a split that are looked at."""
+        options = self.options
+        with quietly():
+            return part_of(options.args.data, options.task, split, options.sample, self.scratch / folder)
+
+    # The student ------------------------------------------------------------------------------------------------------
+    def _score_student(self, val: Part) -> dict[str, Any]:
+        """Return the figures of the student as it is, and without a teacher; sets `alone`."""
+        options = self.options
+        self._say(f"scores on {val.used} val images")
+        model = str(options.training["model"])
+        itself = scores.student_as_it_is(model, options.args, options.task, self.judge.names)
+        as_it_is = self._figures(itself, val)[0] if itself else None
+        reference, origin = self.baseline, TRAINED
+        if reference is None and options.probe:
+            reference, origin = self._probe(), SHORTLY
+        if reference is not None:
+            self.alone = self._figures(reference, val)[0], origin
+        if as_it_is and (self.alone is None or (origin == SHORTLY and as_it_is["score"] > self.alone[0]["score"])):
+            self.alone = as_it_is, ITSELF
+        return {
+            "student": as_it_is,
+            "alone": self.alone and self.alone[0],
+            "alone_origin": self.alone and self.alone[1],
+        }
+
+    def _probe(self) -> ComparedModel | None:
+        """Train the student alone for a short time and return it; None if it did not get as far as a checkpoint."""
+        options = self.options
+        self._say(f"{options.probe:.0f} seconds of training without a teacher")
+        weights = train_alone(alone(options.training), self.scratch / "probe", options.probe)
+        if weights is None:
+            return None
+        return scores.open_reference(weights, options.args, options.task, self.judge.names, "model")
+
+    def _figures(self, model: ComparedModel, val: Part) -> tuple[dict[str, Any], ValidationResult]:
+        """Return a model's figures and its result on the val images."""
+        with quietly():
+            result = self.judge.predictions(model, val)
+        return scores.figures(model, result, self.options.args.imgsz), result
+
+    # A teacher --------------------------------------------------------------------------------------------------------
+    def _look_at(
+        self, candidate: ComparedModel, val: Part, train: Part
+    ) -> tuple[dict[str, Any], ValidationResult, dict[str, Any]]:
+        """Return a teacher's figures on val images, its predictions on training images, and its contradictions."""
+        self._say(f"{candidate.loaded.source}: scores, and {train.used} training images beside their labels")
+        figures, _ = self._figures(candidate, val)
+        with quietly():
+            result = self.judge.predictions(candidate, train)
+        options = self.options
+        found = contradictions.find_contradictions(
+            result, options.task, self.judge.names, options.match_conf, self._taught(candidate)
+        )
+        return figures, result, found
+
+    def _taught(self, candidate: ComparedModel) -> set[int]:
+        """Return the classes that a teacher knows."""
+        assert candidate.loaded.classes is not None
+        return set(candidate.loaded.classes.student)
+
+    def _judged(self, candidate: ComparedModel, figures: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        """Return all that is told of a teacher: gradients, costs and verdict too."""
+        teacher, options = candidate.loaded, self.options
+        assert teacher.classes is not None
+        unmatched = [str(name) for name in teacher.classes.unmatched]
+        self._say(f"{teacher.source}: gradients, and time and memory of a step")
+        gradients, cost = self._measure(teacher.source)
+        lead = better = None
+        if self.alone is not None:
+            lead = scores.lead(figures, self.alone[0], unmatched)
+            better = {what: scores.lead_by(figures, self.alone[0], what, unmatched) for what in ("classes", "sizes")}
+        facts = Facts(
+            score=figures["score"],
+            alone=self.alone and self.alone[0]["score"],
+            origin=self.alone and self.alone[1],
+            lead=lead,
+            cosine=gradients[TOGETHER]["cosine"],
+            computes=scores.computes_more(figures, self.plain.trainer.model, options.args.imgsz),
+            covered=len(teacher.classes.student),
+            classes=len(teacher.classes.student_names),
+            swapped=found["swapped"] / max(found["labels"], 1) if "swapped" in found else 0.0,
+            seconds=options.probe,
+        )
+        verdict, reason = judge(facts)
+        return {
+            "source": teacher.source,
+            "verdict": verdict,
+            "reason": reason,
+            "command": next_command(verdict, options.training, teacher.source),
+            **figures,
+            "lead": lead,
+            "better": better,
+            "facts": vars(facts),
+            "unmatched": unmatched,
+            "contradictions": {k: v for k, v in found.items() if k != "rows"} | {"listed": len(found["rows"])},
+            "gradients": gradients,
+            "costs": cost,
+        }
+
+    def _measure(self, source: str) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+        """Return gradients of a teacher's terms, and what it costs."""
+        trials, memory = {PLAIN: self.plain}, {PLAIN: self.plain_memory}
+        trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(
+            lambda: self._trial({**self.options.training, "teacher": source}, "taught"), compare_gradients
+        )
+        answering, not_stored = 0.0, ""
+        try:
+            stored, answering = self._stored(source)
+            trials[STORED], _, memory[STORED] = costs.build_measured(
+                lambda: self._trial(stored, "stored"), lambda _: None
+            )
+        except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
+            not_stored = str(e)
+        seconds = costs.time_steps(trials)
+        loading = {name: costs.loading_seconds(trial) for name, trial in trials.items()}
+        trainer = self.plain.trainer
+        steps = len(trainer.train_loader) * self._argument("epochs")
+        rows = costs.rows(seconds, memory, loading, trainer.train_loader.num_workers, steps)
+        if STORED in rows:
+            rows[STORED]["making_hours"] = answering * len(trainer.train_loader.dataset) / 3600
+        for name in (TAUGHT, STORED):
+            if name in trials:
+                trials[name].close()
+        return gradients, {"steps": steps, "arms": rows, "not_stored": not_stored}
+
+    def _stored(self, source: str) -> tuple[dict[str, Any], float]:
+        """Store a teacher's answers to some images; return arguments of a training on them, and seconds per image.
+
+        Raises:
+            KDError: If its answers cannot be stored.
+        """
+        options = self.options
+        asked = get_cfg(overrides={**options.training, **self._of_stored(source, "answers")})
+        check_combination({**vars(asked), "task": options.task})
+        folder = self.scratch / f"stored-{len(list(self.scratch.glob('stored-*')))}"
+        count = max(ANSWERED, self._argument("batch"))
+        part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
+        own = {**alone(options.training), "data": part.data, "fraction": 1.0}
+        size = {"kd_cache_imgsz": options.teacher_imgsz}
+        args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
+        args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
+        start = perf_counter()
+        with quietly():
+            build_cache(args, [source], cache_options({**CACHE_ONLY, **size}))
+        seconds = (perf_counter() - start) / part.used
+        return {**options.training, **own, **self._of_stored(source, args.kd_cache)}, seconds
+
+    @staticmethod
+    def _of_stored(source: str, folder: str) -> dict[str, Any]:
+        """Return the arguments of a training with stored answers, which have an image size of their own."""
+        return {"teacher": source, "kd_cache": folder, "kd_teacher_imgsz": None}
+
+    def _trial(self, training: dict[str, Any], name: str) -> Trial:
+        """Return a training that is ready to take steps."""
+        return Trial(training, self.scratch / name, BATCHES)
+
+    def _argument(self, name: str) -> Any:
+        """Return an argument of the training, Ultralytics' default if it is not given."""
+        return self.options.training.get(name, DEFAULT_CFG_DICT[name])
+
+    # Files ------------------------------------------------------------------------------------------------------------
+    def _write(
+        self,
+        advice: dict[str, Any],
+        found: dict[str, dict[str, Any]],
+        results: dict[str, ValidationResult],
+        start: float,
+    ) -> None:
+        """Write list, pictures, page and figures; fills "pictures" of every teacher, "list", "page" and "seconds"."""
+        folder = self.options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        advice["list"], advice["page"] = str(folder / "contradictions.csv"), str(folder / "advice.html")
+        contradictions.write_list(found, Path(advice["list"]))
+        for number, (teacher, candidate) in enumerate(zip(advice["teachers"], self.candidates)):
+            teacher["pictures"] = []
+            for i, row in enumerate(found[teacher["source"]]["rows"][: self.options.images]):
+                picture = contradictions.draw(
+                    results[teacher["source"]],
+                    row["file"],
+                    self.options.task,
+                    self.judge.names,
+                    self.options.match_conf,
+                    self._taught(candidate),
+                )
+                name = f"teacher-{number}-image-{i:02}.png"
+                imwrite(str(folder / name), picture)
+                kept = {k: v for k, v in row.items() if k not in {"file", "original"}}
+                teacher["pictures"].append({"picture": name, "image": row["original"], **kept})
+        advice["seconds"] = perf_counter() - start
+        write_page(advice, folder)
+        (folder / "advice.json").write_text(json.dumps(advice, indent=2), encoding="utf-8")
+
+    def _say(self, what: str) -> None:
+        """Log what is measured now."""
+        LOGGER.info(f"{colorstr('Advice:')} {what} ...")

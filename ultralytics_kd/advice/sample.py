@@ -1,0 +1,101 @@
+"""A part of a data set: one that is too large is not looked at as a whole.
+
+The images of a part lie in a folder of their own, as links. So the label cache that Ultralytics keeps beside the labels
+of the whole set stays valid.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset, img2label_paths
+from ultralytics.utils import YAML
+
+from ..config.arguments import GRID_TASKS
+from ..training.unlabeled_images import image_files
+
+PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one split of a data set.
+
+    Attributes:
+        data (str): Data set that has them, as `data=` takes it.
+        split (str): Split of that data set that they are.
+        used (int): Their number.
+        total (int): Number of images of the whole split.
+    """
+
+    data: str
+    split: str
+    used: int
+    total: int
+
+
+def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: bool = False) -> Part:
+    """Return a part of a split: all of it, or images at equal distances in the order of their files.
+
+    Args:
+        data (str): Data set as `data=` takes it.
+        task (str): Task of the models.
+        split (str): "train", "val" or "test".
+        most (int): Largest number of images.
+        folder (Path): An empty folder for what is made.
+        copies (bool): Whether a data set of its own is made even if the split is small enough.
+    """
+    described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
+    files = sorted(image_files(described[split]))
+    if len(files) <= most and not copies:
+        return Part(data, split, len(files), len(files))
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))]
+    if task == "classify":
+        return Part(str(_classified(chosen, described, folder)), "val", len(chosen), len(files))
+    rest = {k: v for k, v in described.items() if k not in PLACES}
+    if task in GRID_TASKS:
+        place = "images"
+        _link_labelled(chosen, folder)
+    else:  # their labels are images, found by rules of their own
+        place = "images.txt"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": place, "val": place, **rest})
+    return Part(str(folder / "data.yaml"), "val", len(chosen), len(files))
+
+
+def original(file: str) -> str:
+    """Return the image of the data set that a file of a part stands for."""
+    return str(Path(file).resolve())
+
+
+def _link_labelled(files: list[str], folder: Path) -> None:
+    """Link images and their label files into a folder."""
+    for i, (image, label) in enumerate(zip(files, img2label_paths(files))):
+        _link(Path(image), folder / "images" / f"{i:06}{Path(image).suffix}")
+        if Path(label).exists():
+            _link(Path(label), folder / "labels" / f"{i:06}.txt")
+
+
+def _classified(files: list[str], described: dict[str, Any], folder: Path) -> Path:
+    """Link images into folders of their classes; every class keeps its folder, so that its number stays."""
+    for split in ("train", "val"):
+        for name in described["names"].values():
+            (folder / split / str(name)).mkdir(parents=True, exist_ok=True)
+        for i, file in enumerate(files):
+            _link(Path(file), folder / split / Path(file).parent.name / f"{i:06}{Path(file).suffix}")
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file, or copy it where links are not allowed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.symlink(source.resolve(), target)
+    except OSError:  # Windows without the right to make links
+        shutil.copy2(source, target)

@@ -1,0 +1,160 @@
+"""The advice in the terminal: 80 columns at most, but for commands and names that are longer."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import colorstr
+
+from .gradients import TOGETHER
+from .verdict import GO, NO_GO, SHORTLY, TRAINED
+
+WIDTH, INDENT = 80, 18
+COLOURS = {GO: "green", NO_GO: "red"}
+MOST = 4  # classes that are named
+
+
+def to_text(advice: dict[str, Any]) -> str:
+    """Return the advice as text.
+
+    Args:
+        advice (dict): The advice, as `run_advice` returns it.
+    """
+    lines = ["", f"{colorstr('Advice')} for {Path(advice['model']).name} on {advice['data']}, {advice['imgsz']} px"]
+    lines += _row("student", student_text(advice))
+    for teacher in advice["teachers"]:
+        lines += ["", *_of_teacher(teacher, advice)]
+    lines += ["", *_row("page", advice["page"]), *_row("images to look at", advice["list"])]
+    return "\n".join(lines)
+
+
+def _of_teacher(teacher: dict[str, Any], advice: dict[str, Any]) -> list[str]:
+    """Return the lines of a teacher."""
+    verdict = colorstr(COLOURS.get(teacher["verdict"], "yellow"), "bold", teacher["verdict"])
+    command = teacher["command"].split(" ")
+    rows = {
+        "score": score_text(teacher, advice),
+        "lead in": better_text(teacher),
+        "classes": classes_text(teacher),
+        "against labels": against_text(teacher),
+        "gradients": gradients_text(teacher),
+        "step": cost_text(teacher, "ms"),
+        "memory": cost_text(teacher, "memory"),
+        f"{advice['epochs']} epochs": cost_text(teacher, "hours"),
+    }
+    lines = [f"{verdict}  {teacher['source']}", *_row("because", teacher["reason"])]
+    for title, text in rows.items():
+        lines += _row(title, text) if text else []
+    return [*lines, *_command(command)]
+
+
+def _row(title: str, text: str) -> list[str]:
+    """Return a title and its text, wrapped."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {title}".ljust(INDENT) + " ",
+        subsequent_indent=" " * (INDENT + 1),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _command(words: list[str]) -> list[str]:
+    """Return a command in lines that a shell joins again."""
+    lines, indent = [""], " " * (INDENT + 1)
+    for word in words:
+        if lines[-1] and len(indent) + len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    head = "  next".ljust(INDENT) + " "
+    return [(indent if i else head) + line + (" \\" if i < len(lines) - 1 else "") for i, line in enumerate(lines)]
+
+
+def student_text(advice: dict[str, Any]) -> str:
+    """Return what is known of the student's score."""
+    metric, alone, origin = advice["metrics"][0], advice["alone"], advice["alone_origin"]
+    if advice["student"] is None:
+        why = "trained for these classes" if advice["model"].endswith(".pt") else "trained"
+        first = f"it is not {why}, so it has no score as it is"
+    else:
+        first = f"it scores {advice['student']['score']:.3f} {metric} as it is"
+    if origin == TRAINED:
+        return f"{first}; trained alone it scores {alone['score']:.3f} {metric}"
+    if origin == SHORTLY:
+        return f"{first}; alone, after {advice['probe']:.0f} seconds of training, {alone['score']:.3f} {metric}"
+    return f"{first}; what it reaches alone is not known (baseline=alone.pt)"
+
+
+def score_text(teacher: dict[str, Any], advice: dict[str, Any]) -> str:
+    """Return a teacher's score, its image size, and its lead."""
+    size = "" if teacher["imgsz"] == advice["imgsz"] else f" at {teacher['imgsz']} px"
+    lead = "" if teacher["lead"] is None else f", {teacher['lead']:+.3f} over the student"
+    used, total = advice["val"]["used"], advice["val"]["total"]
+    images = f"{used} val images" if used == total else f"{used} of {total} val images"
+    return f"{teacher['score']:.3f} {advice['metrics'][0]}{size}{lead} ({images})"
+
+
+def better_text(teacher: dict[str, Any]) -> str:
+    """Return in which sizes and classes a teacher is better, and in which it is not; empty if that is not known."""
+    if not teacher["better"]:
+        return ""
+    sizes, classes = (teacher["better"][what] for what in ("sizes", "classes"))
+    parts = [f"{name} {value:+.3f}" for name, value in sizes.items()]
+    ordered = sorted(classes.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= 2 * MOST else [*ordered[:MOST], *ordered[-MOST:]]
+    dots = "; classes, best and worst: " if len(shown) < len(ordered) else "; "
+    named = ", ".join(f"{name} {value:+.3f}" for name, value in shown)
+    return ", ".join(parts) + (dots if parts and named else "") + named
+
+
+def classes_text(teacher: dict[str, Any]) -> str:
+    """Return how many classes a teacher knows, and which it does not."""
+    facts, missing = teacher["facts"], teacher["unmatched"]
+    text = f"{facts['covered']} of {facts['classes']}"
+    if missing:
+        more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
+        text += f"; it does not know {', '.join(missing[:MOST])}{more}, which only labels teach"
+    return text
+
+
+def against_text(teacher: dict[str, Any]) -> str:
+    """Return how often a teacher contradicts the labels of training images."""
+    found = teacher["contradictions"]
+    if "labels" not in found:
+        return f"{found['listed']} of {found['images']} training images"
+    text = (
+        f"{found['extra']} confident boxes without a label, {found['missed']} of {found['labels']} labels not seen, "
+        f"{found['swapped']} with another class, in {found['images']} training images"
+    )
+    if found["swaps"]:
+        first = found["swaps"][0]
+        text += f"; most often '{first['label']}' is taken for '{first['teacher']}' ({first['count']})"
+    return text
+
+
+def gradients_text(teacher: dict[str, Any]) -> str:
+    """Return ratio and cosine of the gradients of each term."""
+    return ", ".join(
+        f"{name} {row['ratio']:.2f}x at {row['cosine']:+.2f}" for name, row in teacher["gradients"].items()
+    ) + (" (norm over that of the labels' gradient, and cosine)" if TOGETHER in teacher["gradients"] else "")
+
+
+def cost_text(teacher: dict[str, Any], what: str) -> str:
+    """Return time of a step, memory or hours with and without a teacher."""
+    arms = teacher["costs"]["arms"]
+    first = next(iter(arms.values()))[what]
+    if first is None:
+        return ""
+    texts = {
+        "ms": lambda row: f"{row['ms']:.0f} ms ({row['ms'] / first:.2f}x)",
+        "memory": lambda row: f"{row['memory']:.2f} GiB",
+        "hours": lambda row: (
+            f"{row['hours']:.2f} hours"
+            + (f" and {row['making_hours']:.2f} to make them" if "making_hours" in row else "")
+        ),
+    }
+    text = ", ".join(f"{name} {texts[what](row)}" for name, row in arms.items())
+    return f"{text}; without validation" if what == "hours" else text

@@ -1,0 +1,137 @@
+"""Trainers that take a few steps, and a short training of the student alone: no tracker hears of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from ultralytics.utils import LOGGER, callbacks
+from ultralytics.utils.torch_utils import autocast
+
+from ..model import YOLO
+
+# `cache` would read a whole data set for a few steps
+QUIET = {"plots": False, "val": False, "verbose": False, "exist_ok": True, "cache": False}
+
+
+class Trial:
+    """A trainer that is ready to take steps, with the first batches of its loader.
+
+    Attributes:
+        trainer (BaseTrainer): The trainer, set up.
+        batches (list[dict]): Batches as the loader gives them.
+    """
+
+    def __init__(self, training: dict[str, Any], folder: Path, batches: int):
+        """Set up a trainer.
+
+        Args:
+            training (dict): Arguments of the training; with a teacher it distils.
+            folder (Path): Folder for what Ultralytics writes.
+            batches (int): Number of batches to keep, at most.
+        """
+        self.trainer = make_trainer(training, folder)
+        with quietly():
+            self.trainer._setup_train()
+            self.trainer.epoch = 0
+            self.trainer._model_train()
+            self.trainer.optimizer.zero_grad()
+            self.batches = list(islice(iter(self.trainer.train_loader), batches))
+        self._turn = 0
+
+    def prepared(self, index: int) -> dict[str, Any]:
+        """Return one of the batches as the loss takes it, with the teacher's answer."""
+        return self.trainer.preprocess_batch(dict(self.batches[index % len(self.batches)]))
+
+    def step(self) -> float:
+        """Take a step of the training, and return its time in seconds; loading images is not part of it."""
+        trainer = self.trainer
+        synchronize(trainer.device)
+        start = perf_counter()
+        with autocast(trainer.amp, device=trainer.device.type):
+            batch = self.prepared(self._turn)
+            loss, trainer.loss_items = trainer.model(batch)
+            trainer.loss = loss.sum()
+        trainer.scaler.scale(trainer.loss).backward()
+        trainer.optimizer_step()
+        synchronize(trainer.device)
+        self._turn += 1
+        return perf_counter() - start
+
+    def load(self) -> float:
+        """Load and augment as many images as one batch has, in this process, and return the time in seconds."""
+        dataset = self.trainer.train_loader.dataset
+        start = perf_counter()
+        for i in range(min(self.trainer.batch_size, len(dataset))):
+            dataset[i]
+        return perf_counter() - start
+
+    def close(self) -> None:
+        """Free what the trainer holds."""
+        distillation = getattr(self.trainer, "distillation", None)
+        if distillation is not None:
+            distillation.stop()
+            distillation.release()
+        if hasattr(self.trainer.train_loader, "close"):
+            self.trainer.train_loader.close()
+        self.batches = []
+
+
+def make_trainer(training: dict[str, Any], folder: Path) -> Any:
+    """Return a trainer whose events no tracker hears.
+
+    Args:
+        training (dict): Arguments of the training.
+        folder (Path): Folder for what Ultralytics writes.
+    """
+    model = YOLO(training["model"])
+    base: Any = model.task_map[model.task]["trainer"]
+
+    class Unheard(base):
+        """The task's trainer with none but Ultralytics' own callbacks."""
+
+        def run_callbacks(self, event: str) -> None:
+            """Run an event's callbacks."""
+            self.callbacks = callbacks.get_default_callbacks()
+            super().run_callbacks(event)
+
+    place = {"project": str(folder), "name": "trial", "task": model.task, "mode": "train"}
+    with quietly():
+        return Unheard(overrides={**training, **QUIET, **place})
+
+
+def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> str | None:
+    """Train the student without a teacher for a short time, and return the path of its weights.
+
+    Args:
+        training (dict): Arguments of the training, without those of a distillation.
+        folder (Path): Folder for what Ultralytics writes.
+        seconds (float): Seconds.
+    """
+    trainer = make_trainer({**training, "time": seconds / 3600}, folder)
+    with quietly():
+        trainer.train()
+    return next((str(file) for file in (trainer.best, trainer.last) if file.exists()), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let Ultralytics log warnings alone within a block."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
