@@ -3,9 +3,9 @@
     python examples/advice/check.py     writes results/check.csv and check.md
 
 The rule is `ultralytics_kd.advice.verdict.judge`. Its inputs are taken from records, as the models are not in the
-repository: scores of teacher and student alone on the val set (with NMS, if the head has both), classes that the teacher
-lacks, parameters and image sizes. What only a run of `advise` measures is not in the records, and is left unknown: the
-cosine of the gradients, and classes that are taken for others. So two verdicts are given:
+repository: scores of teacher and student alone on the val set (with NMS, if the head has both), classes that the
+teacher lacks, parameters and image sizes. What only a run of `advise` measures is not in the records, and is left
+unknown: the cosine of the gradients, and classes that are taken for others. So two verdicts are given:
 
     with baseline       the student alone is known: its mean score in the same bench stands for `baseline=alone.pt`
     without             it is not known, and there was no short training; parameters times pixels stand for computation
@@ -32,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "study" / "results"
 BETTER, WORSE, OPEN = "better", "worse", "not shown"
 ALONE, BUILTIN = "alone", "builtin"
-# Row of coco-readings.csv (its set and arm), and the teacher's score on those images, with NMS: from the study's README,
-# for the wrong order as `advise` finds it on the val images
+# Row of coco-readings.csv (its set and arm), and the teacher's score on those images, with NMS: from the study's
+# README, for the wrong order as `advise` finds it on the val images
 READINGS = (
     ("bccd", "weights and terms of teacher A at 224 px (the defaults)", 0.626),
     ("bccd", "terms of teacher A at 224 px, own weights", 0.626),

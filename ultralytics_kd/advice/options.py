@@ -14,7 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_imgsz
 
 from .. import outputs
-from ..config.arguments import ARGUMENTS, GRID_TASKS, TASKS
+from ..config.arguments import ARGUMENTS, GRID_TASKS, TASKS, as_list
 from ..config.checks import check_combination, check_plain, whole_number
 from ..config.recipes import check_recipe
 from ..config.registration import register_arguments
@@ -103,8 +103,8 @@ def check_options(given: Mapping[str, Any]) -> Options:
     training["data"] = str(convert_ndjson_to_yolo_if_needed(training["data"]))
     shared = {k: v for k, v in training.items() if k in VAL_ARGS}
     args = get_cfg(overrides={"mode": "val", "task": task, "rect": True, **QUIET, **shared})
-    args.imgsz = student_size(training.get("imgsz", DEFAULT_CFG_DICT["imgsz"]))
-    whole_number("imgsz", args.imgsz)
+    sides = training.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
+    args.imgsz = student_size([whole_number("imgsz", side) for side in as_list(sides)])
     if task != "classify":
         args.imgsz = check_imgsz(args.imgsz, stride=SIDES, max_dim=1)  # as validation does
     args.nms = training.pop("nms", None)
@@ -188,7 +188,9 @@ def _task_of(source: Any, asked: Any) -> str:
     """
     try:
         model = YOLO(source)
-    except (FileNotFoundError, ConnectionError, TypeError, ValueError) as e:
+    except FileNotFoundError as e:
+        raise ModelError(source, "was not found: give a path, or a name that Ultralytics downloads.", "model") from e
+    except (ConnectionError, TypeError, ValueError) as e:
         raise ModelError(source, f"could not be read as a YOLO model: {first_line(e)}", "model") from e
     task = str(model.task)
     if task not in TASKS:
@@ -207,6 +209,8 @@ def _check_images(data: str, task: str, split: str | None) -> None:
         described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except SyntaxError as e:  # Ultralytics' error for a data.yaml without one of the two
         raise KDError(f"data={data} lacks train: or val: images, and advice needs both: add them to it.") from e
+    except FileNotFoundError as e:
+        raise KDError(f"data={data} cannot be read: {first_line(e)}") from e
     for name, purpose in ((split, "scores models on them"), ("train", "looks at their labels")):
         try:
             found = bool(described.get(name)) and bool(image_files(described[name]))

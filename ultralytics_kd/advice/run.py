@@ -22,6 +22,7 @@ from ..cache.options import check_options as cache_options
 from ..compat import versions
 from ..config.checks import check_combination
 from ..errors import KDError
+from ..files import make_folder
 from ..report.compared_model import ComparedModel
 from ..report.run import command_line
 from ..report.score_names import METRICS
@@ -78,7 +79,11 @@ class Advisor:
         command (str): Command line that asks for the advice.
         judge (Judge): How models are scored.
         candidates (list[ComparedModel]): The teachers.
+        baseline (ComparedModel | None): The student trained alone, if it is given.
         alone (tuple | None): Figures of the student without a teacher, and where they are from.
+        probed (bool): Whether the student was trained for a short time.
+        plain (Trial): The training without a teacher.
+        plain_memory (float | None): Its memory in GiB.
     """
 
     def __init__(self, options: Options, scratch: Path, command: str):
@@ -92,6 +97,7 @@ class Advisor:
         if options.baseline:
             self.baseline = scores.open_reference(options.baseline, args, options.task, self.judge.names, "baseline")
         self.alone: tuple[dict[str, Any], str] | None = None
+        self.probed = False
         self.plain: Trial
         self.plain_memory: float | None = None
 
@@ -118,10 +124,15 @@ class Advisor:
     def advise(self) -> dict[str, Any]:
         """Measure, judge every teacher, and write the folder."""
         options, start = self.options, perf_counter()
+        make_folder(options.folder)  # now, as it may not be allowed
         val = self._part(options.args.split or "val", "val")
         train = self._part("train", "train")
         student = self._score_student(val)
         self._say("time and memory of a step without a teacher")
+        if not self.probed:  # the first training of a process takes memory that later ones use again
+            warm_up = self._trial(alone(options.training), "warm-up")
+            warm_up.step()
+            warm_up.close()
         self.plain, _, self.plain_memory = costs.build_measured(
             lambda: self._trial(alone(options.training), "plain"), lambda _: None
         )
@@ -176,6 +187,7 @@ class Advisor:
         options = self.options
         self._say(f"{options.probe:.0f} seconds of training without a teacher")
         weights = train_alone(alone(options.training), self.scratch / "probe", options.probe)
+        self.probed = True
         if weights is None:
             return None
         return scores.open_reference(weights, options.args, options.task, self.judge.names, "model")
@@ -316,7 +328,6 @@ class Advisor:
     ) -> None:
         """Write list, pictures, page and figures; fills "pictures" of every teacher, "list", "page" and "seconds"."""
         folder = self.options.folder
-        folder.mkdir(parents=True, exist_ok=True)
         advice["list"], advice["page"] = str(folder / "contradictions.csv"), str(folder / "advice.html")
         contradictions.write_list(found, Path(advice["list"]))
         for number, (teacher, candidate) in enumerate(zip(advice["teachers"], self.candidates)):

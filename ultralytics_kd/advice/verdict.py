@@ -87,13 +87,13 @@ def _without_lead(facts: Facts) -> tuple[str, str]:
     if facts.cosine is not None and facts.cosine < FADES:
         return UNCERTAIN, f"its gradients hardly agree with the labels' (cosine {facts.cosine:+.2f}, {FADES} would)."
     if facts.computes is None or facts.computes < MORE:
-        computes = "" if facts.computes is None else f", {facts.computes:.1f} times its computation"
+        size = "is not known to compute more than" if facts.computes is None else f"computes {facts.computes:.1f} times"
         return UNCERTAIN, (
-            f"{_scores(facts)}, but it has no more to see with than the student{computes}, and what that reaches alone is "
-            "not known (baseline=alone.pt)."
+            f"{_scores(facts)}, but it {size} what the student does, and the score of that, trained alone to the end, "
+            "is not known (baseline=alone.pt)."
         )
     if facts.lead is not None and facts.lead < MARGIN:
-        return UNCERTAIN, f"{_scores(facts)}, and the student is not trained to the end."
+        return UNCERTAIN, f"{_scores(facts)}, and the student may well pass it (baseline=alone.pt would tell)."
     agrees = "" if facts.cosine is None else f" and its gradients agree with the labels' (cosine {facts.cosine:+.2f})"
     return GO, f"{_scores(facts)}, it computes {facts.computes:.1f} times as much{agrees}{_covered(facts)}."
 
