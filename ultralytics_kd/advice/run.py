@@ -24,6 +24,7 @@ from ..config.checks import check_combination
 from ..errors import KDError
 from ..files import make_folder
 from ..report.compared_model import ComparedModel
+from ..report.metrics import short_name
 from ..report.run import command_line
 from ..report.score_names import METRICS
 from ..report.validation import ValidationResult
@@ -244,6 +245,7 @@ class Advisor:
         verdict, reason = judge(facts)
         return {
             "source": teacher.source,
+            "name": short_name(candidate),
             "verdict": verdict,
             "reason": reason,
             "command": next_command(verdict, options.training, teacher.source),

@@ -2,8 +2,8 @@
 
 A student can learn from a teacher what it would not learn from the labels by itself. So the rule compares the teacher's
 score with that of the student trained alone, on the same val images. A class that the teacher does not know counts 0,
-because the student learns it from labels alone. In the study of this project students closed a fifth of that lead or
-more (examples/advice/check.py prints the table), so a lead below `MARGIN` gains less than two seeds differ by.
+because the student learns it from labels alone. In the study of this project most students closed a fifth of it or
+more (examples/advice/check.py prints the table), so a lead below `MARGIN` may gain less than two seeds differ by.
 
 Without the score of a finished student the lead is not known. Then what is known must be enough: the student's score as
 it is, or after a short training alone, is a bound from below, and no teacher below it can help. Above it a teacher must

@@ -55,7 +55,7 @@ def _model_metrics(model: ComparedModel, preferred_head: str, imgsz: int) -> dic
     result = model.results[head]
     assert model.loaded.classes is not None
     metrics = {
-        "name": _name(model),
+        "name": short_name(model),
         "source": model.loaded.source,
         "head": head,
         "heads": {name: {"score": r.score, "second": r.second} for name, r in model.results.items()},
@@ -69,8 +69,12 @@ def _model_metrics(model: ComparedModel, preferred_head: str, imgsz: int) -> dic
     return metrics
 
 
-def _name(model: ComparedModel) -> str:
-    """Return a short name: the file's, after the run's if it is the run's best or last weights."""
+def short_name(model: ComparedModel) -> str:
+    """Return a short name: the file's, after the run's if it is the run's best or last weights.
+
+    Args:
+        model (ComparedModel): The model.
+    """
     file = Path(model.loaded.source)
     of_run = file.stem in {"best", "last"} and file.parent.name == "weights"
     return f"{file.resolve().parents[1].name}, {file.name}" if of_run else model.loaded.name

@@ -1,0 +1,348 @@
+"""`yolo-kd advise`: its rule, what it measures, what it refuses, and the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
+from task_models import OTHERS, SUFFIX, task_model
+from ultralytics import YOLO as StockYOLO
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import LOGGER, YAML, callbacks
+
+from ultralytics_kd.advice import ADVICE_ONLY, run_advice, trial
+from ultralytics_kd.advice.contradictions import contradict, find_contradictions, write_list
+from ultralytics_kd.advice.costs import hours
+from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
+from ultralytics_kd.advice.options import check_options
+from ultralytics_kd.advice.sample import original, part_of
+from ultralytics_kd.advice.scores import lead
+from ultralytics_kd.advice.trial import Trial, train_alone
+from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
+from ultralytics_kd.cli import main
+from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.report.validation import Objects, ValidationResult
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "advice"))
+import check  # noqa: E402
+
+QUICK = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "epochs": 3, "optimizer": "AdamW", "probe": 0}
+
+
+def objects(*rows: tuple[float, ...]) -> Objects:
+    """Return objects from rows of class, confidence and box."""
+    table = np.array(rows, dtype=np.float32).reshape(len(rows), 6)
+    return Objects(table[:, 2:], table[:, 0].astype(int), table[:, 1])
+
+
+# The rule -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "facts, verdict, reason",
+    [
+        # The score of the student trained alone is known
+        (Facts(0.6, 0.5, TRAINED, 0.1, cosine=0.5), GO, "the student trained alone 0.500"),
+        (Facts(0.6, 0.5, TRAINED, 0.1), GO, ""),
+        (Facts(0.5, 0.5, TRAINED, 0.0, cosine=0.5), NO_GO, "nothing to learn"),
+        (Facts(0.51, 0.5, TRAINED, 0.01, cosine=0.5), UNCERTAIN, "lead of 0.010"),
+        (Facts(0.6, 0.5, TRAINED, 0.1, cosine=0.05), UNCERTAIN, "kd_weight=auto"),
+        (Facts(0.6, 0.5, TRAINED, 0.1, cosine=0.5, covered=2, classes=3), GO, "2 of 3 classes"),
+        # It is not known: a bound from below can exclude a teacher, and never confirms one alone
+        (Facts(0.3, 0.4, SHORTLY, -0.1, cosine=0.9, computes=9, seconds=60), NO_GO, "after 60 seconds"),
+        (Facts(0.3, 0.4, ITSELF, -0.1, cosine=0.9, computes=9), NO_GO, "as it is"),
+        (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.5, computes=3.0), GO, "3.0 times"),
+        (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.5, computes=1.0), UNCERTAIN, "1.0 times"),
+        (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.5), UNCERTAIN, "not known"),
+        (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.2, computes=3.0), UNCERTAIN, "hardly agree"),
+        (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.0, computes=3.0), NO_GO, "do not agree"),
+        (Facts(0.6, 0.59, SHORTLY, 0.01, cosine=0.5, computes=3.0), UNCERTAIN, "may well pass"),
+        (Facts(0.6, cosine=0.5, computes=3.0), GO, "scores 0.600"),
+        # Whatever the scores: most objects are taken for others
+        (Facts(0.01, cosine=0.5, computes=3.0, swapped=0.8), NO_GO, "80% of the labelled objects"),
+    ],
+)
+def test_verdict(facts, verdict, reason):
+    given, because = judge(facts)
+    assert (given, reason in because) == (verdict, True), because
+    assert because.endswith(".") and because.count(". ") == 0  # one sentence
+
+
+def test_the_best_teacher_has_the_best_verdict_then_the_best_score():
+    def teacher(source, verdict, score):
+        return {"source": source, "verdict": verdict, "score": score}
+
+    teachers = [teacher("a", UNCERTAIN, 0.9), teacher("b", GO, 0.5), teacher("c", GO, 0.6), teacher("d", NO_GO, 0.95)]
+    assert best_of(teachers)["source"] == "c"
+    assert best_of(teachers[:1])["source"] == "a"
+    assert best_of(teachers[3:]) is None
+
+
+def test_a_class_that_the_teacher_does_not_know_counts_nothing():
+    classes = {"a": {"score": 0.4}, "b": {"score": 0.2}}
+    alone = {"score": 0.3, "classes": classes, "sizes": {}}
+    teacher = {"score": 0.3, "classes": {"a": {"score": 0.6}, "b": {"score": 0.0}}, "sizes": {}}
+    assert lead(teacher, alone, []) == pytest.approx(0.0)
+    assert lead(teacher, alone, ["b"]) == pytest.approx(0.1)
+
+
+def test_the_table_of_the_study_is_the_saved_one(tmp_path, capsys):
+    rows = check.main(tmp_path)
+    saved = ROOT / "examples" / "advice" / "results"
+    assert (tmp_path / "check.csv").read_text() == (saved / "check.csv").read_text()
+    assert (tmp_path / "check.md").read_text() == (saved / "check.md").read_text()
+    assert {row["right"] for row in rows} == {True, False}  # misses are shown too
+    table = (saved / "check.md").read_text().split("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text()
+
+
+# Contradictions -------------------------------------------------------------------------------------------------------
+BOX = (0, 0, 20, 20)
+
+
+def test_contradictions_of_an_image():
+    labels = objects((0, 1, *BOX), (1, 1, 40, 40, 60, 60), (2, 1, 80, 0, 99, 20), (1, 1, 0, 80, 20, 99))
+    detections = objects(
+        (0, 0.9, *BOX),  # right
+        (2, 0.8, 40, 40, 60, 60),  # another class
+        (0, 0.7, 40, 80, 60, 99),  # no label
+        (2, 0.3, 80, 0, 99, 20),  # a label that is seen, but not with confidence
+        (0, 0.05, 0, 80, 20, 99),  # less than that
+    )
+    found = contradict(detections, labels, 0.5, {0, 1, 2})
+    assert (found["extra"], found["missed"], found["swapped"]) == ([2], [3], [(1, 1)])
+    assert found["weight"] == pytest.approx(0.7 + 0.8 + 0.95)
+    assert contradict(detections, labels, 0.5, {0, 2})["missed"] == []  # it does not know class 1
+
+
+def test_images_are_listed_by_their_contradictions(tmp_path):
+    files = [str(tmp_path / f"{name}.png") for name in "abc"]
+    labels = {file: objects((0, 1, *BOX)) for file in files}
+    detections = {
+        files[0]: objects((0, 0.9, *BOX)),
+        files[1]: objects((1, 0.9, *BOX)),
+        files[2]: objects((0, 0.9, *BOX), (0, 0.8, 40, 40, 60, 60), (1, 0.7, 70, 70, 90, 90)),
+    }
+    result = ValidationResult(0, 0, objects=detections, labels=labels)
+    found = find_contradictions(result, "detect", {0: "cat", 1: "dog"}, 0.5, {0, 1})
+    assert [Path(row["file"]).stem for row in found["rows"]] == ["c", "b"]
+    assert (found["labels"], found["extra"], found["missed"], found["swapped"]) == (3, 2, 0, 1)
+    assert found["swaps"] == [{"label": "cat", "teacher": "dog", "count": 1}]
+    write_list({"t.pt": found}, tmp_path / "list.csv")
+    assert pl.read_csv(tmp_path / "list.csv")["image"].to_list() == [files[2], files[1]]
+    write_list({"t.pt": {"rows": []}}, tmp_path / "list.csv")
+    assert pl.read_csv(tmp_path / "list.csv").height == 0
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+def test_a_part_of_a_set_has_its_images_and_labels_and_leaves_the_set_alone(tmp_path):
+    data = draw_dataset(tmp_path / "set", images=8)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    part = part_of(str(data), "detect", "train", 3, tmp_path / "part")
+    assert (part.used, part.total, part.split) == (3, 8, "val")
+    files = sorted(Path(check_det_dataset(part.data)["val"]).iterdir())
+    sources = [Path(original(str(file))) for file in files]
+    assert [source.stem for source in sources] == ["0", "4", "7"]
+    for file, source in zip(files, sources):
+        own = (file.parents[1] / "labels" / f"{file.stem}.txt").read_text()
+        assert own == (source.parents[2] / "labels" / "train" / f"{source.stem}.txt").read_text()
+    assert sorted(p for p in tmp_path.rglob("*") if "part" not in p.parts) == before
+    whole = part_of(str(data), "detect", "train", 8, tmp_path / "part")
+    assert (whole.data, whole.split, whole.used) == (str(data), "train", 8)
+
+
+def test_hours_count_loading_beside_the_step_or_in_turn_with_it():
+    assert hours(2.0, 1.0, workers=0, steps=3600) == pytest.approx(3.0)
+    assert hours(2.0, 1.0, workers=2, steps=3600) == pytest.approx(2.0)
+    assert hours(2.0, 8.0, workers=2, steps=3600) == pytest.approx(4.0)
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Arguments of an advice on drawn images, with a teacher that was never trained."""
+    return {
+        **QUICK,
+        "data": str(draw_dataset(tmp_path / "set")),
+        "model": STUDENT,
+        "teacher": str(save_model(tmp_path / "teacher.pt", TEACHER)),
+        "save_dir": str(tmp_path / "advice"),
+    }
+
+
+def test_gradients_are_those_of_labels_and_terms(asked, tmp_path):
+    """The same as by hand: the gradients of base loss and terms at the features that enter the head."""
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    each = Trial({**own, "teacher": asked["teacher"], "kd_init": False}, tmp_path / "trial", 1)
+    measured = compare_gradients(each)
+    assert set(measured) == {"kd_cls", "kd_box", TOGETHER}
+    student, batch = each.trainer.model, each.prepared(0)
+    loss = student.criterion
+    preds = student(batch["img"])
+    parts, _ = loss(preds, batch)
+    kd = {"kd_cls": parts[-3], "kd_box": parts[-2]}  # then kd_feat, which is off
+    points = loss.distiller.points(preds)
+
+    def gradient(value):
+        parts = torch.autograd.grad(value, points, retain_graph=True, allow_unused=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(parts, points)])
+
+    labels = gradient(parts[:-3].sum())
+    for name, value in {**kd, TOGETHER: sum(kd.values())}.items():
+        term = gradient(value)
+        assert measured[name]["ratio"] == pytest.approx(float(term.norm() / labels.norm()), rel=0.02)
+        assert measured[name]["cosine"] == pytest.approx(float(torch.cosine_similarity(term, labels, 0)), abs=0.02)
+    each.close()
+
+
+def test_advice_leaves_figures_a_list_and_a_page(asked, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(LOGGER, "info", lambda text, *_: lines.append(str(text)))
+    monkeypatch.setattr(trial.callbacks, "add_integration_callbacks", _tracked)
+    own = ("data", "model", "teacher", "images")
+    assert main(["advise", *(f"{k}={v}" for k, v in {**asked, "images": 2, "kd_cls": 3.0}.items())]) == 0
+    folder = Path(asked["save_dir"])
+    advice = json.loads((folder / "advice.json").read_text())
+    (teacher,) = advice["teachers"]
+    assert teacher["source"] == asked["teacher"] and teacher["verdict"] in {GO, NO_GO, UNCERTAIN}
+    assert set(teacher["costs"]["arms"]) == {"alone", "with teacher", "stored answers"}
+    assert all(row["ms"] > 0 and row["hours"] > 0 for row in teacher["costs"]["arms"].values())
+    assert teacher["costs"]["steps"] == 2 * 3
+    assert (advice["student"], advice["alone"]) == (None, None)  # it was never trained, and there was no probe
+    # The command says what was asked about
+    words = shlex.split(teacher["command"])
+    assert words[0] == "yolo-kd" and f"data={asked['data']}" in words and "imgsz=64" in words
+    assert "probe=0" not in words and f"save_dir={asked['save_dir']}" not in words
+    # Files
+    assert pl.read_csv(folder / "contradictions.csv").columns[:3] == ["teacher", "image", "weight"]
+    page = (folder / "advice.html").read_text()
+    assert page.count('src="data:image/jpeg') == len(teacher["pictures"]) == 2
+    assert teacher["verdict"] in page and teacher["reason"].split("'")[0] in page
+    # The terminal
+    shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines[-1].splitlines()]
+    long = [line for line in shown if len(line) > 80 and str(folder.parent) not in line]
+    assert shown and not long, (long, own)
+
+
+def _tracked(trainer):
+    """Let a trainer run a callback that must not run: a tracker must not hear of a trial."""
+
+    def hear(_):
+        raise AssertionError("a tracker heard of a trial")
+
+    for event in ("on_pretrain_routine_start", "on_train_start", "on_train_epoch_end", "on_train_end"):
+        trainer.callbacks[event].append(hear)
+
+
+def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "add_integration_callbacks", _tracked)
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    weights = train_alone(own, tmp_path / "probe", 0.5)
+    assert StockYOLO(weights).names == NAMES
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"teacher": ""}, "needs teacher=PATH"),
+        ({"teacher": "ema"}, "has no score before it"),
+        ({"teacher": "SAME"}, "is given twice"),
+        ({"model": ""}, "needs model="),
+        ({"data": ""}, "needs data="),
+        ({"data": "NO VAL"}, "lacks train: or val: images"),
+        ({"data": "EMPTY VAL"}, "has no val images"),
+        ({"data": "NOWHERE"}, "cannot be read"),
+        ({"baseline": "OTHERS"}, "knows none of the classes"),
+        ({"teacher": "OTHERS"}, "has no class in common"),
+        ({"teacher": "POSE"}, "task"),
+        ({"batch": -1}, "give a batch size"),
+        ({"device": "0,1"}, "on one device"),
+        ({"kd_cache": True}, "takes no 'kd_cache=True'"),
+        ({"time": 1.0}, "takes no 'time=1.0'"),
+        ({"kd_teacher_weights": [2, 1]}, "takes no 'kd_teacher_weights"),
+        ({"probe": -1}, "'probe=-1'"),
+        ({"probe": "long"}, "'probe=long'"),
+        ({"sample": 0}, "'sample=0'"),
+        ({"images": -1}, "'images=-1'"),
+        ({"match_conf": 1.5}, "'match_conf=1.5'"),
+        ({"imgsz": "large"}, "'imgsz=large'"),
+        ({"kd_teacher_imgsz": 32}, "smaller than imgsz=64"),
+        ({"kd_cls": 0, "kd_box": 0}, "all distillation weights are 0"),
+        ({"nms": True}, "'nms=False'"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence_before_anything_is_written(asked, given, message, tmp_path):
+    folder = Path(asked["data"]).parent
+    data = YAML.load(asked["data"])
+    (folder / "empty").mkdir()
+    made = {"NO VAL": {k: v for k, v in data.items() if k != "val"}, "EMPTY VAL": {**data, "val": "empty"}}
+    for name, content in made.items():
+        YAML.save(folder / f"{name}.yaml", content)
+    places = {name: str(folder / f"{name}.yaml") for name in (*made, "NOWHERE")}
+    if "OTHERS" in given.values():
+        places["OTHERS"] = str(save_model(tmp_path / "others.pt", STUDENT, {0: "cat", 1: "dog"}))
+    if "POSE" in given.values():
+        torch.save({"model": task_model("pose"), "train_args": {"task": "pose"}}, tmp_path / "pose.pt")
+        places["POSE"] = str(tmp_path / "pose.pt")
+    places["SAME"] = f"{asked['teacher']},{asked['teacher']}"
+    given = {k: places.get(v, v) if isinstance(v, str) else v for k, v in given.items()}
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        run_advice({**asked, **given})
+    assert "\n" not in str(error.value)
+    assert not Path(asked["save_dir"]).exists()
+
+
+def test_an_unknown_argument_is_refused(asked):
+    with pytest.raises(SyntaxError, match="teachr"):
+        check_options({**asked, "teachr": "a.pt"})
+
+
+def test_a_recipe_gives_the_arguments_of_the_training(asked, tmp_path):
+    YAML.save(tmp_path / "recipe.yaml", {"epochs": 7, "kd_cls": 4.0, "mode": "train", "batch": 2})
+    options = check_options({**asked, "cfg": str(tmp_path / "recipe.yaml")})
+    assert (options.training["epochs"], options.training["batch"], options.training["kd_cls"]) == (3, 4, 4.0)
+
+
+# Longer ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.nightly
+@pytest.mark.parametrize("task", OTHERS)
+def test_every_task_is_advised(task, tmp_path):
+    data = draw_task_dataset(tmp_path / "set", task, 24, 12, 64)
+    torch.save({"model": task_model(task), "train_args": {"task": task}}, tmp_path / "teacher.pt")
+    given = {
+        **QUICK,
+        "data": str(data),
+        "model": f"yolo26n{SUFFIX[task]}.yaml",
+        "teacher": str(tmp_path / "teacher.pt"),
+    }
+    advice = run_advice({**given, "images": 2, "sample": 6, "save_dir": str(tmp_path / "advice")})
+    (teacher,) = advice["teachers"]
+    assert advice["val"]["used"] == 6 and "kd_cache" in teacher["costs"]["not_stored"]
+    assert len(teacher["pictures"]) == min(teacher["contradictions"]["listed"], 2)
+    assert Path(advice["page"]).exists()
+
+
+@pytest.mark.nightly
+def test_a_trained_teacher_is_a_go_and_one_with_classes_in_a_wrong_order_is_not(tmp_path):
+    data = draw_dataset(tmp_path / "set", images=96)
+    trained = StockYOLO(TEACHER)
+    args = {**QUICK, "epochs": 60, "lr0": 0.004, "plots": False, "nbs": 4, "mosaic": 0.0, "val": False}
+    args.pop("probe")
+    trained.train(data=str(data), project=str(tmp_path), name="teacher", verbose=False, **args)
+    good = tmp_path / "teacher" / "weights" / "last.pt"
+    wrong = StockYOLO(str(good))
+    wrong.model.names = {0: "bar", 1: "disc", 2: "box"}
+    torch.save({"model": wrong.model.float(), "train_args": {"task": "detect"}}, tmp_path / "wrong.pt")
+    given = {**QUICK, "nbs": 4, "data": str(data), "model": STUDENT, "teacher": f"{good},{tmp_path / 'wrong.pt'}"}
+    advice = run_advice({**given, "probe": 5, "save_dir": str(tmp_path / "advice")})
+    first, second = advice["teachers"]
+    assert first["verdict"] == GO, first["reason"]
+    assert second["verdict"] == NO_GO, second["reason"]
+    assert advice["alone_origin"] == SHORTLY and advice["best"] == str(good)
