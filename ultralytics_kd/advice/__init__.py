@@ -6,12 +6,13 @@ Files:
     sample: a part of a data set that is too large to look at as a whole.
     scores: the scores of teachers and student, and where a teacher is better.
     contradictions: training images on which teacher and labels contradict each other.
+    steps: trainings without a teacher, with one, and with its stored answers.
     trial: trainers that take a few steps, and a short training of the student alone.
     gradients: whether labels and terms pull into the same direction.
     costs: time and memory of a step, with and without teacher.
     verdict: the rule that says go or no-go.
     commands: the command to run next.
-    table, page: the advice in the terminal, and as an HTML page with pictures.
+    table, folder, page: the advice in the terminal, and as files: figures, list, pictures, page.
 """
 
 from .options import ADVICE_ONLY

@@ -119,11 +119,11 @@ def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(named, key=lambda row: (-row["weight"], row["original"]))
 
 
-def write_list(found: Mapping[str, dict[str, Any]], file: Path) -> None:
+def write_list(found: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
     """Write the images to look at, those of each teacher with most contradiction first.
 
     Args:
-        found (Mapping[str, dict]): What `find_contradictions` returned, by teacher.
+        found (Mapping[str, list]): The rows that `find_contradictions` returned, by teacher.
         file (Path): A CSV.
     """
     table = [
@@ -132,8 +132,8 @@ def write_list(found: Mapping[str, dict[str, Any]], file: Path) -> None:
             "image": row["original"],
             **{k: v for k, v in row.items() if k not in {"file", "original"}},
         }
-        for teacher, each in found.items()
-        for row in each["rows"]
+        for teacher, rows in found.items()
+        for row in rows
     ]
     empty: dict[str, list[str]] = {"teacher": [], "image": [], "weight": []}
     (pl.DataFrame(table) if table else pl.DataFrame(empty)).write_csv(file, float_precision=4)

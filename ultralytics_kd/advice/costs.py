@@ -21,12 +21,15 @@ ROUNDS, WARM_UP = 7, 1  # timed steps of every arm, and untimed ones before them
 FEWEST, MOST_SECONDS = 2, 60.0  # timed steps at least; after so many seconds there are no more
 
 
-def build_measured(build: Callable[[], Trial], look: Callable[[Trial], Any]) -> tuple[Trial, Any, float | None]:
+def build_measured(
+    build: Callable[[], Trial], look: Callable[[Trial], Any], device: torch.device
+) -> tuple[Trial, Any, float | None]:
     """Build a training, look at it before its first step, and let it take two steps.
 
     Args:
         build (Callable): Builds it.
         look (Callable): Looks at it.
+        device (torch.device): Where it trains.
 
     Returns:
         trial (Trial): The training.
@@ -34,7 +37,7 @@ def build_measured(build: Callable[[], Trial], look: Callable[[Trial], Any]) -> 
         memory (float | None): Peak of weights, optimizer, activations and teacher in GiB: on a GPU what PyTorch
             allocates, else what the process grew by; None where that cannot be measured.
     """
-    meter = _GPUMemory() if torch.cuda.is_available() else _ProcessMemory()
+    meter = _GPUMemory(device) if device.type == "cuda" else _ProcessMemory()
     before = meter.start()
     trial = build()
     seen = look(trial)
@@ -81,21 +84,24 @@ def hours(step: float, loading: float, workers: int, steps: int) -> float:
 
 
 class _GPUMemory:
-    """What PyTorch allocates on the current GPU, in bytes."""
+    """What PyTorch allocates on a GPU, in bytes."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
 
     def start(self) -> int:
         """Return what is allocated now."""
         gc.collect()
         torch.cuda.empty_cache()
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_allocated(self._device)
 
     def reset_peak(self) -> None:
         """Forget the peak so far."""
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
         """Return the largest allocation since then."""
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(self._device)
 
 
 class _ProcessMemory:

@@ -81,6 +81,10 @@ class Options:
     match_conf: float
     folder: Path
 
+    def argument(self, name: str) -> Any:
+        """Return an argument of the training, Ultralytics' default if it is not given."""
+        return self.training.get(name, DEFAULT_CFG_DICT[name])
+
 
 def check_options(given: Mapping[str, Any]) -> Options:
     """Check the arguments.

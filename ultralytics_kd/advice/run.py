@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from ultralytics.cfg import get_cfg
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
-from ultralytics.utils.patches import imwrite
+from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
-from ..cache.build import build_cache
-from ..cache.options import CACHE_ONLY
-from ..cache.options import check_options as cache_options
 from ..compat import versions
-from ..config.checks import check_combination
-from ..errors import KDError
 from ..files import make_folder
 from ..report.compared_model import ComparedModel
 from ..report.metrics import short_name
 from ..report.run import command_line
 from ..report.score_names import METRICS
 from ..report.validation import ValidationResult
-from . import contradictions, costs, scores
+from . import contradictions, scores
 from .commands import alone, next_command
-from .gradients import BATCHES, TOGETHER, compare_gradients
+from .folder import Shown, write_folder
+from .gradients import TOGETHER
 from .options import Options, check_options
-from .page import write_page
 from .sample import Part, part_of
+from .scores import taught
+from .steps import Steps
 from .table import to_text
-from .trial import Trial, quietly, train_alone
+from .trial import quietly, train_alone
 from .verdict import ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
-
-PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
-ANSWERED = 32  # training images that are answered to see what stored answers cost, and at least a batch
 
 
 def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +57,15 @@ def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         with quietly():
-            advisor = Advisor(check_options(given), Path(scratch), command_line("advise", given))
-        advice = advisor.advise()
+            options = check_options(given)
+            advisor = Advisor(options, Path(scratch), command_line("advise", given))
+        make_folder(options.folder)  # now, as it may not be allowed
+        try:
+            advice = advisor.advise()
+        except Exception:  # it is raised again; an empty folder is of no use
+            with suppress(OSError):
+                options.folder.rmdir()
+            raise
     LOGGER.info(to_text(advice))
     return advice
 
@@ -83,8 +82,7 @@ class Advisor:
         baseline (ComparedModel | None): The student trained alone, if it is given.
         alone (tuple | None): Figures of the student without a teacher, and where they are from.
         probed (bool): Whether the student was trained for a short time.
-        plain (Trial): The training without a teacher.
-        plain_memory (float | None): Its memory in GiB.
+        steps (Steps): The trainings whose steps are measured.
     """
 
     def __init__(self, options: Options, scratch: Path, command: str):
@@ -99,8 +97,7 @@ class Advisor:
             self.baseline = scores.open_reference(options.baseline, args, options.task, self.judge.names, "baseline")
         self.alone: tuple[dict[str, Any], str] | None = None
         self.probed = False
-        self.plain: Trial
-        self.plain_memory: float | None = None
+        self.steps: Steps
 
     def describe(self) -> dict[str, Any]:
         """Return what is asked about, and on which machine."""
@@ -110,7 +107,7 @@ class Advisor:
             "data": str(options.args.data),
             "model": str(options.training["model"]),
             "imgsz": options.args.imgsz,
-            "epochs": self._argument("epochs"),
+            "epochs": options.argument("epochs"),
             "metrics": [name for _, name in METRICS[options.task]],
             "command": self.command,
             "match_conf": options.match_conf,
@@ -125,25 +122,18 @@ class Advisor:
     def advise(self) -> dict[str, Any]:
         """Measure, judge every teacher, and write the folder."""
         options, start = self.options, perf_counter()
-        make_folder(options.folder)  # now, as it may not be allowed
         val = self._part(options.args.split or "val", "val")
         train = self._part("train", "train")
         student = self._score_student(val)
         self._say("time and memory of a step without a teacher")
-        if not self.probed:  # the first training of a process takes memory that later ones use again
-            warm_up = self._trial(alone(options.training), "warm-up")
-            warm_up.step()
-            warm_up.close()
-        self.plain, _, self.plain_memory = costs.build_measured(
-            lambda: self._trial(alone(options.training), "plain"), lambda _: None
-        )
+        self.steps = Steps(options, self.scratch, warm=self.probed)
         found, results = {}, {}
         teachers = []
         for candidate in self.candidates:
             source = candidate.loaded.source
             figures, results[source], found[source] = self._look_at(candidate, val, train)
             teachers.append(self._judged(candidate, figures, found[source]))
-        self.plain.close()
+        self.steps.close()
         best = best_of(teachers)
         advice = {
             **self.describe(),
@@ -153,7 +143,11 @@ class Advisor:
             "teachers": teachers,
             "best": best and best["source"],
         }
-        self._write(advice, found, results, start)
+        shown = {
+            candidate.loaded.source: Shown(results[source], found[source]["rows"], taught(candidate))
+            for source, candidate in zip(found, self.candidates)
+        }
+        write_folder(advice, shown, options, self.judge.names, start)
         return advice
 
     def _part(self, split: str, folder: str) -> Part:
@@ -210,14 +204,9 @@ class Advisor:
             result = self.judge.predictions(candidate, train)
         options = self.options
         found = contradictions.find_contradictions(
-            result, options.task, self.judge.names, options.match_conf, self._taught(candidate)
+            result, options.task, self.judge.names, options.match_conf, taught(candidate)
         )
         return figures, result, found
-
-    def _taught(self, candidate: ComparedModel) -> set[int]:
-        """Return the classes that a teacher knows."""
-        assert candidate.loaded.classes is not None
-        return set(candidate.loaded.classes.student)
 
     def _judged(self, candidate: ComparedModel, figures: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         """Return all that is told of a teacher: gradients, costs and verdict too."""
@@ -225,7 +214,7 @@ class Advisor:
         assert teacher.classes is not None
         unmatched = [str(name) for name in teacher.classes.unmatched]
         self._say(f"{teacher.source}: gradients, and time and memory of a step")
-        gradients, cost = self._measure(teacher.source)
+        gradients, cost = self.steps.measure(teacher.source)
         lead = better = None
         if self.alone is not None:
             lead = scores.lead(figures, self.alone[0], unmatched)
@@ -236,7 +225,7 @@ class Advisor:
             origin=self.alone and self.alone[1],
             lead=lead,
             cosine=gradients[TOGETHER]["cosine"],
-            computes=scores.computes_more(figures, self.plain.trainer.model, options.args.imgsz),
+            computes=scores.computes_more(figures, self.steps.plain.trainer.model, options.args.imgsz),
             covered=len(teacher.classes.student),
             classes=len(teacher.classes.student_names),
             swapped=found["swapped"] / max(found["labels"], 1) if "swapped" in found else 0.0,
@@ -258,98 +247,6 @@ class Advisor:
             "gradients": gradients,
             "costs": cost,
         }
-
-    def _measure(self, source: str) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-        """Return gradients of a teacher's terms, and what it costs."""
-        trials, memory = {PLAIN: self.plain}, {PLAIN: self.plain_memory}
-        trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(
-            lambda: self._trial({**self.options.training, "teacher": source}, "taught"), compare_gradients
-        )
-        answering, not_stored = 0.0, ""
-        try:
-            stored, answering = self._stored(source)
-            trials[STORED], _, memory[STORED] = costs.build_measured(
-                lambda: self._trial(stored, "stored"), lambda _: None
-            )
-        except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
-            not_stored = str(e)
-        seconds = costs.time_steps(trials)
-        loading = {name: costs.loading_seconds(trial) for name, trial in trials.items()}
-        trainer = self.plain.trainer
-        steps = len(trainer.train_loader) * self._argument("epochs")
-        rows = costs.rows(seconds, memory, loading, trainer.train_loader.num_workers, steps)
-        if STORED in rows:
-            rows[STORED]["making_hours"] = answering * len(trainer.train_loader.dataset) / 3600
-        for name in (TAUGHT, STORED):
-            if name in trials:
-                trials[name].close()
-        return gradients, {"steps": steps, "arms": rows, "not_stored": not_stored}
-
-    def _stored(self, source: str) -> tuple[dict[str, Any], float]:
-        """Store a teacher's answers to some images; return arguments of a training on them, and seconds per image.
-
-        Raises:
-            KDError: If its answers cannot be stored.
-        """
-        options = self.options
-        asked = get_cfg(overrides={**options.training, **self._of_stored(source, "answers")})
-        check_combination({**vars(asked), "task": options.task})
-        folder = self.scratch / f"stored-{len(list(self.scratch.glob('stored-*')))}"
-        count = max(ANSWERED, self._argument("batch"))
-        part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
-        own = {**alone(options.training), "data": part.data, "fraction": 1.0}
-        size = {"kd_cache_imgsz": options.teacher_imgsz}
-        args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
-        args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
-        start = perf_counter()
-        with quietly():
-            build_cache(args, [source], cache_options({**CACHE_ONLY, **size}))
-        seconds = (perf_counter() - start) / part.used
-        return {**options.training, **own, **self._of_stored(source, args.kd_cache)}, seconds
-
-    @staticmethod
-    def _of_stored(source: str, folder: str) -> dict[str, Any]:
-        """Return the arguments of a training with stored answers, which have an image size of their own."""
-        return {"teacher": source, "kd_cache": folder, "kd_teacher_imgsz": None}
-
-    def _trial(self, training: dict[str, Any], name: str) -> Trial:
-        """Return a training that is ready to take steps."""
-        return Trial(training, self.scratch / name, BATCHES)
-
-    def _argument(self, name: str) -> Any:
-        """Return an argument of the training, Ultralytics' default if it is not given."""
-        return self.options.training.get(name, DEFAULT_CFG_DICT[name])
-
-    # Files ------------------------------------------------------------------------------------------------------------
-    def _write(
-        self,
-        advice: dict[str, Any],
-        found: dict[str, dict[str, Any]],
-        results: dict[str, ValidationResult],
-        start: float,
-    ) -> None:
-        """Write list, pictures, page and figures; fills "pictures" of every teacher, "list", "page" and "seconds"."""
-        folder = self.options.folder
-        advice["list"], advice["page"] = str(folder / "contradictions.csv"), str(folder / "advice.html")
-        contradictions.write_list(found, Path(advice["list"]))
-        for number, (teacher, candidate) in enumerate(zip(advice["teachers"], self.candidates)):
-            teacher["pictures"] = []
-            for i, row in enumerate(found[teacher["source"]]["rows"][: self.options.images]):
-                picture = contradictions.draw(
-                    results[teacher["source"]],
-                    row["file"],
-                    self.options.task,
-                    self.judge.names,
-                    self.options.match_conf,
-                    self._taught(candidate),
-                )
-                name = f"teacher-{number}-image-{i:02}.png"
-                imwrite(str(folder / name), picture)
-                kept = {k: v for k, v in row.items() if k not in {"file", "original"}}
-                teacher["pictures"].append({"picture": name, "image": row["original"], **kept})
-        advice["seconds"] = perf_counter() - start
-        write_page(advice, folder)
-        (folder / "advice.json").write_text(json.dumps(advice, indent=2), encoding="utf-8")
 
     def _say(self, what: str) -> None:
         """Log what is measured now."""

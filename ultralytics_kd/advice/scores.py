@@ -146,6 +146,12 @@ def _open(source: str, args: Namespace, task: str) -> Teacher:
     return model
 
 
+def taught(model: ComparedModel) -> set[int]:
+    """Return the classes of the data that a model knows."""
+    assert model.loaded.classes is not None
+    return set(model.loaded.classes.student)
+
+
 def figures(model: ComparedModel, result: ValidationResult, imgsz: int) -> dict[str, Any]:
     """Return what is told of a model's score.
 

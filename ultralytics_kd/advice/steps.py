@@ -1,0 +1,123 @@
+"""Steps of trainings without a teacher, with one, and with its stored answers: gradients, time and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ultralytics.cfg import get_cfg
+from ultralytics.utils.torch_utils import select_device
+
+from ..cache.build import build_cache
+from ..cache.options import CACHE_ONLY
+from ..cache.options import check_options as cache_options
+from ..config.checks import check_combination
+from ..errors import KDError
+from . import costs
+from .commands import alone
+from .gradients import BATCHES, compare_gradients
+from .options import Options
+from .sample import part_of
+from .trial import Trial, quietly
+
+PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
+ANSWERED = 32  # training images that are answered to see what stored answers cost, and at least a batch
+
+
+class Steps:
+    """The trainings whose steps are measured.
+
+    Attributes:
+        plain (Trial): The training without a teacher, which is Ultralytics' own.
+    """
+
+    def __init__(self, options: Options, scratch: Path, warm: bool):
+        """Set up the training without a teacher.
+
+        Args:
+            options (Options): The checked arguments.
+            scratch (Path): Folder for what Ultralytics writes.
+            warm (bool): Whether this process has trained already.
+        """
+        self._options, self._scratch = options, scratch
+        self._device = select_device(options.args.device, verbose=False)
+        if not warm:  # the first training of a process takes memory that later ones use again
+            first = self._trial(alone(options.training), "first")
+            first.step()
+            first.close()
+        self.plain, _, self._memory = costs.build_measured(
+            lambda: self._trial(alone(options.training), "plain"), lambda _: None, self._device
+        )
+
+    def close(self) -> None:
+        """Free what the training without a teacher holds."""
+        self.plain.close()
+
+    def measure(self, source: str) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+        """Return the gradients of a teacher's terms, and what it costs.
+
+        Args:
+            source (str): The teacher.
+
+        Returns:
+            gradients (dict): As `compare_gradients` returns them.
+            costs (dict): "steps" of the whole training, "arms" as `costs.rows` returns them, with "making_hours" for
+                stored answers, and "not_stored", why these were not measured.
+        """
+        trials, memory = {PLAIN: self.plain}, {PLAIN: self._memory}
+        trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(
+            lambda: self._trial({**self._options.training, "teacher": source}, "taught"),
+            compare_gradients,
+            self._device,
+        )
+        answering, not_stored = 0.0, ""
+        try:
+            stored, answering = self._stored(source)
+            trials[STORED], _, memory[STORED] = costs.build_measured(
+                lambda: self._trial(stored, "stored"), lambda _: None, self._device
+            )
+        except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
+            not_stored = str(e)
+        seconds = costs.time_steps(trials)
+        loading = {name: costs.loading_seconds(trial) for name, trial in trials.items()}
+        trainer = self.plain.trainer
+        steps = len(trainer.train_loader) * self._options.argument("epochs")
+        rows = costs.rows(seconds, memory, loading, trainer.train_loader.num_workers, steps)
+        if STORED in rows:
+            rows[STORED]["making_hours"] = answering * len(trainer.train_loader.dataset) / 3600
+        for name in (TAUGHT, STORED):
+            if name in trials:
+                trials[name].close()
+        return gradients, {"steps": steps, "arms": rows, "not_stored": not_stored}
+
+    def _stored(self, source: str) -> tuple[dict[str, Any], float]:
+        """Store a teacher's answers to some images; return arguments of a training on them, and seconds per image.
+
+        Raises:
+            KDError: If its answers cannot be stored.
+        """
+        options = self._options
+        asked = get_cfg(overrides={**options.training, **self._of_stored(source, "answers")})
+        check_combination({**vars(asked), "task": options.task})
+        folder = self._scratch / f"stored-{len(list(self._scratch.glob('stored-*')))}"
+        count = max(ANSWERED, options.argument("batch"))
+        part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
+        own = {**alone(options.training), "data": part.data, "fraction": 1.0}
+        size = {"kd_cache_imgsz": options.teacher_imgsz}
+        args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
+        args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
+        start = perf_counter()
+        with quietly():
+            build_cache(args, [source], cache_options({**CACHE_ONLY, **size}))
+        seconds = (perf_counter() - start) / part.used
+        return {**options.training, **own, **self._of_stored(source, args.kd_cache)}, seconds
+
+    @staticmethod
+    def _of_stored(source: str, folder: str) -> dict[str, Any]:
+        """Return the arguments of a training with stored answers, which have an image size of their own."""
+        return {"teacher": source, "kd_cache": folder, "kd_teacher_imgsz": None}
+
+    def _trial(self, training: dict[str, Any], name: str) -> Trial:
+        """Return a training that is ready to take steps."""
+        return Trial(training, self._scratch / name, BATCHES)
