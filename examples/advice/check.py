@@ -1,6 +1,6 @@
 """Would `yolo-kd advise` have been right? Its rule on every finished bench of the study, beside what the bench showed.
 
-    python examples/advice/check.py     writes results/check.csv and check.md
+    python examples/advice/check.py     writes results/check.csv and check.md, and the same table into the README
 
 The rule is `ultralytics_kd.advice.verdict.judge`. Its inputs are taken from records, as the models are not in the
 repository: scores of teacher and student alone on the val set (with NMS, if the head has both), classes that the
@@ -30,6 +30,7 @@ from ultralytics_kd.bench.table import gain_text, interval, markdown
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "study" / "results"
+FIRST = "With the student's own score"  # first words below the table
 BETTER, WORSE, OPEN = "better", "worse", "not shown"
 ALONE, BUILTIN = "alone", "builtin"
 # Row of coco-readings.csv (its set and arm), and the teacher's score on those images, with NMS: from the study's
@@ -192,7 +193,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Return how often the rule was right, in a sentence for each of its two forms."""
     texts = []
     for key, name, of in (
-        ("right", "With the student's own score", rows),
+        ("right", FIRST, rows),
         ("without_right", "Without it", [each for each in rows if each["computes"] is not None]),
     ):
         count = {value: sum(each[key] is value for each in of) for value in (True, False, None)}
@@ -202,11 +203,25 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def main(out: Path = HERE / "results") -> list[dict[str, Any]]:
+def put_into(page: Path, text: str) -> None:
+    """Replace the table, and the sentences below it, in a page.
+
+    Args:
+        page (Path): A page in Markdown that has them.
+        text (str): Table and sentences of today.
+    """
+    content = page.read_text(encoding="utf-8")
+    start = content.index(text.partition("\n")[0])  # the head of the table
+    end = content.index("\n\n", content.index(f"\n\n{FIRST}", start) + 2)
+    page.write_text(content[:start] + text.strip() + content[end:], encoding="utf-8")
+
+
+def main(out: Path = HERE / "results", page: Path | None = HERE.parents[1] / "README.md") -> list[dict[str, Any]]:
     """Write the table, and return its rows.
 
     Args:
         out (Path): Folder for the table.
+        page (Path, optional): Page that shows it too.
     """
     rows = []
     for file in sorted(STUDY.glob("*/bench.json")):
@@ -216,6 +231,8 @@ def main(out: Path = HERE / "results") -> list[dict[str, Any]]:
     pl.DataFrame(rows).write_csv(out / "check.csv", float_precision=5)
     text = f"{to_markdown(rows)}\n{summary(rows)}\n"
     (out / "check.md").write_text(text, encoding="utf-8")
+    if page is not None:
+        put_into(page, text)
     print(text)
     return rows
 
