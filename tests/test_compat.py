@@ -34,7 +34,7 @@ ARGUMENTS = {
         f"ultralytics_kd.config.{name}"
         for name in (
             *("arguments", "changes", "checks", "idle", "input_errors", "recipes", "registration"),
-            *("sure_boxes", "teacher_size", "user_code"),
+            *("kept_classes", "sure_boxes", "teacher_size", "user_code"),
         )
     ),
 }

@@ -122,12 +122,12 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics.data.base": (
         *("BaseDataset.fraction", "BaseDataset.get_img_files(img_path)", "BaseDataset.get_labels"),
         *("BaseDataset.im_files", "BaseDataset.load_image(rect_mode)", "BaseDataset.prefix", "BaseDataset.transforms"),
-        *("BaseDataset.get_image_and_label(index)",),
+        *("BaseDataset.get_image_and_label(index)", "BaseDataset.labels"),
     ),
     "ultralytics.data.build": ("build_dataloader(shuffle)", "build_yolo_dataset(mode)"),
     "ultralytics.data.dataset": (
         *("ClassificationDataset.samples", "ClassificationDataset.torch_transforms", "YOLODataset.close_mosaic(hyp)"),
-        *("YOLODataset.build_transforms(hyp)", "YOLODataset.collate_fn(batch)"),
+        *("YOLODataset.build_transforms(hyp)", "YOLODataset.collate_fn(batch)", "YOLODataset.data"),
     ),
     "ultralytics.data.utils": (
         *("IMG_FORMATS", "check_cls_dataset", "check_det_dataset", "convert_ndjson_to_yolo_if_needed"),

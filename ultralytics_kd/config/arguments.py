@@ -153,6 +153,15 @@ ARGUMENTS: dict[str, Argument] = {
         "confidence from which on the teacher's boxes are labels of images without labels (detect, obb); True: 0.5; "
         "unset = teacher terms only",
     ),
+    "kd_keep": Argument(
+        False,
+        "bool | str",
+        "new classes without forgetting (detect): the student keeps the classes of model= that the data do not label. "
+        "True or old: those come first in its names; data: the data's come first",
+    ),
+    "kd_keep_data": Argument(
+        None, "str, optional", "data.yaml of the old classes, whose val set is scored at the end (with kd_keep)"
+    ),
     "kd_classes": Argument(
         "auto", "str | dict", "teacher class -> student class: auto (by name), a {teacher: student} map or its YAML"
     ),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import KDError, KDTypeError
 from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
+from .kept_classes import check_keep, check_keeping
 from .sure_boxes import check_boxes_fit, check_sure_boxes
 from .teacher_size import SIZED_TASKS, check_larger, check_teacher_size, teacher_size
 from .user_code import load_loss, names_object
@@ -59,6 +60,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     check_teacher_size(cfg.get("kd_teacher_imgsz"))
     _check_unlabeled(cfg)
     check_sure_boxes(cfg.get("kd_unlabeled_boxes"))
+    check_keep(cfg)
     classes = cfg.get("kd_classes", "auto")
     if not isinstance(classes, (str, Path, Mapping)) or not classes:
         raise KDError(f"'kd_classes={classes}' is invalid: give auto, a {{teacher: student}} map or a YAML with one.")
@@ -165,6 +167,7 @@ def check_combination(cfg: Mapping[str, Any]) -> None:
             "'kd_weight' and 'compile' exclude each other: a compiled student hides the maps at which gradients are "
             "compared; drop one of them."
         )
+    check_keeping(cfg)
     weights = TASK_WEIGHTS[cfg["task"]]
     if not any(cfg.get(k) for k in weights):
         raise KDError(f"all distillation weights are 0: set at least one of {', '.join(weights)}, or drop the teacher.")

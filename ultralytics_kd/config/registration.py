@@ -182,8 +182,9 @@ def _simplify(cfg: dict) -> None:
         cfg["kd_classes"] = dict(classes)
     elif isinstance(classes, Path):
         cfg["kd_classes"] = str(classes)
-    if isinstance(cfg.get("kd_cache"), Path):
-        cfg["kd_cache"] = str(cfg["kd_cache"])
+    for name in ("kd_cache", "kd_keep_data"):
+        if isinstance(cfg.get(name), Path):
+            cfg[name] = str(cfg[name])
     cfg.update({k: float(cfg[k]) for k, a in ARGUMENTS.items() if a.number and cfg.get(k) is not None})
 
 

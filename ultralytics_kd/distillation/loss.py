@@ -15,6 +15,7 @@ from ..outputs import ONE2MANY
 from .balance import Balance
 from .distillers import Distiller
 from .ignored_background import check_ignores_background
+from .keeping import ClassKeeper
 from .pseudo_boxes import PseudoBoxes
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
@@ -25,6 +26,7 @@ OWN = (
     "first_nonfinite",
     "head",
     "inspect",
+    "keeper",
     "pseudo",
     "scaled",
     "trains",
@@ -50,6 +52,7 @@ class DistillationLoss:
         inspect (Callable | None): Called with a training batch, its terms, and what enters the loss of them, until the
             epoch's first batch is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
+        keeper (ClassKeeper | None): Classes that the student keeps although the data do not label them.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class DistillationLoss:
         trains: bool = True,
         ask: Callable[[dict], Any] | None = None,
         pseudo: PseudoBoxes | None = None,
+        keeper: ClassKeeper | None = None,
     ):
         """Wrap a base loss.
 
@@ -72,12 +76,15 @@ class DistillationLoss:
             ask (Callable, optional): Adds the teacher's answer to a batch that lacks it, and does nothing to others. A
                 model that trains asks only where there is a gradient.
             pseudo (PseudoBoxes, optional): The teacher's boxes as labels of images without labels.
+            keeper (ClassKeeper, optional): Classes that the student keeps although the data do not label them.
 
         Raises:
-            KDError: If there are pseudo-boxes, and the base loss is not Ultralytics' own.
+            KDError: If there are pseudo-boxes or kept classes, and the base loss is not Ultralytics' own.
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
-        self.ask, self.pseudo = ask, pseudo
+        self.ask, self.pseudo, self.keeper = ask, pseudo, keeper
+        if keeper is not None:
+            check_ignores_background(self.bases, "kd_keep")
         self.inspect: Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
         self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
@@ -98,14 +105,21 @@ class DistillationLoss:
         Raises:
             KDError: If a base loss of the user's does not return its parts by name.
         """
-        loss, items = self._base_loss(preds, batch)
+        if self.keeper is not None:  # what the teacher sees decides what the base loss ignores
+            self._ask(batch)
+        answer = batch.get("teacher")
+        if self.keeper is None or answer is None:
+            loss, items = self._base_loss(preds, batch)
+        else:
+            loss, items, answer = self._keeping(self.keeper, preds, batch, answer)
         if not isinstance(items, dict):
             raise KDError(
                 f"{type(self.base).__name__} returned its parts as a {type(items).__name__}: a loss returns the parts "
                 "times batch size and a dict of their values by name, as Ultralytics' losses do."
             )
-        self._ask(batch)
-        answer = batch.get("teacher")
+        if self.keeper is None:
+            self._ask(batch)
+            answer = batch.get("teacher")
         if answer is None:
             return loss, items
         if self.trains or not self.distiller.gains:
@@ -139,6 +153,16 @@ class DistillationLoss:
             if "teacher" in batch and bool(batch.get(FINITE_FACTOR, True)):
                 return self.pseudo.loss(self.base, self.bases, preds, batch, batch[LABELED])
         return self.base(*self._labeled(preds, batch))
+
+    def _keeping(
+        self, keeper: ClassKeeper, preds: Any, batch: dict[str, Any], answer: Any
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Return the base loss without what the data do not label, and the answer without what they do."""
+        student, answer = outputs.branches(preds), keeper.without_labelled(answer, batch)
+        seen = keeper.seen(answer, student, self.bases)
+        with keeper.masking(self.bases, seen, batch.get(LABELED, len(batch["img"]))) as masked:
+            loss, items = self._base_loss(preds, batch)
+        return loss, items, keeper.corrected(answer, masked, student)
 
     def _balanced(
         self, balance: Balance, loss: Tensor, terms: dict[str, Tensor], preds: Any, batch: dict[str, Any]

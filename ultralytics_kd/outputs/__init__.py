@@ -52,6 +52,7 @@ from .grid import (
 from .heads import (
     TASK_OF,
     RawHead,
+    class_rows,
     detect_head,
     find_head,
     finish_towers,
@@ -91,6 +92,7 @@ __all__ = (
     "branches",
     "calibration",
     "capture_maps",
+    "class_rows",
     "common_strides",
     "crop",
     "decode",

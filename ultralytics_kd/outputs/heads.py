@@ -103,6 +103,23 @@ def towers(head: Any, branch: str) -> dict[str, Any]:
     return parts
 
 
+def class_rows(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the layers that score classes, a row for each class, by branch and level.
+
+    Args:
+        model (nn.Module): Model with a detection-like head.
+    """
+    head = detect_head(model)
+    lasts = {
+        f"{branch}.{level}": tower[-1]
+        for branch in layout(model).branches
+        for level, tower in enumerate(towers(head, branch)[SCORES])
+    }
+    return {
+        f"{name}.{part}": getattr(conv, part).detach() for name, conv in lasts.items() for part in ("weight", "bias")
+    }
+
+
 class _Angle(nn.Module):
     """Converts the raw output of YOLOv8's and 11's heads for rotated boxes to an angle in radians."""
 

@@ -63,7 +63,7 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def report_training(
-    teacher: Teacher,
+    teacher: Teacher | None,
     student: Path,
     setup: EvaluationSetup,
     training: Mapping[str, Any],
@@ -73,7 +73,8 @@ def report_training(
     """Write the report of a finished distillation.
 
     Args:
-        teacher (Teacher): The teacher, its classes matched with those of the data; left out if it cannot be validated.
+        teacher (Teacher | None): The teacher, its classes matched with those of the data; left out if it cannot be
+            validated.
         student (Path): The finished student.
         setup (EvaluationSetup): How the models are evaluated; its command is made here.
         training (Mapping): Arguments of the training.
@@ -88,9 +89,9 @@ def report_training(
     loaded = _load(STUDENT, str(student), args)
     _match_classes(STUDENT, loaded, args, setup.names)
     models = [ComparedModel(STUDENT, loaded)]
-    if teacher.can_validate:
+    if teacher is not None and teacher.can_validate:
         models.insert(0, ComparedModel(TEACHER, teacher, imgsz=args.kd_teacher_imgsz))
-    command = command_of(args, str(student)) if len(models) > 1 and teacher.portable else ""
+    command = command_of(args, str(student)) if len(models) > 1 and teacher is not None and teacher.portable else ""
     options = Options({}, args, REPORT_ONLY["images"], REPORT_ONLY["match_conf"], folder)
     return write_report(models, replace(setup, command=command), options)
 

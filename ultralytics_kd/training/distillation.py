@@ -21,7 +21,8 @@ from ..cache.build import build_cache
 from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
-from ..distillation.distillers import Distiller, build_distiller
+from ..distillation.distillers import Distiller, GridDistiller, build_distiller
+from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
 from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes
 from ..errors import KDError
@@ -35,6 +36,7 @@ from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
 from .first_step import HOOKS, FirstStep
+from .keeping import Keeping
 from .large_images import LargeImageTeacher
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledPart
@@ -57,8 +59,12 @@ class Distillation:
         distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
         pseudo (PseudoBoxes | None): The teacher's boxes as labels of these images, as soon as there is a student.
+        keeping (Keeping | None): Classes that the student keeps, with `kd_keep` as soon as the data are known.
+        keeper (ClassKeeper | None): Corrects its loss for them, as soon as there are terms.
         beginning (Beginning): Where the student's weights came from, as soon as there is a student.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
+        kept_metrics (dict[str, dict[str, float]]): Scores on the val set of `kd_keep_data` after training, of "teacher"
+            and "student".
         first_step (FirstStep): Checks of the first step, as soon as there are terms.
         trains (bool): Whether the student is trained now: its loss and its optimizer must stay in place.
         preprocessor (type | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
@@ -82,9 +88,12 @@ class Distillation:
         self.distiller: Distiller | None = None
         self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
         self.pseudo: PseudoBoxes | None = None
+        self.keeping: Keeping | None = None
+        self.keeper: ClassKeeper | None = None
         self.beginning = Beginning(0, 0, False)
         self._keypoints: list[str] | None = None  # names of the data's keypoints
         self.teacher_metrics: dict[str, float] = {}
+        self.kept_metrics: dict[str, dict[str, float]] = {}
         self.first_step: FirstStep
         self.preprocessor: type | None = None
         self.trains = False
@@ -114,10 +123,14 @@ class Distillation:
         """Match the teacher's classes with the data set's, and open the cache if answers are stored.
 
         Args:
-            data (dict): Ultralytics' description of the data set.
+            data (dict): Ultralytics' description of the data set. With `kd_keep` its classes become the student's.
         """
+        if self.args.kd_keep and self.keeping is None:
+            self.keeping = Keeping(self.args, data)
         names, rules = self._class_names(data), self._class_rules(data)
         self.teacher.match(names, **rules)
+        if self.keeping is not None:
+            self.keeping.check_teacher(self.teacher)
         self._keypoints = keypoint_names(data.get("kpt_names"))
         if self.args.kd_cache:
             made, store = self.args.kd_cache is True, self._open_store(data["channels"])
@@ -184,7 +197,9 @@ class Distillation:
         if self.args.resume:
             self.beginning = Beginning(get_num_params(student), 0, True)
         else:
-            how, keypoints = self.args.kd_init, self._keypoints
+            if self.keeping is not None:
+                self.keeping.check_rows(student)
+            how, keypoints = self.args.kd_init if self.keeping is None else False, self._keypoints
             if (
                 how == "auto" and self.args.freeze
             ):  # what is frozen was chosen by the user, and could not be learnt anew
@@ -196,6 +211,8 @@ class Distillation:
         self.distiller = build_distiller(self.args, student, self.teacher, stored, as_sets)
         self.distiller.adapters.to(device)
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
+        if self.keeping is not None and isinstance(self.distiller, GridDistiller):
+            self.keeper = ClassKeeper(self.keeping.kept, self.distiller.student_layout, self.distiller.strides)
         self.first_step = FirstStep(self.distiller)
 
     @property
@@ -250,7 +267,8 @@ class Distillation:
             answer = self.answer if self.unlabeled is not None else self.answers.add_answer
             ask = answer if trains else self.add_val_answer
             pseudo = self.pseudo if trains else None
-            model.criterion = DistillationLoss(base, self.distiller, outputs.find_head(model), trains, ask, pseudo)
+            head, terms = outputs.find_head(model), self.distiller
+            model.criterion = DistillationLoss(base, terms, head, trains, ask, pseudo, self.keeper)
             if trains and not self.first_step.over:
                 model.criterion.inspect = self.first_step.inspect
 
@@ -269,9 +287,9 @@ class Distillation:
         if RANK in {-1, 0}:
             weights = tables.initial_weights(student, self.args.kd_init, self.beginning)
             extra = len(self.unlabeled) if self.unlabeled else 0
-            LOGGER.info(
-                tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra, self.teacher_imgsz)
-            )
+            kept = self.keeping.description if self.keeping else ""
+            side, terms = self.teacher_imgsz, self.distiller
+            LOGGER.info(tables.start_table(self.args, student, self.teacher, terms, weights, extra, side, kept))
             for member in self.teacher.members:
                 if isinstance(member.original, nn.Module) and never_trained(member.original):
                     LOGGER.warning(f"teacher={member.source} was never trained: its weights are random.")

@@ -19,7 +19,7 @@ from ..report.report_folder import EvaluationSetup
 from ..report.run import command_of, report_training, sized
 from ..teachers import Teacher
 from ..teachers.validation import check_scorable
-from . import distributed, tables
+from . import distributed, kept_scores, tables
 from .distillation import Distillation
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
@@ -54,6 +54,7 @@ def score_teacher(distillation: Distillation, trainer: Any, make_validator: Call
         LOGGER.warning(f"{_sentence(error, distillation.teacher)} {ONLY_SCORES}")
     scores = {k.removeprefix("metrics/"): v for k, v in distillation.teacher_metrics.items() if "metrics/" in k}
     trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
+    kept_scores.score_kept(distillation, trainer, lambda: _quiet_validator(trainer, make_validator))
 
 
 def _sentence(error: Exception, teacher: Teacher) -> str:
@@ -75,11 +76,7 @@ def _prepare_validation(
     check_scorable(distillation.teacher, trainer.data)
     names = trainer.data["names"]
     model = distillation.teacher.validator_model(len(names), names)
-    validator = make_validator()
-    validator.callbacks = callbacks.get_default_callbacks()
-    validator.args.plots = validator.args.save_txt = validator.args.compile = False
-    validator.args.quantize = getattr(trainer.validator.args, "quantize", None)
-
+    validator = _quiet_validator(trainer, make_validator)
     own = distillation.teacher_imgsz
 
     def validate() -> dict[str, float]:
@@ -91,6 +88,15 @@ def _prepare_validation(
             return validator(model=model) or {}
 
     return validate
+
+
+def _quiet_validator(trainer: Any, make_validator: Callable[[], Any]) -> Any:
+    """Return a validator of the student's precision that draws and writes nothing."""
+    validator = make_validator()
+    validator.callbacks = callbacks.get_default_callbacks()
+    validator.args.plots = validator.args.save_txt = validator.args.compile = False
+    validator.args.quantize = getattr(trainer.validator.args, "quantize", None)
+    return validator
 
 
 @contextmanager
@@ -131,6 +137,9 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     student = unwrap_model(trainer.model)
     scores, sizes = distillation.teacher_metrics, (trainer.args.imgsz, distillation.teacher_imgsz)
     LOGGER.info(tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes))
+    if distillation.kept_metrics:
+        title, kept = f"On kd_keep_data={trainer.args.kd_keep_data}:", distillation.kept_metrics
+        LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), student, distillation.teacher))
     if trainer.args.plots:
         write_report(distillation, trainer)
 
@@ -140,13 +149,18 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
     student = trainer.best if trainer.best.exists() else trainer.last
     if trainer.world_size > 1:  # validation would need all of them
         of_report = sized(trainer.args, distillation.teacher_imgsz)
-        LOGGER.info(f"For a report: {command_of(of_report, str(student))}")
+        keeps = distillation.keeping is not None
+        lines = kept_scores.commands(of_report, str(student)) if keeps else [command_of(of_report, str(student))]
+        LOGGER.info("\n".join(f"For a report: {line}" for line in lines))
         return
     try:
         check_scorable(distillation.teacher, trainer.data)
         quantize = getattr(trainer.validator.args, "quantize", None)
         args = {**vars(trainer.args), "quantize": quantize}
         setup = EvaluationSetup(dict(trainer.data["names"]), type(trainer.validator), trainer.device)
+        if distillation.keeping is not None:
+            kept_scores.write_reports(distillation, trainer, student, setup, args)
+            return
         report_training(
             distillation.teacher, student, setup, args, trainer.save_dir / "report", distillation.teacher_imgsz
         )

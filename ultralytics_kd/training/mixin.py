@@ -186,6 +186,8 @@ class DistillationMixin(_Trainer):
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set; the one for training also has larger images for the teacher, or carries stored answers."""
         stock = super().build_dataset
+        if self.distillation is not None and self.distillation.keeping is not None:
+            stock = self.distillation.keeping.building(self, stock)
         large = self.distillation.large_images if self.distillation is not None and mode == "train" else None
         if large is not None:
             return large.data_set(lambda: stock(img_path, mode, batch), self.args)
@@ -238,6 +240,9 @@ class DistillationMixin(_Trainer):
             super()._build_train_pipeline()
         if self.distillation is None:
             return
+        if self.distillation.keeping is not None:
+            for loader in (self.train_loader, self.test_loader):
+                self.distillation.keeping.check_labels(loader.dataset)
         if self.distillation.cached is not None:
             self.distillation.cached.adopt_from(self.train_loader, self.args.imgsz)
         if self.distillation.unlabeled is not None:
@@ -530,6 +535,11 @@ class DistillationMixin(_Trainer):
         if event == "on_train_start" and self.distillation is not None and not self.distillation.trains:
             raise KDError(f"_setup_train must call super()._setup_train(), which prepares the teacher; {HOOKS}.")
         self._keep_attached(event)
+
+    @property
+    def kept_metrics(self) -> dict[str, dict[str, float]]:
+        """Scores of teacher and student on the val set of `kd_keep_data`, after training."""
+        return self.distillation.kept_metrics if self.distillation else {}
 
     def _score_teacher(self) -> None:
         """Validate the teacher, and put its score beside the student's, as `teacher/...`."""

@@ -15,7 +15,7 @@ from ..errors import KDError
 from ..files import exists
 from .run_folder import CHECKPOINTS
 
-FILES = ("teacher", "kd_unlabeled", "kd_cache")  # arguments that may name files
+FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data")  # arguments that may name files
 OF_A_RUN = ("args.yaml", "results.csv")  # files that tell the folder of a run from any other
 
 

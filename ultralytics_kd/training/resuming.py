@@ -23,6 +23,7 @@ MOVABLE = (
     "teacher",
     "kd_unlabeled",
     "kd_cache",
+    "kd_keep_data",
     "kd_trust_teacher",
 )  # `resume` accepts these again, as paths may have changed
 
@@ -64,7 +65,7 @@ class ResumedRun:
         self.teacher_given = "teacher" in overrides
         if self.teacher_given:
             args.teacher = overrides["teacher"]
-        for name in ("kd_unlabeled", "kd_cache"):
+        for name in ("kd_unlabeled", "kd_cache", "kd_keep_data"):
             if overrides.get(name) and getattr(args, name):
                 setattr(args, name, overrides[name])
         args.kd_trust_teacher = overrides.get("kd_trust_teacher", args.kd_trust_teacher)

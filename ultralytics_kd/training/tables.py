@@ -24,6 +24,7 @@ def start_table(
     weights: str,
     unlabeled: int = 0,
     teacher_imgsz: int | None = None,
+    kept: str = "",
 ) -> str:
     """Return the start table: teacher and student, matched classes, compared levels, and active terms.
 
@@ -35,6 +36,7 @@ def start_table(
         weights (str): Which weights the student starts from, as `initial_weights` returns it.
         unlabeled (int): Number of images without labels.
         teacher_imgsz (int, optional): Side of the images that the teacher answers, in pixels; None for `imgsz`.
+        kept (str): Which classes the student keeps, with `kd_keep`.
     """
     assert teacher.classes is not None
     shares = teacher.shares
@@ -47,6 +49,8 @@ def start_table(
         ("classes", _classes(teacher, "name" if str(args.kd_classes).lower() == "auto" else "kd_classes")),
         ("levels", distiller.levels),
     ]
+    if kept:
+        rows.insert(-1, ("keeps", kept))
     if unlabeled:
         boxes = "" if args.kd_unlabeled_boxes is None else f", {_boxes(args)}"
         rows.append(
@@ -106,15 +110,7 @@ def end_table(
         sizes (tuple[int, int]): Side of the student's and of the teacher's val images, in pixels.
     """
     main = TASK2METRIC[teacher.task]
-    keys = [main, *(k for k in student_metrics if k.startswith("metrics/") and k != main)]
-    title = f"    {'':<8}{'params':>12}" + "".join(f"{k.removeprefix('metrics/'):>14}" for k in keys)
-    lines = [colorstr("Distillation:"), title]
-    for name, size, scores in (
-        ("teacher", teacher.parameters(), teacher_metrics),
-        ("student", get_num_params(student), student_metrics),
-    ):
-        values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
-        lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
+    lines = [scores_table("Distillation:", student_metrics, teacher_metrics, student, teacher)]
     if teacher_metrics and sizes[0] != sizes[1]:
         lines.append(f"    The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
@@ -125,6 +121,35 @@ def end_table(
         lines.append(
             f"    The student keeps {student_metrics[main] / teacher_metrics[main]:.1%} of the teacher's {main}."
         )
+    return "\n".join(lines)
+
+
+def scores_table(
+    title: str,
+    student_metrics: dict[str, float],
+    teacher_metrics: dict[str, float],
+    student: nn.Module,
+    teacher: Teacher,
+) -> str:
+    """Return a table with the scores of teacher and student.
+
+    Args:
+        title (str): What stands above it.
+        student_metrics (dict[str, float]): Metrics of the student.
+        teacher_metrics (dict[str, float]): Metrics of the teacher; a dash stands for those that are missing.
+        student (nn.Module): The student.
+        teacher (Teacher): The teacher.
+    """
+    main = TASK2METRIC[teacher.task]
+    keys = [main, *(k for k in student_metrics if k.startswith("metrics/") and k != main)]
+    header = f"    {'':<8}{'params':>12}" + "".join(f"{k.removeprefix('metrics/'):>14}" for k in keys)
+    lines = [colorstr(title), header]
+    for name, size, scores in (
+        ("teacher", teacher.parameters(), teacher_metrics),
+        ("student", get_num_params(student), student_metrics),
+    ):
+        values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
+        lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from ..files import output_folder
 from ..teachers import open_teacher
 from .teacher_source import TeacherSource
 
-FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_classes")  # arguments that may name files
+FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data", "kd_classes")  # arguments that may name files
 
 
 def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> dict[str, Any]:
