@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, draw_dataset, make_model, save_model
+from test_ddp import ARGS, launching, read
 from test_own_trainer import OwnDataset
+from test_training import results
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config, outputs
+from ultralytics_kd.bench.plan import make_plan
+from ultralytics_kd.bench.run import run_bench
+from ultralytics_kd.bench.scores import score_kept
 from ultralytics_kd.distillation.keeping import SEEN_LOGIT, ClassKeeper
 from ultralytics_kd.distillation.loss import LABELED, DistillationLoss
 from ultralytics_kd.outputs import ONE2MANY, ONE2ONE, Branch, class_rows
+from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.teachers.answers import Answer, SetAnswer
 from ultralytics_kd.teachers.class_map import UNKNOWN
@@ -331,7 +339,7 @@ def test_a_teacher_that_lacks_a_kept_class_is_refused(place, tmp_path):
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value", ["new", 1, None, [True]])
+@pytest.mark.parametrize("value", ["new", 1, [True]])
 def test_other_values_are_refused(value):
     with pytest.raises(KDError, match="kd_keep"):
         config.check_values({"kd_keep": value})
@@ -449,3 +457,89 @@ def test_a_refused_run_leaves_nothing(place, tmp_path):
     with pytest.raises(KDError, match="'kd_keep=True' has no effect"):
         train(place, tmp_path, data=str(tmp_path / "all.yaml"))
     assert not (tmp_path / "runs" / "run").exists()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("order", ["old", "data"])
+def test_resume_goes_on_with_the_same_classes(place, tmp_path, order):
+    last = tmp_path / "last.pt"
+    model = YOLO(place.old)
+    model.add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    given = {**QUICK, "data": place.new, "project": str(tmp_path / "runs"), "name": "run", "kd_keep_data": place.before}
+    model.train(**given, teacher=place.old, kd_keep=order)
+    again = YOLO(last)
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and again.trainer.args.kd_keep == order
+    assert again.trainer.data["names"] == model.trainer.data["names"] == torch_load(again.trainer.best)["model"].names
+    assert again.trainer.kept_metrics["student"].keys() == model.trainer.kept_metrics["student"].keys()
+    assert results(again.trainer.save_dir)[1]["train/cls_loss"] == pytest.approx(
+        results(model.trainer.save_dir)[1]["train/cls_loss"], rel=0.2
+    )
+
+
+@pytest.mark.nightly
+def test_two_processes_keep_classes(place, tmp_path):
+    with launching(tmp_path):
+        model = YOLO(place.old)
+        given = {**ARGS, "data": place.new, "project": str(tmp_path), "name": "run", "epochs": 1, "kd_feat": 0.0}
+        model.train(**given, teacher=place.old, kd_keep=True, kd_keep_data=place.before)
+    records = read(tmp_path)
+    assert all(record["steps"] for record in records)
+    assert torch_load(tmp_path / "run" / "weights" / "best.pt")["model"].names == UNITED
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("given", [{"kd_teacher_imgsz": 96}, {"kd_cache": True}])
+def test_answers_that_are_sets_keep_classes(place, tmp_path, given):
+    trainer = train(place, tmp_path, kd_keep_data=place.before, **given)
+    assert torch_load(trainer.best)["model"].names == UNITED
+    assert set(trainer.kept_metrics) == {"teacher", "student"}
+
+
+@pytest.mark.nightly
+def test_images_without_labels_keep_classes(place, tmp_path):
+    images = str(Path(place.before).parent / "images" / "train")
+    trainer = train(place, tmp_path, kd_unlabeled=images, val=False)
+    assert results(trainer.save_dir)[0]["train/kd_cls"] > 0
+
+
+@pytest.mark.nightly
+def test_reports_compare_in_the_classes_of_each_val_set(place, tmp_path):
+    trainer = train(place, tmp_path, kd_keep_data=place.before, plots=True)
+    own, kept = (
+        json.loads((trainer.save_dir / name / "report.json").read_text()) for name in ("report", "report-kept")
+    )
+    assert set(own["models"]) == set(kept["models"]) == {"teacher", "student"}
+    end = kept["models"]["student"]["heads"]["nms"]["score"]
+    assert end == pytest.approx(trainer.kept_metrics["student"]["metrics/mAP50-95(B)"], abs=1e-4)
+    by_hand = {"teacher": place.old, "student": str(trainer.best), "data": place.before, "imgsz": 64}
+    again = run_report({**by_hand, "project": str(tmp_path), "device": "cpu"})
+    assert again["models"]["student"]["heads"]["nms"]["score"] == pytest.approx(end, abs=1e-4)
+
+
+@pytest.mark.nightly
+def test_a_bench_scores_every_arm_on_new_and_old_classes(place, tmp_path):
+    given = {k: v for k, v in QUICK.items() if k not in {"verbose", "plots", "epochs"}}
+    report = run_bench(
+        {**given, "data": place.new, "model": place.old, "teacher": place.old, "epochs": 1, "seeds": 1}
+        | {"arms": {"keep": {"kd_keep": True, "kd_keep_data": place.before}}, "project": str(tmp_path)}
+    )
+    rows = {(row["arm"], row["head"]): row for row in report["table"]}
+    assert set(rows) == {(a, h) for a in ("alone", "keep") for h in ("nms", "end2end")}
+    assert all("kept" in row for row in (*rows.values(), *report["teachers"]))
+    text = (tmp_path / "bench" / "bench.md").read_text()
+    assert "old classes: mAP50-95" in text
+
+
+def test_weights_without_a_class_of_the_data_score_nothing_there(place, tmp_path):
+    data = {**YAML.load(place.new), "names": {0: "star", 1: "moon"}}
+    YAML.save(tmp_path / "other.yaml", data)
+    args = {"data": str(tmp_path / "other.yaml"), "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+    row = score_kept(place.old, args, None)
+    assert row["unmatched"] == ["star", "moon"] and row["scores"]["end2end"] == {"score": 0.0, "second": 0.0}
+
+
+def test_arms_with_several_old_data_are_refused(place):
+    arms = {name: {"kd_keep": True, "kd_keep_data": f"{name}.yaml"} for name in ("a", "b")}
+    with pytest.raises(KDError, match=r"the arms name several kd_keep_data \(a\.yaml, b\.yaml\)"):
+        make_plan({"data": place.new, "model": place.old, "teacher": place.old, "arms": arms})

@@ -50,6 +50,8 @@ class Plan:
         jobs (int): Number of trainings that run at the same time.
         task (str): Task of all models.
         trust (bool): Whether teachers may run code when they are opened.
+        keeps (bool): Whether an arm keeps classes that the data do not label (`kd_keep`).
+        kept (str | None): Its `kd_keep_data`, on which all models are scored too.
     """
 
     save_dir: Path
@@ -64,6 +66,8 @@ class Plan:
     jobs: int
     task: str = "detect"
     trust: bool = False
+    keeps: bool = False
+    kept: str | None = None
 
 
 def make_plan(overrides: Mapping[str, Any]) -> Plan:
@@ -111,7 +115,21 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         whole_number("jobs", options["jobs"]),
         task,
         bool(distillation.get("kd_trust_teacher")),
+        any(arm.args.get("kd_keep") for arm in arms),
+        _kept_data(arms),
     )
+
+
+def _kept_data(arms: list[Arm]) -> str | None:
+    """Return the `kd_keep_data` of the arms; None if there is none.
+
+    Raises:
+        KDError: If they name several.
+    """
+    named = list(dict.fromkeys(str(arm.args["kd_keep_data"]) for arm in arms if arm.args.get("kd_keep_data")))
+    if len(named) > 1:
+        raise KDError(f"the arms name several kd_keep_data ({', '.join(named)}), and all are scored on one: give one.")
+    return named[0] if named else None
 
 
 def _recipe(cfg: Any, command: Mapping[str, Any]) -> dict[str, Any]:

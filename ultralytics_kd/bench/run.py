@@ -193,7 +193,7 @@ class Bench:
     def _training(self, name: str, args: dict[str, Any]) -> Job:
         """Return a training."""
         place = {"data": self.data, "project": str(self.plan.save_dir / "runs"), "name": name, "exist_ok": True}
-        return Job(name, self._identity(args), {"args": {**args, **place}})
+        return Job(name, self._identity(args), {"args": {**args, **place}, **self._keeping()})
 
     def _scoring(self, teacher: dict[str, Any], arm: Arm) -> Job:
         """Return the scoring of an arm's teacher."""
@@ -209,11 +209,18 @@ class Bench:
             name += f"-{hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
         if own is not None:
             name += f"-{args['imgsz']}px"
-        return Job(name, identity, {"args": args, "weights": teacher["path"], "classes": classes})
+        inputs = {"args": args, "weights": teacher["path"], "classes": classes}
+        return Job(name, identity, {**inputs, **self._keeping()})
+
+    def _keeping(self) -> dict[str, Any]:
+        """Return the inputs of jobs in a bench where an arm keeps classes."""
+        return {"keeps": True, "kept": self.plan.kept} if self.plan.keeps else {}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a result depends on: the arguments, and the data set as the user named it."""
         shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout}
+        if self.plan.kept is not None:  # all models are scored on it
+            shared["kd_keep_data"] = self.plan.kept
         return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))
 
     def _completed(self, job: Job) -> dict[str, Any]:

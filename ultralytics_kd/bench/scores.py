@@ -11,7 +11,7 @@ from ultralytics.utils.torch_utils import get_num_params
 
 from .. import outputs
 from ..config.arguments import GRID_TASKS
-from ..errors import KDError
+from ..errors import KDError, NoSharedClassError
 from ..model import YOLO
 from ..report.datasets import channels_of, class_names_of
 from ..report.score_names import END2END, METRICS, NMS, ONE
@@ -59,6 +59,41 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str
         "weights": str(Path(weights).absolute()),
         "unmatched": teacher.classes.unmatched,
     }
+
+
+def score_kept(weights: str, args: dict[str, Any], kept: str | None, classes: Any = "auto") -> dict[str, Any]:
+    """Score finished weights on the val set of a data set, and on that of the old classes.
+
+    Args:
+        weights (str): As for `score`.
+        args (dict): As for `score`.
+        kept (str | None): data.yaml of the old classes.
+        classes (str | dict): As for `score`.
+
+    Returns:
+        (dict): The result of `score`. Each head also has "kept", its main score on the old classes. Weights that know
+            no class of a data set score 0 there: an old model knows no new class, and plain fine-tuning drops the old.
+    """
+    result = _score_or_zero(weights, args, classes)
+    if kept is not None:
+        old = _score_or_zero(weights, {**args, "data": kept}, classes)["scores"]
+        result["scores"] = {head: {**s, "kept": old[head]["score"]} for head, s in result["scores"].items()}
+    return result
+
+
+def _score_or_zero(weights: str, args: dict[str, Any], classes: Any) -> dict[str, Any]:
+    """Return the result of `score`, with 0 for weights that have no class in common with the data set."""
+    try:
+        return score(weights, args, classes)
+    except NoSharedClassError:
+        model = YOLO(weights)
+        heads = (NMS, END2END)[: len(outputs.layout(model.model).branches)]
+        return {
+            "scores": {head: {"score": 0.0, "second": 0.0} for head in heads},
+            "parameters": get_num_params(model.model),
+            "weights": str(Path(weights).absolute()),
+            "unmatched": list(class_names_of(str(args["data"]), model.task).values()),
+        }
 
 
 def load(weights: str, teacher: Teacher) -> YOLO:

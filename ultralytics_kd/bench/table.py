@@ -81,6 +81,7 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
     gain = float(pl.Series(gains).mean()) if gains else None  # type: ignore[arg-type]
     lead = teacher - float(pairs["score_alone"].mean()) if gains and teacher is not None else None  # type: ignore[arg-type]
     low, high = interval(gains)
+    kept = {"kept": of_arm["kept"].mean()} if "kept" in of_arm.columns else {}
     return {
         "head": head,
         "arm": arm,
@@ -88,6 +89,7 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
         "score": of_arm["score"].mean(),
         "std": of_arm["score"].std() if of_arm.height > 1 else None,
         "second": of_arm["second"].mean(),
+        **kept,
         "gain": gain,
         "ci_low": low,
         "ci_high": high,
@@ -145,6 +147,9 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
     """Return the cells of the table as text, the header first."""
     main, second = metric_names(report)
     header = ["head", "arm", "runs", main, "per seed", "gain over alone (95% CI)", "gap closed", second, "time"]
+    keeps = any("kept" in row for row in report["table"])
+    if keeps:  # main score on the old classes
+        header.append(f"old classes: {main}")
     lines = [header]
     for head in dict.fromkeys(row["head"] for row in report["table"]):
         rows = [row for row in report["table"] if row["head"] == head]
@@ -154,7 +159,8 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
         several = len(scores) > 1
         for t in scores.values():
             name = f"teacher of {t['arm']}" if several else "teacher"
-            lines.append([head, name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", ""])
+            kept = [f"{t['kept']:.4f}"] if keeps else []
+            lines.append([head, name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", "", *kept])
     return lines
 
 
@@ -171,6 +177,7 @@ def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
         "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}",
         f"{row['second']:.4f}",
         f"{row['seconds']:.0f} s{ratio}",
+        *([f"{row['kept']:.4f}"] if "kept" in row else []),
     ]
 
 

@@ -20,7 +20,7 @@ import psutil
 from ..model import YOLO
 from .jobs import kill_tree
 from .records import TRAINING, read_note, write
-from .scores import score
+from .scores import score, score_kept
 
 
 def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,19 +29,27 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         job (Mapping): A training has its arguments in "args", and the file for the note of a finished training in
             "trained". A scoring has "weights", the "args" to score them with, and in "classes" how the classes of the
-            weights map to those of the data set.
+            weights map to those of the data set. If an arm of the bench keeps classes, "keeps" is True, and "kept" may
+            be the data of the old classes.
 
     Returns:
-        (dict): The result of `score`; for a training also "seconds", "epochs" and "batch".
+        (dict): The result of `score` or `score_kept`; for a training also "seconds", "epochs" and "batch".
     """
     if "weights" in job:
-        return score(job["weights"], job["args"], job["classes"])
+        return _score(job, job["weights"], job["classes"])
     note = Path(job["trained"])
     training = read_note(note)
     if training.get("job") != job["identity"] or not Path(training["weights"]).exists():
         training = {"job": job["identity"], **_train(dict(job["args"]))}
         write(note, training)  # before the scores: if they fail, the training is not lost
-    return {**score(training["weights"], job["args"]), **{k: training[k] for k in TRAINING}}
+    return {**_score(job, training["weights"], "auto"), **{k: training[k] for k in TRAINING}}
+
+
+def _score(job: Mapping[str, Any], weights: str, classes: Any) -> dict[str, Any]:
+    """Return the scores of weights on the data of a job."""
+    if job.get("keeps"):
+        return score_kept(weights, job["args"], job["kept"], classes)
+    return score(weights, job["args"], classes)
 
 
 def _train(args: dict[str, Any]) -> dict[str, Any]:

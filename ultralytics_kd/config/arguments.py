@@ -154,8 +154,8 @@ ARGUMENTS: dict[str, Argument] = {
         "unset = teacher terms only",
     ),
     "kd_keep": Argument(
-        False,
-        "bool | str",
+        None,
+        "bool | str, optional",
         "new classes without forgetting (detect): the student keeps the classes of model= that the data do not label. "
         "True or old: those come first in its names; data: the data's come first",
     ),

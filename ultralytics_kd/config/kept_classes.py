@@ -21,8 +21,8 @@ def check_keep(cfg: Mapping[str, Any]) -> None:
     Raises:
         KDTypeError: If one is of another type.
     """
-    keep, data = cfg.get("kd_keep", False), cfg.get("kd_keep_data")
-    if not isinstance(keep, bool) and keep not in ORDERS:
+    keep, data = cfg.get("kd_keep"), cfg.get("kd_keep_data")
+    if keep is not None and not isinstance(keep, bool) and keep not in ORDERS:
         raise KDTypeError(
             f"'kd_keep={keep}' is invalid: it must be True, False, or whose classes come first: old, data."
         )
@@ -34,7 +34,7 @@ def first_classes(keep: bool | str) -> str:
     """Return whose classes come first in the student's: "old" or "data".
 
     Args:
-        keep (bool | str): The checked argument, which is not False.
+        keep (bool | str): The checked argument, which is on.
     """
     return OLD if keep is True else str(keep)
 

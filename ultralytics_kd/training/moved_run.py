@@ -94,7 +94,7 @@ def bring_up_to_date(args: Any, given: dict[str, Any], place: RunPlace) -> None:
     """
     for name in FILES:
         if name not in given:
-            setattr(args, name, place.find(getattr(args, name)))
+            setattr(args, name, place.find(getattr(args, name, None)))
             _check_found(name, getattr(args, name))
     if not all(exists(each) for each in as_list(args.data)):  # the call always names data, mostly from the checkpoint
         args.data = place.find(args.data)

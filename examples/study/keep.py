@@ -1,0 +1,256 @@
+"""New classes without forgetting, by the field's protocols on VOC 2007: 19+1 and 15+5 classes.
+
+    python examples/study/keep.py FOLDER [STAGE ...] [NAME=VALUE ...]     run again to continue
+
+FOLDER holds `voc07/` and `weights/yolo26n-coco-int8dq.pt`. A stage is `15+5` or `19+1`, or with `-holdout` behind it:
+then a fifth of the training images takes the place of the val set, for choosing settings. NAME=VALUE replaces a value
+of SETTINGS, e.g. `epochs=1 fraction=0.02 seeds=1` for a rehearsal, whose results go to a folder of its own.
+
+The old model learns the first classes, from all training images that show one, with labels of those alone. The arms
+then learn the others, from all training images that show one of these, with labels of those alone:
+
+    finetune  the old model, with a head for all classes
+    freeze    the same; only the head learns
+    keep      the same model is its teacher (kd_keep=True)
+    joint     as the old model, but with all images and labels of both: the limit
+
+All are scored on the val images with labels of all classes: the mean over the old, the new and all classes. A training
+that was interrupted is resumed. `keep-STAGE.json` and `keep.md` in results/keep keep the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from ultralytics.utils import YAML
+
+from ultralytics_kd import YOLO
+from ultralytics_kd.bench.table import interval, markdown
+from ultralytics_kd.training.unlabeled_images import image_files
+
+RESULTS = Path(__file__).resolve().parent / "results" / "keep"
+NEW = {"15+5": 5, "19+1": 1}  # the last classes are new
+HOLDOUT = 0.2
+SETTINGS: dict[str, Any] = {"epochs": 8, "new_epochs": 8, "imgsz": 128, "fraction": 1.0, "seeds": 3}
+COMMON: dict[str, Any] = {
+    "batch": 16,
+    "nbs": 16,
+    "optimizer": "AdamW",
+    "lr0": 0.002,
+    "workers": 0,
+    "device": "cpu",
+    "cache": "ram",
+    "val": False,
+    "plots": False,
+    "verbose": False,
+    "exist_ok": True,
+}
+BODY = 23  # layers before YOLO26's head
+ARMS: dict[str, dict[str, Any]] = {"finetune": {}, "freeze": {"freeze": BODY}, "keep": {"kd_keep": True}, "joint": {}}
+HEADS: dict[str, Any] = {"nms": None, "end2end": False}  # value of `nms` for validation
+SETS = ("old", "new", "all")
+
+
+def prepare(voc: Path, folder: Path, new: int, holdout: bool) -> dict[str, str]:
+    """Write data sets with labels of a part of the classes; images are linked.
+
+    Args:
+        voc (Path): Folder of the data set with all labels.
+        folder (Path): Folder for the data sets.
+        new (int): Number of classes at the end that are new.
+        holdout (bool): Whether a part of the training images takes the place of the val images.
+
+    Returns:
+        (dict[str, str]): data.yaml by name. `old` and `new` have labels of their classes alone, and images that show
+            one; `new` names its classes alone. `union` are the images and labels of `new`, with all names.
+            `joint` has all labels, and the images of `old` and `new`. The val images are the same in all.
+    """
+    names = YAML.load(voc / "data.yaml")["names"]
+    first = len(names) - new
+    files = sorted(map(Path, image_files(str(voc / "images" / "train"))))
+    val = sorted(map(Path, image_files(str(voc / "images" / "val"))))
+    if holdout:
+        random.Random(0).shuffle(files)
+        count = round(HOLDOUT * len(files))
+        val, files = files[:count], sorted(files[count:])
+    parts = {"old": range(first), "new": range(first, len(names)), "union": range(first, len(names))}
+    return {
+        name: write_part(folder / name, files, val, names, classes, renumber=name == "new")
+        for name, classes in (*parts.items(), ("joint", range(len(names))))
+    }
+
+
+def write_part(
+    folder: Path, train: list[Path], val: list[Path], names: dict[int, str], classes: range, renumber: bool
+) -> str:
+    """Write a data set with labels of some classes, unless it is there, and return its data.yaml.
+
+    Args:
+        folder (Path): Its folder.
+        train (list[Path]): Training images, of which those that show one of the classes are taken.
+        val (list[Path]): Val images; all are taken.
+        names (dict[int, str]): All classes.
+        classes (range): Classes that have labels.
+        renumber (bool): Whether the data set names these classes alone.
+    """
+    done = folder / "data.yaml"
+    if done.exists():
+        return str(done)
+    for split, files in (("train", train), ("val", val)):
+        for place in ("images", "labels"):
+            (folder / place / split).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            label = file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt"
+            lines = [line.split(maxsplit=1) for line in label.read_text().splitlines() if line.strip()]
+            kept = [(int(c) - classes.start * renumber, box) for c, box in lines if int(c) in classes]
+            if split == "train" and not kept:
+                continue
+            (folder / "labels" / split / f"{file.stem}.txt").write_text("".join(f"{c} {box}\n" for c, box in kept))
+            link = folder / "images" / split / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+    named = {i: names[c] for i, c in enumerate(classes)} if renumber else names
+    if not renumber and classes.start == 0:  # the old model has no rows for classes that it never saw
+        named = {i: names[i] for i in classes}
+    YAML.save(done, {"path": str(folder), "train": "images/train", "val": "images/val", "names": named})
+    return str(done)
+
+
+def train(weights: str, data: str, runs: Path, name: str, epochs: int, seed: int, settings: dict, args: dict) -> str:
+    """Train a model, or go on with a training that was interrupted, and return its weights.
+
+    Args:
+        weights (str): Model that it begins with.
+        data (str): Path of a data.yaml.
+        runs (Path): Folder for runs.
+        name (str): Name of the run.
+        epochs (int): Epochs.
+        seed (int): Seed.
+        settings (dict): Settings of the study.
+        args (dict): Arguments of the arm.
+    """
+    folder = runs / name
+    finished, last, best = folder / "finished", folder / "weights" / "last.pt", folder / "weights" / "best.pt"
+    if not finished.exists():
+        if last.exists():
+            YOLO(str(last)).train(resume=True)
+        else:
+            shared = {k: settings[k] for k in ("imgsz", "fraction")}
+            where = {"data": data, "project": str(runs), "name": name}
+            YOLO(weights).train(**COMMON, **shared, **where, epochs=epochs, seed=seed, **args)
+        finished.touch()
+    return str(best if best.exists() else last)
+
+
+def score(weights: str, data: str, imgsz: int, first: int) -> dict[str, dict[str, float]]:
+    """Return mAP50-95 and mAP50 of the old, the new and all classes, for both heads.
+
+    Args:
+        weights (str): Path of a model that has all classes, in the order of the data.
+        data (str): Path of a data.yaml whose val labels are those of all classes.
+        imgsz (int): Image size in pixels.
+        first (int): Number of old classes.
+    """
+    scores = {}
+    for head, nms in HEADS.items():
+        with tempfile.TemporaryDirectory() as place:
+            quiet = {"plots": False, "verbose": False, "project": place, "workers": 0, "device": COMMON["device"]}
+            metrics = YOLO(weights).val(data=data, imgsz=imgsz, batch=32, nms=nms, **quiet)
+        rows = list(zip(metrics.box.ap_class_index.tolist(), metrics.box.ap.tolist(), metrics.box.ap50.tolist()))
+        scores[head] = {}
+        for which, chosen in (("old", range(first)), ("new", range(first, 10**6)), ("all", range(10**6))):
+            of = [(ap, ap50) for c, ap, ap50 in rows if c in chosen]
+            scores[head][which] = sum(ap for ap, _ in of) / max(len(of), 1)
+            scores[head][f"{which}50"] = sum(ap50 for _, ap50 in of) / max(len(of), 1)
+    return scores
+
+
+def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, results: Path) -> None:
+    """Train and score all arms of a stage, each seed after the other, and keep what is finished.
+
+    Args:
+        stage (str): "15+5", "19+1", or one of these with "-holdout" behind it.
+        folder (Path): Folder of data and weights.
+        settings (dict): Settings of the study.
+        runs (Path): Folder for runs and data sets.
+        results (Path): Folder for the scores.
+    """
+    protocol, _, holdout = stage.partition("-")
+    data = prepare(folder / "voc07", runs / "data" / stage, NEW[protocol], bool(holdout))
+    first = len(YAML.load(data["old"])["names"])
+    file = results / f"keep-{stage}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {"settings": settings, "runs": {}}
+    if kept["settings"] != settings:
+        raise SystemExit(f"{file} has the settings {kept['settings']}, not {settings}: give these, or move it away.")
+    coco = str(folder / "weights" / "yolo26n-coco-int8dq.pt")
+    place = runs / stage
+    for seed in range(settings["seeds"]):
+        if all(f"{arm}-{seed}" in kept["runs"] for arm in ARMS):
+            continue
+        old = train(coco, data["old"], place, f"old-{seed}", settings["epochs"], seed, settings, {})
+        for arm, args in ARMS.items():
+            name = f"{arm}-{seed}"
+            if name in kept["runs"]:
+                continue
+            if arm == "joint":
+                weights = train(coco, data["joint"], place, name, settings["epochs"], seed, settings, args)
+            elif arm == "keep":
+                args = {**args, "teacher": old, "kd_keep_data": data["old"]}
+                weights = train(old, data["new"], place, name, settings["new_epochs"], seed, settings, args)
+            else:
+                weights = train(old, data["union"], place, name, settings["new_epochs"], seed, settings, args)
+            kept["runs"][name] = score(weights, data["joint"], settings["imgsz"], first)
+            results.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            (results / "keep.md").write_text(to_markdown(results), encoding="utf-8")
+
+
+def to_markdown(results: Path) -> str:
+    """Return the table of all finished stages: the mean over seeds, and for keep its gain over fine-tuning.
+
+    Args:
+        results (Path): Folder with the scores.
+    """
+    lines = [["stage", "head", "arm", "runs", *(f"{s} mAP50-95" for s in SETS), *(f"{s} mAP50" for s in SETS), "gain"]]
+    for file in sorted(results.glob("keep-*.json")):
+        rows = [
+            {"arm": name.rpartition("-")[0], "seed": int(name.rpartition("-")[2]), "head": head, **scores}
+            for name, heads in json.loads(file.read_text())["runs"].items()
+            for head, scores in heads.items()
+        ]
+        for (head, arm), part in pl.DataFrame(rows).group_by("head", "arm", maintain_order=True):
+            plain = pl.DataFrame(rows).filter((pl.col("head") == head) & (pl.col("arm") == "finetune"))
+            pairs = part.join(plain, on="seed", suffix="_plain")
+            means = [f"{part[s].mean():.3f}" for s in (*SETS, *(f"{s}50" for s in SETS))]
+            gains = (pairs["all"] - pairs["all_plain"]).to_list() if arm not in {"finetune", "joint"} else []
+            low, high = interval(gains)
+            gain = f"{sum(gains) / len(gains):+.3f}" if gains else ""
+            gain += "" if low is None else f" ({low:+.3f} to {high:+.3f})"
+            stage = file.stem.removeprefix("keep-")
+            lines.append([stage, str(head), str(arm), str(part.height), *means, gain])
+    return markdown(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the stages of a command line."""
+    folder = Path(arguments[0]).resolve()
+    given = dict(argument.split("=", 1) for argument in arguments[1:] if "=" in argument)
+    if unknown := given.keys() - SETTINGS.keys():
+        raise SystemExit(f"unknown settings: {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}.")
+    settings = {**SETTINGS, **{name: type(SETTINGS[name])(value) for name, value in given.items()}}
+    runs = Path("runs/keep").resolve()
+    rehearsal = settings != SETTINGS
+    if rehearsal:
+        runs = runs / "-".join(f"{name}{value}" for name, value in sorted(given.items()))
+    for stage in [argument for argument in arguments[1:] if "=" not in argument] or list(NEW):
+        run_stage(stage, folder, settings, runs, runs / "results" if rehearsal else RESULTS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
