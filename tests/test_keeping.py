@@ -173,6 +173,36 @@ def test_images_without_labels_are_not_in_the_base_loss(student):
     assert (asked.branches[ONE2MANY].scores[2, ::3, 0] == 2.0).all()
 
 
+def test_pseudo_boxes_of_kept_classes_stay_labels_in_images_without_labels(student):
+    content = {**batch(2, answer(student)), LABELED: 1}
+    content["cls"][1] = 0.0  # a pseudo-box of the kept class, in the image without labels
+    asked = []
+
+    class All:
+        """Gives the base loss all images, as pseudo-boxes do."""
+
+        def loss(self, base, bases, preds, content, labeled):
+            return base(preds, content)
+
+    class Terms:
+        gains, balance = {}, None
+
+        def __call__(self, preds, teacher, *_):
+            asked.append(teacher)
+            return {"kd_cls": torch.zeros(())}
+
+    base = student.init_criterion()
+    keeper = keeper_of(student)
+    loss = DistillationLoss(base, Terms(), outputs.find_head(student), pseudo=All(), keeper=keeper)
+    preds, scores = predictions(student, content["img"])
+    value, _ = loss(preds, content)
+    value.sum().backward()
+    for name, logits in scores.items():
+        assert (logits.grad[0, 0, ::3] == 0).any() and (logits.grad[1] != 0).all(), name
+        assert (asked[0].branches[name].scores[1] == content["teacher"].branches[name].scores[1]).all()
+    assert (asked[0].branches[ONE2MANY].scores[0, :, 0] == UNKNOWN).any()
+
+
 def test_of_several_answers_any_one_sees_and_a_missing_branch_is_seen_by_the_other(student):
     both = [answer(student), answer(student, seed=1)]
     for each in both:
@@ -497,10 +527,12 @@ def test_answers_that_are_sets_keep_classes(place, tmp_path, given):
 
 
 @pytest.mark.nightly
-def test_images_without_labels_keep_classes(place, tmp_path):
+@pytest.mark.parametrize("given", [{}, {"kd_unlabeled_boxes": 0.6}])
+def test_images_without_labels_keep_classes(place, tmp_path, given):
     images = str(Path(place.before).parent / "images" / "train")
-    trainer = train(place, tmp_path, kd_unlabeled=images, val=False)
+    trainer = train(place, tmp_path, kd_unlabeled=images, val=False, **given)
     assert results(trainer.save_dir)[0]["train/kd_cls"] > 0
+    assert torch_load(trainer.best)["model"].names == UNITED
 
 
 @pytest.mark.nightly
