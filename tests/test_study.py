@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from conftest import draw_dataset
 from task_models import task_model
 from ultralytics.engine.results import Boxes
 from ultralytics.utils import YAML
@@ -23,6 +24,7 @@ STAGES = sorted(file.parent for file in RESULTS.glob("*/bench.json"))
 sys.path.insert(0, str(ROOT / "examples" / "study"))  # scripts beside each other, as Python runs them
 import coco  # noqa: E402
 import duplicates  # noqa: E402
+import keep  # noqa: E402
 import study  # noqa: E402
 import widen  # noqa: E402
 
@@ -220,3 +222,19 @@ def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
 
 def test_the_shipped_table_of_coco_starts_is_computed_from_the_stages():
     assert (RESULTS / "coco.md").read_text() == coco.to_markdown(coco.gains(coco.runs(RESULTS)))
+
+
+def test_the_study_gives_each_part_labels_of_its_classes_alone(tmp_path):
+    voc = tmp_path / "voc07"
+    draw_dataset(voc, images=6, seed=1)  # classes 0, 1 and 2, of which the last is new
+    data = keep.prepare(voc, tmp_path / "parts", 1, holdout=False)
+    expected = {"old": ({0, 1}, 2), "new": ({0}, 1), "union": ({2}, 3), "joint": ({0, 1, 2}, 3)}
+    for name, (ids, count) in expected.items():
+        folder, labels = Path(data[name]).parent, {"train": [], "val": []}
+        for split, found in labels.items():
+            found += [(f.stem, f.read_text().split("\n")) for f in (folder / "labels" / split).glob("*.txt")]
+        assert {int(line[0]) for _, lines in labels["train"] for line in lines if line} == ids, name
+        assert all(any(lines) for _, lines in labels["train"]) and len(labels["val"]) == 3
+        assert len(YAML.load(data[name])["names"]) == count
+        assert {f.stem for f in (folder / "images" / "train").iterdir()} == {stem for stem, _ in labels["train"]}
+    assert keep.prepare(voc, tmp_path / "parts", 1, holdout=False) == data

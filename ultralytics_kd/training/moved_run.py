@@ -93,8 +93,8 @@ def bring_up_to_date(args: Any, given: dict[str, Any], place: RunPlace) -> None:
         KDError: If its images or stored answers are gone; the teacher is opened, and missed, later.
     """
     for name in FILES:
-        if name not in given:
-            setattr(args, name, place.find(getattr(args, name, None)))
+        if name not in given and hasattr(args, name):
+            setattr(args, name, place.find(getattr(args, name)))
             _check_found(name, getattr(args, name))
     if not all(exists(each) for each in as_list(args.data)):  # the call always names data, mostly from the checkpoint
         args.data = place.find(args.data)
