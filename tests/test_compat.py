@@ -33,7 +33,7 @@ ARGUMENTS = {
     *(
         f"ultralytics_kd.config.{name}"
         for name in (
-            *("arguments", "changes", "checks", "idle", "input_errors", "recipes", "registration"),
+            *("arguments", "changes", "checks", "idle", "input_errors", "label_free", "recipes", "registration"),
             *("kept_classes", "sure_boxes", "teacher_size", "user_code"),
         )
     ),

@@ -41,7 +41,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("BaseTrainer._build_train_pipeline", "BaseTrainer._close_dataloader_mosaic", "BaseTrainer._setup_train"),
         *("BaseTrainer._load_checkpoint_state(ckpt)", "BaseTrainer._model_train", "BaseTrainer.auto_batch"),
         *("BaseTrainer._setup_scheduler", "BaseTrainer.check_resume(overrides)", "BaseTrainer.final_eval"),
-        "BaseTrainer.optimizer",
+        *("BaseTrainer.optimizer", "BaseTrainer.plot_training_labels"),
         *("BaseTrainer.get_dataset", "BaseTrainer.on_plot", "BaseTrainer.optimizer_step", "BaseTrainer.plot_metrics"),
         *("BaseTrainer.run_callbacks(event)", "BaseTrainer.setup_model", "BaseTrainer.validate"),
         *("BaseTrainer.amp", "BaseTrainer.args", "BaseTrainer.batch_size", "BaseTrainer.best", "BaseTrainer.callbacks"),
@@ -105,6 +105,8 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics.nn.tasks": (
         *("BaseModel.fuse(verbose)", "BaseModel.init_criterion", "BaseModel.loss(preds)", "BaseModel.criterion"),
         *("SAFE_LOAD", "guess_model_task", "load_checkpoint(weight)"),
+        *("DetectionModel", "SegmentationModel", "WorldModel.get_text_pe(cache_clip_model)", "WorldModel.txt_feats"),
+        "YOLOEModel.get_text_pe(without_reprta)",
     ),
     "ultralytics.nn.modules": ("Conv.act", "Conv.conv", "head"),
     "ultralytics.nn.modules.head": (
@@ -112,7 +114,8 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("Detect.no", "Detect.one2one_cv2", "Detect.one2one_cv3", "Detect.reg_max", "Detect.stride"),
         *("OBB.cv4", "Pose.cv4", "Pose.kpt_shape", "RTDETRDecoder.forward(batch)", "Segment.cv4", "Segment.proto"),
         *("RTDETRDecoder.dec_score_head", "RTDETRDecoder.enc_score_head", "WorldDetect", "YOLOEDetect.is_fused"),
-        *("YOLOESegment", "Classify.linear"),
+        *("Segment", "YOLOESegment.cv5", "YOLOEDetect.fuse(txt_feats)", "YOLOEDetect.get_tpe(tpe)", "WorldDetect.cv4"),
+        "Classify.linear",
     ),
     "ultralytics.data.augment": (
         *("Albumentations.contains_spatial", "Albumentations.transform", "BaseTransform.apply_instances(params)"),

@@ -14,12 +14,16 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from .. import outputs
 from ..config.arguments import GRID_TASKS
+from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
 from ..config.teacher_size import teacher_size
 from ..errors import KDError, ModelError
+from ..files import make_folder
 from ..model import YOLO
+from ..report.datasets import class_names_of
 from ..report.score_names import METRICS
 from ..teachers import open_teacher
+from ..teachers.prompted import PromptedTeacher, give_prompts
 from .arms import Arm
 from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Plan, make_plan
@@ -58,6 +62,9 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     plan = make_plan(overrides)
     _check_models(plan)
     data = str(convert_ndjson_to_yolo_if_needed(plan.common["data"]))
+    if lacks_training_images(data, plan.task):
+        make_folder(plan.save_dir)
+        data = with_train_entry(data, plan.save_dir.absolute())
     with JobFolder(plan.save_dir) as folder:
         if plan.holdout:
             data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
@@ -124,12 +131,13 @@ class Bench:
         for arm in self.plan.arms:
             if not arm.teacher_key:
                 continue
-            source = str(arm.args[arm.teacher_key] or trained)
-            if source not in by_source:
+            source, classes = str(arm.args[arm.teacher_key] or trained), self._classes(arm)
+            key = f"{source} {classes}"  # of a teacher of words, the words are a part of what it is
+            if key not in by_source:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
-                by_source[source] = _resolve(source, self.plan.task, trust)
-            by_arm[arm.name] = by_source[source]
-            self.teachers[arm.name] = self._completed(self._scoring(by_source[source], arm))
+                by_source[key] = self._resolve(source, trust, classes)
+            by_arm[arm.name] = by_source[key]
+            self.teachers[arm.name] = self._completed(self._scoring(by_source[key], arm))
         return by_arm
 
     def train_students(self, teachers: dict[str, dict[str, Any]]) -> None:
@@ -197,7 +205,7 @@ class Bench:
 
     def _scoring(self, teacher: dict[str, Any], arm: Arm) -> Job:
         """Return the scoring of an arm's teacher."""
-        classes = arm.args.get("kd_classes", self.plan.classes)
+        classes = self._classes(arm)
         args = {**self.plan.common, "data": self.data}
         own = arm.args.get("kd_teacher_imgsz")
         if own is not None:  # it teaches at this size, so it is scored there
@@ -209,12 +217,30 @@ class Bench:
             name += f"-{hashlib.sha256(json.dumps(classes, sort_keys=True, default=str).encode()).hexdigest()[:6]}"
         if own is not None:
             name += f"-{args['imgsz']}px"
-        inputs = {"args": args, "weights": teacher["path"], "classes": classes}
+        inputs = {"args": args, "weights": teacher["path"], "classes": classes, "task": self.plan.task}
         return Job(name, identity, {**inputs, **self._keeping()})
 
     def _keeping(self) -> dict[str, Any]:
         """Return the inputs of jobs in a bench where an arm keeps classes."""
         return {"keeps": True, "kept": self.plan.kept} if self.plan.keeps else {}
+
+    def _classes(self, arm: Arm) -> Any:
+        """Return how the classes of an arm's teacher map to those of the data set."""
+        return arm.args.get("kd_classes", self.plan.classes)
+
+    def _resolve(self, source: Any, trust: bool, classes: Any) -> dict[str, Any]:
+        """Return the local file of a teacher, after a download if needed, and the hash of its weights and words.
+
+        The file's own hash would do less: a teacher that is trained again has the same weights and another date.
+
+        Raises:
+            KDError: If it cannot be opened as a teacher.
+        """
+        teacher = open_teacher(source, self.plan.task, trust=trust)
+        path = str(Path(str(teacher.original.pt_path)).resolve())
+        if isinstance(teacher, PromptedTeacher):
+            give_prompts([teacher], class_names_of(self.data, self.plan.task), classes)
+        return {"path": path, "sha256": teacher.fingerprint()}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a result depends on: the arguments, and the data set as the user named it."""
@@ -246,15 +272,3 @@ class Bench:
                 "scores are not comparable: give all arms a smaller batch=."
             )
         return True
-
-
-def _resolve(source: Any, task: str, trust: bool) -> dict[str, Any]:
-    """Return the local file of a teacher, after a download if needed, and the hash of its weights.
-
-    The file's own hash would do less: a teacher that is trained again has the same weights and another date.
-
-    Raises:
-        KDError: If it cannot be opened as a teacher.
-    """
-    teacher = open_teacher(source, task, trust=trust)
-    return {"path": str(Path(str(teacher.original.pt_path)).resolve()), "sha256": teacher.fingerprint()}

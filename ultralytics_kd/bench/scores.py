@@ -25,19 +25,20 @@ VAL_ARGS = (
 )
 
 
-def score(weights: str, args: dict[str, Any], classes: Any = "auto") -> dict[str, Any]:
+def score(weights: str, args: dict[str, Any], classes: Any = "auto", task: str | None = None) -> dict[str, Any]:
     """Score finished weights on the val set of a data set.
 
     Args:
         weights (str): Path of a checkpoint.
         args (dict): Arguments of the training; only those in `VAL_ARGS` are used.
         classes (str | dict): How the classes of the weights map to those of the data set, as `kd_classes`.
+        task (str, optional): Task that they are scored for, if it may differ from their own.
 
     Returns:
         (dict): "scores" by head: `nms`, and `end2end` if the model has such a head, or `output`; "parameters",
             "weights" and "unmatched", the names of classes that the weights lack.
     """
-    task = YOLO(weights).task
+    task = task or str(YOLO(weights).task)
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
     teacher = open_teacher(weights, task, trust=True)  # YOLO has opened these weights already
     match_channels(teacher, channels_of(data, task))
@@ -108,7 +109,12 @@ def load(weights: str, teacher: Teacher) -> YOLO:
     """
     model = YOLO(weights)
     assert teacher.classes is not None
-    if not teacher.classes.identity or outputs.first_conv(model.model).in_channels != teacher.channels:
+    if outputs.takes_prompts(model.model) or teacher.task != model.task:
+        # For Ultralytics it is a model of prompts or of masks, with a `val` of its own; what teaches is a plain model
+        model.__class__, model.task, model.overrides["task"] = YOLO, teacher.task, teacher.task
+        names = teacher.classes.student_names
+        model.model = teacher.validator_model(len(names), names)
+    elif not teacher.classes.identity or outputs.first_conv(model.model).in_channels != teacher.channels:
         names = teacher.classes.student_names
         rtdetr = teacher.task in GRID_TASKS and teacher.layout is None  # its validator cannot map classes
         if rtdetr or not teacher.can_validate:

@@ -29,6 +29,8 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
         KDError: If a part would be empty.
     """
     dataset = check_det_dataset(data)
+    if not dataset.get("train"):
+        raise KDError(f"holdout={share:g} takes a part of the training images, and data={data} has none: drop it.")
     files = image_files(dataset["train"])
     count = round(share * len(files))
     if not 0 < count < len(files):

@@ -29,8 +29,8 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         job (Mapping): A training has its arguments in "args", and the file for the note of a finished training in
             "trained". A scoring has "weights", the "args" to score them with, and in "classes" how the classes of the
-            weights map to those of the data set. If an arm of the bench keeps classes, "keeps" is True, and "kept" may
-            be the data of the old classes.
+            weights map to those of the data set; "task" is that of the bench. If an arm of the bench keeps classes,
+            "keeps" is True, and "kept" may be the data of the old classes.
 
     Returns:
         (dict): The result of `score` or `score_kept`; for a training also "seconds", "epochs" and "batch".
@@ -49,7 +49,7 @@ def _score(job: Mapping[str, Any], weights: str, classes: Any) -> dict[str, Any]
     """Return the scores of weights on the data of a job."""
     if job.get("keeps"):
         return score_kept(weights, job["args"], job["kept"], classes)
-    return score(weights, job["args"], classes)
+    return score(weights, job["args"], classes, job.get("task"))
 
 
 def _train(args: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import lock_file, make_folder, output_folder
 from ..teachers import Teacher, match_channels, open_teacher
+from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
 from .answering import coarsest_stride, numbered
 from .manifest import Manifest
@@ -61,18 +62,19 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     args = get_cfg(overrides={"task": "detect", "mode": "train", **overrides})
     args.kd_cache = given.get("kd_cache") or True
     whole_number("batch", args.batch)
-    store = build_cache(args, as_list(given["teacher"]), options)
+    store = build_cache(args, as_list(given["teacher"]), options, needs_words=args.kd_classes != "auto")
     LOGGER.info(f"Train with these answers: yolo-kd train data={given['data']} teacher=... kd_cache={store.folder}")
     return store
 
 
-def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store:
+def build_cache(args: Any, sources: list[Any], options: dict[str, Any], needs_words: bool = False) -> Store:
     """Answer all training images of a data set that have no stored answer yet.
 
     Args:
         args (Namespace): Ultralytics' arguments: data, imgsz, batch, workers, device, fraction, kd_cache, kd_precision.
         sources (list): Teachers: paths, names that Ultralytics downloads, or models.
         options (dict): Options of the cache, from `check_options`.
+        needs_words (bool): Whether `kd_classes` is given for teachers of words, so that there must be one.
 
     Returns:
         (Store): The cache, with an answer to every image.
@@ -93,6 +95,16 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
                 "teacher, or train without kd_cache."
             )
     data = check_det_dataset(args.data)
+    if not data.get("train"):
+        raise KDError(f"data={args.data} has no training images to answer: name them under train:.")
+    asked = give_prompts(teachers, data["names"], args.kd_classes)
+    if needs_words and not asked:
+        raise KDError(
+            "'kd_classes' has no effect on stored answers, which are those of the teacher's own classes: give it to "
+            "the training. Here it is for the words of YOLO-World and YOLOE."
+        )
+    for teacher in asked:
+        teacher.embed()
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
     store = Store(_folder(args, data, manifest))
@@ -109,7 +121,15 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any]) -> Store
         LOGGER.info(f"{colorstr('cache:')} {answered} images have answers in {store.folder}, {count} have none")
         if portions:
             portable = [_portable(s) for s in sources]
-            work = Work(str(store.folder), portable, manifest, _batch(args), args.workers, args.kd_trust_teacher)
+            work = Work(
+                str(store.folder),
+                portable,
+                manifest,
+                _batch(args),
+                args.workers,
+                args.kd_trust_teacher,
+                words_of(asked),
+            )
             bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
             executor.answer(work, portions, bar.update)
             bar.close()

@@ -39,6 +39,8 @@ class PortionAnswerer:
             cuda (bool): Whether the actor has a GPU.
         """
         teachers = [open_teacher(source, trust=work.trust) for source in work.sources]
+        if work.words is not None:
+            work.words.give(teachers)
         self.work, self.store = work, Store(work.folder)
         self.answerer = Answerer(teachers, work.manifest, torch.device("cuda" if cuda else "cpu"))
 

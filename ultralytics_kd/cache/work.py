@@ -14,6 +14,7 @@ from ultralytics.utils.patches import imread
 
 from ..errors import KDError
 from ..teachers import Teacher
+from ..teachers.prompted import Words
 from .answering import Answerer
 from .keys import hash_images
 from .manifest import Manifest
@@ -45,6 +46,7 @@ class Work:
         batch (int): Images per batch.
         workers (int): Processes that read images.
         trust (bool): Whether files of teachers may run code when they are opened.
+        words (Words | None): What teachers of words look for.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class Work:
     batch: int
     workers: int
     trust: bool = False
+    words: Words | None = None
 
 
 class Executor(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arguments import ARGUMENTS, CLASS_LOSSES, TASK_WEIGHTS, TEMPERED, WEIGHTS
+from .label_free import lacks_training_images
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def _off(cfg: Mapping[str, Any], weight: str) -> str:
 
 
 def _unlabeled(cfg: Mapping[str, Any]) -> Iterator[Idle]:
-    """Yield the ratio of images without labels, if there are none."""
-    if not cfg["kd_unlabeled"] and _set(cfg, "kd_unlabeled_ratio"):
-        yield Idle("kd_unlabeled_ratio", f"{cfg['kd_unlabeled_ratio']:g}", "kd_unlabeled is not set")
+    """Yield the ratio of images without labels to those with, if there are none of one kind."""
+    alone = lacks_training_images(cfg.get("data"), cfg["task"])
+    if (alone or not cfg["kd_unlabeled"]) and _set(cfg, "kd_unlabeled_ratio"):
+        reason = "data= has no training images with labels" if cfg["kd_unlabeled"] else "kd_unlabeled is not set"
+        yield Idle("kd_unlabeled_ratio", f"{cfg['kd_unlabeled_ratio']:g}", reason)
 
 
 def _precision(cfg: Mapping[str, Any], own_precision: bool) -> Iterator[Idle]:

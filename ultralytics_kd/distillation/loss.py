@@ -137,7 +137,7 @@ class DistillationLoss:
         if self.trains:
             self.first_nonfinite.update(items)
         if self.scaled:  # by the number of labelled images, so that unlabelled ones do not change the balance
-            kd = kd * batch.get(LABELED, batch["img"].shape[0])
+            kd = kd * (batch.get(LABELED) or batch["img"].shape[0])
         return torch.cat([loss.reshape(-1), kd]), items
 
     def _ask(self, batch: dict[str, Any]) -> None:

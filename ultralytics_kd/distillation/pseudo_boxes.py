@@ -120,7 +120,7 @@ class PseudoBoxes:
             labeled (int): Number of images with labels, which come first.
 
         Returns:
-            loss (Tensor): Parts of the loss times the number of labelled images.
+            loss (Tensor): Parts of the loss times the number of labelled images; of all images if none has labels.
             items (dict[str, Tensor]): The same by name, without gradient and not times that number.
         """
         first = outputs.branches(preds)[ONE2MANY]
@@ -131,7 +131,7 @@ class PseudoBoxes:
         both = {k: torch.cat((batch[k], v.to(batch[k]).reshape(-1, *batch[k].shape[1:]))) for k, v in added.items()}
         with ignored_background(bases, dict.fromkeys(bases, found.ignored)):
             loss, items = base(preds, {**batch, **both})
-        return loss * (labeled / len(batch["img"])), items
+        return loss * ((labeled or len(batch["img"])) / len(batch["img"])), items
 
     @torch.no_grad()
     def find(self, answer: Any, student: Branch, assigner: Any, images: Tensor, labeled: int) -> Found:
@@ -200,7 +200,8 @@ class PseudoBoxes:
             unsure = f"the teacher is not sure of any box in the images without labels ({doubtful} for each in doubt)"
             return f"{unsure}: lower {NAME}, or drop it.", True
         found = f"{per_image:.2f} boxes for each image without labels are labels, {doubtful} more are in doubt"
-        return f"{found}; images with labels have {counts.labels / max(counts.labeled, 1):.2f}.", False
+        beside = f"; images with labels have {counts.labels / counts.labeled:.2f}" if counts.labeled else ""
+        return f"{found}{beside}.", False
 
     def _detections(self, answer: Any, images: Tensor, labeled: int) -> SetAnswer:
         """Return the detections in the images without labels, as `Found` holds boxes.

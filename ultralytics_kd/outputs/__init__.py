@@ -5,6 +5,7 @@ Files:
     grid: predictions of YOLO's detection-like heads at every anchor point.
     dense: outputs of models without anchor points: classification, semantic segmentation, depth.
     queries: predictions of RT-DETR's decoder.
+    prompts: YOLO-World and YOLOE, whose classes are texts, as plain models.
     weight_selection: the weights that a student takes from a bigger teacher (`kd_init`).
     channel_picks, output_channels: the channels that it takes, of hidden layers and of a head's output layers.
     weight_fitting: selected weights refitted to the teacher's activations (`kd_init=fit`).
@@ -69,6 +70,19 @@ from .heads import (
     towers,
     use_raw_head,
 )
+from .prompts import (
+    drop_masks,
+    encode_texts,
+    fix_texts,
+    has_masks,
+    head_texts,
+    is_fixed,
+    own_texts,
+    prompted_fault,
+    prompted_layout,
+    takes_prompts,
+    text_encoder_of,
+)
 from .queries import has_queries, query_features, use_raw_decoder
 
 __all__ = (
@@ -100,12 +114,18 @@ __all__ = (
     "dense_output",
     "detect_head",
     "distances",
+    "drop_masks",
+    "encode_texts",
     "find_head",
     "finish_towers",
     "first_conv",
+    "fix_texts",
     "frozen_statistics",
+    "has_masks",
     "has_queries",
     "head_fault",
+    "head_texts",
+    "is_fixed",
     "keep_branches",
     "last_conv",
     "layout",
@@ -113,13 +133,18 @@ __all__ = (
     "map_channels",
     "map_head_classes",
     "on_levels",
+    "own_texts",
     "pad",
     "pixels",
     "probe",
+    "prompted_fault",
+    "prompted_layout",
     "query_features",
     "read_grey",
     "stem_features",
     "take_images",
+    "takes_prompts",
+    "text_encoder_of",
     "towers",
     "uncalibrated",
     "use_raw_decoder",

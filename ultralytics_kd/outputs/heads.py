@@ -16,7 +16,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ..errors import KDError
 from .grid import ANGLES, BOXES, COEFFICIENTS, KEYPOINTS, ONE2MANY, ONE2ONE, PROTO, SCORES, SIGMAS, Branch, Layout
 
-# Heads that can be distilled; a release may lack some. Other subclasses of Detect need prompts and are left out
+# Heads that can be distilled; a release may lack some. Subclasses of Detect that need prompts are in `prompts`
 GRID_HEADS = {
     "Detect": "detect",
     "v10Detect": "detect",
@@ -45,6 +45,11 @@ def head_fault(model: nn.Module) -> str | None:
     if type(head) not in TASK_OF:
         kind = type(head).__name__ if head is not None else type(model).__name__
         return f"ends in '{kind}', not in a YOLO head for boxes, masks, keypoints or rotated boxes"
+    return branch_fault(head)
+
+
+def branch_fault(head: Any) -> str | None:
+    """Return which branch `fuse()` has removed from a head, as the rest of a sentence about its model; None if none."""
     # fuse() sets the branch that it removes to None; a branch that the head never had is not an attribute
     if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
         return "was fused for inference and lost a branch of its head: give the checkpoint that train() saved"
@@ -65,7 +70,16 @@ def detect_head(model: nn.Module) -> Any:
 def layout(model: nn.Module) -> Layout:
     """Return the layout of a model's detection-like head."""
     head = detect_head(model)
-    task = TASK_OF[type(head)]
+    return layout_of(head, TASK_OF[type(head)])
+
+
+def layout_of(head: Any, task: str) -> Layout:
+    """Return the layout of a head that has the towers of a detection-like one, for a task.
+
+    Args:
+        head (Detect): The head.
+        task (str): Its task.
+    """
     return Layout(
         strides=tuple(int(s) for s in head.stride.tolist()),
         channels=tuple(first_conv(tower).in_channels for tower in head.cv2),

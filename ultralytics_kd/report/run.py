@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.torch_utils import select_device
 
 from ..config.arguments import GRID_TASKS, TASKS, as_list
+from ..config.label_free import lacks_training_images, with_train_entry
 from ..errors import KDError, ModelError, NoSharedClassError, first_line
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
@@ -49,6 +51,15 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     options = check_options(given, task)
     args = options.args
     args.data = str(convert_ndjson_to_yolo_if_needed(args.data))
+    with tempfile.TemporaryDirectory() as folder:
+        if lacks_training_images(args.data, task):
+            args.data = with_train_entry(args.data, Path(folder))
+        return _compare(given, task, options)
+
+
+def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str, Any]:
+    """Return the content of the report of checked arguments."""
+    args = options.args
     names = class_names_of(args.data, task, args.single_cls)
     models = []
     for role, source in options.models.items():

@@ -22,6 +22,8 @@ from .class_map import ClassMap, match_classes
 from .detections import Detections, Thresholds
 from .finite import FiniteCheck
 
+FINGERPRINT = "kd_fingerprint"  # in a file that a run keeps of a teacher of words: its fingerprint, words included
+
 
 class Teacher:
     """A frozen model that answers batches of images.

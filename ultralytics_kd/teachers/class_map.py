@@ -228,7 +228,8 @@ def _index_of(name: object, names: Mapping[int, str], owner: str) -> int:
     equal = [i for i, other in names.items() if str(other) == str(name)]
     matches = equal or [i for i, other in names.items() if match_key(other) == match_key(name)]
     if not matches:
-        raise KDError(f"kd_classes names '{name}', which is not a class of the {owner}: {_list(names)}.")
+        words = "; only YOLO-World and YOLOE take words of your own" if owner == "teacher" else ""
+        raise KDError(f"kd_classes names '{name}', which is not a class of the {owner}: {_list(names)}{words}.")
     if len(matches) > 1:
         raise KDError(f"kd_classes names '{name}', which stands for {len(matches)} classes of the {owner}: {matches}.")
     return matches[0]

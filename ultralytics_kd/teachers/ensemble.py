@@ -17,6 +17,7 @@ from .base import Teacher
 from .class_map import ClassMap, load_map, match_key
 from .dense import average
 from .detections import Detections, fuse
+from .prompted import give_prompts
 from .sets import SetTeacher, as_set, grid_as_set
 from .validation import DetectorModel
 
@@ -40,8 +41,7 @@ class Ensemble(Teacher):
             raise KDError(
                 f"kd_teacher_weights has {len(weights)} numbers for {len(self._members)} teachers: give one for each."
             )
-        names = dict(enumerate(dict.fromkeys(name for m in members for name in m.names.values())))
-        super().__init__(None, ", ".join(m.source for m in members), tasks.pop(), names)
+        super().__init__(None, ", ".join(m.source for m in members), tasks.pop(), _all_names(members))
         self.shares = [w / sum(weights) for w in weights]
         self.portable = all(m.portable for m in members)
 
@@ -75,6 +75,8 @@ class Ensemble(Teacher):
             KDError: If a teacher has no class in common, or the map has a name that no teacher knows.
         """
         keep = None if keep is None else list(keep)
+        if give_prompts(self._members, names, spec):
+            self.names = _all_names(self._members)
         automatic = isinstance(spec, str) and spec.lower() == "auto"
         mapping = {} if automatic else dict(load_map(spec))
         known = {match_key(n) for m in self._members for n in m.names.values()}
@@ -282,6 +284,11 @@ class SetEnsemble(Ensemble, SetTeacher):
         answer = as_set(merged, features, ClassMap({i: (i,) for i in range(nc)}, names, names), conf, images)
         answer.classes = self.classes.taught(images.device)
         return answer
+
+
+def _all_names(members: Sequence[Teacher]) -> dict[int, str]:
+    """Return the names of the classes of all members, each once."""
+    return dict(enumerate(dict.fromkeys(name for m in members for name in m.names.values())))
 
 
 def _in_union(detections: Detections, classes: ClassMap, columns: Tensor, nc: int) -> Detections:

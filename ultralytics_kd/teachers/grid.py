@@ -104,6 +104,12 @@ class GridTeacher(Teacher):
         assert self.layout is not None
         return [self.layout.strides.index(s) for s in self._strides]
 
+    def as_detector(self) -> GridTeacher:
+        """Return itself as a teacher of detectors, without masks."""
+        outputs.drop_masks(self.original)
+        self.task = "detect"
+        return self
+
     def release(self) -> None:
         """Free the memory of the weights."""
         self.head = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .. import outputs
 from ..config.user_code import import_object, names_object
 from ..errors import KDError, ModelError, first_line
 from ..files import reason_of
-from .base import Teacher
+from .base import FINGERPRINT, Teacher
 from .checkpoint_files import UNTRUSTED, load_model, plain_model
 from .class_map import class_names
 from .custom import CustomTeacher
@@ -26,6 +26,7 @@ from .ema import MovingAverage
 from .ensemble import ensemble
 from .exported import ExportedTeacher
 from .grid import GridTeacher
+from .prompted import PromptedTeacher
 from .sets import QueryTeacher, SetTeacher
 from .sizes import trained_size
 from .zoo import zoo_model
@@ -80,6 +81,8 @@ def open_teacher(
     if isinstance(source, str) and source.strip().lower() == MOVING_AVERAGE:
         return MovingAverage(task)
     teacher = _open(source, trust)
+    if task == "detect" and isinstance(teacher, GridTeacher) and teacher.task == "segment":
+        teacher = teacher.as_detector()
     if teacher.task != task:
         raise ModelError(
             teacher.source,
@@ -111,12 +114,18 @@ def _open(source: Any, trust: bool) -> Teacher:
     model, ckpt = _load(source, trust)
     teacher = _of_model(model, name)
     teacher.trained_imgsz = trained_size(ckpt)
+    if isinstance(ckpt, Mapping) and isinstance(ckpt.get(FINGERPRINT), str):
+        teacher._hash = ckpt[FINGERPRINT]
     return teacher
 
 
 def _of_model(model: nn.Module, name: str) -> Teacher:
     """Return the teacher of the kind that a model's head needs."""
     names = class_names(model)
+    if outputs.takes_prompts(model):
+        if not outputs.is_fixed(model):
+            return PromptedTeacher(model, name, names)
+        outputs.fix_texts(model)
     if outputs.has_queries(model):
         return QueryTeacher(model, name, "detect", names)
     task = getattr(model, "task", None) or guess_model_task(model)

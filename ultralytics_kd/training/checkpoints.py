@@ -24,6 +24,7 @@ from ..distillation.distillers import Distiller
 from ..errors import KDError
 from ..files import disk_fault, exists, move_into_place
 from ..teachers import Teacher
+from ..teachers.prompted import words_of
 from .random_streams import random_state
 
 ADAPTERS_KEY, RUN_KEY = "kd_adapters", "kd_run"  # in the optimizer's state dict
@@ -227,9 +228,10 @@ def run_state(trainer: Any, fingerprints: list[str | None]) -> dict[str, Any]:
         trainer (BaseTrainer): The trainer.
         fingerprints (list[str | None]): Hash of every teacher's weights.
     """
-    balance = trainer.distiller.balance
+    balance, words = trainer.distiller.balance, words_of(trainer.teacher.members)
     return {
         "teachers": fingerprints,
+        "words": None if words is None else words.vectors,
         "balance": None if balance is None else balance.state_dict(),
         "random": random_state(trainer.device, loaders(trainer)),
         "over": bool(getattr(trainer, "stop", False)),  # patience= or time= can end a run before the last epoch

@@ -39,7 +39,7 @@ from .first_step import HOOKS, FirstStep
 from .keeping import Keeping
 from .large_images import LargeImageTeacher
 from .teacher_source import TeacherSource
-from .unlabeled import UnlabeledPart
+from .unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RANDOM_RANGES = (
@@ -86,7 +86,7 @@ class Distillation:
         if args.kd_teacher_imgsz is not None:
             self.answers = LargeImageTeacher(teacher, args.kd_teacher_imgsz)
         self.distiller: Distiller | None = None
-        self.unlabeled = UnlabeledPart(args) if args.kd_unlabeled else None
+        self.unlabeled = unlabeled_part(args)
         self.pseudo: PseudoBoxes | None = None
         self.keeping: Keeping | None = None
         self.keeper: ClassKeeper | None = None
@@ -115,24 +115,36 @@ class Distillation:
         return self.answers if isinstance(self.answers, LargeImageTeacher) else None
 
     @property
+    def alone(self) -> bool:
+        """Whether no training image has labels."""
+        return self.unlabeled is not None and self.unlabeled.alone
+
+    @property
     def teacher_imgsz(self) -> int:
         """Side of the images that the teacher answers, in pixels."""
         return self.answers.imgsz(self.args.imgsz)
 
     def match_data(self, data: dict[str, Any]) -> None:
-        """Match the teacher's classes with the data set's, and open the cache if answers are stored.
+        """Match the teacher's classes with the data set's.
 
         Args:
             data (dict): Ultralytics' description of the data set. With `kd_keep` its classes become the student's.
         """
         if self.args.kd_keep and self.keeping is None:
             self.keeping = Keeping(self.args, data)
-        names, rules = self._class_names(data), self._class_rules(data)
-        self.teacher.match(names, **rules)
+        self.teacher.match(self._class_names(data), **self._class_rules(data))
         if self.keeping is not None:
             self.keeping.check_teacher(self.teacher)
         self._keypoints = keypoint_names(data.get("kpt_names"))
+
+    def open_cache(self, data: dict[str, Any]) -> None:
+        """Open the cache if answers are stored, the teacher's classes matched.
+
+        Args:
+            data (dict): Ultralytics' description of the data set.
+        """
         if self.args.kd_cache:
+            names, rules = self._class_names(data), self._class_rules(data)
             made, store = self.args.kd_cache is True, self._open_store(data["channels"])
             classes = match_classes(names, store.manifest().names, **rules)
             self.answers = CachedTeacher(store, classes, self.teacher, made)
@@ -194,20 +206,22 @@ class Distillation:
         if self.large_images is not None:
             self.large_images.fit(student)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
+        if self.alone and self.large_images is None and needs_sets(student, self.teacher):
+            self.answers = DetectionsOnly(self.teacher)
         if self.args.resume:
             self.beginning = Beginning(get_num_params(student), 0, True)
         else:
             if self.keeping is not None:
                 self.keeping.check_rows(student)
             how, keypoints = self.args.kd_init if self.keeping is None else False, self._keypoints
-            if (
-                how == "auto" and self.args.freeze
-            ):  # what is frozen was chosen by the user, and could not be learnt anew
+            # What is frozen was chosen by the user, and could not be learnt anew. Without labels none can be compared
+            if how == "auto" and (self.args.freeze or self.alone):
                 how = "fit"
             self.beginning = begin(student, self.teacher, how, keypoints, batches, self.quantizes)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
-        stored, as_sets = self.cached is not None, self.large_images is not None
+        stored = self.cached is not None
+        as_sets = isinstance(self.answers, (LargeImageTeacher, DetectionsOnly))
         self.distiller = build_distiller(self.args, student, self.teacher, stored, as_sets)
         self.distiller.adapters.to(device)
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
@@ -243,7 +257,7 @@ class Distillation:
         """Return a model whose step takes the memory of a training step, for AutoBatch to profile."""
         if self.cached or self.distiller is None:
             return student
-        ratio = self.args.kd_unlabeled_ratio if self.unlabeled else 0.0
+        ratio = self.args.kd_unlabeled_ratio if self.unlabeled and not self.alone else 0.0
         side = self.teacher_imgsz if self.large_images is not None else None
         return StudentWithTeacher(student, self.teacher, self.distiller, ratio, side)
 

@@ -34,6 +34,7 @@ from .resuming import MOVABLE, ResumedRun, check_same_kind
 from .run_folder import RunFolder
 from .teacher_source import TeacherSource
 from .unlabeled import UnlabeledStream
+from .unlabeled_alone import UnlabeledAlone
 
 # The mixin is combined with one of Ultralytics' trainers; a type checker must know the methods that it calls there
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object
@@ -159,8 +160,6 @@ class DistillationMixin(_Trainer):
         source = TeacherSource(parse_list(self.args.teacher), folder, teacher_given)
         with distributed.machine_by_machine():
             teacher = source.open(self.args)
-        if self.resumed and not distributed.launched():  # the launcher has checked it
-            self._fingerprints = self.resumed.check_teacher(teacher)
         return Distillation(self.args, source, teacher)
 
     def _claim_folder(self) -> str:
@@ -174,18 +173,29 @@ class DistillationMixin(_Trainer):
 
     def get_dataset(self) -> dict[str, Any]:
         """Load the data set's description and match its classes with the teacher's."""
+        unlabeled = self.distillation.unlabeled if self.distillation is not None else None
+        if unlabeled is not None:
+            self.args.data = unlabeled.data_file(self.args.data, Path(self._claim_folder()))
         data = super().get_dataset()
         self._match_data(data)
         return data
 
     def _match_data(self, data: dict[str, Any]) -> None:
         """Match the data set's classes with the teacher's, unless that is done."""
-        if self.distillation is not None and self.distillation.teacher.classes is None:
+        if self.distillation is None or self.distillation.teacher.classes is not None:
+            return
+        with distributed.machine_by_machine():  # words may need a text encoder, which Ultralytics downloads
             self.distillation.match_data(data)
+        if self.resumed and not distributed.launched():  # the launcher has checked it
+            self._fingerprints = self.resumed.check_teacher(self.distillation.teacher)
+        self.distillation.open_cache(data)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set; the one for training also has larger images for the teacher, or carries stored answers."""
-        stock = super().build_dataset
+        stock: Any = super().build_dataset
+        unlabeled = self.distillation.unlabeled if self.distillation is not None and mode == "train" else None
+        if isinstance(unlabeled, UnlabeledAlone):
+            stock = lambda *_: unlabeled.training_set(self)  # noqa: E731
         if self.distillation is not None and self.distillation.keeping is not None:
             stock = self.distillation.keeping.building(self, stock)
         large = self.distillation.large_images if self.distillation is not None and mode == "train" else None
@@ -425,10 +435,15 @@ class DistillationMixin(_Trainer):
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Plot training images with their labels; those without are plotted separately if they have pseudo-boxes."""
-        count = batch.get(LABELED)
-        super().plot_training_samples(batch if count is None else {**batch, "img": batch["img"][:count]}, ni)
+        count = batch.get(LABELED)  # with none at all, the images are still worth a look
+        super().plot_training_samples(batch if not count else {**batch, "img": batch["img"][:count]}, ni)
         if count is not None and self.distillation is not None and self.distillation.pseudo is not None:
             self.distillation.pseudo.plot(batch["img"], self.data["names"], self.save_dir / f"unlabeled_batch{ni}.jpg")
+
+    def plot_training_labels(self) -> None:
+        """Plot the labels of the training set, if it has any."""
+        if self.distillation is None or not self.distillation.alone:
+            super().plot_training_labels()
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Restore the last checkpoint when the loss is non-finite, and log which part became non-finite first.

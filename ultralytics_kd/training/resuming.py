@@ -15,6 +15,7 @@ from ..config import has_teacher
 from ..errors import KDError
 from ..files import write_whole
 from ..teachers import Teacher
+from ..teachers.prompted import remember
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
 from .moved_run import RunPlace, bring_up_to_date
 from .random_streams import set_random_state
@@ -77,6 +78,7 @@ class ResumedRun:
         state = optimizer.get(RUN_KEY, {})
         over = state.get("over") or checkpoint.get("epoch", -1) + 1 >= args.epochs
         self.all_trained = bool(optimizer) and over
+        remember(state.get("words") or {})  # so that a teacher of words needs no text encoder again
         self._teachers: list[str | None] | None = state.get("teachers")
         self._random: dict[str, Any] | None = None
 

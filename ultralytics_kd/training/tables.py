@@ -10,6 +10,7 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from ..config.arguments import class_loss
+from ..config.label_free import lacks_training_images
 from ..config.sure_boxes import sure_confidence
 from ..distillation.distillers import Distiller
 from ..teachers import Teacher
@@ -53,9 +54,9 @@ def start_table(
         rows.insert(-1, ("keeps", kept))
     if unlabeled:
         boxes = "" if args.kd_unlabeled_boxes is None else f", {_boxes(args)}"
-        rows.append(
-            ("images", f"{unlabeled:,} without labels, {args.kd_unlabeled_ratio:g} for each with labels{boxes}")
-        )
+        alone = lacks_training_images(args.data, args.task)
+        ratio = "and none with labels" if alone else f"{args.kd_unlabeled_ratio:g} for each with labels"
+        rows.append(("images", f"{unlabeled:,} without labels, {ratio}{boxes}"))
     for name in distiller.names:
         if name not in distiller.terms:
             rows.append((name, "off"))

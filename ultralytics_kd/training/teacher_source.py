@@ -16,7 +16,9 @@ from ..config import as_list
 from ..errors import KDError, ModelError, first_line
 from ..files import exists, replacing
 from ..teachers import Teacher, open_teacher
+from ..teachers.base import FINGERPRINT
 from ..teachers.opening import IN_MEMORY
+from ..teachers.prompted import PromptedTeacher
 from .run_folder import CHECKPOINTS
 
 KEPT = re.compile(r"teacher(-\d+)?\.pt")  # names of teachers that a run keeps beside its checkpoints
@@ -135,7 +137,8 @@ def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
             model: Any = deepcopy(teacher.original)
             model.criterion = None
             with replacing(path) as part:
-                torch_save({"model": model, "train_args": {"task": teacher.task}}, part)
+                words = {FINGERPRINT: teacher.fingerprint()} if isinstance(teacher, PromptedTeacher) else {}
+                torch_save({"model": model, "train_args": {"task": teacher.task}, **words}, part)
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             LOGGER.warning(f"teacher={teacher.source} cannot be saved; give it again to resume the run: {e}")
             return teacher.source

@@ -95,7 +95,10 @@ class UnlabeledPart:
         args (Namespace): Arguments of the training.
         files (list[str]): Image files.
         stream (UnlabeledStream | None): The stream, as soon as data loaders are built.
+        alone (bool): Whether they are all training images.
     """
+
+    alone = False
 
     def __init__(self, args: Any):
         """Find the images, and make their paths in the arguments absolute, so that `resume` works from any folder.
@@ -113,6 +116,15 @@ class UnlabeledPart:
         self.stream: UnlabeledStream | None = None
         places = [str(Path(each).resolve()) for each in as_list(source)]
         args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]
+
+    def data_file(self, data: Any, folder: Path) -> str:
+        """Return the data.yaml in a form that Ultralytics reads; this one has training images.
+
+        Args:
+            data (str | Path): The argument.
+            folder (Path): Folder of the run.
+        """
+        return str(data)
 
     def __len__(self) -> int:
         """Return the number of images that can be read; 0 before the stream is open."""

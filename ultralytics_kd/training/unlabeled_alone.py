@@ -1,0 +1,127 @@
+"""Images without labels as the whole training set: the data have class names and a val set, and the teacher does all.
+
+The batches come from the training's own loader, and all of their images count as images without labels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.data.utils import get_split_fraction
+from ultralytics.utils import LOCAL_RANK
+from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
+
+from .. import outputs
+from ..config.label_free import lacks_training_images, with_train_entry
+from ..distillation.loss import LABELED
+from ..errors import KDError
+from ..outputs import ONE2ONE
+from ..teachers import Teacher
+from . import distributed
+from .answer_sources import LiveTeacher
+from .unlabeled import UnlabeledPart
+from .unlabeled_images import UnlabeledImages, readable
+
+TASKS = ("detect",)
+
+
+class UnlabeledAlone(UnlabeledPart):
+    """The images of `kd_unlabeled` where the data have no training images of their own."""
+
+    alone = True
+
+    def __init__(self, args: Any):
+        """Find the images.
+
+        Args:
+            args (Namespace): Arguments of the training.
+
+        Raises:
+            KDError: If the task or an argument needs labels.
+        """
+        super().__init__(args)
+        if args.task not in TASKS:
+            raise KDError(
+                f"data={args.data} has no training images, and task '{args.task}' needs some with labels: name them "
+                f"under train:. Only {' and '.join(TASKS)} learns from kd_unlabeled alone."
+            )
+        if args.kd_weight is not None:
+            raise KDError(
+                f"'kd_weight={args.kd_weight}' compares gradients with those of labels, and data={args.data} has no "
+                "training images: drop it."
+            )
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return the number of images that can be read; 0 before the loader is built."""
+        return self._count
+
+    def data_file(self, data: Any, folder: Path) -> str:
+        """Return the data.yaml in a form that Ultralytics reads."""
+        return with_train_entry(data, folder)
+
+    def training_set(self, trainer: Any) -> UnlabeledImages:
+        """Return the images as the training set.
+
+        Args:
+            trainer (BaseTrainer): The trainer; its student is built.
+        """
+        files = distributed.from_first(lambda: readable(self.files))
+        share = get_split_fraction(self.args.fraction, "train")
+        files = files[: share if isinstance(share, int) else max(round(len(files) * share), 1)]  # as Ultralytics does
+        stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
+        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
+            images = UnlabeledImages(files, self.args, trainer.data, stride)
+        self._count = len(images)
+        return images
+
+    def open(self, trainer: Any) -> None:
+        """Warn if some of the images are val images; the trainer's own loader reads them."""
+        dataset = trainer.train_loader.dataset
+        self._warn_of_val_images(getattr(dataset, "small", dataset).im_files, trainer.test_loader.dataset)
+
+    def add_to(self, batch: dict[str, Any]) -> None:
+        """Note that no image of the batch has labels."""
+        batch[LABELED] = 0
+
+    def close_mosaic(self) -> None:
+        """Do nothing: the trainer does it for its own loader."""
+
+
+def unlabeled_part(args: Any) -> UnlabeledPart | None:
+    """Return the images without labels of a run, None if it has none.
+
+    Args:
+        args (Namespace): Arguments of the training; paths in them become absolute.
+
+    Raises:
+        KDError: If there are none where `kd_unlabeled` says, or arguments conflict.
+    """
+    if not args.kd_unlabeled:
+        return None
+    return UnlabeledAlone(args) if lacks_training_images(args.data, args.task) else UnlabeledPart(args)
+
+
+def needs_sets(student: nn.Module, teacher: Teacher) -> bool:
+    """Return whether a student without labels must be taught by detections instead of anchor points.
+
+    An NMS-free head learns from an NMS-free head, and otherwise from labels. Detections of any teacher can be assigned
+    to it as labels are.
+
+    Args:
+        student (nn.Module): The student.
+        teacher (Teacher): The teacher.
+    """
+    if teacher.layout is None or outputs.head_fault(student):
+        return False
+    return ONE2ONE in outputs.layout(student).branches and ONE2ONE not in teacher.layout.branches
+
+
+class DetectionsOnly(LiveTeacher):
+    """A teacher that answers with detections, though it has anchor points."""
+
+    def _answer(self, images: Any) -> dict[str, Any]:
+        """Return what the teacher adds to a batch of images."""
+        return self._with_factor(self.teacher.answer_for_any_size(images))
