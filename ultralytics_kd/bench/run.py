@@ -23,6 +23,7 @@ from ..model import YOLO
 from ..report.datasets import class_names_of
 from ..report.score_names import METRICS
 from ..teachers import open_teacher
+from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
 from .arms import Arm
 from .jobs import VERSIONS, Job, JobFolder
@@ -137,6 +138,8 @@ class Bench:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
                 by_source[key] = self._resolve(source, trust, classes)
             by_arm[arm.name] = by_source[key]
+            if not by_source[key]["predicts"]:
+                continue
             self.teachers[arm.name] = self._completed(self._scoring(by_source[key], arm))
         return by_arm
 
@@ -237,10 +240,12 @@ class Bench:
             KDError: If it cannot be opened as a teacher.
         """
         teacher = open_teacher(source, self.plan.task, trust=trust)
+        if teacher.backbones:
+            return {"path": absolute(source), "sha256": teacher.fingerprint(), "predicts": False}
         path = str(Path(str(teacher.original.pt_path)).resolve())
         if isinstance(teacher, PromptedTeacher):
             give_prompts([teacher], class_names_of(self.data, self.plan.task), classes)
-        return {"path": path, "sha256": teacher.fingerprint()}
+        return {"path": path, "sha256": teacher.fingerprint(), "predicts": True}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a result depends on: the arguments, and the data set as the user named it."""

@@ -94,6 +94,8 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any], needs_wo
                 f"teacher={teacher.source} changes during training, so its answers cannot be stored: give another "
                 "teacher, or train without kd_cache."
             )
+        if teacher.backbones:
+            raise KDError(f"teacher={teacher.source} teaches by features, and a cache stores detections: give another.")
     data = check_det_dataset(args.data)
     if not data.get("train"):
         raise KDError(f"data={args.data} has no training images to answer: name them under train:.")

@@ -67,8 +67,8 @@ ARGUMENTS: dict[str, Argument] = {
     "teacher": Argument(
         None,
         "str | list, optional",
-        "trained model that guides the student: path, name, ul:// URI, module:object, ema, or a list of such; unset = "
-        "plain training",
+        "trained model that guides the student: path, name, ul:// URI, timm:NAME, module:object, ema, or a list of "
+        "such; unset = plain training",
     ),
     "kd_teacher_weights": Argument(None, "list, optional", "weight of each teacher of a list; unset = equal"),
     "kd_teacher_imgsz": Argument(
@@ -85,7 +85,7 @@ ARGUMENTS: dict[str, Argument] = {
     "kd_mask": Argument(8.0, "float", "weight of the mask term (segment), 0 switches it off", number=True),
     "kd_kpt": Argument(12.0, "float", "weight of the keypoint term (pose), 0 switches it off", number=True),
     "kd_depth": Argument(1.0, "float", "weight of the depth term (depth), 0 switches it off", number=True),
-    "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 switches it off", number=True),
+    "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 switches it off; 1 with timm:NAME", number=True),
     "kd_cls_loss": Argument(
         "auto",
         "str",

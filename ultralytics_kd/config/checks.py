@@ -14,7 +14,7 @@ from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS,
 from .kept_classes import check_keep, check_keeping
 from .sure_boxes import check_boxes_fit, check_sure_boxes
 from .teacher_size import SIZED_TASKS, check_larger, check_teacher_size, teacher_size
-from .user_code import load_loss, names_object
+from .user_code import load_loss, names_library_model, names_object
 
 TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
 MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
@@ -296,6 +296,12 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"'kd_cache' stores detections, and task '{cfg.get('task')}' learns more than these: drop it.")
     if cfg.get("teacher") == "ema":
         raise KDError("'kd_cache' stores answers once, and teacher=ema changes with the student: drop one.")
+    backbone = next((each for each in as_list(cfg.get("teacher")) if names_library_model(each)), None)
+    if backbone is not None:
+        raise KDError(
+            f"'kd_cache' stores detections, and teacher={backbone} teaches by features of the augmented images: drop "
+            "one."
+        )
     if cfg.get("kd_unlabeled"):
         raise KDError(
             "'kd_cache' has answers for the images of data= only: drop it, so that the teacher also answers those of "

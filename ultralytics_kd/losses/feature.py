@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ("align", "at", "cwd", "mgd_distance", "pkd", "pkd_adapted", "sl2")
+__all__ = ("align", "at", "cosine", "cwd", "mgd_distance", "pkd", "pkd_adapted", "sl2")
 
 
 def _channel_rows(x: Tensor) -> Tensor:
@@ -173,6 +173,28 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
         return F.normalize(x.pow(2).mean(1).flatten(1), dim=1)
 
     return F.mse_loss(attention(student), attention(teacher.detach()))
+
+
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the cosine distance of features, the loss by which models learn from foundation models.
+
+    `loss = mean(1 - cos(s, t))` over batch and positions, with s and t the channels at one position. It is used in
+    AM-RADIO (Ranzinger et al., CVPR 2024, https://arxiv.org/abs/2312.06709).
+
+    Args:
+        student (Tensor): Features of shape (B, C, H, W).
+        teacher (Tensor): Features of shape (B, C, H, W).
+
+    Returns:
+        (Tensor): Scalar in [0, 2]; 0 when they are equal up to a positive factor at each position.
+
+    Examples:
+        >>> import torch
+        >>> feature = torch.ones(1, 4, 2, 2)
+        >>> round(cosine(feature, 3 * feature).item(), 6), round(cosine(feature, -feature).item(), 6)
+        (0.0, 2.0)
+    """
+    return 1 - F.cosine_similarity(student, teacher.detach(), dim=1).mean()
 
 
 def align(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:

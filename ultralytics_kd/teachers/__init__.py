@@ -5,6 +5,7 @@ Files:
     checkpoint_files: from a file to the model in it.
     base: the steps from images to an answer, which all teachers share.
     grid, sets, dense, ensemble, ema: kinds of teachers.
+    backbone, beside: foundation models whose features teach, alone or beside others.
     prompted: teachers whose classes are words.
     custom, exported, zoo: teachers from other libraries.
     answers: what teachers return.

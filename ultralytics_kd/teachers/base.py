@@ -44,6 +44,8 @@ class Teacher:
         maps (list[FeatureLayout]): Feature maps that it offers, one entry for each model behind it.
         classes (ClassMap | None): How its classes teach the student's; set by `match`.
         shares (list[float]): Weight of each member; they sum to 1.
+        backbones (list[Teacher]): Those of its members that teach by features alone.
+        backbone_shares (list[float]): Weight of each of these; they sum to 1.
         model (Any): The model that runs; set by `prepare`.
         dtype (torch.dtype): Precision that it runs in.
     """
@@ -68,6 +70,8 @@ class Teacher:
         self.classes: ClassMap | None = None
         self.maps: list[FeatureLayout] = []
         self.shares: list[float] = [1.0]
+        self.backbones: list[Any] = []
+        self.backbone_shares: list[float] = []
         self.dtype = torch.float32
         self._reads = Reads()
         self._fall_back = False
@@ -276,6 +280,11 @@ class Teacher:
     def members(self) -> list[Teacher]:
         """The teachers behind the answer; itself alone unless there are several."""
         return [self]
+
+    @property
+    def predictor(self) -> Teacher:
+        """The teacher whose predictions are compared; itself unless it stands beside backbones."""
+        return self
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from ultralytics.nn.tasks import BaseModel
 
 from .. import outputs
 from ..errors import ModelError
+from .backbone import BackboneTeacher
 from .base import Teacher
 from .custom import CustomTeacher
 
@@ -36,7 +37,7 @@ def match_channels(teacher: Teacher, channels: int) -> None:
 
 def _read_grey(teacher: Teacher) -> None:
     """Let one teacher read grey images, if it can."""
-    if isinstance(teacher, CustomTeacher):
+    if isinstance(teacher, (CustomTeacher, BackboneTeacher)):
         teacher.reads_grey = True
     elif isinstance(teacher.original, BaseModel):
         teacher.fingerprint()  # it stays that of the weights as they were given

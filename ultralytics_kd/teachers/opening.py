@@ -16,14 +16,15 @@ from .. import outputs
 from ..config.user_code import import_object, names_object
 from ..errors import KDError, ModelError, first_line
 from ..files import reason_of
+from .backbone import BackboneTeacher, names_backbone
 from .base import FINGERPRINT, Teacher
+from .beside import together
 from .checkpoint_files import UNTRUSTED, load_model, plain_model
 from .class_map import class_names
 from .custom import CustomTeacher
 from .dense import DenseTeacher
 from .ema import EMA as MOVING_AVERAGE
 from .ema import MovingAverage
-from .ensemble import ensemble
 from .exported import ExportedTeacher
 from .grid import GridTeacher
 from .prompted import PromptedTeacher
@@ -46,9 +47,9 @@ def open_teacher(
 
     Args:
         source (Any): Trained weights as a name that Ultralytics downloads, a local path, a URL or a `ul://` URI; an
-            exported file; a classifier as `torchvision:NAME` or `timm:NAME`; `module:name` of a Python object; "ema"
-            for the student's own moving average; a `YOLO` or a model in memory, which is not changed; an object with
-            `names` and `teach`; or a list of these.
+            exported file; a backbone as `timm:NAME`, or a classifier so or as `torchvision:NAME`; `module:name` of a
+            Python object; "ema" for the student's own moving average; a `YOLO` or a model in memory, which is not
+            changed; an object with `names` and `teach`; or a list of these.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.
         trust (bool): Whether files may run code when they are opened. A `.pt` is a pickle, which can run any code;
@@ -63,16 +64,18 @@ def open_teacher(
         >>> teacher.prepare(torch.device("cpu"))
         >>> teacher(images).branches["one2many"].scores  # logits of shape (B, anchor points, 2)
     """
+    if names_backbone(source, task):
+        source = [source]
     if isinstance(source, (list, tuple)):
         if not source:
             raise KDError("teacher=[] is an empty list: name the teachers, or drop it.")
         if any(isinstance(each, (list, tuple)) for each in source):
             raise KDError("'teacher' is a list with lists in it: give one list of all teachers.")
-        members = [open_teacher(each, task, trust=trust) for each in source]
+        members = [_member(each, task, trust) for each in source]
         if any(m.follows_student for m in members) and len(members) > 1:
             raise KDError(f"teacher={MOVING_AVERAGE} cannot be one of several teachers: give it alone.")
-        if len(members) > 1:
-            teacher: Teacher = ensemble(members, weights)
+        if len(members) > 1 or isinstance(members[0], BackboneTeacher):
+            teacher: Teacher = together(members, weights)
             teacher.inspect()
             return teacher
         source = source[0]
@@ -94,6 +97,15 @@ def open_teacher(
             teacher.source,
             f"predicts detections, which can only teach a detector: for task '{task}' give trained weights (.pt).",
         )
+    teacher.inspect()
+    return teacher
+
+
+def _member(source: Any, task: str, trust: bool) -> Teacher:
+    """Return one of several teachers, inspected."""
+    if not names_backbone(source, task):
+        return open_teacher(source, task, trust=trust)
+    teacher = BackboneTeacher(source, task)
     teacher.inspect()
     return teacher
 

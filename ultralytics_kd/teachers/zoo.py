@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.user_code import names_library_model
-from ..errors import ModelError, first_line
+from ..errors import KDError, ModelError, first_line
+from .backbone import LIBRARY, load_timm
 
 
 def zoo_model(source: str) -> Any | None:
@@ -24,6 +25,8 @@ def zoo_model(source: str) -> Any | None:
     library, _, name = source.strip().partition(":")
     try:
         model = (_torchvision if library == "torchvision" else _timm)(name)
+    except KDError:
+        raise
     except ImportError as e:
         raise ModelError(source, f"needs {library}, which is not installed: pip install {library}.") from e
     except Exception as e:  # each library has errors of its own, for names and for downloads
@@ -46,10 +49,9 @@ def _torchvision(name: str) -> Any:
 
 def _timm(name: str) -> Any:
     """Return a pretrained classifier of timm; its `pretrained_cfg` holds how images are normalised."""
-    import timm
+    model = load_timm(f"{LIBRARY}{name}")
     from timm.data import ImageNetInfo
 
-    model: Any = timm.create_model(name, pretrained=True)
     names = model.pretrained_cfg.get("label_names")
     imagenet = ImageNetInfo()
     if names is None and model.num_classes == imagenet.num_classes():

@@ -21,6 +21,7 @@ from ..cache.build import build_cache
 from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
+from ..config.arguments import TASK_WEIGHTS
 from ..distillation.distillers import Distiller, GridDistiller, build_distiller
 from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
@@ -42,10 +43,30 @@ from .teacher_source import TeacherSource
 from .unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FEATURES = 1.0  # weight of `kd_feat` for teachers of features, where none is given
 RANDOM_RANGES = (
     "quantize=8 fixes the ranges of activations before training, and random weights have no useful ranges: start with "
     "trained weights (model=student.pt), or with a teacher whose weights the student can start from (kd_init)."
 )
+
+
+def weigh_features(args: Any, teacher: Teacher) -> None:
+    """Set the weights of the terms for teachers of features, in place.
+
+    Features teach through `kd_feat`, which is off by default. Where no teacher predicts, the other terms have nothing
+    to compare.
+
+    Args:
+        args (Namespace): Arguments of the training.
+        teacher (Teacher): The opened teacher.
+    """
+    if not teacher.backbones:
+        return
+    args.kd_feat = args.kd_feat or FEATURES
+    if teacher.predictor in teacher.backbones:
+        for name in TASK_WEIGHTS[args.task]:
+            if name != "kd_feat":
+                setattr(args, name, 0.0)
 
 
 class Distillation:
@@ -100,6 +121,7 @@ class Distillation:
         self._autocast: Callable[[], Any] = nullcontext
         self._capture_hooks = ExitStack()  # they capture the student's feature maps if its head does not return them
         args.teacher = source.argument(teacher)
+        weigh_features(args, teacher)
         if isinstance(args.kd_classes, str) and args.kd_classes.lower() != "auto":
             args.kd_classes = dict(load_map(args.kd_classes))  # the run must not need the file again
 
@@ -206,6 +228,11 @@ class Distillation:
         if self.large_images is not None:
             self.large_images.fit(student)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
+        if self.alone and self.teacher.predictor in self.teacher.backbones:
+            raise KDError(
+                f"teacher={self.teacher.source} teaches by features alone, and data={self.args.data} has no training "
+                "images with labels: nothing would teach the head. Add a teacher that predicts."
+            )
         if self.alone and self.large_images is None and needs_sets(student, self.teacher):
             self.answers = DetectionsOnly(self.teacher)
         if self.args.resume:

@@ -64,7 +64,8 @@ def start_table(
         adapters = distiller.terms[name].adapters
         size = get_num_params(adapters) if adapters is not None else 0
         extra = f", adapters of {size:,} parameters that are not saved in the model" if size else ""
-        rows.append((name, f"{_loss(args, name)}{_weight(distiller, name)}, {args.kd_schedule}{extra}"))
+        loss = "cosine x " if name == "kd_feat" and teacher.backbones else _loss(args, name)
+        rows.append((name, f"{loss}{_weight(distiller, name)}, {args.kd_schedule}{extra}"))
     return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
 
 
@@ -115,7 +116,8 @@ def end_table(
     if teacher_metrics and sizes[0] != sizes[1]:
         lines.append(f"    The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
-    if teacher.classes.unmatched:  # the teacher scores 0 in them, which makes a ratio meaningless
+    # It scores 0 in classes that it lacks, which makes a ratio meaningless; a backbone has no classes at all
+    if teacher.classes.unmatched and teacher.classes.teacher_names:
         known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
         lines.append(f"    The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
     elif teacher_metrics.get(main):
@@ -190,6 +192,8 @@ def _loss(args: Any, name: str) -> str:
 def _classes(teacher: Teacher, matched_by: str) -> str:
     """Return how many classes are matched, and which classes are not."""
     assert teacher.classes is not None
+    if not teacher.classes.teacher_names:
+        return "from labels alone: this teacher has features and no classes"
     total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
     text = f"{total - len(unmatched)} of {total} matched by {matched_by}"
     plurals = [pair for m in teacher.members if m.classes for pair in m.classes.plurals]

@@ -16,6 +16,7 @@ from ..config import as_list
 from ..errors import KDError, ModelError, first_line
 from ..files import exists, replacing
 from ..teachers import Teacher, open_teacher
+from ..teachers.backbone import absolute
 from ..teachers.base import FINGERPRINT
 from ..teachers.opening import IN_MEMORY
 from ..teachers.prompted import PromptedTeacher
@@ -72,7 +73,7 @@ class TeacherSource:
         """Return the argument as args.yaml holds it: absolute paths, so that `resume` works from any folder."""
         if self.in_memory:
             return teacher.source
-        places = [str(Path(each).resolve() if exists(each) else each) for each in as_list(self.value)]
+        places = [str(Path(each).resolve() if exists(each) else absolute(each)) for each in as_list(self.value)]
         return places if isinstance(self.value, list) else places[0]
 
     def check_place(self, folder: Path, save_period: int = -1) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...config.arguments import TASK_WEIGHTS, gradient_shares
 from ...outputs import FeatureLayout
-from ...teachers import Reads
+from ...teachers import Reads, Teacher
 from ..balance import Balance
-from ..terms import Term
+from ..terms import Backbones, Term
 
 
 class Distiller:
@@ -129,6 +129,15 @@ def adapters_random_stream(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def backbones_of(teacher: Teacher) -> Backbones | None:
+    """Return the maps and weights of the backbones among the teachers, None if there are none.
+
+    Args:
+        teacher (Teacher): The teacher, or several.
+    """
+    return Backbones([b.maps[0] for b in teacher.backbones], teacher.backbone_shares) if teacher.backbones else None
 
 
 def common_maps(maps: FeatureLayout, student: FeatureLayout) -> FeatureLayout:

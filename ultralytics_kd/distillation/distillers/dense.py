@@ -14,7 +14,7 @@ from ...outputs import FeatureLayout
 from ...teachers import Reads, Teacher
 from ..pairs import DensePair, FeaturePair
 from ..terms import dense_terms
-from .base import Distiller, adapters_random_stream, common_maps
+from .base import Distiller, adapters_random_stream, backbones_of, common_maps
 
 LEVELS = {"classify": "whole images", "semantic": "every pixel, at stride 8", "depth": "every pixel"}
 
@@ -40,15 +40,16 @@ class DenseDistiller(Distiller):
             KDError: If student and teacher cannot be matched.
         """
         self.task = args.task
+        backbones, channels, teacher = backbones_of(teacher), teacher.channels, teacher.predictor
         self._shares = teacher.shares
         self._compares_maps = bool(args.kd_feat)
         self._captured: list[Tensor] | None = None
         student_maps, teacher_maps = FeatureLayout((), ()), []
         if self._compares_maps:
-            student_maps = outputs.dense_maps(student, self.task, teacher.channels)
-            teacher_maps = [common_maps(maps, student_maps) for maps in teacher.maps]
+            student_maps = outputs.dense_maps(student, self.task, channels)
+            teacher_maps = [] if backbones is not None else [common_maps(maps, student_maps) for maps in teacher.maps]
         with adapters_random_stream(args.seed):
-            terms = dense_terms(args, self.task, student_maps, teacher_maps, self._shares)
+            terms = dense_terms(args, self.task, student_maps, teacher_maps, self._shares, backbones)
         strides = {stride for maps in teacher_maps for stride in maps.strides}
         super().__init__(args, self.task, terms, Reads(None, None, tuple(sorted(strides))))
 

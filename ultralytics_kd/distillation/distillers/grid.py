@@ -18,8 +18,8 @@ from ...teachers.answers import SetAnswer
 from ..assignment import assign
 from ..pairs import AssignedPair, FeaturePair, Pair
 from ..task_aligned import InstanceAssigner
-from ..terms import Heads, Term, TermContext, build_terms
-from .base import Distiller, adapters_random_stream, common_maps
+from ..terms import Backbones, Heads, Term, TermContext, build_terms
+from .base import Distiller, adapters_random_stream, backbones_of, common_maps
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,27 @@ class GridDistiller(Distiller):
             raise ModelError(args.model, f"{fault}.", "model")
         self.student_layout = outputs.layout(student)
         self.assigner = InstanceAssigner()
+        backbones, teacher = backbones_of(teacher), teacher.predictor
         heads = [] if stored or as_sets else _teacher_heads(teacher)
         self.strides = common_levels(self.student_layout, [head.layout for head in heads])
         self.teacher_heads = [TeacherHead(head.layout.only(self.strides), head.share) for head in heads]
         # Of a teacher that predicts at anchor points, only the maps of the compared levels are used
         student_maps = self.student_layout.only(self.strides).maps if heads else self.student_layout.maps
-        teacher_maps = [] if stored else [common_maps(maps, student_maps) for maps in teacher.maps]
+        unread = stored or backbones is not None
+        teacher_maps = [] if unread else [common_maps(maps, student_maps) for maps in teacher.maps]
         task = self.student_layout.task
-        context = self._context(args, student, teacher, teacher_maps)
+        context = self._context(args, student, teacher, teacher_maps, backbones)
         with adapters_random_stream(args.seed):
             terms = build_terms(context, TASK_WEIGHTS[task])
         super().__init__(args, task, terms, self._reads(terms, teacher_maps, args.kd_unlabeled_boxes is not None))
 
     def _context(
-        self, args: Any, student: nn.Module, teacher: Teacher, teacher_maps: Sequence[FeatureLayout]
+        self,
+        args: Any,
+        student: nn.Module,
+        teacher: Teacher,
+        teacher_maps: Sequence[FeatureLayout],
+        backbones: Backbones | None,
     ) -> TermContext:
         """Return the heads, feature maps and arguments that the terms are built from."""
         heads = None
@@ -95,6 +102,7 @@ class GridDistiller(Distiller):
             teacher_maps,
             [share for share, member in zip(teacher.shares, teacher.members) for _ in member.maps],
             heads,
+            backbones,
         )
 
     def _reads(self, terms: Mapping[str, Term], teacher_maps: Sequence[FeatureLayout], boxes: bool) -> Reads:
@@ -125,6 +133,8 @@ class GridDistiller(Distiller):
     def levels(self) -> str:
         """The compared levels and branches, as text for the table at the start of a training."""
         strides = f"strides {list(self.strides)}"
+        if not any(term.per_branch for term in self.terms.values()):
+            return f"features at {strides}"
         others = [s for s in self.student_layout.strides if s not in self.strides]
         if others:
             strides += f" (the student's {others} from labels alone)"

@@ -1,5 +1,5 @@
 """Terms: each compares one output of student and teacher, at certain anchor points, by a loss."""
 
-from .build import Heads, Term, TermContext, build_terms, dense_terms
+from .build import Backbones, Heads, Term, TermContext, build_terms, dense_terms
 
-__all__ = ("Heads", "Term", "TermContext", "build_terms", "dense_terms")
+__all__ = ("Backbones", "Heads", "Term", "TermContext", "build_terms", "dense_terms")

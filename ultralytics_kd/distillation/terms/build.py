@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ...config.arguments import class_loss, temperature
+from ...config.arguments import ARGUMENTS, class_loss, temperature
 from ...errors import KDError
 from ...outputs import FeatureLayout, Layout
+from .backbone import BackboneTerm
 from .crosskd import CrossKDTerm
 from .dense import DepthTerm, ImageTerm, PixelTerm
 from .detection import BoxTerm, ClassTerm
@@ -59,6 +60,19 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Backbones:
+    """Teachers of features alone.
+
+    Attributes:
+        maps (Sequence[FeatureLayout]): Maps of each.
+        shares (Sequence[float]): Weight of each; they sum to 1.
+    """
+
+    maps: Sequence[FeatureLayout]
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True)
 class TermContext:
     """The heads, feature maps and arguments from which the terms of a task with anchor points are built.
 
@@ -70,6 +84,7 @@ class TermContext:
         teacher_maps (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher that has feature maps.
         heads (Heads | None): The heads, if there is only one teacher and it has a YOLO head.
+        backbones (Backbones | None): Teachers of features alone, whose maps then are the only ones that are compared.
     """
 
     args: Any
@@ -79,6 +94,7 @@ class TermContext:
     teacher_maps: Sequence[FeatureLayout]
     shares: Sequence[float]
     heads: Heads | None
+    backbones: Backbones | None = None
 
 
 def _class_term(context: TermContext) -> Term:
@@ -103,6 +119,8 @@ def _feature_term(context: TermContext) -> Term:
         KDError: If the teacher lacks what the loss needs.
     """
     args = context.args
+    if context.backbones is not None:
+        return _backbone_term(args, context.student_maps, context.backbones)
     if args.kd_feat_loss == "crosskd":
         return _cross_head_term(context)
     _check_maps(args, context.student_maps, context.teacher_maps)
@@ -139,7 +157,12 @@ def build_terms(context: TermContext, weights: Sequence[str]) -> dict[str, Term]
 
 
 def dense_terms(
-    args: Any, task: str, student: FeatureLayout, teachers: Sequence[FeatureLayout], shares: Sequence[float]
+    args: Any,
+    task: str,
+    student: FeatureLayout,
+    teachers: Sequence[FeatureLayout],
+    shares: Sequence[float],
+    backbones: Backbones | None = None,
 ) -> dict[str, Term]:
     """Build the terms of classification, semantic segmentation or depth whose weight is not 0.
 
@@ -149,6 +172,7 @@ def dense_terms(
         student (FeatureLayout): Maps that enter the student's head.
         teachers (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher.
+        backbones (Backbones, optional): Teachers of features alone.
 
     Returns:
         (dict[str, Term]): Terms by the name of their weight.
@@ -162,7 +186,9 @@ def dense_terms(
     elif task != "depth" and args.kd_cls:
         kind = ImageTerm if task == "classify" else PixelTerm
         terms["kd_cls"] = kind(class_loss(args, task), temperature(args, "kd_cls"))
-    if args.kd_feat:
+    if args.kd_feat and backbones is not None:
+        terms["kd_feat"] = _backbone_term(args, student, backbones)
+    elif args.kd_feat:
         if any(maps.vectors for maps in teachers) and args.kd_feat_loss in {"cwd", "mgd"}:
             raise KDError(
                 f"kd_feat_loss={args.kd_feat_loss} compares positions of a map, but this teacher's classifier reads a "
@@ -171,6 +197,21 @@ def dense_terms(
         _check_maps(args, student, teachers)
         terms["kd_feat"] = FeatureTerm(args.kd_feat_loss, temperature(args, "kd_feat"), student, teachers, shares)
     return terms
+
+
+def _backbone_term(args: Any, student: FeatureLayout, backbones: Backbones) -> BackboneTerm:
+    """Return the term for backbones.
+
+    Raises:
+        KDError: If another loss is asked for, or the student has no maps.
+    """
+    if args.kd_feat_loss != ARGUMENTS["kd_feat_loss"].default:
+        raise KDError(
+            f"'kd_feat_loss={args.kd_feat_loss}' has no effect beside a backbone (timm:NAME), whose features are "
+            "compared by their cosine: drop it."
+        )
+    _check_maps(args, student, backbones.maps)
+    return BackboneTerm(student, backbones.maps, backbones.shares)
 
 
 def _cross_head_term(context: TermContext) -> CrossKDTerm:
