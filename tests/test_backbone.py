@@ -260,6 +260,9 @@ def test_what_features_cannot_do_is_one_sentence(weights, quick, teacher, data, 
         make_cache({"data": data, "teacher": source, "kd_cache": str(tmp_path / "answers")})
     with pytest.raises(KDError, match="'kd_feat_loss=cwd' has no effect beside a backbone"):
         YOLO(STUDENT).train(**quick, teacher=source, kd_feat_loss="cwd")
+    photos = str(Path(data).parent / "images/train")
+    with pytest.raises(KDError, match=r"'kd_unlabeled_boxes=True' needs boxes, and teacher=.* has features alone"):
+        YOLO(STUDENT).train(**quick, teacher=source, kd_unlabeled=photos, kd_unlabeled_boxes=True)
     described = YAML.load(data)
     YAML.save(tmp_path / "names.yaml", {k: described[k] for k in ("path", "val", "names")})
     alone = {"data": str(tmp_path / "names.yaml"), "kd_unlabeled": str(Path(described["path"]) / "images/train")}

@@ -292,6 +292,16 @@ def test_list_of_words_and_a_folder_of_images_make_a_detector(kind, encoder, wor
     assert torch_load(last)["train_args"]["data"] == trainer.args.data
 
 
+@pytest.mark.parametrize("plots", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_what_it_is_sure_of_enters_the_base_loss(plots, encoder, words, quick, tmp_path):
+    student = YOLO(STUDENT)
+    args = {**quick, **words, "epochs": 1, "plots": plots, "kd_unlabeled_boxes": 0.3}
+    student.train(**args, teacher=save_prompted(tmp_path / "t.pt", "yoloe26"))
+    items = student.trainer.loss_items
+    assert items["box_loss"] > 0 and items["cls_loss"] > 0 and items["kd_cls"] > 0
+    assert (tmp_path / "runs/run/unlabeled_batch0.jpg").exists() == plots
+
+
 @pytest.mark.nightly
 def test_it_goes_on_after_an_interruption_and_sees_larger_images(encoder, words, quick, tmp_path):
     model = YOLO(STUDENT)

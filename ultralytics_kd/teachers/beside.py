@@ -63,7 +63,7 @@ class BesideBackbones(Ensemble):
         main = self.predictor
         main.inspect()
         self.channels, self.layout, self.names = main.channels, main.layout, main.names
-        self.can_validate = main.can_validate
+        self.answers_separately, self.can_validate = main.answers_separately, main.can_validate
 
     def match(
         self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False

@@ -228,7 +228,13 @@ class Distillation:
         if self.large_images is not None:
             self.large_images.fit(student)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
-        if self.alone and self.teacher.predictor in self.teacher.backbones:
+        features_alone = self.teacher.predictor in self.teacher.backbones
+        if features_alone and self.args.kd_unlabeled_boxes is not None:
+            raise KDError(
+                f"'kd_unlabeled_boxes={self.args.kd_unlabeled_boxes}' needs boxes, and teacher={self.teacher.source} "
+                "has features alone: add a teacher that predicts, or drop it."
+            )
+        if self.alone and features_alone:
             raise KDError(
                 f"teacher={self.teacher.source} teaches by features alone, and data={self.args.data} has no training "
                 "images with labels: nothing would teach the head. Add a teacher that predicts."
