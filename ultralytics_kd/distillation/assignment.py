@@ -41,15 +41,18 @@ def assign(
     matched = scores if answer.classes is None else scores.index_select(-1, answer.classes)
 
     kept = matched.detach().amax(-1) > CONFIDENT
-    kept[assigned.image, assigned.point] = True
-    image, point = kept.nonzero(as_tuple=True)
     row = torch.full_like(kept, -1, dtype=torch.long)
     row[assigned.image, assigned.point] = torch.arange(len(assigned.target_score), device=row.device)
+    image, point = (kept | (row >= 0)).nonzero(as_tuple=True)
     row = row[image, point]  # row of `assigned`; -1 on the background
 
     target, teacher_boxes = matched.new_zeros((len(row), matched.shape[-1])), boxes.new_zeros((len(row), 4))
     foreground = row >= 0
-    instance = assigned.instance[row[foreground]]
-    target[foreground] = answer.probs[instance].to(target.dtype) * assigned.relative_score[row[foreground], None]
-    teacher_boxes[foreground] = instances.boxes[instance] / strides[point[foreground]]
+    if len(assigned.target_score):
+        # For all rows, and then only those of the foreground: choosing them first would make the host wait for a GPU
+        row = row.clamp(min=0)
+        instance, inside = assigned.instance[row], foreground[:, None]
+        probs = answer.probs[instance].to(target.dtype) * assigned.relative_score[row, None]
+        target = torch.where(inside, probs, target)
+        teacher_boxes = torch.where(inside, instances.boxes[instance] / strides[point], teacher_boxes)
     return AssignedPair(name, matched[image, point], boxes[image, point], target, teacher_boxes, foreground)

@@ -28,7 +28,7 @@ MAX_TIES = 0.02  # largest share of anchor points that may go to another instanc
 
 @dataclass
 class Assignment:
-    """The P anchor points that an instance is assigned to.
+    """The P anchor points that one of N instances is assigned to.
 
     Attributes:
         image (Tensor): Index of the image, shape (P,).
@@ -36,18 +36,19 @@ class Assignment:
         instance (Tensor): Index of the instance, shape (P,).
         target_score (Tensor): The target of the label's class in the base loss, from 0 to 1, shape (P,): the alignment
             relative to the instance's best anchor point, times the instance's largest overlap.
+        count (int): Number of instances, N.
     """
 
     image: Tensor
     point: Tensor
     instance: Tensor
     target_score: Tensor
+    count: int
 
     @property
     def relative_score(self) -> Tensor:
         """The target score over that of the instance's best anchor point, from 0 to 1, shape (P,)."""
-        count = int(self.instance.max()) + 1 if len(self.instance) else 0
-        best = self.target_score.new_zeros(count).scatter_reduce_(0, self.instance, self.target_score, "amax")
+        best = self.target_score.new_zeros(self.count).scatter_reduce_(0, self.instance, self.target_score, "amax")
         return self.target_score / best[self.instance].clamp(min=1e-9)
 
 
@@ -73,7 +74,7 @@ def assign_sparse(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, 
     score = scores[image, point, instances.labels[instance]].sigmoid()  # flattening first would copy all scores
     metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
 
-    chosen = _top_k(metric, instance, assigner.topk)
+    chosen = _top_k(metric, instance, count, assigner.topk)
     # Where several instances chose an anchor point, the one with the highest overlap gets it, even if it did not choose
     # it. The overlap is multiplied by the confidence: of two predictions of one object, the less confident one would
     # teach that hardly anything is there
@@ -83,22 +84,22 @@ def assign_sparse(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, 
     chosen[contested] = _first_of_largest(priority, cell[contested], len(claims))
     if assigner.topk2 != assigner.topk:
         remaining = chosen.nonzero().flatten()
-        chosen[remaining] = _top_k(metric[remaining], instance[remaining], assigner.topk2)
+        chosen[remaining] = _top_k(metric[remaining], instance[remaining], count, assigner.topk2)
 
     kept = (chosen & (metric > 0)).nonzero().flatten()
     image, point, instance, metric, overlap = (x[kept] for x in (image, point, instance, metric, overlap))
     best_metric = metric.new_zeros(count).scatter_reduce_(0, instance, metric, "amax")
     best_overlap = metric.new_zeros(count).scatter_reduce_(0, instance, overlap, "amax")
     target_score = metric * best_overlap[instance] / (best_metric[instance] + assigner.eps)
-    return Assignment(image, point, instance, target_score)
+    return Assignment(image, point, instance, target_score, count)
 
 
-def _top_k(values: Tensor, group: Tensor, k: int) -> Tensor:
+def _top_k(values: Tensor, group: Tensor, groups: int, k: int) -> Tensor:
     """Return whether each value is among the k largest of its group; groups are sorted, values are not negative."""
     # Non-negative floats sort like their bits, so one sort by group and value is enough
     largest_first = 0x7FFFFFFF - values.float().view(torch.int32).long()
     order = (group << 32 | largest_first).argsort(stable=True)
-    sizes = torch.bincount(group)
+    sizes = group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))  # bincount would wait for a GPU
     starts = (sizes.cumsum(0) - sizes)[group]
     rank = torch.empty_like(group)
     rank[order] = torch.arange(len(group), device=group.device)
@@ -110,7 +111,8 @@ def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
     maximum = values.new_full((total,), -1).scatter_reduce_(0, cell, values, "amax")
     largest = values == maximum[cell]
     index = torch.arange(len(cell), device=cell.device)
-    first = index.new_full((total,), len(cell)).scatter_reduce_(0, cell[largest], index[largest], "amin")
+    candidates = torch.where(largest, index, len(cell))
+    first = index.new_full((total,), len(cell)).scatter_reduce_(0, cell, candidates, "amin")
     return largest & (first[cell] == index)
 
 
@@ -215,4 +217,4 @@ def assign_dense(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, i
     image, point = foreground.nonzero(as_tuple=True)
     target_score = target[image, point].sum(-1)  # the targets of all other classes are 0
     instance = row[image, owner[image, point].long()] if len(order) else image
-    return Assignment(image, point, instance, target_score)
+    return Assignment(image, point, instance, target_score, len(instances.boxes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -211,8 +212,23 @@ def anchors(feats: list[Tensor], head_layout: Layout) -> tuple[Tensor, Tensor]:
         feats (list[Tensor]): Feature maps that give the grid of each level, in any precision. The grid is
             computed in float32, because bfloat16 cannot hold every column index.
         head_layout (Layout): Layout of the head that made them.
+
+    Returns:
+        points (Tensor): The anchor points. Both tensors are shared by all calls with the same grid: do not change them.
+        strides (Tensor): The strides.
     """
-    return make_anchors([f[:1, :1].float() for f in feats], head_layout.strides, 0.5)
+    sizes = tuple((f.shape[-2], f.shape[-1]) for f in feats)
+    return _anchors(sizes, tuple(head_layout.strides), feats[0].device)
+
+
+@functools.lru_cache(maxsize=32)  # every level costs a GPU two waits for the host; multi_scale needs several grids
+def _anchors(
+    sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return anchor points and strides for the heights and widths of a head's levels."""
+    with torch.inference_mode(False):  # a validation may come first, and a training needs ordinary tensors
+        maps = [torch.empty((1, 1, *size), device=device) for size in sizes]
+        return make_anchors(maps, strides, 0.5)
 
 
 def distances(boxes: Tensor, head_layout: Layout) -> Tensor:

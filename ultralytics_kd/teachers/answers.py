@@ -120,6 +120,7 @@ class SetAnswer:
             confidence, best = self.probs.max(1) if len(self.probs) else (empty, empty.long())
             labels = best if self.classes is None else self.classes[best]
             height, width = size
-            scale = self.bboxes.new_tensor((width, height, width, height), dtype=torch.float32)
-            self._instances[size] = Instances(xywh2xyxy(self.bboxes * scale), labels, self.batch_idx.long(), confidence)
+            x, y = self.bboxes.float().view(-1, 2, 2).unbind(-1)  # a tensor (width, height) would come from the host
+            boxes = xywh2xyxy(torch.stack((x * width, y * height), -1).view(-1, 4))
+            self._instances[size] = Instances(boxes, labels, self.batch_idx.long(), confidence)
         return self._instances[size]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 from ultralytics.utils.nms import non_max_suppression
 
 from ..outputs import Branch, Layout, pixels
 
+BOXES_AT_ONCE = 8192  # that are compared in one call, as its memory grows with their square
 FUSE_IOU = 0.55  # above this IoU, detections of different views show one object; from the paper that `fuse` cites
 
 
@@ -64,19 +65,51 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
         probs (Tensor): Class probabilities of shape (B, n, nc).
         thresholds (Thresholds): Which are kept.
     """
-    rotated = boxes.shape[-1] == 5
-    if rotated:
-        centred = torch.cat((boxes[..., :4], probs, boxes[..., 4:]), -1)
-    else:
-        centred = torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], probs), -1)
+    if boxes.shape[-1] == 5:
+        return _suppress_rotated(boxes, probs, thresholds)
+    # All images together, not one after another as Ultralytics does: each would make the host wait for a GPU five times
+    confidence = probs.amax(-1)
+    above = confidence > thresholds.conf
+    counts = above.sum(1).tolist()
+    image, place = above.nonzero(as_tuple=True)
+    found, confidence = boxes[image, place], confidence[image, place]
+    kept, start = [], 0
+    for count in _portions(counts):
+        part = slice(start, start + count)
+        # In float64, because images are told apart by an offset of the coordinates
+        kept.append(start + batched_nms(found[part].double(), confidence[part].double(), image[part], thresholds.iou))
+        start += count
+    order = torch.cat(kept)
+    order = order[image[order].argsort(stable=True)]  # by image, most confident first
+    image, place = image[order], place[order]
+    sizes = image.new_zeros(len(boxes)).index_add_(0, image, torch.ones_like(image))
+    rank = torch.arange(len(image), device=image.device) - (sizes.cumsum(0) - sizes)[image]
+    first = (rank < thresholds.topk).nonzero().flatten()
+    image, place = image[first], place[first]
+    lengths = sizes.clamp(max=thresholds.topk).tolist()
+    return [Detections(*each) for each in zip(boxes[image, place].split(lengths), probs[image, place].split(lengths))]
+
+
+def _portions(counts: list[int]) -> list[int]:
+    """Return sums of consecutive counts, each at most `BOXES_AT_ONCE` unless a single count is greater."""
+    portions = [0]
+    for count in counts:
+        if portions[-1] and portions[-1] + count > BOXES_AT_ONCE:
+            portions.append(0)
+        portions[-1] += count
+    return portions
+
+
+def _suppress_rotated(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list[Detections]:
+    """Return each image's rotated boxes after non-maximum suppression; as `suppress_boxes`."""
     _, kept = non_max_suppression(
-        centred.transpose(1, 2),
+        torch.cat((boxes[..., :4], probs, boxes[..., 4:]), -1).transpose(1, 2),
         conf_thres=thresholds.conf,
         iou_thres=thresholds.iou,
         agnostic=True,
         max_det=thresholds.topk,
         nc=probs.shape[-1],
-        rotated=rotated,
+        rotated=True,
         max_time_img=1e9,  # a slow machine must return the same detections
         return_idxs=True,
     )

@@ -56,11 +56,13 @@ def as_set(
         images (Tensor): The images, shape (B, C, H, W).
     """
     height, width = images.shape[-2:]
-    boxes = torch.cat([d.boxes for d in detections]).float()
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))  # as labels end at the border
+    corners = torch.cat([d.boxes for d in detections]).float().view(-1, 2, 2)
+    x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)  # as labels end at the border
+    boxes = torch.stack((x, y), -1).view(-1, 4)
     probs = classes.map_scores(torch.cat([d.probs for d in detections]).float())
-    counts = torch.tensor([len(d.boxes) for d in detections], device=boxes.device)
-    image = torch.arange(len(detections), device=boxes.device, dtype=torch.float32).repeat_interleave(counts)
+    counts = torch.tensor([len(d.boxes) for d in detections])  # repeated on the host: a GPU would make it wait
+    image = torch.arange(len(detections), dtype=torch.float32).repeat_interleave(counts)
+    image = image.to(boxes.device, non_blocking=True)
     has_area = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0 if len(boxes) else image.bool()
     kept = ((probs.amax(1) > conf) & has_area).nonzero().flatten() if len(probs) else image.long()
     normalized = xyxy2xywhn(boxes[kept], w=width, h=height)
