@@ -321,6 +321,10 @@ def test_it_goes_on_after_an_interruption_and_sees_larger_images(encoder, words,
             {"kd_weight": "auto"},
             "'kd_weight=auto' compares gradients with those of labels, and data=.* has no training",
         ),
+        (
+            {"kd_keep": True},
+            "'kd_keep=True' keeps old classes beside labels of others, and data=.* has no training images",
+        ),
         pytest.param(
             {"task": "segment"},
             "has no training images, and task 'segment' needs some with labels",

@@ -52,6 +52,11 @@ class UnlabeledAlone(UnlabeledPart):
                 f"'kd_weight={args.kd_weight}' compares gradients with those of labels, and data={args.data} has no "
                 "training images: drop it."
             )
+        if args.kd_keep:
+            raise KDError(
+                f"'kd_keep={args.kd_keep}' keeps old classes beside labels of others, and data={args.data} has no "
+                "training images: drop it."
+            )
         self._count = 0
 
     def __len__(self) -> int:
