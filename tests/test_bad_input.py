@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import NAMES, STUDENT, TEACHER, make_model, save_model
 from ultralytics.engine.model import Model
-from ultralytics.nn.tasks import SegmentationModel
+from ultralytics.nn.tasks import PoseModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
@@ -23,8 +23,8 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
     """Return teacher arguments that cannot work, with the message of each."""
     (folder / "junk.pt").write_bytes(b"no checkpoint at all")
     (folder / "half.pt").write_bytes(save_model(folder / "whole.pt").read_bytes()[:4096])
-    model = SegmentationModel("yolo26n-seg.yaml", nc=3, verbose=False)
-    torch.save({"model": model, "train_args": {"task": "segment"}}, folder / "seg.pt")
+    model = PoseModel("yolo26n-pose.yaml", nc=3, verbose=False)
+    torch.save({"model": model, "train_args": {"task": "pose"}}, folder / "pose.pt")
     fused = torch.load(folder / "whole.pt", weights_only=False)
     fused["model"].end2end = True
     fused["model"].fuse(verbose=False)  # drops the one-to-many branch
@@ -51,8 +51,8 @@ def bad_teachers(folder: Path) -> dict[str, tuple[str, str]]:
         "no exported model": (str(folder / "gone.onnx"), "gone.onnx was not found"),
         "broken exported model": (str(folder / "model.onnx"), "cannot be run here"),
         "no object": ("nowhere.at_all:thing", "names no object that can be imported"),
-        "task": (str(folder / "seg.pt"), "same task, so give a teacher of 'detect' or a student of 'segment'"),
-        "tasks": (f"[{folder / 'whole.pt'},{folder / 'seg.pt'}]", "both must have the same task"),
+        "task": (str(folder / "pose.pt"), "same task, so give a teacher of 'detect' or a student of 'pose'"),
+        "tasks": (f"[{folder / 'whole.pt'},{folder / 'pose.pt'}]", "both must have the same task"),
         "empty list": ("[]", "empty list"),
         "fused": (str(folder / "fused.pt"), "was fused for inference"),
         "fused for NMS": (str(folder / "fused_nms.pt"), "was fused for inference"),

@@ -59,7 +59,7 @@ def test_teacher_without_keypoints_is_scored_on_any_data(teacher):
 
 def test_run_with_a_teacher_that_cannot_be_scored_says_why_and_makes_no_report(warnings, tmp_path, monkeypatch):
     teacher = open_teacher(type(task_model("pose"))("yolo26n-pose.yaml", nc=6, verbose=False), "pose")
-    distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None)
+    distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None, keeping=None)
     trainer = SimpleNamespace(
         data={"names": {0: "a"}, "kpt_shape": [5, 3]}, metrics={"fitness": 1.0}, world_size=1, save_dir=tmp_path
     )

@@ -134,7 +134,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     ),
     "ultralytics.data.utils": (
         *("IMG_FORMATS", "check_cls_dataset", "check_det_dataset", "convert_ndjson_to_yolo_if_needed"),
-        *("get_split_fraction", "verify_image(args)"),
+        *("get_split_fraction", "img2label_paths", "verify_image(args)"),
     ),
 }
 _CONFIGURATION = ("ultralytics", "ultralytics.utils", "ultralytics.utils.checks", "ultralytics.cfg")
