@@ -518,6 +518,15 @@ def test_two_processes_keep_classes(place, tmp_path):
     assert torch_load(tmp_path / "run" / "weights" / "best.pt")["model"].names == UNITED
 
 
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_an_nms_free_head_is_taught_kept_classes_by_a_teacher_without_one(several, place, tmp_path):
+    """No label teaches them; detections are assigned to both heads as labels are. The mean of teachers has one head."""
+    teacher = [place.old, place.old] if several else str(save_model(tmp_path / "other.pt", "yolov8n.yaml", OLD))
+    trainer = train(place, tmp_path, teacher=teacher, val=False)
+    assert trainer.distiller.levels.endswith("detections assigned like labels to one2many and one2one")
+    assert results(trainer.save_dir)[0]["train/kd_cls"] > 0
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("given", [{"kd_teacher_imgsz": 96}, {"kd_cache": True}])
 def test_answers_that_are_sets_keep_classes(place, tmp_path, given):

@@ -239,7 +239,9 @@ class Distillation:
                 f"teacher={self.teacher.source} teaches by features alone, and data={self.args.data} has no training "
                 "images with labels: nothing would teach the head. Add a teacher that predicts."
             )
-        if self.alone and self.large_images is None and needs_sets(student, self.teacher):
+        unlabelled_classes = self.alone or self.keeping is not None
+        runs_on_same = self.large_images is None and self.cached is None
+        if unlabelled_classes and runs_on_same and needs_sets(student, self.teacher):
             self.answers = DetectionsOnly(self.teacher)
         if self.args.resume:
             self.beginning = Beginning(get_num_params(student), 0, True)

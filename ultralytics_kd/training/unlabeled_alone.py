@@ -110,10 +110,10 @@ def unlabeled_part(args: Any) -> UnlabeledPart | None:
 
 
 def needs_sets(student: nn.Module, teacher: Teacher) -> bool:
-    """Return whether a student without labels must be taught by detections instead of anchor points.
+    """Return whether a student without labels of some classes must be taught by detections instead of anchor points.
 
     An NMS-free head learns from an NMS-free head, and otherwise from labels. Detections of any teacher can be assigned
-    to it as labels are.
+    to it as labels are. Without them it would forget classes that it keeps (`kd_keep`).
 
     Args:
         student (nn.Module): The student.
