@@ -239,6 +239,13 @@ def test_stored_answers_are_those_to_the_words(encoder, data, quick, tmp_path):
 
 
 @pytest.mark.nightly
+def test_stored_answers_of_a_run_are_those_to_kept_classes_too(encoder, data, quick, tmp_path):
+    student = YOLO(save_model(tmp_path / "old.pt", STUDENT, {0: "wheel"}))
+    student.train(**{**quick, "epochs": 1}, teacher=save_prompted(tmp_path / "t.pt"), kd_keep=True, kd_cache=True)
+    assert list(student.trainer.store.manifest().names.values()) == ["wheel", *NAMES.values()]
+
+
+@pytest.mark.nightly
 def test_bench_and_report_score_it_as_a_plain_detector(encoder, data, quick, tmp_path):
     path = save_prompted(tmp_path / "yoloe.pt")
     args = {"data": data, "imgsz": 64, "workers": 0, "device": "cpu"}

@@ -67,7 +67,13 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     return store
 
 
-def build_cache(args: Any, sources: list[Any], options: dict[str, Any], needs_words: bool = False) -> Store:
+def build_cache(
+    args: Any,
+    sources: list[Any],
+    options: dict[str, Any],
+    needs_words: bool = False,
+    names: Mapping[int, str] | None = None,
+) -> Store:
     """Answer all training images of a data set that have no stored answer yet.
 
     Args:
@@ -75,6 +81,8 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any], needs_wo
         sources (list): Teachers: paths, names that Ultralytics downloads, or models.
         options (dict): Options of the cache, from `check_options`.
         needs_words (bool): Whether `kd_classes` is given for teachers of words, so that there must be one.
+        names (Mapping[int, str], optional): The student's classes, which teachers of words look for; those of the data
+            if None.
 
     Returns:
         (Store): The cache, with an answer to every image.
@@ -99,7 +107,7 @@ def build_cache(args: Any, sources: list[Any], options: dict[str, Any], needs_wo
     data = check_det_dataset(args.data)
     if not data.get("train"):
         raise KDError(f"data={args.data} has no training images to answer: name them under train:.")
-    asked = give_prompts(teachers, data["names"], args.kd_classes)
+    asked = give_prompts(teachers, names or data["names"], args.kd_classes)
     if needs_words and not asked:
         raise KDError(
             "'kd_classes' has no effect on stored answers, which are those of the teacher's own classes: give it to "

@@ -167,7 +167,7 @@ class Distillation:
         """
         if self.args.kd_cache:
             names, rules = self._class_names(data), self._class_rules(data)
-            made, store = self.args.kd_cache is True, self._open_store(data["channels"])
+            made, store = self.args.kd_cache is True, self._open_store(data["channels"], names)
             classes = match_classes(names, store.manifest().names, **rules)
             self.answers = CachedTeacher(store, classes, self.teacher, made)
 
@@ -189,12 +189,18 @@ class Distillation:
         background = data.get("bg_class_idx")
         return [*as_list(self.args.classes), *([background] if background else [])]
 
-    def _open_store(self, channels: int) -> Store:
-        """Return the cache with answers to images of so many channels; `kd_cache=True` makes it first."""
+    def _open_store(self, channels: int, names: dict[int, str]) -> Store:
+        """Return the cache with answers to images of so many channels; `kd_cache=True` makes it first.
+
+        Args:
+            channels (int): Channels of the data's images.
+            names (dict[int, str]): The student's classes, which teachers of words look for.
+        """
         if self.args.kd_cache is True:
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
             # There is no process group yet. The first process to lock the folder answers; then the others have no work
-            self.args.kd_cache = str(build_cache(self.args, sources, check_options(CACHE_ONLY)).folder)
+            made = build_cache(self.args, sources, check_options(CACHE_ONLY), names=names)
+            self.args.kd_cache = str(made.folder)
         store = Store(self.args.kd_cache)
         stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}
         if not all(member.fingerprint() in stored for member in self.teacher.members):
