@@ -28,7 +28,7 @@ from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.distillation.distillers import GridDistiller
 from ultralytics_kd.distillation.ignored_background import ignored_background
 from ultralytics_kd.distillation.loss import FINITE_FACTOR, LABELED, DistillationLoss
-from ultralytics_kd.distillation.pseudo_boxes import DOUBT, PseudoBoxes, build_pseudo_boxes
+from ultralytics_kd.distillation.pseudo_boxes import DOUBT, IOU, PseudoBoxes, _kept, build_pseudo_boxes
 from ultralytics_kd.teachers import SetAnswer, open_teacher
 from ultralytics_kd.teachers.detections import Thresholds
 
@@ -196,6 +196,18 @@ def test_rotated_boxes_are_labels_with_their_angle(family):
     with ignored_background(loss.bases, dict.fromkeys(loss.bases, result.ignored)):
         plain, _ = loss.base(preds, both)
     assert torch.equal(loss(preds, batch)[0][:4], plain / 2)
+
+
+def test_small_rotated_boxes_are_as_good_in_the_last_image_of_a_batch_as_in_the_first():
+    """Coordinates of 32 bits are exact to a pixel only where images lie far apart."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(300, 5, generator=generator) * torch.tensor([40.0, 40.0, 6.0, 6.0, 1.5])
+    boxes[:, 2:4] += 3
+    confidence, image = torch.rand(300, generator=generator), torch.zeros(300, dtype=torch.long)
+    first = _kept(boxes, confidence, image, IOU)
+    assert 0 < first.sum() < 300
+    both = _kept(boxes.repeat(2, 1), confidence.repeat(2), torch.cat((image, image + 200)), IOU)
+    assert torch.equal(both, first.repeat(2))
 
 
 def test_several_teachers_of_rotated_boxes_are_refused():

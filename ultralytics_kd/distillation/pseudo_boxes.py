@@ -36,7 +36,6 @@ DOUBT = 0.1  # a detection of less confidence is background
 MOST = 300  # detections in an image, as in Ultralytics' validation
 IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
 CHANGED = 1.5  # an epoch with so many times more or fewer boxes than the last that was logged is logged too
-APART = 1e5  # pixels between rotated boxes of different images, so that they do not overlap
 DUPLICATE_IOU = 0.5  # a doubtful detection with a larger overlap with a more confident one shows the same object
 
 
@@ -270,7 +269,7 @@ def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tenso
     if boxes.shape[1] == 4:
         kept[batched_nms(boxes, confidence, image, iou)] = True
         return kept
-    apart = boxes.clone()
-    apart[:, :2] += (image * APART)[:, None]
-    kept[TorchNMS.fast_nms(apart, confidence, iou, iou_func=batch_probiou)] = True
+    for each in image.unique():  # of all images at once the overlaps would take memory with the square of their number
+        rows = (image == each).nonzero().flatten()
+        kept[rows[TorchNMS.fast_nms(boxes[rows], confidence[rows], iou, iou_func=batch_probiou)]] = True
     return kept
