@@ -120,3 +120,8 @@ def test_a_grid_is_made_once_and_can_be_trained_with(monkeypatch):
     (points * torch.ones(1, requires_grad=True)).sum().backward()
     grid.anchors([torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 2, 2)], head)
     assert len(made) == 2
+
+
+def test_a_device_without_float64_suppresses_in_float32():
+    assert detections.precise_dtype(torch.device("mps")) is torch.float32
+    assert detections.precise_dtype(torch.device("cuda")) is torch.float64

@@ -72,12 +72,12 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     above = confidence > thresholds.conf
     counts = above.sum(1).tolist()
     image, place = above.nonzero(as_tuple=True)
-    found, confidence = boxes[image, place], confidence[image, place]
+    precise = precise_dtype(boxes.device)  # because images are told apart by an offset of the coordinates
+    found, confidence = boxes[image, place].to(precise), confidence[image, place].to(precise)
     kept, start = [], 0
     for count in _portions(counts):
         part = slice(start, start + count)
-        # In float64, because images are told apart by an offset of the coordinates
-        kept.append(start + batched_nms(found[part].double(), confidence[part].double(), image[part], thresholds.iou))
+        kept.append(start + batched_nms(found[part], confidence[part], image[part], thresholds.iou))
         start += count
     order = torch.cat(kept)
     order = order[image[order].argsort(stable=True)]  # by image, most confident first
@@ -88,6 +88,11 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     image, place = image[first], place[first]
     lengths = sizes.clamp(max=thresholds.topk).tolist()
     return [Detections(*each) for each in zip(boxes[image, place].split(lengths), probs[image, place].split(lengths))]
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """Return the most precise floating-point type of a device; Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _portions(counts: list[int]) -> list[int]:
