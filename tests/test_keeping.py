@@ -501,6 +501,8 @@ def test_resume_goes_on_with_the_same_classes(place, tmp_path, order):
     again.train(resume=True)
     assert again.trainer.start_epoch == 1 and again.trainer.args.kd_keep == order
     assert again.trainer.data["names"] == model.trainer.data["names"] == torch_load(again.trainer.best)["model"].names
+    assert "1 are new" in model.trainer.distillation.keeping.description
+    assert "new" not in again.trainer.distillation.keeping.description  # the checkpoint has them all
     assert again.trainer.kept_metrics["student"].keys() == model.trainer.kept_metrics["student"].keys()
     assert results(again.trainer.save_dir)[1]["train/cls_loss"] == pytest.approx(
         results(model.trainer.save_dir)[1]["train/cls_loss"], rel=0.2

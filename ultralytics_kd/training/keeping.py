@@ -278,7 +278,8 @@ class Keeping:
     def description(self) -> str:
         """Which classes are kept and which are new, for the table at the start."""
         new = len(self.names) - len(self._before)
-        return f"{len(self.kept)} classes that the data do not label; {new} are new; {self._first} come first"
+        news = f"{new} are new; " if new else ""  # none where the data label old classes, or where a run is resumed
+        return f"{len(self.kept)} classes that the data do not label; {news}{self._first} come first"
 
 
 def unite(first: Mapping[int, str], second: Mapping[int, str]) -> dict[int, str]:
