@@ -272,6 +272,7 @@ def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(as
         ({"device": "0,1"}, "on one device"),
         ({"kd_cache": True}, "takes no 'kd_cache=True'"),
         ({"time": 1.0}, "takes no 'time=1.0'"),
+        ({"kd_keep": True}, "takes no 'kd_keep=True'"),
         ({"kd_teacher_weights": [2, 1]}, "takes no 'kd_teacher_weights"),
         ({"probe": -1}, "'probe=-1'"),
         ({"probe": "long"}, "'probe=long'"),

@@ -174,6 +174,11 @@ def _check_training(training: Mapping[str, Any]) -> None:
     for name, advice in REFUSED.items():
         if training.get(name) not in (None, False, ARGUMENTS[name].default if name in ARGUMENTS else None):
             raise KDError(f"'yolo-kd advise' takes no '{name}={training[name]}': {advice}.")
+    if training.get("kd_keep"):  # of a recipe too: it is another training without it
+        raise KDError(
+            f"'yolo-kd advise' takes no 'kd_keep={training['kd_keep']}': it judges teachers by the classes that the "
+            "data label, and kd_keep needs one for those that they do not: drop it."
+        )
     batch, device = training.get("batch", 16), training.get("device")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise KDError(f"'batch={batch}': give a batch size, as AutoBatch could choose another one with a teacher.")
