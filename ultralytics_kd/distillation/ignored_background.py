@@ -2,7 +2,8 @@
 
 A label file that lacks objects teaches the student that they are background. `ignored_background` keeps chosen entries
 (image, anchor point, class) out of the class loss of Ultralytics' losses for heads with anchor points. An entry with a
-positive target stays: an object that a label or a pseudo-box is assigned to is known.
+positive target stays: an object that a label or a pseudo-box is assigned to is known. Pseudo-boxes and kept classes
+(`kd_keep`) both use it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..errors import KDError
 from ..teachers.answers import Instances
+
+Choice = Callable[[Tensor], Tensor]  # from target scores to whether each entry is ignored, both of shape (B, A, nc)
 
 
 def check_ignores_background(bases: Mapping[str, Any], argument: str) -> None:
@@ -36,7 +39,7 @@ def check_ignores_background(bases: Mapping[str, Any], argument: str) -> None:
 
 
 @contextmanager
-def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor]) -> Iterator[None]:
+def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor | Choice]) -> Iterator[None]:
     """Let base losses ignore background within a block; blocks in each other add up.
 
     The loss and its gradient are those of Ultralytics, without the class loss of the ignored entries. Its divisor, the
@@ -44,8 +47,9 @@ def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor]) 
 
     Args:
         bases (Mapping[str, Any]): Base loss of each head branch, `DistillationLoss.bases`.
-        ignored (Mapping[str, Tensor]): For each branch, whether each entry is ignored if its target is 0; bool, shape
-            (B, A, nc). A branch that is not named ignores nothing.
+        ignored (Mapping[str, Tensor | Callable]): For each branch, whether each entry is ignored if its target is 0;
+            bool, shape (B, A, nc), or a function that returns this for the targets of the branch. A branch that is not
+            named ignores nothing.
     """
     with ExitStack() as stack:
         for name, mask in ignored.items():
@@ -55,16 +59,17 @@ def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor]) 
         yield
 
 
-def _without(bce: Callable[[Tensor, Tensor], Tensor], ignored: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _without(bce: Callable[[Tensor, Tensor], Tensor], ignored: Tensor | Choice) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a class loss that is 0 for ignored entries of the background.
 
     Args:
         bce (Callable): Returns the loss of every entry, from logits and targets of shape (B, A, nc).
-        ignored (Tensor): Whether each entry is ignored if its target is 0, shape (B, A, nc).
+        ignored (Tensor | Callable): Whether each entry is ignored if its target is 0, as in `ignored_background`.
     """
 
     def loss(scores: Tensor, target: Tensor) -> Tensor:
-        return bce(scores, target).masked_fill(ignored & (target == 0), 0)
+        chosen = ignored if isinstance(ignored, Tensor) else ignored(target.detach())
+        return bce(scores, target).masked_fill(chosen & (target == 0), 0)
 
     return loss
 

@@ -29,52 +29,49 @@ from ..errors import KDError
 from ..outputs import ONE2MANY, Branch, Layout, anchors
 from ..teachers.answers import SetAnswer
 from ..teachers.class_map import UNKNOWN
-from .ignored_background import entries_inside
+from .ignored_background import entries_inside, ignored_background
 
 SEEN = 0.05  # probability from which on the teacher sees an object, as for detections that it answers with
 SEEN_LOGIT = log(SEEN / (1 - SEEN))
 SAME_OBJECT = 0.7  # overlap from which on a teacher's box and a label's are of one object
 
 
-class MaskedBCE:
-    """The binary cross-entropy of a base loss, without the entries of kept classes that are not known.
+class Unlabelled:
+    """Chooses the entries of kept classes that the base loss of a branch ignores, once it has assigned the labels.
 
-    It differs from `ignored_background`: at an anchor point that has a label, all classes are known.
+    At an anchor point that has a label, all classes are known.
 
     Attributes:
-        stock (Callable): Ultralytics' own, which returns a value for each entry.
         seen (Tensor): Whether the teacher sees an object of a kept class, bool, shape (B, A, nc).
         count (int): Number of images with labels, which come first. Others may have pseudo-boxes, of kept classes too.
         labelled (Tensor | None): Anchor points that a label is assigned to, shape (B, A), once the loss was computed.
     """
 
-    def __init__(self, stock: Any, seen: Tensor, count: int, earlier: MaskedBCE | None = None):
-        """Take the stock loss.
+    def __init__(self, seen: Tensor, count: int, earlier: Unlabelled | None = None):
+        """Take what the teacher sees.
 
         Args:
-            stock (Callable): Ultralytics' own.
             seen (Tensor): As the attribute.
             count (int): As the attribute.
-            earlier (MaskedBCE, optional): That of a branch which is computed before this one. Its labels count too: it
+            earlier (Unlabelled, optional): That of a branch which is computed before this one. Its labels count too: it
                 assigns a label to more anchor points, on the same grid.
         """
-        self.stock, self.seen, self.count, self.earlier = stock, seen, count, earlier
+        self.seen, self.count, self.earlier = seen, count, earlier
         self.labelled: Tensor | None = None
 
-    def __call__(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of every entry, 0 where it is ignored.
+    def __call__(self, target: Tensor) -> Tensor:
+        """Return which entries are ignored, bool, shape (B, A, nc).
 
         Args:
-            scores (Tensor): The student's class logits, shape (B, A, nc), without images that the base loss leaves out.
-            target (Tensor): Target scores, of the same shape.
+            target (Tensor): Target scores, of the same shape, without images that the base loss leaves out.
         """
-        labelled = target.detach()[: self.count].amax(-1) > 0
+        labelled = target[: self.count].amax(-1) > 0
         if self.earlier is not None and self.earlier.labelled is not None:
             labelled = labelled | self.earlier.labelled
         self.labelled = labelled
         ignored = torch.zeros_like(target, dtype=torch.bool)
         ignored[: self.count] = self.seen[: self.count] & ~labelled[..., None]
-        return self.stock(scores, target).masked_fill(ignored, 0.0)
+        return ignored
 
 
 class ClassKeeper:
@@ -173,7 +170,7 @@ class ClassKeeper:
     @contextmanager
     def masking(
         self, bases: Mapping[str, Any], seen: Mapping[str, Tensor], count: int
-    ) -> Iterator[dict[str, MaskedBCE]]:
+    ) -> Iterator[dict[str, Unlabelled]]:
         """Let the base losses ignore what is seen within a block.
 
         Args:
@@ -182,32 +179,28 @@ class ClassKeeper:
             count (int): Number of images with labels, which come first.
 
         Yields:
-            (dict[str, MaskedBCE]): What stands in the place of each base loss's `bce`.
+            (dict[str, Unlabelled]): What each base loss ignores, and where its labels are.
 
         Raises:
             KDError: If a base loss did not use it.
         """
-        stock = {name: base.bce for name, base in bases.items()}
-        masked: dict[str, MaskedBCE] = {}
-        for name, base in bases.items():
-            masked[name] = base.bce = MaskedBCE(stock[name], seen[name], count, next(iter(masked.values()), None))
-        try:
+        masked: dict[str, Unlabelled] = {}
+        for name in bases:
+            masked[name] = Unlabelled(seen[name], count, next(iter(masked.values()), None))
+        with ignored_background(bases, masked):
             yield masked
-        finally:
-            for name, base in bases.items():
-                base.bce = stock[name]
-        if any(bce.labelled is None for bce in masked.values()):
+        if any(each.labelled is None for each in masked.values()):
             raise KDError(
                 f"kd_keep: {type(next(iter(bases.values()))).__name__} does not compute its class part by 'bce', which "
                 "kd_keep masks: derive your loss from v8DetectionLoss, or drop kd_keep."
             )
 
-    def corrected(self, answer: Any, masked: Mapping[str, MaskedBCE], student: Mapping[str, Branch]) -> Any:
+    def corrected(self, answer: Any, masked: Mapping[str, Unlabelled], student: Mapping[str, Branch]) -> Any:
         """Return an answer that sees no kept class where a label is assigned.
 
         Args:
             answer (Answer | list[Answer] | SetAnswer): The teacher's answer. A set was corrected before.
-            masked (Mapping[str, MaskedBCE]): Where labels are assigned, by branch.
+            masked (Mapping[str, Unlabelled]): Where labels are assigned, by branch.
             student (Mapping[str, Branch]): The student's raw outputs by branch, for all images.
         """
         if isinstance(answer, list):
