@@ -22,6 +22,7 @@ from ultralytics_kd.cache import make_cache
 from ultralytics_kd.outputs import ONE2MANY
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher, prompted
+from ultralytics_kd.training import tables
 
 WORDS = {"a thing that is round": "disc", "box": "box", "a crate": "box"}
 CPU = torch.device("cpu")
@@ -319,6 +320,13 @@ def test_it_goes_on_after_an_interruption_and_sees_larger_images(encoder, words,
     again.train(resume=True)
     assert again.trainer.epoch == 1 and again.trainer.loss_items["box_loss"] == 0
     assert again.trainer.distillation.teacher_imgsz == 96
+
+
+def test_without_labels_nobody_teaches_a_class_that_the_teacher_lacks(tmp_path):
+    teacher = open_teacher(str(save_model(tmp_path / "t.pt", STUDENT, {0: NAMES[1]})))
+    teacher.match(NAMES)
+    said = tables._classes(teacher, "name", alone=True)
+    assert said == f"1 of 3 matched by name; taught by nobody: {NAMES[0]}, {NAMES[2]}"
 
 
 @pytest.mark.parametrize(

@@ -42,19 +42,20 @@ def start_table(
     assert teacher.classes is not None
     shares = teacher.shares
     side = teacher_imgsz or args.imgsz
+    matched_by = "name" if str(args.kd_classes).lower() == "auto" else "kd_classes"
+    alone = unlabeled > 0 and lacks_training_images(args.data, args.task)
     at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
         *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
         ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
         ("weights", weights),
-        ("classes", _classes(teacher, "name" if str(args.kd_classes).lower() == "auto" else "kd_classes")),
+        ("classes", _classes(teacher, matched_by, alone)),
         ("levels", distiller.levels),
     ]
     if kept:
         rows.insert(-1, ("keeps", kept))
     if unlabeled:
         boxes = "" if args.kd_unlabeled_boxes is None else f", {_boxes(args)}"
-        alone = lacks_training_images(args.data, args.task)
         ratio = "and none with labels" if alone else f"{args.kd_unlabeled_ratio:g} for each with labels"
         rows.append(("images", f"{unlabeled:,} without labels, {ratio}{boxes}"))
     for name in distiller.names:
@@ -189,8 +190,14 @@ def _loss(args: Any, name: str) -> str:
     return f"{loss} x " if loss else ""
 
 
-def _classes(teacher: Teacher, matched_by: str) -> str:
-    """Return how many classes are matched, and which classes are not."""
+def _classes(teacher: Teacher, matched_by: str, alone: bool = False) -> str:
+    """Return how many classes are matched, and which classes are not.
+
+    Args:
+        teacher (Teacher): The teacher, its classes matched.
+        matched_by (str): What they are matched by.
+        alone (bool): Whether no training image has labels.
+    """
     assert teacher.classes is not None
     if not teacher.classes.teacher_names:
         return "from labels alone: this teacher has features and no classes"
@@ -199,6 +206,7 @@ def _classes(teacher: Teacher, matched_by: str) -> str:
     plurals = [pair for m in teacher.members if m.classes for pair in m.classes.plurals]
     if plurals:
         text += f", of them as plural and singular: {', '.join(f'{a} = {b}' for a, b in dict.fromkeys(plurals))}"
-    return text + (
-        f"; from labels alone: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}" if unmatched else ""
-    )
+    if not unmatched:
+        return text
+    who = "taught by nobody" if alone else "from labels alone"
+    return f"{text}; {who}: {', '.join(unmatched[:8])}{' ...' if len(unmatched) > 8 else ''}"
