@@ -414,6 +414,7 @@ class Watching(KDDetectionTrainer):
         super()._setup_train()
         self.rows = {name: rows.clone() for name, rows in class_rows(self.model).items()}
         self.given = []
+        self.profiled = self.distillation.with_teacher(self.model)
 
     def preprocess_batch(self, batch):
         self.given += batch["cls"].flatten().tolist()
@@ -526,6 +527,7 @@ def test_an_nms_free_head_is_taught_kept_classes_by_a_teacher_without_one(severa
     teacher = [place.old, place.old] if several else str(save_model(tmp_path / "other.pt", "yolov8n.yaml", OLD))
     trainer = train(place, tmp_path, teacher=teacher, val=False)
     assert trainer.distiller.levels.endswith("detections assigned like labels to one2many and one2one")
+    assert trainer.profiled.imgsz == 64  # AutoBatch sees detections and their assignment too
     assert results(trainer.save_dir)[0]["train/kd_cls"] > 0
 
 

@@ -36,7 +36,8 @@ class StudentWithTeacher(nn.Module):
             teacher (Teacher): The prepared teacher.
             distiller (Distiller): The terms.
             unlabeled (float): Number of images without labels for each image of a batch.
-            imgsz (int, optional): Side of the teacher's images in pixels; None for the student's images.
+            imgsz (int, optional): Side of the teacher's images in pixels if it answers with detections; None if it
+                answers the student's images as it is.
         """
         super().__init__()
         model: Any = unwrap_model(student)

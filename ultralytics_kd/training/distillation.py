@@ -142,6 +142,11 @@ class Distillation:
         return self.unlabeled is not None and self.unlabeled.alone
 
     @property
+    def _as_sets(self) -> bool:
+        """Whether the teacher answers with detections even if it has anchor points."""
+        return isinstance(self.answers, (LargeImageTeacher, DetectionsOnly))
+
+    @property
     def teacher_imgsz(self) -> int:
         """Side of the images that the teacher answers, in pixels."""
         return self.answers.imgsz(self.args.imgsz)
@@ -262,8 +267,7 @@ class Distillation:
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
         stored = self.cached is not None
-        as_sets = isinstance(self.answers, (LargeImageTeacher, DetectionsOnly))
-        self.distiller = build_distiller(self.args, student, self.teacher, stored, as_sets)
+        self.distiller = build_distiller(self.args, student, self.teacher, stored, self._as_sets)
         self.distiller.adapters.to(device)
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
         if self.keeping is not None and isinstance(self.distiller, GridDistiller):
@@ -299,7 +303,7 @@ class Distillation:
         if self.cached or self.distiller is None:
             return student
         ratio = self.args.kd_unlabeled_ratio if self.unlabeled and not self.alone else 0.0
-        side = self.teacher_imgsz if self.large_images is not None else None
+        side = self.teacher_imgsz if self._as_sets else None
         return StudentWithTeacher(student, self.teacher, self.distiller, ratio, side)
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
