@@ -36,8 +36,8 @@ def find_contradictions(
 
     Returns:
         (dict): "images", the number of images looked at, and "rows" with "file" and "weight", most first. With boxes
-            the rows have counts of `KINDS`. The whole has them too, the number of "labels", and in "swaps" how often
-            one class was taken for another.
+            the rows have counts of `KINDS`. The whole has them too, the numbers of "labels" and of those "seen" with
+            confidence as whatever class, and in "swaps" how often one class was taken for another.
     """
     if result.labels:
         return _of_boxes(result, names, min_conf, taught)
@@ -68,10 +68,11 @@ def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: floa
     """Return the contradictions of a detector."""
     rows: list[dict[str, Any]] = []
     swaps: Counter[tuple[str, str]] = Counter()
-    labels_count = 0
+    labels_count = seen = 0
     for file, labels in result.labels.items():
         labels_count += len(labels.of(sorted(taught)).cls)
         found = contradict(result.objects[file], labels, min_conf, taught)
+        seen += found["paired"]
         swaps.update((names[int(labels.cls[i])], names[int(found["boxes"].cls[j])]) for i, j in found["swapped"])
         row = {"file": file, "weight": found["weight"], **{kind: len(found[kind]) for kind in KINDS}}
         if any(row[kind] for kind in KINDS):
@@ -79,6 +80,7 @@ def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: floa
     return {
         "images": len(result.labels),
         "labels": labels_count,
+        "seen": seen,
         **{kind: sum(row[kind] for row in rows) for kind in KINDS},
         "swaps": [{"label": a, "teacher": b, "count": n} for (a, b), n in swaps.most_common()],
         "rows": _sorted(rows),
@@ -97,8 +99,8 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
     Returns:
         (dict): "boxes", the detections that count; "extra", indices of those on no label; "missed", indices of labels
             that no detection is on, not even one of little confidence; "swapped", pairs of label and detection of
-            another class; "weight", the confidence of the first and the last, plus what the teacher lacks of seeing
-            the missed ones.
+            another class; "paired", the number of labels with a detection that counts; "weight", the confidence of the
+            extra and swapped ones, plus what the teacher lacks of seeing the missed ones.
     """
     boxes = detections.confident(min_conf)
     paired = pairs(labels, boxes, MIN_IOU)
@@ -110,7 +112,14 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
     seen = np.where(touching, weak.conf[None], 0).max(1, initial=0) if len(labels.cls) else np.zeros(0)
     missed = np.flatnonzero((seen < SEEN) & np.isin(labels.cls, list(taught))).tolist()
     weight = float(boxes.conf[extra].sum() + sum(boxes.conf[j] for _, j in swapped) + (1 - seen[missed]).sum())
-    return {"boxes": boxes, "extra": extra, "missed": missed, "swapped": swapped, "weight": weight}
+    return {
+        "boxes": boxes,
+        "extra": extra,
+        "missed": missed,
+        "swapped": swapped,
+        "paired": len(paired),
+        "weight": weight,
+    }
 
 
 def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from .scores import taught
 from .steps import Steps
 from .table import to_text
 from .trial import quietly, train_alone
-from .verdict import ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
+from .verdict import FEWEST_SEEN, ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
 
 
 def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Advisor:
             computes=scores.computes_more(figures, self.steps.plain.trainer.model, options.args.imgsz),
             covered=len(teacher.classes.student),
             classes=len(teacher.classes.student_names),
-            swapped=found["swapped"] / max(found["labels"], 1) if "swapped" in found else 0.0,
+            swapped=found["swapped"] / found["seen"] if found.get("seen", 0) >= FEWEST_SEEN else 0.0,
             seconds=options.probe,
         )
         verdict, reason = judge(facts)

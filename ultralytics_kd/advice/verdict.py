@@ -20,7 +20,8 @@ from ..distillation.balance import FADES, OFF
 GO, NO_GO, UNCERTAIN = "GO", "NO GO", "UNCERTAIN"
 MARGIN = 0.02  # of the score, 0 to 1
 MORE = 1.5  # a teacher that computes less than so many times what the student does has no more to see with
-MANY_SWAPS = 0.5  # share of labels with a confident teacher's box on them whose class is another one
+MANY_SWAPS = 0.5  # share of the labels that the teacher sees with confidence, but as another class
+FEWEST_SEEN = 10  # of fewer labels such a share says nothing
 TRAINED, SHORTLY, ITSELF = "trained", "shortly", "itself"  # where the score of the student alone is from
 
 
@@ -38,7 +39,7 @@ class Facts:
         computes (float | None): The teacher's computation over the student's, each at its own image size.
         covered (int): Classes that the teacher knows.
         classes (int): Classes of the data.
-        swapped (float): Share of the labels that a confident teacher sees as another class.
+        swapped (float): Share of the labels that it sees with confidence, but as another class.
         seconds (float): Length of the short training.
     """
 
@@ -120,7 +121,7 @@ def _names(facts: Facts) -> str:
     if facts.swapped < MANY_SWAPS:
         return ""
     return (
-        f"; it takes {facts.swapped:.0%} of the labelled objects for another class, so its class names may be in a "
+        f"; it takes {facts.swapped:.0%} of the objects that it sees for another class, so its class names may be in a "
         "wrong order (kd_classes)"
     )
 
