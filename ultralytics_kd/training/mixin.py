@@ -245,6 +245,8 @@ class DistillationMixin(_Trainer):
 
     def _build_train_pipeline(self) -> None:
         """Build data loaders, optimizer and scheduler, and the stream of images without labels."""
+        if self.distillation is not None and isinstance(self.distillation.unlabeled, UnlabeledAlone):
+            self.distillation.unlabeled.check_images()
         self._match_student()
         with self._optimizer_extended_first():
             super()._build_train_pipeline()

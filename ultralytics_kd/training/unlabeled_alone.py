@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 from ultralytics.data.utils import get_split_fraction
-from ultralytics.utils import LOCAL_RANK
-from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import outputs
 from ..config.label_free import lacks_training_images, with_train_entry
@@ -58,6 +57,7 @@ class UnlabeledAlone(UnlabeledPart):
                 "training images: drop it."
             )
         self._count = 0
+        self._readable: list[str] = []
 
     def __len__(self) -> int:
         """Return the number of images that can be read; 0 before the loader is built."""
@@ -67,18 +67,27 @@ class UnlabeledAlone(UnlabeledPart):
         """Return the data.yaml in a form that Ultralytics reads."""
         return with_train_entry(data, folder)
 
+    def check_images(self) -> None:
+        """Find the images that can be read, the same in all processes, before any process builds its data set.
+
+        Raises:
+            KDError: If none can be read.
+        """
+        self._readable = self._readable or distributed.from_first(lambda: readable(self.files))
+
     def training_set(self, trainer: Any) -> UnlabeledImages:
         """Return the images as the training set.
+
+        Ultralytics lets the first process build its data set before the others, so nothing here may wait for them.
 
         Args:
             trainer (BaseTrainer): The trainer; its student is built.
         """
-        files = distributed.from_first(lambda: readable(self.files))
+        files = self._readable or readable(self.files)
         share = get_split_fraction(self.args.fraction, "train")
         files = files[: share if isinstance(share, int) else max(round(len(files) * share), 1)]  # as Ultralytics does
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
-        with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
-            images = UnlabeledImages(files, self.args, trainer.data, stride)
+        images = UnlabeledImages(files, self.args, trainer.data, stride)
         self._count = len(images)
         return images
 
