@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from conftest import STUDENT, TEACHER, draw_dataset
 from ultralytics.cfg import get_cfg
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
-from ultralytics_kd import YOLO, KDError
+from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.distillation.loss import LABELED
 from ultralytics_kd.training.unlabeled_images import UnlabeledImages
 
@@ -248,3 +250,17 @@ def test_multi_scale_and_plots_go_with_it(quick, teacher, folder):
         **{**quick, "epochs": 1, "plots": True, "multi_scale": 0.5}, teacher=teacher, kd_unlabeled=folder
     )
     assert (run / "train_batch0.jpg").exists() and (run / "results.png").exists()
+
+
+@pytest.mark.parametrize("labeled", [None, 0, 1])
+def test_what_is_drawn_is_a_copy_of_the_batch(labeled, monkeypatch):
+    """Ultralytics scales the images in place, and the check of the first step reads them afterwards."""
+    drawn = []
+    monkeypatch.setattr(
+        DetectionTrainer, "plot_training_samples", lambda self, batch, ni: drawn.append(batch["img"].mul_(255))
+    )
+    trainer = object.__new__(KDDetectionTrainer)
+    trainer.distillation = SimpleNamespace(pseudo=None)
+    batch = {"img": torch.full((2, 3, 4, 4), 0.5), **({} if labeled is None else {LABELED: labeled})}
+    trainer.plot_training_samples(batch, 0)
+    assert bool((batch["img"] == 0.5).all()) and len(drawn[0]) == (labeled or 2)

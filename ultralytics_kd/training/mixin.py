@@ -437,8 +437,11 @@ class DistillationMixin(_Trainer):
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Plot training images with their labels; those without are plotted separately if they have pseudo-boxes."""
-        count = batch.get(LABELED)  # with none at all, the images are still worth a look
-        super().plot_training_samples(batch if not count else {**batch, "img": batch["img"][:count]}, ni)
+        count, drawn = batch.get(LABELED), batch  # with no label at all, the images are still worth a look
+        if self.distillation is not None:
+            # Ultralytics scales on a CPU what it draws, and the check of the first step comes later
+            drawn = {**batch, "img": batch["img"][: count or None].clone()}
+        super().plot_training_samples(drawn, ni)
         if count is not None and self.distillation is not None and self.distillation.pseudo is not None:
             self.distillation.pseudo.plot(batch["img"], self.data["names"], self.save_dir / f"unlabeled_batch{ni}.jpg")
 
