@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from ultralytics.utils.metrics import box_iou
-from ultralytics.utils.ops import xywh2xyxy
 
 from ..errors import KDError
 from ..outputs import ONE2MANY, Branch, Layout, anchors
-from ..teachers.answers import SetAnswer
+from ..teachers.answers import SetAnswer, corners
 from ..teachers.class_map import UNKNOWN
 from .ignored_background import entries_inside, ignored_background
 
@@ -114,8 +113,7 @@ class ClassKeeper:
         kept = self.flags(answer.probs.device)
         kept = kept if answer.classes is None else kept[answer.classes]
         height, width = batch["img"].shape[-2:]
-        labels = xywh2xyxy(batch["bboxes"].float().to(answer.probs.device))
-        labels = labels * labels.new_tensor((width, height, width, height))
+        labels = corners(batch["bboxes"].to(answer.probs.device), (height, width))
         same_image = answer.batch_idx[:, None] == batch["batch_idx"].to(answer.batch_idx).reshape(1, -1)
         overlap = box_iou(answer.instances((height, width)).boxes, labels) * same_image
         known = (overlap > SAME_OBJECT).any(1)
@@ -143,21 +141,20 @@ class ClassKeeper:
 
     def _seen(self, answer: Any, name: str, student: Branch, base: Any) -> Tensor:
         """Return `seen` for one answer and one branch."""
-        seen = student.scores.new_zeros(student.scores.shape, dtype=torch.bool)
-        columns = slice(None) if answer.classes is None else answer.classes
+        device, columns = student.scores.device, slice(None) if answer.classes is None else answer.classes
         if isinstance(answer, SetAnswer):
             points, strides = anchors(student.feats, self.layout)
             height, width = (side * self.layout.strides[0] for side in student.feats[0].shape[-2:])
-            classes = seen.new_zeros((len(answer.probs), self.layout.nc))
+            classes = torch.zeros((len(answer.probs), self.layout.nc), dtype=torch.bool, device=device)
             classes[:, columns] = answer.probs > SEEN
-            classes &= self.flags(seen.device)
+            classes &= self.flags(device)
             instances = answer.instances((height, width))
-            return entries_inside(instances, classes, base.assigner, points * strides, len(seen))
+            return entries_inside(instances, classes, base.assigner, points * strides, len(student.scores))
         # A branch that the teacher lacks is not taught. What its other branch sees is no background there either
         branch = answer.branches.get(name) or answer.branches[ONE2MANY]
-        at_points = seen.new_zeros((*branch.scores.shape[:2], self.layout.nc))
+        at_points = torch.zeros((*branch.scores.shape[:2], self.layout.nc), dtype=torch.bool, device=device)
         at_points[..., columns] = branch.scores > SEEN_LOGIT
-        return self._on_all_levels(at_points, student) & self.flags(seen.device)
+        return self._on_all_levels(at_points, student) & self.flags(device)
 
     def _on_all_levels(self, seen: Tensor, student: Branch) -> Tensor:
         """Return values of the compared levels on all levels; on the others nobody knows, so all is ignored."""

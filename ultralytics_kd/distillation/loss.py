@@ -19,18 +19,8 @@ from .keeping import ClassKeeper
 from .pseudo_boxes import PseudoBoxes
 
 LABELED = "kd_labeled"  # in a batch: number of images with labels, which come first; absent if all have labels
-OWN = (
-    "ask",
-    "base",
-    "distiller",
-    "first_nonfinite",
-    "head",
-    "inspect",
-    "keeper",
-    "pseudo",
-    "scaled",
-    "trains",
-)  # not the base loss's
+# Attributes that are not the base loss's
+OWN = {"ask", "base", "distiller", "first_nonfinite", "head", "inspect", "keeper", "pseudo", "scaled", "trains"}
 FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN or Inf, else 1; absent if it was checked
 
 
@@ -83,13 +73,12 @@ class DistillationLoss:
         """
         self.base, self.distiller, self.head, self.trains = base, distiller, head, trains
         self.ask, self.pseudo, self.keeper = ask, pseudo, keeper
-        if keeper is not None:
-            check_ignores_background(self.bases, "kd_keep")
+        for part, argument in ((keeper, "kd_keep"), (pseudo, "kd_unlabeled_boxes")):
+            if part is not None:
+                check_ignores_background(self.bases, argument)
         self.inspect: Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
         self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
-        if pseudo is not None:
-            check_ignores_background(self.bases, "kd_unlabeled_boxes")
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the parts of the loss times batch size, and their detached values.

@@ -18,7 +18,6 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from ultralytics.utils.metrics import batch_probiou
 from ultralytics.utils.nms import TorchNMS
-from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.plotting import plot_images
 from ultralytics.utils.tal import dist2rbox
 
@@ -27,8 +26,8 @@ from ..config.sure_boxes import NAME, sure_confidence
 from ..errors import KDError
 from ..outputs import ONE2MANY, Branch, Layout
 from ..teachers import Teacher
-from ..teachers.answers import Answer, Instances, SetAnswer
-from ..teachers.detections import Thresholds, suppress_boxes
+from ..teachers.answers import Answer, Instances, SetAnswer, corners
+from ..teachers.detections import Thresholds, image_of_each, suppress_boxes
 from ..teachers.sets import grid_as_set
 from .ignored_background import entries_inside, ignored_background
 
@@ -149,8 +148,10 @@ class PseudoBoxes:
         probs[:, taught] = detected.probs
         height, width = images.shape[-2:]
         boxes = detected.bboxes.float()
-        sides = boxes[:, :4] * probs.new_tensor((width, height, width, height))
-        boxes = torch.cat((sides, boxes[:, 4:]), 1) if boxes.shape[1] == 5 else xywh2xyxy(sides)
+        if boxes.shape[1] == 5:
+            boxes = boxes * boxes.new_tensor((width, height, width, height, 1))
+        else:
+            boxes = corners(boxes, (height, width))
         image, (confidence, label) = detected.batch_idx.long(), probs.max(1)
 
         sure = confidence >= self.confidence
@@ -230,11 +231,10 @@ class PseudoBoxes:
         boxes = torch.cat((dist2rbox(distances, angle, points) * strides, angle), -1)
         detections = suppress_boxes(boxes, branch.scores.float().sigmoid(), self.thresholds)
         found = torch.cat([d.boxes for d in detections])
-        image = torch.arange(len(detections), device=found.device)
-        image = image.repeat_interleave(torch.tensor([len(d.boxes) for d in detections], device=found.device))
+        image = image_of_each(detections, found.device)
         height, width = images.shape[-2:]
         bboxes = found / found.new_tensor((width, height, width, height, 1))
-        return SetAnswer(bboxes, torch.cat([d.probs for d in detections]), image.float(), classes)
+        return SetAnswer(bboxes, torch.cat([d.probs for d in detections]), image, classes)
 
 
 def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBoxes | None:

@@ -21,6 +21,7 @@ from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.tal import TaskAlignedAssigner
 
 from ..teachers.answers import Instances
+from ..teachers.detections import group_starts
 
 ROUNDING = 1e-3  # largest difference of target scores that counts as rounding
 MAX_TIES = 0.02  # largest share of anchor points that may go to another instance with an equal claim
@@ -99,8 +100,7 @@ def _top_k(values: Tensor, group: Tensor, groups: int, k: int) -> Tensor:
     # Non-negative floats sort like their bits, so one sort by group and value is enough
     largest_first = 0x7FFFFFFF - values.float().view(torch.int32).long()
     order = (group << 32 | largest_first).argsort(stable=True)
-    sizes = group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))  # bincount would wait for a GPU
-    starts = (sizes.cumsum(0) - sizes)[group]
+    _, starts = group_starts(group, groups)
     rank = torch.empty_like(group)
     rank[order] = torch.arange(len(group), device=group.device)
     return rank - starts < k
@@ -204,9 +204,9 @@ def assign_dense(assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, i
     Returns:
         (Assignment): The anchor points with an instance.
     """
-    per_image = torch.bincount(instances.image, minlength=len(boxes))
     order = instances.image.argsort(stable=True)
-    column = torch.arange(len(order), device=boxes.device) - (per_image.cumsum(0) - per_image)[instances.image[order]]
+    per_image, starts = group_starts(instances.image[order], len(boxes))
+    column = torch.arange(len(order), device=boxes.device) - starts
     place = instances.image[order], column
     shape = len(boxes), int(per_image.max()) if len(order) else 0
     padded, row = boxes.new_zeros((*shape, 4)), torch.zeros(shape, dtype=torch.long, device=boxes.device)

@@ -119,8 +119,17 @@ class SetAnswer:
             empty = self.probs.new_zeros(0)
             confidence, best = self.probs.max(1) if len(self.probs) else (empty, empty.long())
             labels = best if self.classes is None else self.classes[best]
-            height, width = size
-            x, y = self.bboxes.float().view(-1, 2, 2).unbind(-1)  # a tensor (width, height) would come from the host
-            boxes = xywh2xyxy(torch.stack((x * width, y * height), -1).view(-1, 4))
+            boxes = corners(self.bboxes, size)
             self._instances[size] = Instances(boxes, labels, self.batch_idx.long(), confidence)
         return self._instances[size]
+
+
+def corners(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes as x1, y1, x2, y2 in pixels, float32.
+
+    Args:
+        bboxes (Tensor): Boxes of shape (N, 4): x, y, w, h as fractions of the image.
+        size (tuple[int, int]): Height and width of the image in pixels.
+    """
+    x, y = bboxes.float().view(-1, 2, 2).unbind(-1)  # a tensor (width, height) would come from the host
+    return xywh2xyxy(torch.stack((x * size[1], y * size[0]), -1).view(-1, 4))

@@ -82,12 +82,35 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     order = torch.cat(kept)
     order = order[image[order].argsort(stable=True)]  # by image, most confident first
     image, place = image[order], place[order]
-    sizes = image.new_zeros(len(boxes)).index_add_(0, image, torch.ones_like(image))
-    rank = torch.arange(len(image), device=image.device) - (sizes.cumsum(0) - sizes)[image]
+    sizes, starts = group_starts(image, len(boxes))
+    rank = torch.arange(len(image), device=image.device) - starts
     first = (rank < thresholds.topk).nonzero().flatten()
     image, place = image[first], place[first]
     lengths = sizes.clamp(max=thresholds.topk).tolist()
     return [Detections(*each) for each in zip(boxes[image, place].split(lengths), probs[image, place].split(lengths))]
+
+
+def group_starts(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return the size of each group, shape (groups,), and for each member where its group starts, shape (N,).
+
+    Args:
+        group (Tensor): Group of each member, sorted, shape (N,).
+        groups (int): Number of groups.
+    """
+    sizes = group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))  # bincount would wait for a GPU
+    return sizes, (sizes.cumsum(0) - sizes)[group]
+
+
+def image_of_each(detections: list[Detections], device: torch.device) -> Tensor:
+    """Return the index of the image of each detection, shape (N,), float32 as in Ultralytics' batches.
+
+    Args:
+        detections (list[Detections]): Detections of each image.
+        device (torch.device): Where the result is.
+    """
+    counts = torch.tensor([len(d.boxes) for d in detections])  # repeated on the host: a GPU would make it wait
+    image = torch.arange(len(detections), dtype=torch.float32).repeat_interleave(counts)
+    return image.to(device, non_blocking=True)
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:

@@ -15,7 +15,7 @@ from ..outputs import ONE2MANY, Layout
 from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
 from .class_map import ClassMap
-from .detections import Detections, Thresholds, most_confident, suppress
+from .detections import Detections, Thresholds, image_of_each, most_confident, suppress
 from .inference import fused_copy, to_device
 from .validation import CONF, TOPK, DetectorModel
 
@@ -60,9 +60,7 @@ def as_set(
     x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)  # as labels end at the border
     boxes = torch.stack((x, y), -1).view(-1, 4)
     probs = classes.map_scores(torch.cat([d.probs for d in detections]).float())
-    counts = torch.tensor([len(d.boxes) for d in detections])  # repeated on the host: a GPU would make it wait
-    image = torch.arange(len(detections), dtype=torch.float32).repeat_interleave(counts)
-    image = image.to(boxes.device, non_blocking=True)
+    image = image_of_each(detections, boxes.device)
     has_area = (boxes[:, 2:] - boxes[:, :2]).amin(1) > 0 if len(boxes) else image.bool()
     kept = ((probs.amax(1) > conf) & has_area).nonzero().flatten() if len(probs) else image.long()
     normalized = xyxy2xywhn(boxes[kept], w=width, h=height)
