@@ -17,16 +17,10 @@ from ..files import write_whole
 from ..teachers import Teacher
 from ..teachers.prompted import remember
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
-from .moved_run import RunPlace, bring_up_to_date
+from .moved_run import FILES, RunPlace, bring_up_to_date
 from .random_streams import set_random_state
 
-MOVABLE = (
-    "teacher",
-    "kd_unlabeled",
-    "kd_cache",
-    "kd_keep_data",
-    "kd_trust_teacher",
-)  # `resume` accepts these again, as paths may have changed
+MOVABLE = (*FILES, "kd_trust_teacher")  # `resume` accepts these again, as paths may have changed
 
 
 def check_same_kind(args: Any, overrides: dict[str, Any]) -> None:
@@ -66,8 +60,8 @@ class ResumedRun:
         self.teacher_given = "teacher" in overrides
         if self.teacher_given:
             args.teacher = overrides["teacher"]
-        for name in ("kd_unlabeled", "kd_cache", "kd_keep_data"):
-            if overrides.get(name) and getattr(args, name):
+        for name in FILES:
+            if name != "teacher" and overrides.get(name) and getattr(args, name):
                 setattr(args, name, overrides[name])
         args.kd_trust_teacher = overrides.get("kd_trust_teacher", args.kd_trust_teacher)
         self.folder = Path(args.model).parent
