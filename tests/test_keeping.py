@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, draw_dataset, make_model, save_model
+from task_models import task_model
 from test_ddp import ARGS, launching, read
 from test_own_trainer import OwnDataset
 from test_training import results
@@ -582,6 +583,16 @@ def test_weights_without_a_class_of_the_data_score_nothing_there(place, tmp_path
     args = {"data": str(tmp_path / "other.yaml"), "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
     row = score_kept(place.old, args, None)
     assert row["unmatched"] == ["star", "moon"] and row["scores"]["end2end"] == {"score": 0.0, "second": 0.0}
+
+
+def test_model_with_masks_is_scored_as_the_detector_that_teaches(place, tmp_path):
+    """In a bench of kept classes too, its val set has boxes and no masks."""
+    model = task_model("segment")
+    model.names = {i: f"other {i}" for i in range(6)} | dict(YAML.load(place.before)["names"])
+    torch.save({"model": model, "train_args": {"task": "segment"}}, tmp_path / "masks.pt")
+    args = {"data": place.before, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+    row = score_kept(str(tmp_path / "masks.pt"), args, None, task="detect")
+    assert row["unmatched"] == [] and set(row["scores"]) == {"nms", "end2end"}
 
 
 def test_arms_with_several_old_data_are_refused(place):

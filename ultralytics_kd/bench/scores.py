@@ -62,7 +62,9 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto", task: str |
     }
 
 
-def score_kept(weights: str, args: dict[str, Any], kept: str | None, classes: Any = "auto") -> dict[str, Any]:
+def score_kept(
+    weights: str, args: dict[str, Any], kept: str | None, classes: Any = "auto", task: str | None = None
+) -> dict[str, Any]:
     """Score finished weights on the val set of a data set, and on that of the old classes.
 
     Args:
@@ -70,22 +72,23 @@ def score_kept(weights: str, args: dict[str, Any], kept: str | None, classes: An
         args (dict): As for `score`.
         kept (str | None): data.yaml of the old classes.
         classes (str | dict): As for `score`.
+        task (str, optional): As for `score`.
 
     Returns:
         (dict): The result of `score`. Each head also has "kept", its main score on the old classes. Weights that know
             no class of a data set score 0 there: an old model knows no new class, and plain fine-tuning drops the old.
     """
-    result = _score_or_zero(weights, args, classes)
+    result = _score_or_zero(weights, args, classes, task)
     if kept is not None:
-        old = _score_or_zero(weights, {**args, "data": kept}, classes)["scores"]
+        old = _score_or_zero(weights, {**args, "data": kept}, classes, task)["scores"]
         result["scores"] = {head: {**s, "kept": old[head]["score"]} for head, s in result["scores"].items()}
     return result
 
 
-def _score_or_zero(weights: str, args: dict[str, Any], classes: Any) -> dict[str, Any]:
+def _score_or_zero(weights: str, args: dict[str, Any], classes: Any, task: str | None) -> dict[str, Any]:
     """Return the result of `score`, with 0 for weights that have no class in common with the data set."""
     try:
-        return score(weights, args, classes)
+        return score(weights, args, classes, task)
     except NoSharedClassError:
         model = YOLO(weights)
         heads = (NMS, END2END)[: len(outputs.layout(model.model).branches)]

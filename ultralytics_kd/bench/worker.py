@@ -48,7 +48,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
 def _score(job: Mapping[str, Any], weights: str, classes: Any) -> dict[str, Any]:
     """Return the scores of weights on the data of a job."""
     if job.get("keeps"):
-        return score_kept(weights, job["args"], job["kept"], classes)
+        return score_kept(weights, job["args"], job["kept"], classes, job.get("task"))
     return score(weights, job["args"], classes, job.get("task"))
 
 
