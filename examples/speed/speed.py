@@ -41,6 +41,7 @@ from ultralytics.utils.torch_utils import autocast, get_cpu_info, select_device
 
 import ultralytics_kd
 from ultralytics_kd import KDDetectionTrainer
+from ultralytics_kd.advice.costs import memory_meter
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache.keys import image_key
 from ultralytics_kd.cache.manifest import Manifest
@@ -272,19 +273,15 @@ def measure_memory(settings: Settings, folder: Path, scale: str, name: str) -> f
 def peak_memory(settings: Settings, folder: Path, scale: str, name: str) -> float:
     """Return the peak memory in GiB during three steps: of the GPU if there is one, else of this process."""
     arm = Arm(name, settings, folder, scale)
-    cuda, status = arm.trainer.device.type == "cuda", Path("/proc/self/status")
-    if cuda:
+    meter = memory_meter(arm.trainer.device)
+    if arm.trainer.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(arm.trainer.device)
-    elif status.exists():
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    meter.reset_peak()
     for _ in range(3):
         arm.step()
-    if cuda:
-        return torch.cuda.max_memory_allocated(arm.trainer.device) / 2**30
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
+    peak = meter.peak()
+    if peak is not None:
+        return peak / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if platform.system() == "Darwin" else 20)
 
 

@@ -37,7 +37,7 @@ def build_measured(
         memory (float | None): Peak of weights, optimizer, activations and teacher in GiB: on a GPU what PyTorch
             allocates, else what the process grew by; None where that cannot be measured.
     """
-    meter = _GPUMemory(device) if device.type == "cuda" else _ProcessMemory()
+    meter = memory_meter(device)
     before = meter.start()
     trial = build()
     seen = look(trial)
@@ -81,6 +81,11 @@ def hours(step: float, loading: float, workers: int, steps: int) -> float:
         steps (int): Number of steps.
     """
     return steps * (max(step, loading / workers) if workers else step + loading) / 3600
+
+
+def memory_meter(device: torch.device) -> _GPUMemory | _ProcessMemory:
+    """Return what measures the peak memory of steps on a device, in bytes."""
+    return _GPUMemory(device) if device.type == "cuda" else _ProcessMemory()
 
 
 class _GPUMemory:
