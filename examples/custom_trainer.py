@@ -3,7 +3,7 @@
 Usage:
     $ python examples/custom_trainer.py [folder]
 
-EXTENDING.md has a table of all methods, "A trainer of your own".
+docs/extending.md has a table of all methods, "A trainer of your own".
 """
 
 from __future__ import annotations

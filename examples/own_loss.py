@@ -1,4 +1,4 @@
-"""Feature losses in a file of your own; EXTENDING.md explains them.
+"""Feature losses in a file of your own; docs/extending.md explains them.
 
 python examples/own_loss.py OUT                                        distil with it on a drawn data set
 yolo-kd train ... teacher=big.pt kd_feat=1 kd_feat_loss=own_loss:cosine    from the folder with this file

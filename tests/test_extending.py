@@ -1,4 +1,4 @@
-"""The code of examples/EXTENDING.md runs as it stands there: in the user's own files, and as changes of the package."""
+"""The code of docs/extending.md runs as it stands there: in the user's own files, and as changes of the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 import ultralytics_kd
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "examples" / "EXTENDING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # A code block of the page with a comment that names its file
 BLOCKS = re.findall(r"```(python|diff)\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL)
 EXISTING = {  # files of the package that each extension changes, at most two
@@ -31,7 +31,7 @@ def apply(folder: Path, file: str, diff: str) -> None:
     lines = diff.splitlines(keepends=True)
     old, new = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in ("- ", "+ "))
     text = (folder / file).read_text()
-    assert text.count(old) == 1, f"EXTENDING.md changes lines of {file} that are not there once:\n{old}"
+    assert text.count(old) == 1, f"docs/extending.md changes lines of {file} that are not there once:\n{old}"
     (folder / file).write_text(text.replace(old, new))
 
 

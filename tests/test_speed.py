@@ -1,4 +1,4 @@
-"""The benchmark of a training step, and its table in the README."""
+"""The benchmark of a training step, and its table in the documentation."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_given_arms_are_measured_with_plain():
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
-def test_readme_shows_the_table_that_was_measured(file):
+def test_documentation_shows_the_table_that_was_measured(file):
     text = speed.to_markdown(json.loads(file.read_text()))
     assert file.with_suffix(".md").read_text() == text
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert not [line for line in text.splitlines() if line not in readme]
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert f'--8<-- "{file.with_suffix(".md").relative_to(ROOT)}"' in page
 
 
 def test_there_is_a_table():

@@ -151,12 +151,12 @@ def test_a_shipped_table_is_computed_from_its_records(folder):
     assert json.loads(json.dumps(summarize(arms, runs, teachers)["table"])) == shown["table"]
 
 
-def test_summary_and_readme_show_the_shipped_tables():
+def test_summary_and_tables_of_pages_are_those_of_the_stages():
     text = study.to_markdown(study.summarize(RESULTS))
     assert (RESULTS / "summary.md").read_text() == text
-    readme = study.README.read_text(encoding="utf-8")
-    assert study.show(readme, text) == readme
-    assert not set(text.splitlines()) - set(readme.splitlines())
+    tables = {file.stem: file.read_text() for file in (RESULTS / "tables").glob("*.md")}
+    assert tables == study.tables_of_pages(text)
+    assert not set(text.splitlines()) - {line for table in tables.values() for line in table.splitlines()}
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda f: f"{f.parent.name}-{f.stem}")
@@ -164,14 +164,14 @@ def test_no_shipped_table_names_a_folder_of_a_machine(file):
     assert '"/' not in file.read_text() and " /" not in file.read_text()
 
 
-def test_readme_shows_the_demo_that_was_run():
+def test_quick_start_shows_the_demo_that_was_run():
     arms = json.loads((RESULTS / "demo.json").read_text())["arms"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     titles = {"teacher": "teacher (YOLO26s, 12 epochs)", "alone": "YOLO26n alone, 8 epochs"}
     for name, arm in arms.items():
         title = titles.get(name, "YOLO26n distilled, 8 epochs")
         figures = f"{arm['map50_95']:.3f} | {arm['map50']:.3f} | {arm['parameters']:,} | {arm['seconds']:.0f}"
-        assert f"| {title} | {figures} |" in readme
+        assert f"| {title} | {figures} |" in page
 
 
 def test_a_duplicate_overlaps_a_more_confident_detection_of_its_class():

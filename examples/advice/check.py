@@ -1,6 +1,6 @@
 """Would `yolo-kd advise` have been right? Its rule on every finished bench of the study, beside what the bench showed.
 
-    python examples/advice/check.py     writes results/check.csv and check.md, and the same table into the README
+    python examples/advice/check.py     writes results/check.csv and check.md
 
 The rule is `ultralytics_kd.advice.verdict.judge`. Its inputs are taken from records, as the models are not in the
 repository: scores of teacher and student alone on the val set (with NMS, if the head has both), classes that the
@@ -165,7 +165,7 @@ def readings(file: Path) -> list[dict[str, Any]]:
 
 
 def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table of the README."""
+    """Return the table in Markdown."""
     marks = {True: "right", False: "**wrong**", None: "open"}
     lines = [
         ["stage", "arm", "teacher", "alone", "lead", "with baseline", "without", "gain (95% CI)", "shown", "verdict"]
@@ -203,25 +203,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def put_into(page: Path, text: str) -> None:
-    """Replace the table, and the sentences below it, in a page.
-
-    Args:
-        page (Path): A page in Markdown that has them.
-        text (str): Table and sentences of today.
-    """
-    content = page.read_text(encoding="utf-8")
-    start = content.index(text.partition("\n")[0])  # the head of the table
-    end = content.index("\n\n", content.index(f"\n\n{FIRST}", start) + 2)
-    page.write_text(content[:start] + text.strip() + content[end:], encoding="utf-8")
-
-
-def main(out: Path = HERE / "results", page: Path | None = HERE.parents[1] / "README.md") -> list[dict[str, Any]]:
+def main(out: Path = HERE / "results") -> list[dict[str, Any]]:
     """Write the table, and return its rows.
 
     Args:
         out (Path): Folder for the table.
-        page (Path, optional): Page that shows it too.
     """
     rows = []
     for file in sorted(STUDY.glob("*/bench.json")):
@@ -231,8 +217,6 @@ def main(out: Path = HERE / "results", page: Path | None = HERE.parents[1] / "RE
     pl.DataFrame(rows).write_csv(out / "check.csv", float_precision=5)
     text = f"{to_markdown(rows)}\n{summary(rows)}\n"
     (out / "check.md").write_text(text, encoding="utf-8")
-    if page is not None:
-        put_into(page, text)
     print(text)
     return rows
 

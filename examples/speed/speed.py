@@ -1,4 +1,4 @@
-"""Measures what a teacher costs per training step on this machine; the README shows its table.
+"""Measures what a teacher costs per training step on this machine; the documentation shows its table.
 
     python examples/speed/speed.py                                  YOLO26s and YOLO26x teach YOLO26n
     python examples/speed/speed.py teachers=m imgsz=640 batch=16 device=0 rounds=20

@@ -1,4 +1,4 @@
-"""Measures what the default weights were chosen by and what the README shows: `yolo-kd bench`, stage by stage.
+"""Measures what the default weights were chosen by and what the documentation shows: `yolo-kd bench`, stage by stage.
 
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
     python examples/study/study.py --kept FOLDER STAGE    only what has no record in results/STAGE, and the teacher
@@ -8,8 +8,8 @@ FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/She
 the `coco-` and `boxes-` stages it also holds `cards/`, `fruit/`, `deeppcb/`, `voc07/` and
 `weights/yolo26n-coco-int8dq.pt`. The `tune-` stages are for choosing settings: they train on 80% of the training images
 and score on the other 20%. The `final-` stages train on all training images and score on the val sets, once. Each stage
-saves its table and the record of every run in `results/STAGE`. `results/summary.md` has all tables in one, and the main
-README shows them.
+saves its table and the record of every run in `results/STAGE`. `results/summary.md` has all tables in one;
+`results/tables` has the parts that the pages of the documentation show.
 """
 
 from __future__ import annotations
@@ -38,14 +38,13 @@ RESULTS = STUDY / "results"
 TABLES = ("bench.json", "bench.csv", "bench.md", "duplicates.json", "records/*.json")
 COLUMNS = ("stage", "metric", "head", "arm", "runs", "score", "std", "gain", "ci_low", "ci_high", "gap_closed", "time")
 SETS = ("final-bccd", "final-helmet")  # stages for which the summary has a mean
-README = STUDY.parents[1] / "README.md"
-# Pattern of the stages that the README shows under a heading; a stage belongs to the first one that matches
-SECTIONS = {
-    "## Tasks": "task-*",
-    "### Images without labels": "few-labels",
-    "### Pseudo-boxes": "boxes-*",
-    "### Students with COCO weights": "coco-*",
-    "## Results": "*",
+# Tables in `results/tables`, with the pattern of their stages; a stage belongs to the first one that matches
+TABLES_OF_PAGES = {
+    "tasks": "task-*",
+    "few-labels": "few-labels",
+    "pseudo-boxes": "boxes-*",
+    "coco-weights": "coco-*",
+    "random-weights": "*",
 }
 HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
@@ -276,27 +275,33 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [score_text(row, 3), gain_text(row, 3), closed]
 
 
-def show(readme: str, summary: str) -> str:
-    """Return a README with the rows of a summary in its tables of stages, one table under each of `SECTIONS`.
+def tables_of_pages(summary: str) -> dict[str, str]:
+    """Return the tables that the pages of the documentation show, by name; those without a stage are left out.
 
     Args:
-        readme (str): The old text.
         summary (str): Summary, as `to_markdown` returns it.
     """
     header, line, *rows = summary.splitlines()
-    parts: dict[str, list[str]] = {pattern: [] for pattern in SECTIONS.values()}
+    tables: dict[str, list[str]] = {name: [] for name in TABLES_OF_PAGES}
     for row in rows:
         stage = row.split("|")[1].strip()
-        parts[next(pattern for pattern in parts if fnmatch(stage, pattern))].append(row)
-    shown, section, inside = [], "", False
-    for text in readme.splitlines():
-        section = text if text.startswith("#") else section
-        if text == header:
-            shown += [header, line, *parts[SECTIONS[section]]]
-        inside = text == header or (inside and text.startswith("|"))
-        if not inside:
-            shown.append(text)
-    return "\n".join(shown) + "\n"
+        tables[next(name for name, pattern in TABLES_OF_PAGES.items() if fnmatch(stage, pattern))].append(row)
+    return {name: "\n".join([header, line, *rows]) + "\n" for name, rows in tables.items() if rows}
+
+
+def write_summary(results: Path) -> None:
+    """Write `summary.csv`, `summary.md` and `tables/`, from the tables of all stages.
+
+    Args:
+        results (Path): Folder with a folder per stage.
+    """
+    overview = summarize(results)
+    overview.write_csv(results / "summary.csv", float_precision=5)
+    text = to_markdown(overview)
+    (results / "summary.md").write_text(text, encoding="utf-8")
+    (results / "tables").mkdir(exist_ok=True)
+    for name, table in tables_of_pages(text).items():
+        (results / "tables" / f"{name}.md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -304,8 +309,4 @@ if __name__ == "__main__":
     folder, wanted = Path(given[0]).resolve(), given[1:]
     for stage in wanted or YAML.load(STUDY / "stages.yaml")["stages"]:
         run_stage(stage, folder, Path("runs/study").resolve(), "--kept" in sys.argv)
-        overview = summarize(RESULTS)
-        overview.write_csv(RESULTS / "summary.csv", float_precision=5)
-        overview_text = to_markdown(overview)
-        (RESULTS / "summary.md").write_text(overview_text, encoding="utf-8")
-        README.write_text(show(README.read_text(encoding="utf-8"), overview_text), encoding="utf-8")
+        write_summary(RESULTS)

@@ -5,7 +5,7 @@ scalar. `mask_loss`, `keypoint_loss` and `laplace_kl` return one value per mask,
 features.
 
 The tables at the end of `logit`, `box` and `feature` list the losses that `kd_cls_loss`, `kd_box_loss` and
-`kd_feat_loss` choose by name. `examples/EXTENDING.md` shows how to add one.
+`kd_feat_loss` choose by name. `docs/extending.md` shows how to add one.
 """
 
 from . import box, feature, logit, task

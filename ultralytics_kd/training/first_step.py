@@ -20,7 +20,7 @@ from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 
 DARK = 0.02  # no batch of real images is so dark all over: it was divided by 255 twice
-HOOKS = 'see "A trainer of your own" in examples/EXTENDING.md'
+HOOKS = 'see "A trainer of your own" in docs/extending.md'
 
 
 def overriding_class(trainer: Any, method: str) -> type | None:
