@@ -208,7 +208,7 @@ def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
     content["settings"]["epochs"] = 80
     (tmp_path / "coco-bccd-2x").mkdir()
     (tmp_path / "coco-bccd-2x" / "bench.json").write_text(json.dumps(content))
-    coco.write(tmp_path)
+    coco.write(tmp_path, tmp_path)
     table = coco.gains(coco.runs(tmp_path))
     kd = table.row(by_predicate=(pl.col("arm") == "kd"), named=True)
     assert (kd["score"], kd["gain"], kd["teacher"], kd["time"]) == pytest.approx((0.27, 0.11, 0.36, 1.5))

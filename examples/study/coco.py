@@ -1,13 +1,15 @@
 """The `coco-` stages at a glance: a table of mean scores of both heads, the curve of epochs, and the parts of the gain.
 
-    python examples/study/coco.py     writes coco.md, coco-parts.png and, after stages of more epochs, coco-epochs.png
+    python examples/study/coco.py     writes results/coco.md, and coco-parts.png into docs/assets
 
-`study.py` runs the stages. Here the score of a run is the mean of both heads, and gains are paired by seed.
+After stages of two and four times the epochs it also writes coco-epochs.png. `study.py` runs the stages. Here the score
+of a run is the mean of both heads, and gains are paired by seed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from ultralytics.utils import plt_settings
 
 from ultralytics_kd.bench.table import gain_text, interval, markdown
 
-RESULTS = Path(__file__).resolve().parent / "results"
+STUDY = Path(__file__).resolve().parent
+RESULTS, PICTURES = STUDY / "results", STUDY.parents[1] / "docs" / "assets"
 ARMS = {  # names for readers
     "alone": "alone",
     "builtin": "distill_model",
@@ -34,8 +37,11 @@ def runs(results: Path) -> pl.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for file in sorted(results.glob("coco-*/bench.json")):
+        stage = file.parent.name.removeprefix("coco-")
+        if stage.endswith("-teacher"):  # trains the teacher of another stage
+            continue
         report = json.loads(file.read_text(encoding="utf-8"))
-        shared = {"set": file.parent.name.split("-")[1], "epochs": report["settings"]["epochs"]}
+        shared = {"set": re.sub("-[24]x$", "", stage), "epochs": report["settings"]["epochs"]}
         rows += [{**shared, **{k: run[k] for k in ("arm", "seed", "score", "seconds")}} for run in report["runs"]]
         teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] == "kd"}
         rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "seconds": 0.0} for _, score in teachers]
@@ -175,19 +181,20 @@ def plot_parts(table: pl.DataFrame, file: Path) -> None:
     plt.close(fig)
 
 
-def write(results: Path) -> None:
+def write(results: Path, pictures: Path) -> None:
     """Write the table and the plots.
 
     Args:
-        results (Path): Folder with a folder per stage, and for the files.
+        results (Path): Folder with a folder per stage, and for the table.
+        pictures (Path): Folder for the plots.
     """
     all_runs = runs(results)
     table = gains(all_runs)
     (results / "coco.md").write_text(to_markdown(table), encoding="utf-8")
     if table["epochs"].n_unique() > 1:
-        plot_epochs(all_runs, results / "coco-epochs.png")
-    plot_parts(table, results / "coco-parts.png")
+        plot_epochs(all_runs, pictures / "coco-epochs.png")
+    plot_parts(table, pictures / "coco-parts.png")
 
 
 if __name__ == "__main__":
-    write(RESULTS)
+    write(RESULTS, PICTURES)
