@@ -1,0 +1,98 @@
+"""The figures in the README and in the summary of the results page are those of the tables in the repository."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STUDY = ROOT / "examples" / "study"
+sys.path.insert(0, str(STUDY))
+
+import coco  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS_PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+GAINS = coco.gains(coco.runs(STUDY / "results")).to_dicts()
+ROWS = re.findall(r"^\| (\w+) \((\d+) images.*?, (\d+) epochs, (\w+) seeds\) \| (.+) \|$", README, re.MULTILINE)
+NUMBERS = {"three": 3, "four": 4, "five": 5}
+
+
+def gain(name: str, epochs: int, arm: str) -> dict:
+    """Return the row of a set, a number of epochs and an arm."""
+    return next(row for row in GAINS if (row["set"], row["epochs"], row["arm"]) == (name, epochs, arm))
+
+
+def interval(row: dict) -> str:
+    """Return a gain with its interval as text."""
+    return f"{row['gain']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+
+
+def means() -> dict[str, dict[str, float]]:
+    """Return gain and closed share of the gap by arm: the mean of both sets and both heads, from random weights."""
+    with (STUDY / "results" / "summary.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"].startswith("mean of") and row["gain"]]
+    arms: dict[str, list[dict]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(row)
+    return {
+        arm: {key: sum(float(row[key]) for row in both) / len(both) for key in ("gain", "gap_closed")}
+        for arm, both in arms.items()
+    }
+
+
+def step(arm: str) -> dict:
+    """Return the row of an arm in the table of step times, for YOLO26s as the teacher."""
+    rows = json.loads((ROOT / "examples" / "speed" / "results" / "cpu.json").read_text())["teachers"]["s"]
+    return next(row for row in rows if row["arm"] == arm)
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_readme_has_results():
+    assert ROWS
+
+
+@pytest.mark.parametrize(("name", "images", "epochs", "seeds", "cells"), ROWS)
+def test_readme_shows_the_gains_of_the_study(name, images, epochs, seeds, cells):
+    alone, builtin, kd, teacher = (cell.strip(" *") for cell in cells.split("|"))
+    own = gain(name, int(epochs), "kd")
+    assert (kd, teacher) == (interval(own), f"{own['teacher']:.3f}")
+    assert alone == f"{gain(name, int(epochs), 'alone')['score']:.3f}"
+    assert builtin == interval(gain(name, int(epochs), "builtin"))
+    assert own["runs"] == NUMBERS[seeds]
+
+
+def test_pages_show_the_gains_from_random_weights():
+    kd, builtin = means()["kd"], means()["builtin"]
+    shown = f"+{kd['gain']:.3f} on the mean of two sets, {kd['gap_closed']:.0%} of the gap"
+    text = " ".join(README.split())
+    assert shown in text and f"`distill_model`: +{builtin['gain']:.3f}" in text
+    assert f"+{kd['gain']:.3f}, the mean of two sets" in RESULTS_PAGE
+
+
+def test_pages_show_the_measured_costs():
+    factors = [f"{step(arm)['of_limit']:.2f}" for arm in ("distill_model", "kd_cls + kd_box", "kd_cache")]
+    row = next(line for line in README.splitlines() if "added time per step" in line)
+    assert re.findall(r"(\d\.\d\d) times", row) == factors
+    plain = step("kd_cls + kd_box")["ms"] / step("plain")["ms"]
+    assert f"[{plain:.2f} times a plain step](speed.md)" in RESULTS_PAGE
+
+
+def test_results_page_begins_with_the_gain_of_a_student_with_coco_weights():
+    shown = interval(gain("bccd", 40, "kd"))
+    assert f"[{shown}](#students-with-coco-weights)" in RESULTS_PAGE
+    assert f"`distill_model` {gain('bccd', 40, 'builtin')['gain']:+.3f}" in RESULTS_PAGE
+
+
+def test_results_page_shows_how_often_advise_was_right():
+    text = (ROOT / "examples" / "advice" / "results" / "check.md").read_text(encoding="utf-8")
+    right, of = re.search(r"own score: (\d+) right.* of (\d+)\.", text).groups()
+    assert f"`advise` was right {right} times of {of}" in RESULTS_PAGE
