@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 from ultralytics.utils.ops import scale_boxes, xyxy2xywhn
 from ultralytics.utils.torch_utils import scale_img
 
@@ -143,6 +142,8 @@ def match_across_scales(scales: list[Detections], base: int) -> tuple[Detections
         objects (Detections): One detection per object, n of them.
         confidence (Tensor): Confidence at each scale, 0 where the object was not detected, shape (n, S).
     """
+    from torchvision.ops import box_iou  # scoped: slow to import
+
     order = [base, *(i for i in range(len(scales)) if i != base)]
     objects, confidence = Detections(scales[base].boxes[:0], scales[base].probs[:0]), torch.zeros(0, len(scales))
     for i in order:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 from ultralytics.utils.metrics import batch_probiou
 from ultralytics.utils.nms import TorchNMS
 from ultralytics.utils.plotting import plot_images
@@ -265,6 +264,8 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
 
 def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:
     """Return which boxes no more confident one of their image suppresses, whatever their classes are."""
+    from torchvision.ops import batched_nms  # scoped: slow to import
+
     kept = torch.zeros_like(confidence, dtype=torch.bool)
     if boxes.shape[1] == 4:
         kept[batched_nms(boxes, confidence, image, iou)] = True

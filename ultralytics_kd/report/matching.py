@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from ultralytics.utils.metrics import batch_probiou, box_iou
 
 from .validation import Objects
@@ -37,6 +36,8 @@ def pairs(first: Objects, second: Objects, min_iou: float = 0.5) -> list[tuple[i
     Returns:
         (list[tuple[int, int, float]]): Index in `first`, index in `second` and IoU of each pair.
     """
+    from scipy.optimize import linear_sum_assignment  # scoped: slow to import
+
     iou = overlaps(first, second)
     value = np.where(iou >= min_iou, iou + CLASS_BONUS * (first.cls[:, None] == second.cls), 0)
     rows, columns = linear_sum_assignment(-value)

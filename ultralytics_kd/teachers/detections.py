@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 from ultralytics.utils.nms import non_max_suppression
 
 from ..outputs import Branch, Layout, pixels
@@ -65,6 +64,8 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
         probs (Tensor): Class probabilities of shape (B, n, nc).
         thresholds (Thresholds): Which are kept.
     """
+    from torchvision.ops import batched_nms  # scoped: slow to import
+
     if boxes.shape[-1] == 5:
         return _suppress_rotated(boxes, probs, thresholds)
     # All images together, not one after another as Ultralytics does: each would make the host wait for a GPU five times
@@ -171,6 +172,8 @@ def fuse(views: list[Detections], known: Tensor, conf: float, weights: list[floa
         conf (float): Lowest confidence of a detection that is kept.
         weights (list[float], optional): Weight of every view, 1 if None.
     """
+    from torchvision.ops import box_iou  # scoped: slow to import
+
     boxes, probs = torch.cat([v.boxes for v in views]), torch.cat([v.probs for v in views])
     view = torch.cat([torch.full((len(v.boxes),), i, device=boxes.device) for i, v in enumerate(views)])
     order = probs.amax(1).argsort(descending=True, stable=True) if len(probs) else view.long()

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import RandomErasing
 from ultralytics.utils.patches import override_configs
 
 LARGE = "kd_large"  # in a sample or batch: images at the teacher's size
@@ -109,6 +108,8 @@ def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
         args (Namespace): Arguments of the training; `imgsz` is changed while the second is built.
         size (int): The teacher's image size in pixels.
     """
+    from torchvision.transforms import RandomErasing  # scoped: slow to import
+
     small, state = build(), _random_state()
     try:
         with override_configs(args, {"imgsz": size}):
