@@ -155,3 +155,13 @@ def test_pages_name_files_that_are_there(page):
     assert [path for path in paths if not (ROOT / path).exists()] == []
     own = re.findall(r"https://github\.com/[\w-]+/ultralytics_kd", text)
     assert set(own) <= {PROJECT["urls"]["Source"]}
+
+
+def test_links_of_the_readme_on_a_package_index_lead_to_the_site_and_to_the_repository():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text, count = re.subn(change["pattern"], change["replacement"], text)
+        assert count
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    places = (PROJECT["urls"]["Documentation"], PROJECT["urls"]["Source"], "https://raw.githubusercontent.com/")
+    assert targets and all(target.startswith(places) for target in targets)
