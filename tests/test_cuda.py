@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,58 @@ def test_memory_of_the_device_is_flat_over_epochs_and_given_back(data, teacher, 
     left = torch.cuda.memory_allocated() - before  # the student, its average and its optimizer's state, and no teacher
     parameters = sum(p.numel() for p in model.trainer.model.parameters())
     assert left < 6 * 4 * parameters < 4 * 9_950_186 * 2
+
+
+@pytest.fixture(scope="module")
+def two_gpus():
+    """Skip without two GPUs, which tests of NCCL need; return their names as `device`."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    return "0,1"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"kd_feat": 1.0},
+        {"kd_feat": 1.0, "compile": True},
+        {"kd_compile": True},
+        {"kd_cache": True},
+        {"kd_weight": "auto"},
+        {"kd_teacher_imgsz": 96},
+    ],
+    ids=lambda args: "-".join(args),
+)
+def test_two_processes_over_nccl_leave_what_one_process_leaves(args, two_gpus, data, teacher, tmp_path):
+    """Ultralytics launches a process for each GPU. Terms are finite, and the student is like one of a single GPU."""
+    found = {}
+    for name, device in (("one", DEVICE), ("two", two_gpus)):
+        model = YOLO("yolo26n.yaml")
+        run = {**GPU, "device": device, "epochs": 2, "name": name, "project": str(tmp_path), **args}
+        model.train(**run, data=data, teacher=teacher, kd_init=False)
+        rows = kd_losses(tmp_path / name)
+        assert len(rows) == 2 and all(math.isfinite(v) for row in rows for v in row.values())
+        found[name] = rows[0], torch_load(tmp_path / name / "weights" / "last.pt", map_location="cpu")
+    (one, alone), (two, together) = found["one"], found["two"]
+    assert one.keys() == two.keys()
+    assert two == pytest.approx(one, rel=0.5)  # other images in each batch, and statistics of half a batch
+    assert alone["model"].state_dict().keys() == together["model"].state_dict().keys()
+
+
+def test_resumed_run_of_two_processes_over_nccl_ends_as_it_should(two_gpus, data, teacher, tmp_path):
+    """A run that was cut after its first epoch goes on with both processes, its teacher and its adapters."""
+    args = {**GPU, "device": two_gpus, "epochs": 3, "project": str(tmp_path), "name": "run"}
+    cut = tmp_path / "cut.py"
+    cut.write_text("def stop(trainer):\n    if trainer.epoch == 0:\n        raise SystemError('cut')\n")
+    model = YOLO("yolo26n.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        from cut import stop  # the launched processes import it too
+
+        model.add_callback("on_model_save", stop)
+        with pytest.raises(subprocess.CalledProcessError):
+            model.train(**args, data=data, teacher=teacher, kd_feat=1.0)
+    YOLO(tmp_path / "run" / "weights" / "last.pt").train(resume=True)
+    assert [int(row["epoch"]) for row in results(tmp_path / "run")] == [1, 2, 3]
+    assert all(row["train/kd_feat"] > 0 for row in results(tmp_path / "run"))
