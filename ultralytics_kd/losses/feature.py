@@ -130,8 +130,8 @@ def cwd(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
 def mgd_distance(student: Tensor, teacher: Tensor, alpha: float = 2e-5) -> Tensor:
     """Return the distance of masked generative distillation (Yang et al., https://arxiv.org/abs/2205.01529).
 
-    `loss = alpha * sum((student - teacher)²) / B`. Masking and generation come before it, in
-    [MGD][ultralytics_kd.distillation.terms.feature.MGD].
+    `loss = alpha * sum((student - teacher)²) / B`. Masking and generation come before it, in `MGD` of
+    `distillation/terms/feature.py`.
 
     Args:
         student (Tensor): Generated features of shape (B, C, H, W).
