@@ -25,11 +25,10 @@ from ultralytics_kd.bench.jobs import Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.build import _locked
 from ultralytics_kd.cache.keys import KeyIndex
 from ultralytics_kd.cache.options import CACHE_ONLY, check_options
 from ultralytics_kd.cache.shards import SCHEMA, Row
-from ultralytics_kd.cache.store import Store
+from ultralytics_kd.cache.store import Store, locked
 from ultralytics_kd.demo import run_demo
 from ultralytics_kd.report import options, page, plots
 from ultralytics_kd.teachers.class_map import class_names, match_classes
@@ -388,7 +387,7 @@ def test_links_in_place_of_written_files_are_not_followed(store, tmp_path, monke
     with pytest.raises(FileExistsError):
         store.write([row])
     (store.folder / ".lock").symlink_to(precious)
-    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), _locked(store.folder):
+    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), locked(store.folder):
         pass
     with pytest.raises(KDError, match=r"\.lock is a link: remove it"), JobFolder(store.folder):
         pass
@@ -416,7 +415,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file" / "c", Path("x" * 5000), Path("x\x00")):
         with pytest.raises(KDError, match="cannot be made"):
             Store(folder).begin(MANIFEST)
-        for lock in (_locked, JobFolder):
+        for lock in (locked, JobFolder):
             with pytest.raises(KDError, match="cannot be made"), lock(folder):
                 pass
         with pytest.raises(KDError, match="holds no answers"):

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -235,7 +236,7 @@ def disk_fault(error: Exception, folder: Path, advice: str) -> KDError | None:
         advice (str): How to go on, as the end of a sentence.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, RuntimeError):  # torch.save raises it without a number
+    if isinstance(error, (RuntimeError, sqlite3.Error)):  # torch.save and SQLite raise them without a number
         number = _probe(folder)
     if number in NO_ROOM:
         return KDError(f"no space is left in {folder}: {advice}")

@@ -9,64 +9,50 @@ from ultralytics.utils import LOGGER
 
 from ..errors import KDError
 from ..teachers.class_map import ClassMap
+from .keys import KeyIndex, path_digest, path_digests
+from .lookup import open_lookup
 from .scales import encode_rows
-from .shards import SCALE, stored_rows
+from .shards import SCALE
 from .store import Store
 
 
 class StoredAnswers:
-    """Stored answers to all images of a data set, in a few arrays that data loader workers can share.
-
-    N is the number of stored instances, k the number of the student's taught classes, S the number of scales.
+    """Stored answers to all images of a data set, which stay on disk: memory grows by 32 bytes per image.
 
     Attributes:
-        boxes (np.ndarray): Boxes of shape (N, 4): x, y, w, h as fractions of the image, float32.
-        probs (np.ndarray): Probabilities of the taught classes times 65535, shape (N, k), uint16.
-        top_prob (np.ndarray): Largest probability of any teacher class times 65535, shape (N,), uint16.
-        scale_confidence (np.ndarray): Confidence at each scale times 65535, shape (N, S), uint16.
-        sides (np.ndarray): Width and height in pixels of the training image at scale 1, shape (N, 2), float32.
+        lookup (Lookup): The file with the answers.
+        classes (ClassMap): Match of the cache's classes to the student's.
+        imgsz (int): Image size of the training in pixels.
     """
 
-    def __init__(self, store: Store, files: list[str], classes: ClassMap, imgsz: int):
-        """Read the answers.
+    def __init__(self, store: Store, files: list[str], classes: ClassMap, imgsz: int, spare: Path | None = None):
+        """Find the answers.
 
         Args:
             store (Store): The cache.
             files (list[str]): Images of the data set.
             classes (ClassMap): Match of the cache's classes to the student's.
             imgsz (int): Image size of the training in pixels.
+            spare (Path, optional): Folder for a copy of the answers if the cache's cannot be written to.
 
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
         """
-        manifest, keys = store.manifest(), store.image_keys(files)
-        arrays: dict[str, tuple[np.ndarray, ...]] = {}  # by key
-        wanted = set(keys.values())
-        for table in store.read():
-            for row in stored_rows(table, manifest):
-                if row.key in wanted:
-                    probs = map_probabilities(row.probs, classes)
-                    top_prob = row.probs.max(1, initial=0)
-                    # Drop instances whose taught classes stay below the lowest confidence at every scale
-                    best = probs.max(1, initial=0) / top_prob.clip(1) * row.scale_confidence.max(1, initial=0)
-                    keep = best > manifest.conf * SCALE
-                    parts = row.boxes, probs, top_prob, row.scale_confidence, row.sides * np.float32(imgsz)
-                    arrays[row.key] = tuple(part[keep] for part in parts)
-        missing = [f for f in files if keys[f] not in arrays]
+        self.classes, self.imgsz = classes, imgsz
+        keys = KeyIndex(store.folder).compact(files)
+        self.lookup, missing = open_lookup(store, keys, spare)
         if missing:
             raise KDError(
                 f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images (for example "
-                f"{Path(missing[0]).name}): run yolo-kd cache again with this data."
+                f"{Path(files[missing[0]]).name}): run yolo-kd cache again with this data."
             )
-        columns = map(np.concatenate, zip(*arrays.values()))
-        self.boxes, self.probs, self.top_prob, self.scale_confidence, self.sides = columns
-        ends = np.cumsum([len(parts[0]) for parts in arrays.values()])
-        spans = dict(zip(arrays, zip((0, *ends[:-1].tolist()), ends.tolist())))
-        self._spans = {f: spans[key] for f, key in keys.items()}
-        LOGGER.info(f"{len(self.boxes)} stored instances in {len(files)} images, from {store.folder}")
+        paths = path_digests(files)
+        order = paths.argsort()
+        self._paths, self._keys = paths[order], keys[order]
+        LOGGER.info(f"Stored answers to {len(files)} images are read from {self.lookup.file}")
 
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the answer to an image, as copies that augmentation may change.
+        """Return the answer to an image, as arrays that augmentation may change.
 
         Args:
             file (str): Image file.
@@ -74,11 +60,24 @@ class StoredAnswers:
         Returns:
             boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as fractions of the image, float32.
             rows (np.ndarray): One row per box from `encode_rows`, float32.
+
+        Raises:
+            KeyError: If the image is not of the data set.
+            KDError: If the answer is damaged.
         """
-        span = slice(*self._spans[file])
-        integers = self.probs, self.top_prob, self.scale_confidence
-        probs, top_prob, scale_confidence = (x[span].astype(np.float32) / SCALE for x in integers)
-        return self.boxes[span].copy(), encode_rows(probs, top_prob, scale_confidence, self.sides[span])
+        digest = path_digest(file)
+        place = int(self._paths.searchsorted(digest))
+        if place == len(self._paths) or self._paths[place] != digest:
+            raise KeyError(file)
+        row = self.lookup[self._keys[place].tobytes().hex()]
+        probs, top_prob = map_probabilities(row.probs, self.classes), row.probs.max(1, initial=0)
+        # Drop instances whose taught classes stay below the lowest confidence at every scale
+        best = probs.max(1, initial=0) / top_prob.clip(1) * row.scale_confidence.max(1, initial=0)
+        keep = best > self.lookup.manifest.conf * SCALE
+        integers = probs, top_prob, row.scale_confidence
+        shares, highest, confidence = (x[keep].astype(np.float32) / SCALE for x in integers)
+        sides = (row.sides * np.float32(self.imgsz))[keep]
+        return row.boxes[keep], encode_rows(shares, highest, confidence, sides)
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:

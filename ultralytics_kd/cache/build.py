@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset, get_split_fraction
@@ -22,14 +21,15 @@ from ..config.arguments import as_list
 from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError
-from ..files import lock_file, make_folder, output_folder
+from ..files import output_folder
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
 from .answering import coarsest_stride, numbered
+from .lookup import write_lookup
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
-from .store import Store
+from .store import Store, locked
 from .work import Executor, LocalExecutor, Portion, Work
 
 
@@ -120,7 +120,7 @@ def build_cache(
     store = Store(_folder(args, data, manifest))
     for sentence in size_warnings(teachers, manifest.imgsz, str(store.folder)):
         LOGGER.warning(sentence)
-    with _locked(store.folder), _executor(options["ray"], teachers, manifest, device) as executor:
+    with locked(store.folder), _executor(options["ray"], teachers, manifest, device) as executor:
         store.begin(manifest)
         for path in store.damaged():
             LOGGER.warning(f"{path} is damaged: its images are answered again.")
@@ -143,6 +143,7 @@ def build_cache(
             bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
             executor.answer(work, portions, bar.update)
             bar.close()
+        write_lookup(store, store.folder)  # now, because trainings may not be allowed to write here
     return store
 
 
@@ -235,19 +236,3 @@ def _batch(args: Any) -> int:
 def _portable(source: Any) -> Any:
     """Return a teacher in a form that other machines can load."""
     return str(Path(source).resolve()) if isinstance(source, (str, Path)) and Path(source).is_file() else source
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a cache folder; wait while another process fills it."""
-    make_folder(folder)
-    lock = FileLock(lock_file(folder))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}, waiting until it ends")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

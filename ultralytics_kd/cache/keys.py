@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from ultralytics.utils import LOCAL_RANK, NUM_THREADS, TQDM
 
@@ -15,6 +17,9 @@ from ..files import own_file, write_whole
 from .parquet import content_hash, parquet_bytes, read_table
 
 INDEX_SCHEMA: dict[str, Any] = {"file": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "key": pl.String}
+STAT = np.dtype([("size", np.int64), ("time", np.int64)])  # of a file: bytes, and nanoseconds of its last change
+ENTRY = np.dtype([("path", "S16"), ("stat", STAT), ("key", np.uint8, 16)])
+ROWS_AT_ONCE = 2**14
 
 
 def image_key(file: str | Path) -> str:
@@ -34,6 +39,25 @@ def hash_images(files: list[str]) -> Iterator[tuple[str, str]]:
     """
     with ThreadPool(NUM_THREADS) as pool:
         yield from zip(files, pool.imap(image_key, files, chunksize=8))
+
+
+def path_digests(files: Collection[str]) -> np.ndarray:
+    """Return 16 bytes for each path that stand for it, shape (n,), S16.
+
+    Args:
+        files (Collection[str]): Paths.
+    """
+    return np.fromiter(map(path_digest, files), "S16", count=len(files))
+
+
+def path_digest(file: str) -> bytes:
+    """Return 16 bytes that stand for a path.
+
+    Args:
+        file (str): The path.
+    """
+    # NumPy cannot tell trailing zeros from the end of a text
+    return hashlib.blake2b(os.fsencode(file), digest_size=16).digest().replace(b"\0", b"\1")
 
 
 class KeyIndex:
@@ -57,25 +81,26 @@ class KeyIndex:
             write (bool): Whether to store new keys in the index.
             hash_all (Callable, optional): Takes image files and yields path and key of each; `hash_images` if None.
         """
-        entries = self.read()
-        stats = {f: (s.st_size, s.st_mtime_ns) for f in files for s in [os.stat(f)]}
-        keys = {f: entries[f][2] for f in files if f in entries and entries[f][:2] == stats[f]}
-        unread = [f for f in files if f not in keys]
-        if unread:
-            hashed = (hash_all or hash_images)(unread)
-            keys.update(TQDM(hashed, desc="Hashing images", total=len(unread)) if LOCAL_RANK in {-1, 0} else hashed)
-            if write:
-                entries |= {f: (*stats[f], keys[f]) for f in unread}
-                self.write({os.path.abspath(f): entry for f, entry in entries.items()})
+        found, stats, unread = self._find(files, hash_all)
+        keys = {f: key.tobytes().hex() for f, key in zip(files, found)}
+        if write and len(unread):
+            entries = self.read() | {files[i]: (*stats[i].tolist(), keys[files[i]]) for i in unread}
+            self.write({os.path.abspath(f): entry for f, entry in entries.items()})
         return keys
+
+    def compact(self, files: list[str]) -> np.ndarray:
+        """Return the keys of image files in 16 bytes for each: an array of shape (n, 16), uint8.
+
+        Args:
+            files (list[str]): Image files.
+        """
+        return self._find(files, None)[0]
 
     def read(self) -> dict[str, tuple[int, int, str]]:
         """Return size, time in nanoseconds and key by file; damaged index files are ignored."""
         entries: dict[str, tuple[int, int, str]] = {}
-        for path in self.folder.glob("files-*.parquet"):
-            table = read_table(path, INDEX_SCHEMA) if own_file(path) else None
-            if table is not None:
-                entries |= {file: (size, time, key) for file, size, time, key in table.iter_rows()}
+        for table in self._tables():
+            entries |= {file: (size, time, key) for file, size, time, key in table.iter_rows()}
         return entries
 
     def write(self, entries: dict[str, tuple[int, int, str]]) -> None:
@@ -92,3 +117,51 @@ class KeyIndex:
         for old in self.folder.glob("files*.parquet"):
             if old != path and (old.is_file() or old.is_symlink()):
                 old.unlink(missing_ok=True)
+
+    def _find(
+        self, files: list[str], hash_all: Callable[[list[str]], Iterable] | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return key, size and time of every file, and the places of those that had to be read.
+
+        Args:
+            files (list[str]): Image files.
+            hash_all (Callable, optional): Takes image files and yields path and key of each; `hash_images` if None.
+        """
+        stats = np.fromiter(((s.st_size, s.st_mtime_ns) for s in map(os.stat, files)), STAT, count=len(files))
+        known, paths = self._sorted(), path_digests(files)
+        keys = np.zeros((len(files), 16), np.uint8)
+        place = known["path"].searchsorted(paths, "right") - 1  # of several entries the last one
+        noted = known[place] if len(known) else np.zeros(len(files), known.dtype)
+        same = (noted["path"] == paths) & (noted["stat"] == stats)
+        keys[same] = noted["key"][same]
+        unread = np.flatnonzero(~same)
+        if len(unread):
+            wanted = [files[i] for i in unread]
+            hashed = (hash_all or hash_images)(wanted)
+            shown = TQDM(hashed, desc="Hashing images", total=len(wanted)) if LOCAL_RANK in {-1, 0} else hashed
+            by_file = dict(shown)
+            for i, file in zip(unread, wanted):
+                keys[i] = np.frombuffer(bytes.fromhex(by_file[file]), np.uint8)
+        return keys, stats, unread
+
+    def _sorted(self) -> np.ndarray:
+        """Return the entries of all intact index files, sorted by the digest of the path, later ones last."""
+        parts = [np.zeros(0, ENTRY)]
+        for table in self._tables():
+            # Another program's keys are no keys of images
+            valid = table.filter(pl.col("key").str.contains("^[0-9a-f]{32}$"))
+            for rows in valid.iter_slices(ROWS_AT_ONCE):  # the text of all paths at once would take more memory
+                part = np.zeros(len(rows), ENTRY)
+                part["path"] = path_digests(rows["file"])
+                part["stat"]["size"], part["stat"]["time"] = rows["size"], rows["mtime_ns"]
+                part["key"] = np.frombuffer(bytes.fromhex("".join(rows["key"])), np.uint8).reshape(-1, 16)
+                parts.append(part)
+        entries = np.concatenate(parts)
+        return entries[entries["path"].argsort(kind="stable")]
+
+    def _tables(self) -> Iterator[pl.DataFrame]:
+        """Yield the rows of all intact index files."""
+        for path in self.folder.glob("files-*.parquet"):
+            table = read_table(path, INDEX_SCHEMA) if own_file(path) else None
+            if table is not None:
+                yield table

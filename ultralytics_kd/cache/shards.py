@@ -60,17 +60,25 @@ class StoredRow:
 
     Attributes:
         key (str): Key of the image file.
+        width (int): Width of the image in pixels.
+        height (int): Height of the image in pixels.
         boxes (np.ndarray): Boxes of shape (n, 4): x, y, w, h as fractions of width and height, float32.
         probs (np.ndarray): Class probabilities times 65535, shape (n, nc), uint16.
         scale_confidence (np.ndarray): Confidence at each of S scales, times 65535, shape (n, S), uint16.
-        sides (np.ndarray): Width and height of each box as fractions of the image's longer side, shape (n, 2), float32.
     """
 
     key: str
+    width: int
+    height: int
     boxes: np.ndarray
     probs: np.ndarray
     scale_confidence: np.ndarray
-    sides: np.ndarray
+
+    @property
+    def sides(self) -> np.ndarray:
+        """Width and height of each box as fractions of the image's longer side, shape (n, 2), float32."""
+        longer = max(self.width, self.height)
+        return self.boxes[:, 2:] * np.array((self.width, self.height), np.float32) / longer
 
 
 def shard_bytes(rows: list[Row]) -> bytes:
@@ -114,9 +122,8 @@ def stored_rows(table: pl.DataFrame, manifest: Manifest) -> Iterator[StoredRow]:
     nc, scales = len(manifest.names), len(manifest.scales)
     for key, width, height, *lists in zip(*(table[name] for name in SCHEMA)):
         boxes, probs, confidence = (column.to_numpy() for column in lists)
-        boxes = boxes.reshape(-1, 4)
-        sides = boxes[:, 2:] * np.array((width, height), np.float32) / max(width, height)
-        yield StoredRow(key, boxes, probs.reshape(-1, nc), confidence.reshape(-1, scales), sides)
+        arrays = boxes.reshape(-1, 4), probs.reshape(-1, nc), confidence.reshape(-1, scales)
+        yield StoredRow(key, width, height, *arrays)
 
 
 def _fits(table: pl.DataFrame, manifest: Manifest) -> bool:

@@ -3,6 +3,7 @@
 manifest.json                                 teachers and settings, see `manifest.py`
 answers-<keys' hash>-<content hash>.parquet   rows of one shard, see `shards.py`
 files-<content hash>.parquet                  index of image files, see `keys.py`
+answers.sqlite                                the rows of all shards again, for random access, see `lookup.py`
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
+from filelock import FileLock, Timeout
+from ultralytics.utils import LOGGER, colorstr
 
 from ..errors import KDError
-from ..files import make_folder, own_file, write_whole
+from ..files import lock_file, make_folder, own_file, write_whole
 from .keys import KeyIndex
 from .manifest import FORMAT, Manifest, check_manifest
 from .parquet import content_hash
@@ -46,7 +50,7 @@ class Store:
         Raises:
             KDError: If it is missing, damaged, or of another format.
         """
-        if not self._has(self.folder / MANIFEST):
+        if not self.has(self.folder / MANIFEST):
             raise KDError(
                 f"kd_cache={self.folder} holds no answers ({MANIFEST} is missing): make them with yolo-kd cache."
             )
@@ -76,7 +80,7 @@ class Store:
             KDError: If the folder holds other answers or other files.
         """
         make_folder(self.folder)
-        has_manifest = self._has(self.folder / MANIFEST)
+        has_manifest = self.has(self.folder / MANIFEST)
         if has_manifest:
             differences = self.manifest().differences(manifest)
             if differences:
@@ -110,7 +114,7 @@ class Store:
         Raises:
             KDError: If one is a folder, or a link that leads out of the cache.
         """
-        return [path for path in sorted(self.folder.glob("answers-*.parquet")) if self._has(path)]
+        return [path for path in sorted(self.folder.glob("answers-*.parquet")) if self.has(path)]
 
     def damaged(self) -> list[Path]:
         """Return the shards whose content differs from the hash in their name or does not fit the manifest."""
@@ -123,9 +127,18 @@ class Store:
             KDError: If a shard is damaged.
         """
         for path, table in self._tables():
-            if table is None:
-                raise KDError(f"{path} is damaged: run yolo-kd cache again, which replaces it.")
-            yield table
+            yield _intact(path, table)
+
+    def table(self, path: Path) -> pl.DataFrame:
+        """Return the rows of one shard.
+
+        Args:
+            path (Path): The shard.
+
+        Raises:
+            KDError: If it is damaged.
+        """
+        return _intact(path, read_shard(path, self.manifest()))
 
     def keys(self) -> set[str]:
         """Return the keys of all images that have an answer."""
@@ -151,7 +164,7 @@ class Store:
             for path in shards:
                 yield path, read_shard(path, manifest)
 
-    def _has(self, file: Path) -> bool:
+    def has(self, file: Path) -> bool:
         """Return whether a file exists.
 
         Raises:
@@ -162,3 +175,37 @@ class Store:
         if os.path.lexists(file):
             raise KDError(f"{file} is not a file, or is a link that leads out of the cache folder: remove it.")
         return False
+
+
+def _intact(path: Path, table: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the rows of a shard.
+
+    Raises:
+        KDError: If there are none, because the shard is damaged.
+    """
+    if table is None:
+        raise KDError(f"{path} is damaged: run yolo-kd cache again, which replaces it.")
+    return table
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a cache folder; wait while another process fills it.
+
+    Args:
+        folder (Path): The folder; it is made if it does not exist.
+
+    Raises:
+        KDError: If it cannot be made.
+    """
+    make_folder(folder)
+    lock = FileLock(lock_file(folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}, waiting until it ends")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

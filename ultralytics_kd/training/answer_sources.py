@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,32 +176,34 @@ class CachedTeacher:
         """Return the side of the images that the teacher answered, in pixels."""
         return self.manifest.imgsz
 
-    def adopt(self, dataset: Any, imgsz: int) -> None:
+    def adopt(self, dataset: Any, imgsz: int, folder: Path) -> None:
         """Make a training data set carry the stored answers through all its augmentation.
 
         Args:
             dataset (YOLODataset): The data set; it is changed.
             imgsz (int): Image size of the training in pixels.
+            folder (Path): Folder of the run, for a copy of the answers if the cache's cannot be written to.
 
         Raises:
             KDError: If its class or one of its augmentations is not supported.
         """
         AnsweredDataset.check(dataset)
-        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz))
+        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, folder))
 
-    def adopt_from(self, loader: Any, imgsz: int) -> None:
+    def adopt_from(self, loader: Any, imgsz: int, folder: Path) -> None:
         """Do so with the data set of a loader, if a trainer of the user's built both itself, and check the loader.
 
         Args:
             loader (DataLoader): The loader; its workers start again, because they have copies of the data set.
             imgsz (int): Image size of the training in pixels.
+            folder (Path): Folder of the run.
 
         Raises:
             KDError: As `adopt` and `check_loader` do.
         """
         dataset: Any = getattr(loader, "dataset", None)
         if not isinstance(dataset, AnsweredDataset):
-            self.adopt(dataset, imgsz)
+            self.adopt(dataset, imgsz, folder)
             if getattr(loader, "collate_fn", None) is YOLODataset.collate_fn:
                 loader.collate_fn = dataset.collate_fn
             if hasattr(loader, "reset"):

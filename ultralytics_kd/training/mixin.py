@@ -203,7 +203,7 @@ class DistillationMixin(_Trainer):
             return large.data_set(lambda: stock(img_path, mode, batch), self.args)
         dataset = stock(img_path, mode, batch)
         if mode == "train" and self.distillation is not None and self.distillation.cached is not None:
-            self.distillation.cached.adopt(dataset, self.args.imgsz)
+            self.distillation.cached.adopt(dataset, self.args.imgsz, self.save_dir)
         return dataset
 
     def setup_model(self) -> Any:
@@ -256,7 +256,7 @@ class DistillationMixin(_Trainer):
             for loader in (self.train_loader, self.test_loader):
                 self.distillation.keeping.check_labels(loader.dataset)
         if self.distillation.cached is not None:
-            self.distillation.cached.adopt_from(self.train_loader, self.args.imgsz)
+            self.distillation.cached.adopt_from(self.train_loader, self.args.imgsz, self.save_dir)
         if self.distillation.unlabeled is not None:
             self.distillation.unlabeled.open(self)
 
