@@ -26,7 +26,7 @@ from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
 from .answering import coarsest_stride, numbered
-from .lookup import write_lookup
+from .lookup import complete_lookup
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
 from .store import Store, locked
@@ -143,7 +143,7 @@ def build_cache(
             bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
             executor.answer(work, portions, bar.update)
             bar.close()
-        write_lookup(store, store.folder)  # now, because trainings may not be allowed to write here
+        complete_lookup(store, keys.values())  # trainings may not be allowed to write here
     return store
 
 

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +120,7 @@ class Lookup:
             TypeError: If a value has the wrong type.
             ValueError: If a value is wrong.
         """
-        if crc != checksum(boxes, probs, seen):
+        if crc != checksum(key, width, height, boxes, probs, seen):
             raise ValueError("a checksum differs")
         count = len(boxes) // 16
         classes, scales = len(self.manifest.names), len(self.manifest.scales)
@@ -158,7 +158,7 @@ def open_lookup(store: Store, keys: np.ndarray, spare: Path | None = None) -> tu
         if spare is None:
             raise
         if LOCAL_RANK in {-1, 0}:
-            LOGGER.warning(f"{e} For this training the answers are copied to {spare}.")
+            LOGGER.warning(f"{e} For this training the answers are copied to {spare}, and removed at its end.")
     return _made(store, spare, keys)
 
 
@@ -201,6 +201,28 @@ def write_lookup(store: Store, folder: Path) -> None:
             db.execute("COMMIT")
 
 
+def complete_lookup(store: Store, keys: Iterable[str]) -> None:
+    """Make the file in a cache whose lock is held hold all of its answers, also after damage.
+
+    Args:
+        store (Store): The cache.
+        keys (Iterable[str]): Keys of images to which the shards have an answer.
+
+    Raises:
+        KDError: If a shard is damaged.
+        UnwritableError: If the file cannot be written.
+    """
+    write_lookup(store, store.folder)
+    lookup = Lookup(store.folder / NAME, store.manifest())
+    try:
+        intact = not lookup.lacks(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16))
+    except sqlite3.Error:
+        intact = False
+    if not intact:
+        lookup.file.unlink()
+        write_lookup(store, store.folder)
+
+
 def connect(file: Path) -> sqlite3.Connection:
     """Open a file of answers for reading, without locks; it is never changed in place.
 
@@ -217,15 +239,18 @@ def connect(file: Path) -> sqlite3.Connection:
     return db
 
 
-def checksum(*parts: bytes) -> int:
-    """Return the CRC-32 of bytes, one part after another.
+def checksum(key: str, width: int, height: int, *arrays: bytes) -> int:
+    """Return the CRC-32 of a row.
 
     Args:
-        *parts (bytes): The bytes.
+        key (str): Key of the image.
+        width (int): Width of the image in pixels.
+        height (int): Height of the image in pixels.
+        *arrays (bytes): The other columns.
     """
-    value = 0
-    for part in parts:
-        value = zlib.crc32(part, value)
+    value = zlib.crc32(f"{key} {width} {height}".encode())
+    for array in arrays:
+        value = zlib.crc32(array, value)
     return value
 
 
@@ -319,5 +344,6 @@ def _encoded(table: pl.DataFrame, manifest: Manifest) -> Iterator[tuple]:
     """Yield the rows of a shard as SQLite stores them."""
     for row in stored_rows(table, manifest):
         arrays = row.boxes.astype("<f4"), row.probs.astype("<u2"), row.scale_confidence.astype("<u2")
-        parts = [array.tobytes() for array in arrays]
-        yield row.key, row.width, row.height, *parts, checksum(*parts)
+        boxes, probs, seen = (array.tobytes() for array in arrays)
+        crc = checksum(row.key, row.width, row.height, boxes, probs, seen)
+        yield row.key, row.width, row.height, boxes, probs, seen, crc

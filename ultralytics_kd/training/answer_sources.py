@@ -5,6 +5,7 @@ Both put the answer under "teacher" into the batch, where the distillation loss 
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import LOCAL_RANK
 
 from ..cache import augmentation, scales
 from ..cache.answers import StoredAnswers
@@ -26,6 +28,7 @@ from ..errors import KDError
 from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
 
+COPY = "answers"  # folder in that of a run, for a copy of stored answers whose own folder cannot be written to
 SAMPLED = 257  # one in so many values of a val batch is compared; a prime meets all columns of an image
 VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
 
@@ -171,6 +174,7 @@ class CachedTeacher:
         self._answered_images = AnsweredImages()
         self.manifest: Manifest = store.manifest()
         self._teacher, self._made = teacher, made
+        self._copy: Path | None = None
 
     def imgsz(self, student: Any) -> int:
         """Return the side of the images that the teacher answered, in pixels."""
@@ -188,7 +192,8 @@ class CachedTeacher:
             KDError: If its class or one of its augmentations is not supported.
         """
         AnsweredDataset.check(dataset)
-        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, folder))
+        self._copy = folder / COPY
+        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, self._copy))
 
     def adopt_from(self, loader: Any, imgsz: int, folder: Path) -> None:
         """Do so with the data set of a loader, if a trainer of the user's built both itself, and check the loader.
@@ -275,6 +280,11 @@ class CachedTeacher:
 
     def add_val_answer(self, batch: dict[str, Any], keep_features: bool) -> None:
         """Add nothing: a cache holds no answers to val images."""
+
+    def release(self) -> None:
+        """Remove the copy of the answers in the run's folder, if there is one."""
+        if self._copy is not None and LOCAL_RANK in {-1, 0}:
+            shutil.rmtree(self._copy, ignore_errors=True)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor], done: dict[int, Any] | None = None) -> Any:

@@ -433,6 +433,8 @@ class Distillation:
     def release(self) -> None:
         """Release the teacher: the trainer stays with the model and must not hold the teacher's weights."""
         self._close_hooks()
+        if self.cached:
+            self.cached.release()
         if self.source.in_memory:
             self.source.value = None
         self.teacher.release()
