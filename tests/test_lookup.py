@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import STUDENT
 from test_cache import MANIFEST, QUIET
+from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import lookup, make_cache
@@ -70,6 +71,14 @@ def equal(answers: object, others: object, files: list[str]) -> bool:
 def read(answers: StoredAnswers, file: str) -> bytes:
     """Return an answer as bytes."""
     return b"".join(part.tobytes() for part in answers[file])
+
+
+@pytest.fixture
+def log(caplog):
+    """Return what Ultralytics logs."""
+    LOGGER.propagate = True
+    yield caplog
+    LOGGER.propagate = False
 
 
 # The same numbers -----------------------------------------------------------------------------------------------------
@@ -203,9 +212,15 @@ def test_a_rerun_of_yolo_kd_cache_replaces_a_file_that_lost_an_answer(tmp_path, 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ("UPDATE answers SET boxes = x'0000c07f' || substr(boxes, 5)", "a box lies outside its image"),  # not a number
-        ("UPDATE answers SET boxes = x'0000a040' || substr(boxes, 5)", "a box lies outside its image"),  # 5.0
-        ("UPDATE answers SET probs = probs || x'0000'", "a row is too long or too short"),
+        (
+            "UPDATE answers SET boxes = CAST(x'0000c07f' || substr(boxes, 5) AS BLOB)",
+            "a box lies outside its image",
+        ),  # not a number
+        (
+            "UPDATE answers SET boxes = CAST(x'0000a040' || substr(boxes, 5) AS BLOB)",
+            "a box lies outside its image",
+        ),  # 5.0
+        ("UPDATE answers SET probs = CAST(probs || x'0000' AS BLOB)", "a row is too long or too short"),
         ("UPDATE answers SET seen = x''", "a row is too long or too short"),
         ("UPDATE answers SET width = 0", "a box lies outside its image"),
         ("UPDATE answers SET height = 'high'", "not supported"),
@@ -290,7 +305,7 @@ def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_p
     with pytest.raises(KDError, match=r"c cannot be written to \(Permission denied\): make room, or run yolo-kd cache"):
         StoredAnswers(store, files, SAME, 64)
     answers = StoredAnswers(store, files, SAME, 64, tmp_path / "run" / "answers")
-    assert "For this training the answers are copied to" in log()
+    assert "For this training the answers are copied to" in log.text
     assert answers.lookup.file.parent == tmp_path / "run" / "answers"
     assert equal(answers, measured.AnswersInMemory(store, files, SAME, 64), files)
     again = StoredAnswers(store, files, SAME, 64, tmp_path / "run" / "answers")  # another process of the training

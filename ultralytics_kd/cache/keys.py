@@ -127,13 +127,18 @@ class KeyIndex:
             files (list[str]): Image files.
             hash_all (Callable, optional): Takes image files and yields path and key of each; `hash_images` if None.
         """
-        stats = np.fromiter(((s.st_size, s.st_mtime_ns) for s in map(os.stat, files)), STAT, count=len(files))
-        known, paths = self._sorted(), path_digests(files)
-        keys = np.zeros((len(files), 16), np.uint8)
-        place = known["path"].searchsorted(paths, "right") - 1  # of several entries the last one
-        noted = known[place] if len(known) else np.zeros(len(files), known.dtype)
-        same = (noted["path"] == paths) & (noted["stat"] == stats)
-        keys[same] = noted["key"][same]
+        known = self._sorted()
+        known_paths = known["path"].copy()  # side by side, as they are searched
+        keys, stats, same = np.zeros((len(files), 16), np.uint8), np.zeros(len(files), STAT), np.zeros(len(files), bool)
+        for first in range(0, len(files), ROWS_AT_ONCE):
+            part, place = files[first : first + ROWS_AT_ONCE], slice(first, first + ROWS_AT_ONCE)
+            sizes = ((s.st_size, s.st_mtime_ns) for s in map(os.stat, part))
+            stats[place] = np.fromiter(sizes, STAT, count=len(part))
+            if len(known):
+                paths = path_digests(part)
+                noted = known[known_paths.searchsorted(paths, "right") - 1]  # of several entries the last one
+                same[place] = (noted["path"] == paths) & (noted["stat"] == stats[place])
+                keys[place] = noted["key"]
         unread = np.flatnonzero(~same)
         if len(unread):
             wanted = [files[i] for i in unread]
@@ -146,17 +151,7 @@ class KeyIndex:
 
     def _sorted(self) -> np.ndarray:
         """Return the entries of all intact index files, sorted by the digest of the path, later ones last."""
-        parts = [np.zeros(0, ENTRY)]
-        for table in self._tables():
-            # Another program's keys are no keys of images
-            valid = table.filter(pl.col("key").str.contains("^[0-9a-f]{32}$"))
-            for rows in valid.iter_slices(ROWS_AT_ONCE):  # the text of all paths at once would take more memory
-                part = np.zeros(len(rows), ENTRY)
-                part["path"] = path_digests(rows["file"])
-                part["stat"]["size"], part["stat"]["time"] = rows["size"], rows["mtime_ns"]
-                part["key"] = np.frombuffer(bytes.fromhex("".join(rows["key"])), np.uint8).reshape(-1, 16)
-                parts.append(part)
-        entries = np.concatenate(parts)
+        entries = np.concatenate([np.zeros(0, ENTRY), *map(_entries, self._tables())])
         return entries[entries["path"].argsort(kind="stable")]
 
     def _tables(self) -> Iterator[pl.DataFrame]:
@@ -165,3 +160,20 @@ class KeyIndex:
             table = read_table(path, INDEX_SCHEMA) if own_file(path) else None
             if table is not None:
                 yield table
+
+
+def _entries(table: pl.DataFrame) -> np.ndarray:
+    """Return the rows of an index file in the type `ENTRY`; rows whose key is not that of an image are left out.
+
+    Args:
+        table (pl.DataFrame): The rows.
+    """
+    entries, count = np.zeros(len(table), ENTRY), 0
+    for whole in table.iter_slices(ROWS_AT_ONCE):  # all texts at once would take more memory
+        rows = whole.filter(pl.col("key").str.contains("^[0-9a-f]{32}$"))
+        part = entries[count : count + len(rows)]
+        part["path"] = path_digests(rows["file"])
+        part["stat"]["size"], part["stat"]["time"] = rows["size"], rows["mtime_ns"]
+        part["key"] = np.frombuffer(bytes.fromhex("".join(rows["key"])), np.uint8).reshape(-1, 16)
+        count += len(rows)
+    return entries[:count]

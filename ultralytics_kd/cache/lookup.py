@@ -44,6 +44,7 @@ AT_ONCE = 500  # keys in one query
 SORT_KIB = 2**16  # memory for making the index
 NOTED = 32  # shards from which on copying shows a progress bar
 ADVICE = "make room, or run yolo-kd cache where the folder can be written to."
+DAMAGE = (sqlite3.Error, ValueError)  # what reading a damaged file raises; the second for bytes that are no text
 
 Notes = dict[str, tuple[int, int]]  # size and time in nanoseconds of each shard, by its name
 
@@ -90,7 +91,7 @@ class Lookup:
                 self._connections[reader] = connect(self.file)
             row = self._connections[reader].execute(ROW, (key,)).fetchone()
             return self._checked(key, *row)
-        except (sqlite3.Error, TypeError, ValueError) as e:
+        except (*DAMAGE, TypeError) as e:
             raise KDError(f"{self.file} is damaged ({e}): delete it; the next training makes it again.") from e
 
     def lacks(self, keys: np.ndarray) -> list[int]:
@@ -100,16 +101,18 @@ class Lookup:
             keys (np.ndarray): Keys of images, shape (n, 16), uint8.
 
         Raises:
-            sqlite3.Error: If the file is damaged.
+            sqlite3.Error, ValueError: If the file is damaged.
         """
         missing = []
+        order = keys[:, :8].copy().view(">u8")[:, 0].argsort(kind="stable")  # neighbours lie on one page of the index
         with closing(connect(self.file)) as db:
             for first in range(0, len(keys), AT_ONCE):
-                part = [key.tobytes().hex() for key in keys[first : first + AT_ONCE]]
+                places = order[first : first + AT_ONCE]
+                part = [key.tobytes().hex() for key in keys[places]]
                 query = f"SELECT key FROM answers WHERE key IN ({','.join('?' * len(part))})"
                 found = {key for (key,) in db.execute(query, part)}
-                missing += [first + i for i, key in enumerate(part) if key not in found]
-        return missing
+                missing += [int(place) for place, key in zip(places, part) if key not in found]
+        return sorted(missing)
 
     def _checked(
         self, key: str, width: int, height: int, boxes: bytes, probs: bytes, seen: bytes, crc: int
@@ -216,7 +219,7 @@ def complete_lookup(store: Store, keys: Iterable[str]) -> None:
     lookup = Lookup(store.folder / NAME, store.manifest())
     try:
         intact = not lookup.lacks(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16))
-    except sqlite3.Error:
+    except DAMAGE:
         intact = False
     if not intact:
         lookup.file.unlink()
@@ -297,7 +300,7 @@ def _current(store: Store, folder: Path, keys: np.ndarray) -> tuple[Lookup, list
     lookup = Lookup(folder / NAME, store.manifest())
     try:
         missing = lookup.lacks(keys)
-    except sqlite3.Error:
+    except DAMAGE:
         return None
     return None if missing and shards.keys() - known.keys() else (lookup, missing)
 
@@ -320,7 +323,7 @@ def _notes_in(store: Store, file: Path) -> Notes | None:
             ]:
                 return None
             return {name: (size, time) for name, size, time in db.execute("SELECT * FROM shards")}
-    except sqlite3.Error:
+    except DAMAGE:
         return None
 
 
