@@ -40,6 +40,19 @@ def test_labels_are_valid_and_every_class_is_drawn(tmp_path):
     assert len(list((tmp_path / "images" / "train").glob("*.png"))) == 40
 
 
+def test_only_the_given_classes_are_drawn_and_labelled_by_their_place(tmp_path):
+    data = YAML.load(draw_dataset(tmp_path, train_images=12, val_images=1, size=64, classes=("frame", "disc")))
+    assert data["names"] == {0: "frame", 1: "disc"}
+    files = (tmp_path / "labels" / "train").glob("*.txt")
+    assert {line.split()[0] for file in files for line in file.read_text().splitlines()} == {"0", "1"}
+    shapes = {name: set() for name in ("frame", "disc")}
+    for i in range(12):
+        scene = draw_scene(np.random.default_rng(i), 64, classes=("frame", "disc"))
+        for cls, outline in zip(scene.cls, scene.outlines):
+            shapes[("frame", "disc")[cls]].add(tuple(len(contour) for contour in outline))
+    assert shapes == {"frame": {(4, 4)}, "disc": {(64,)}}
+
+
 def test_the_place_of_a_pixel_does_not_predict_its_depth(tmp_path):
     draw_task_dataset(tmp_path, "depth", train_images=120, val_images=40, size=64)
     train, val = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,17 +160,17 @@ def _add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> Non
         _blend(image, mask.astype(np.float32) * (0.85 / 255), _contrasting(rng, image.mean(axis=(0, 1))))
 
 
-def _typical_color(rng: np.random.Generator, cls: int) -> np.ndarray:
+def _typical_color(rng: np.random.Generator, name: str) -> np.ndarray:
     """Return a typical colour of a class; hues of neighbouring classes overlap, so that colour is only a hint."""
-    hue = (cls * 180 / len(CLASS_NAMES) + rng.normal(0, 12)) % 180
+    hue = (CLASS_NAMES.index(name) * 180 / len(CLASS_NAMES) + rng.normal(0, 12)) % 180
     pixel = np.array([[[hue, rng.uniform(90, 220), rng.uniform(110, 250)]]]).astype(np.uint8)
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: Outline, cls: int) -> None:
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: Outline, name: str) -> None:
     """Paint one object into the image in place, with shading, grain and sometimes a rim."""
     size = image.shape[0]
-    color = _typical_color(rng, cls)
+    color = _typical_color(rng, name)
     _blend(
         image, mask, color + _ramp(rng, size) * rng.uniform(0, 45) + _noise(rng, size, size // 5) * rng.uniform(0, 12)
     )
@@ -189,7 +190,12 @@ def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = OBJECTS_PER_IMAGE) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    size: int,
+    objects: tuple[int, int] = OBJECTS_PER_IMAGE,
+    classes: Sequence[str] = CLASS_NAMES,
+) -> Scene:
     """Draw one image with its labels.
 
     Objects lie inside the image. A box spans the whole object, also where another one covers a part of it.
@@ -198,6 +204,7 @@ def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = O
         rng (np.random.Generator): Source of every random choice.
         size (int): Side of the image in pixels.
         objects (tuple[int, int]): Smallest and largest number of objects.
+        classes (Sequence[str]): Classes to draw, of `CLASS_NAMES`; a class id is an index of it.
 
     Returns:
         (Scene): The image, and the labels of its visible objects.
@@ -206,14 +213,13 @@ def draw_scene(rng: np.random.Generator, size: int, objects: tuple[int, int] = O
     _add_clutter(rng, image, int(rng.integers(2, 7)))
     cls, outlines, masks = [], [], []
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
-        cls.append(int(rng.integers(len(CLASS_NAMES))))
+        cls.append(int(rng.integers(len(classes))))
+        name = classes[cls[-1]]
         side = np.exp(rng.uniform(*np.log(SIZE_RANGE))) * size
         center = rng.uniform(side / 2, size - side / 2, 2)
-        outlines.append(
-            shape_outline(CLASS_NAMES[cls[-1]], center, side, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1))
-        )
+        outlines.append(shape_outline(name, center, side, rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1)))
         masks.append(_fill_mask(outlines[-1], size))
-        _paint(rng, image, masks[-1], outlines[-1], cls[-1])
+        _paint(rng, image, masks[-1], outlines[-1], name)
     _add_clutter(rng, image, int(rng.integers(0, 3)))
 
     uncovered, visible = np.ones_like(masks[0]), []
@@ -232,7 +238,14 @@ def _label_lines(scene: Scene) -> str:
     return "".join(f"{c} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, (x, y, w, h) in zip(scene.cls, xywh))
 
 
-def draw_dataset(root: Path, train_images: int, val_images: int, size: int, seed: int = 0) -> Path:
+def draw_dataset(
+    root: Path,
+    train_images: int,
+    val_images: int,
+    size: int,
+    seed: int = 0,
+    classes: Sequence[str] = CLASS_NAMES,
+) -> Path:
     """Draw a data set and write it in the YOLO format.
 
     Args:
@@ -241,6 +254,7 @@ def draw_dataset(root: Path, train_images: int, val_images: int, size: int, seed
         val_images (int): Number of validation images.
         size (int): Side of the images in pixels.
         seed (int): The same seed draws the same data set.
+        classes (Sequence[str]): Classes to draw, of `CLASS_NAMES`. Few that look different are learnt sooner.
 
     Returns:
         (Path): The data set's `data.yaml`.
@@ -251,14 +265,14 @@ def draw_dataset(root: Path, train_images: int, val_images: int, size: int, seed
         labels.mkdir(parents=True, exist_ok=True)
         for i in range(count):
             # Each image has its own generator: drawing more images changes neither these nor the other split
-            scene = draw_scene(np.random.default_rng((seed, stream, i)), size)
+            scene = draw_scene(np.random.default_rng((seed, stream, i)), size, classes=classes)
             cv2.imwrite(str(images / f"{i:05}.png"), scene.image)
             (labels / f"{i:05}.txt").write_text(_label_lines(scene), encoding="utf-8")
     data = {
         "path": str(root.resolve()),
         "train": "images/train",
         "val": "images/val",
-        "names": dict(enumerate(CLASS_NAMES)),
+        "names": dict(enumerate(classes)),
     }
     YAML.save(root / "data.yaml", data)
     return root / "data.yaml"
