@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import STUDENT, save_model
 from ultralytics.utils import YAML
 
 from ultralytics_kd import KDError
-from ultralytics_kd.demo import run_demo, threads
+from ultralytics_kd.demo import comparison, run_demo, threads
+from ultralytics_kd.demo.comparison import draw_comparison
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset, draw_scene, outline_box, shape_outline
 from ultralytics_kd.demo.tasks import draw_task_dataset
 
@@ -51,6 +53,17 @@ def test_only_the_given_classes_are_drawn_and_labelled_by_their_place(tmp_path):
         for cls, outline in zip(scene.cls, scene.outlines):
             shapes[("frame", "disc")[cls]].add(tuple(len(contour) for contour in outline))
     assert shapes == {"frame": {(4, 4)}, "disc": {(64,)}}
+
+
+def test_boxes_are_named_by_the_classes_of_the_models(tmp_path, monkeypatch):
+    names = {0: "frame", 1: "disc"}
+    draw_dataset(tmp_path, train_images=0, val_images=4, size=64, classes=tuple(names.values()))
+    drawn = []
+    monkeypatch.setattr(comparison.Annotator, "box_label", lambda self, box, label, **_: drawn.append(label))
+    weights = {"model": save_model(tmp_path / "model.pt", STUDENT, names)}
+    draw_comparison(weights, tmp_path / "images" / "val", tmp_path / "drawn.png", imgsz=64, rows=4, tile=100)
+    assert set(drawn) == {"frame", "disc"}
+    assert cv2.imread(str(tmp_path / "drawn.png")).shape == (36 + 4 * 100, 2 * 100, 3)
 
 
 def test_the_place_of_a_pixel_does_not_predict_its_depth(tmp_path):
