@@ -112,6 +112,11 @@ def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
     return model
 
 
+def unwrapped(text: str) -> str:
+    """Return a log without the line breaks that fit its sentences to a terminal."""
+    return " ".join(text.split())
+
+
 def begin_quickly(student, teacher, how, *others):
     """Let a student take the teacher's weights without a fit, which takes longer than the rest of a test's training."""
     return beginning.begin(student, teacher, True if how == "auto" and not fits else how, *others)

@@ -19,7 +19,8 @@ from ultralytics_kd.bench.records import write
 from ultralytics_kd.bench.run import Bench
 from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
-from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown, to_text
+from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown
+from ultralytics_kd.bench.text import to_text
 from ultralytics_kd.cli import main
 from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
@@ -215,9 +216,9 @@ def test_files_hold_the_table(tmp_path):
     csv = pl.read_csv(tmp_path / "bench.csv")
     assert csv["gain"].to_list() == [None, 0.1] and csv["seed_1"].to_list() == [0.31, 0.41]
     assert json.loads((tmp_path / "bench.json").read_text())["table"][1]["gap_closed"] == pytest.approx(0.1 / 0.195)
-    assert "| nms | kd | 2 | 0.4050 ± 0.0071 | 0.4000 0.4100 | +0.1000" in (tmp_path / "bench.md").read_text()
+    assert "| NMS | kd | 2 | 0.4050 ± 0.0071 | 0.4000 0.4100 | +0.1000" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "bench.png").stat().st_size > 5000
-    assert "51%" in to_markdown(report) and "51%" in to_text(report)
+    assert "51%" in to_markdown(report) and "51%" in to_text(report, tmp_path)
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------

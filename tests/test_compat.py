@@ -27,14 +27,14 @@ from ultralytics_kd.training import unlabeled_images
 pytestmark = pytest.mark.core  # of .ci/releases
 
 PACKAGE = Path(ultralytics_kd.__file__).parent
-FREE = {f"ultralytics_kd.{name}" for name in ("_autoload", "activation", "compat", "errors")}
+FREE = {f"ultralytics_kd.{name}" for name in ("_autoload", "activation", "compat", "errors", "screen")}
 ARGUMENTS = {
     *(f"ultralytics_kd.{name}" for name in ("cli", "config", "files", "install")),
     *(
         f"ultralytics_kd.config.{name}"
         for name in (
             *("arguments", "changes", "checks", "idle", "input_errors", "label_free", "recipes", "registration"),
-            *("kept_classes", "sure_boxes", "teacher_size", "user_code"),
+            *("help", "kept_classes", "sure_boxes", "teacher_size", "user_code"),
         )
     ),
 }

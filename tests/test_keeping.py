@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NAMES, QUICK, STUDENT, draw_dataset, make_model, save_model
+from conftest import NAMES, QUICK, STUDENT, draw_dataset, make_model, save_model, unwrapped
 from task_models import task_model
 from test_ddp import ARGS, launching, read
 from test_own_trainer import OwnDataset
@@ -454,7 +454,7 @@ def test_a_run_keeps_the_old_classes_and_learns_the_new_one(place, tmp_path, log
     expected = sorted({"0": 2.0, "1": 1.0}[line[0]] for line in own if line)
     assert sorted(trainer.given) == expected
     assert set(trainer.validator.metrics.ap_class_index) == {1, 2}  # the val set's labels are renumbered too
-    assert "1 classes that the data do not label; 1 are new; those of the old model come first" in log.text
+    assert "1 classes that the data do not label; 1 are new; those of the old model come first" in unwrapped(log.text)
 
     alone = YOLO(trainer.best).val(data=place.before, imgsz=64, batch=4, workers=0, plots=False, device="cpu")
     score = {k: v for k, v in alone.results_dict.items() if k.startswith("metrics/")}

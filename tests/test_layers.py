@@ -16,6 +16,7 @@ LAYERS = (
     ("errors",),
     ("compat",),
     ("files",),
+    ("screen",),
     ("losses",),
     ("config",),
     ("outputs",),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, STUDENT, TEACHER, draw_dataset, make_model, save_model
+from conftest import NAMES, STUDENT, TEACHER, draw_dataset, make_model, save_model, unwrapped
 from test_own_trainer import Alone, Drops, Mirrors, OwnDataset
 from test_training import results
 from torch import nn
@@ -245,7 +245,7 @@ def test_teacher_gets_large_images_and_the_student_those_of_a_run_without_teache
     assert all(row[f"train/{term}"] > 0 for term in ("kd_cls", "kd_box", "kd_feat"))
     assert not any(row[f"val/{term}"] for term in ("kd_cls", "kd_box", "kd_feat"))
     assert trainer.args.imgsz == 64 and "kd_teacher_imgsz: 96" in (trainer.save_dir / "args.yaml").read_text()
-    assert f"{Path(teacher)}, sees 96 px" in log.text and "at 96 px..." in log.text
+    assert f"{Path(teacher)}, sees 96 px" in unwrapped(log.text) and "at 96 px..." in log.text
     assert "The teacher was scored on images of 96 px, the student on 64 px." in log.text
     report = json.loads((trainer.save_dir / "report" / "report.json").read_text())
     assert [report["models"][role]["imgsz"] for role in ("teacher", "student")] == [96, 64]

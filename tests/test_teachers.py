@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import NAMES, make_model, save_model
+from conftest import NAMES, make_model, save_model, unwrapped
 from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -114,7 +114,7 @@ def test_every_family_learns_from_every_family(student_cfg, teacher_cfg):
 @pytest.mark.parametrize(
     "student_cfg, teacher_cfg, strides, said",
     [
-        ("yolo26n.yaml", "yolov8n-p2.yaml", (8, 16, 32), "strides [8, 16, 32], one2many"),
+        ("yolo26n.yaml", "yolov8n-p2.yaml", (8, 16, 32), "strides 8, 16, 32, one2many"),
         ("yolov8n-p2.yaml", "yolo26n.yaml", (8, 16, 32), "(the student's [4] from labels alone)"),
         (
             "yolo26n-p6.yaml",
@@ -306,7 +306,7 @@ def test_plural_is_matched_when_the_exact_name_is_missing_and_said(quick, tmp_pa
     LOGGER.propagate = True
     YOLO("yolo26n.yaml").train(**{**quick, "epochs": 1}, teacher=str(tmp_path / "plural.pt"))
     LOGGER.propagate = False
-    assert "3 of 3 matched by name, of them as plural and singular: Discs = disc, bars = bar" in caplog.text
+    assert "3 of 3 matched by name, of them as plural and singular: Discs = disc, bars = bar" in unwrapped(caplog.text)
 
 
 # Several --------------------------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ def test_scores_of_teachers_from_elsewhere_stand_beside_the_students(quick, sure
     model = YOLO("yolo26n.yaml")
     model.train(**{**quick, "epochs": 1}, teacher=teachers if len(teachers) > 1 else teachers[0])
     assert model.trainer.teacher_metrics["metrics/mAP50-95(B)"] > 0.98
-    assert "of the teacher's metrics/mAP50-95(B)" in caplog.text
+    assert "of the teacher's mAP50-95(B)." in caplog.text
 
 
 def test_several_grids_are_scored_by_what_they_say_together():

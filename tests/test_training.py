@@ -246,7 +246,7 @@ def test_teachers_score_is_shown_beside_the_students(quick, teacher, caplog):
     own = StockYOLO(teacher).val(data=quick["data"], imgsz=64, batch=8, plots=False, verbose=False)
     assert model.trainer.teacher_metrics["metrics/mAP50-95(B)"] == pytest.approx(own.box.map, abs=1e-6)
     text = caplog.text
-    assert "3 of 3 matched by name" in text and "bckd x 2, constant" in text and "kd_feat  off" in text
+    assert "3 of 3 matched by name" in text and "weight 2, loss bckd, constant" in text and "kd_feat  off" in text
     assert "teacher" in text.rpartition("Distillation:")[2] and "student" in text.rpartition("Distillation:")[2]
 
 

@@ -10,7 +10,7 @@ __all__ = ("YOLO", "KDDetectionTrainer", "KDError", "__version__")
 
 _MODULES = {"YOLO": ".model", "KDDetectionTrainer": ".trainer", "KDError": ".errors"}
 # Modules that need nothing of Ultralytics, and modules that need its configuration alone; all others need all parts
-_NEED_NOTHING = {"__main__", "_autoload", "activation", "compat", "errors"}
+_NEED_NOTHING = {"__main__", "_autoload", "activation", "compat", "errors", "screen"}
 _NEED_ARGUMENTS = {"cli", "config", "files", "install"}
 
 TYPE_CHECKING = False  # type checkers read it as True

@@ -14,23 +14,36 @@ from . import __version__, activation, config
 from .config import recipes
 from .config.input_errors import is_input_error
 from .errors import KDError, KDTypeError
+from .screen import row
 
+HELP_WORDS = {"help", "h"}
+OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # Ultralytics' commands that are added to
+SPECIAL = {*HELP_WORDS, *("settings", "hub", "login", "logout", "solutions")}  # its others that are no mode
 READ_EARLY = ("mode", "model", "task")  # arguments that Ultralytics reads before it checks any
 
 HELP = """
-    yolo-kd is yolo with knowledge distillation. Besides everything that yolo does:
+    yolo-kd is yolo with knowledge distillation: a large, trained teacher guides
+    a small student while it trains. A first example:
 
-        yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt   distil a teacher into a student
-        yolo-kd demo                        draw a data set, train a teacher, compare a student alone and distilled
-        yolo-kd bench data=coco8.yaml model=yolo26n.yaml teacher=yolo26x.pt seeds=3
-                                            the student alone, with distill_model and distilled, in one table
-        yolo-kd advise data=coco8.yaml model=yolo26n.pt teacher=yolo26s.pt,yolo26x.pt
-                                            go or no-go for each teacher, within minutes, before anything is trained
-        yolo-kd cache data=coco8.yaml teacher=yolo26x.pt
-                                            store a teacher's answers once, to train with kd_cache=PATH without it
-        yolo-kd report teacher=yolo26x.pt student=best.pt baseline=alone.pt data=coco8.yaml
-                                            models side by side on one page: accuracy, cost, agreement, pictures
-        yolo-kd enable | disable            let the plain 'yolo' command here understand kd arguments, or undo it
+        yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt
+
+    It has all commands of yolo, and these. 'yolo-kd COMMAND help' has more.
+
+        demo      Try it offline: draw images, train a teacher, and compare a
+                  student alone and distilled.
+                  yolo-kd demo
+        advise    Before a training: go or no-go for each of teacher=a.pt,b.pt.
+                  yolo-kd advise data=coco8.yaml model=yolo26n.pt teacher=a.pt
+        bench     Does it help? The student alone, with Ultralytics' own
+                  distill_model, and distilled, over several seeds.
+                  yolo-kd bench data=coco8.yaml model=yolo26n.pt teacher=a.pt
+        cache     Store a teacher's answers once, and train without running it.
+                  yolo-kd cache data=coco8.yaml teacher=a.pt
+        report    Teacher and student side by side on one page: accuracy, cost,
+                  agreement, pictures.
+                  yolo-kd report data=coco8.yaml teacher=a.pt student=best.pt
+        enable    Let the plain 'yolo' command understand kd arguments.
+        disable   Undo that.
 """
 
 
@@ -62,9 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
             raise
         # File names may hold bytes that are not text
-        LOGGER.error(str(e).strip().encode(errors="backslashreplace").decode())
+        LOGGER.error(_without_help(str(e)).encode(errors="backslashreplace").decode())
         return 1
     return 0
+
+
+def _without_help(message: str) -> str:
+    """Return the message of an error without Ultralytics' help, which fills a screen and leaves the reason above it."""
+    reason, its_help, _ = message.partition(ul_cfg.CLI_HELP_MSG)
+    return f"{reason.strip()}\nSee 'yolo-kd help' and 'yolo-kd cfg'." if its_help else message.strip()
 
 
 def _values(args: list[str]) -> list[Any]:
@@ -78,7 +97,7 @@ def _yolo(args: list[str]) -> None:
     from .install import install
 
     install()
-    if not args:
+    if _asks_for_help(args):  # before Ultralytics' own help, which names the kd arguments first
         LOGGER.info(HELP)
     _check_line(args)
     _warn_of_idle(args)
@@ -91,6 +110,12 @@ def _yolo(args: list[str]) -> None:
     for command in (arg.lower().lstrip("-") for arg in args):
         if _add_to_special(command):  # Ultralytics runs the first one and no other
             return
+
+
+def _asks_for_help(args: list[str]) -> bool:
+    """Return whether Ultralytics will print its help, and no other command comes first."""
+    first = next((word for word in (arg.lower().lstrip("-") for arg in args) if word in OWN_OUTPUT | SPECIAL), "")
+    return not args or first in HELP_WORDS
 
 
 def _check_line(args: list[str]) -> None:
@@ -137,9 +162,7 @@ def _warn_of_idle(args: list[str]) -> None:
 
 def _add_to_special(command: str) -> bool:
     """Add to the output of one of Ultralytics' special commands; return whether it was one."""
-    if command in {"help", "h"}:
-        LOGGER.info(HELP)
-    elif command == "cfg":
+    if command == "cfg":
         LOGGER.info(config.cfg_text())
     elif command in {"version", "v"}:
         LOGGER.info(f"ultralytics_kd {__version__}")
@@ -150,7 +173,7 @@ def _add_to_special(command: str) -> bool:
         with open(Path.cwd() / ul_cfg.DEFAULT_CFG_PATH.name.replace(".yaml", "_copy.yaml"), "a", encoding="utf-8") as f:
             f.write(f"\n{config.cfg_text()}")
     else:
-        return command in {"settings", "hub", "login", "logout", "solutions"}
+        return command in SPECIAL
     return True
 
 
@@ -213,13 +236,19 @@ def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: s
     """
     args = [arg.lstrip("-") for arg in _merged(args)]
     if {"help", "h"} & set(args):
-        defaults = ", ".join(f"{name}={'' if value is None else value}" for name, value in own.items())
-        LOGGER.info(f"yolo-kd {command} [{defaults}] and {others}")
+        defaults = " ".join(f"{name}={'' if value is None else _typed(value)}" for name, value in own.items())
+        lines = [f"\n    yolo-kd {command} ARGUMENT=VALUE ...\n", *row("its own", defaults), *row("also", others)]
+        LOGGER.info("\n".join(lines))
         return None
     for arg in args:
         if "=" not in arg or not arg.split("=", 1)[1].strip():
             raise KDError(f"'{arg}' is not a 'key=value' argument of 'yolo-kd {command}'.")
     return dict(ul_cfg.parse_key_value_pair(arg) for arg in args)
+
+
+def _typed(value: Any) -> str:
+    """Return a default as it would be typed, a list without spaces."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def _enable(args: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.arguments import ARGUMENTS
-from ..report.run import command_line
+from ..screen import command_line
 from .verdict import GO, UNCERTAIN
 
 SEEDS = 3

@@ -18,9 +18,9 @@ from ..compat import versions
 from ..files import make_folder
 from ..report.compared_model import ComparedModel
 from ..report.metrics import short_name
-from ..report.run import command_line
 from ..report.score_names import METRICS
 from ..report.validation import ValidationResult
+from ..screen import command_line
 from . import contradictions, scores
 from .commands import alone, next_command
 from .folder import Shown, write_folder

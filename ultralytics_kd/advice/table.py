@@ -1,17 +1,17 @@
-"""The advice in the terminal: 80 columns at most, but for commands and names that are longer."""
+"""The advice in the terminal."""
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from ultralytics.utils import colorstr
 
+from ..screen import HOUR, command, counted, duration, row
 from .gradients import TOGETHER
 from .verdict import GO, NO_GO, SHORTLY, TRAINED
 
-WIDTH, INDENT = 80, 18
+COLUMN = 19  # of the terminal, where texts begin
 COLOURS = {GO: "green", NO_GO: "red"}
 MOST = 4  # classes that are named
 
@@ -26,14 +26,13 @@ def to_text(advice: dict[str, Any]) -> str:
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:
         lines += ["", *_of_teacher(teacher, advice)]
-    lines += ["", *_row("page", advice["page"]), *_row("images to look at", advice["list"])]
+    lines += ["", *_row("page", advice["page"]), *_row("images", advice["list"])]
     return "\n".join(lines)
 
 
 def _of_teacher(teacher: dict[str, Any], advice: dict[str, Any]) -> list[str]:
     """Return the lines of a teacher."""
     verdict = colorstr(COLOURS.get(teacher["verdict"], "yellow"), "bold", teacher["verdict"])
-    command = teacher["command"].split(" ")
     rows = {
         "score": score_text(teacher, advice),
         "lead in": better_text(teacher),
@@ -42,35 +41,17 @@ def _of_teacher(teacher: dict[str, Any], advice: dict[str, Any]) -> list[str]:
         "gradients": gradients_text(teacher),
         "step": cost_text(teacher, "ms"),
         "memory": cost_text(teacher, "memory"),
-        f"{advice['epochs']} epochs": cost_text(teacher, "hours"),
+        counted(advice["epochs"], "epoch"): cost_text(teacher, "hours"),
     }
     lines = [f"{verdict}  {teacher['source']}", *_row("because", teacher["reason"])]
     for title, text in rows.items():
         lines += _row(title, text) if text else []
-    return [*lines, *_command(command)]
+    return [*lines, *command(teacher["command"], column=COLUMN, indent=2)]
 
 
 def _row(title: str, text: str) -> list[str]:
     """Return a title and its text, wrapped."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=f"  {title}".ljust(INDENT) + " ",
-        subsequent_indent=" " * (INDENT + 1),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _command(words: list[str]) -> list[str]:
-    """Return a command in lines that a shell joins again."""
-    lines, indent = [""], " " * (INDENT + 1)
-    for word in words:
-        if lines[-1] and len(indent) + len(lines[-1]) + len(word) + 3 > WIDTH:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    head = "  next".ljust(INDENT) + " "
-    return [(indent if i else head) + line + (" \\" if i < len(lines) - 1 else "") for i, line in enumerate(lines)]
+    return row(title, text, COLUMN, 2)
 
 
 def student_text(advice: dict[str, Any]) -> str:
@@ -102,7 +83,7 @@ def better_text(teacher: dict[str, Any]) -> str:
     if not teacher["better"]:
         return ""
     sizes, classes = (teacher["better"][what] for what in ("sizes", "classes"))
-    parts = [f"{name} {value:+.3f}" for name, value in sizes.items()]
+    parts = [f"{name} objects {value:+.3f}" for name, value in sizes.items()]
     ordered = sorted(classes.items(), key=lambda item: -item[1])
     shown = ordered if len(ordered) <= 2 * MOST else [*ordered[:MOST], *ordered[-MOST:]]
     dots = "; classes, best and worst: " if len(shown) < len(ordered) else "; "
@@ -137,9 +118,9 @@ def against_text(teacher: dict[str, Any]) -> str:
 
 def gradients_text(teacher: dict[str, Any]) -> str:
     """Return ratio and cosine of the gradients of each term."""
-    return ", ".join(
-        f"{name} {row['ratio']:.2f}x at {row['cosine']:+.2f}" for name, row in teacher["gradients"].items()
-    ) + (" (norm over that of the labels' gradient, and cosine)" if TOGETHER in teacher["gradients"] else "")
+    terms = teacher["gradients"].items()
+    text = "; ".join(f"{name} {row['ratio']:.2f}x, cosine {row['cosine']:+.2f}" for name, row in terms)
+    return f"{text} (x = norm over that of the labels' gradient)" if TOGETHER in teacher["gradients"] else text
 
 
 def cost_text(teacher: dict[str, Any], what: str) -> str:
@@ -152,8 +133,8 @@ def cost_text(teacher: dict[str, Any], what: str) -> str:
         "ms": lambda row: f"{row['ms']:.0f} ms ({row['ms'] / first:.2f}x)",
         "memory": lambda row: f"{row['memory']:.2f} GiB",
         "hours": lambda row: (
-            f"{row['hours']:.2f} hours"
-            + (f" and {row['making_hours']:.2f} to make them" if "making_hours" in row else "")
+            duration(row["hours"] * HOUR)
+            + (f" and {duration(row['making_hours'] * HOUR)} to make them" if "making_hours" in row else "")
         ),
     }
     text = ", ".join(f"{name} {texts[what](row)}" for name, row in arms.items())

@@ -84,9 +84,9 @@ def _by_lead(facts: Facts) -> tuple[str, str]:
 def _without_lead(facts: Facts) -> tuple[str, str]:
     """Return the verdict where nobody has trained the student alone."""
     if facts.cosine is not None and facts.cosine < OFF:
-        return NO_GO, (f"its gradients do not agree with the labels' (cosine {facts.cosine:+.2f}, {FADES} would).")
+        return NO_GO, f"its gradients do not agree with the labels' ({_cosine(facts)})."
     if facts.cosine is not None and facts.cosine < FADES:
-        return UNCERTAIN, f"its gradients hardly agree with the labels' (cosine {facts.cosine:+.2f}, {FADES} would)."
+        return UNCERTAIN, f"its gradients hardly agree with the labels' ({_cosine(facts)})."
     if facts.computes is None or facts.computes < MORE:
         size = "is not known to compute more than" if facts.computes is None else f"computes {facts.computes:.1f} times"
         return UNCERTAIN, (
@@ -97,6 +97,11 @@ def _without_lead(facts: Facts) -> tuple[str, str]:
         return UNCERTAIN, f"{_scores(facts)}, and the student may well pass it (baseline=alone.pt would tell)."
     agrees = "" if facts.cosine is None else f" and its gradients agree with the labels' (cosine {facts.cosine:+.2f})"
     return GO, f"{_scores(facts)}, it computes {facts.computes:.1f} times as much{agrees}{_covered(facts)}."
+
+
+def _cosine(facts: Facts) -> str:
+    """Return the cosine of the gradients, and the least that counts as agreement."""
+    return f"cosine {facts.cosine:+.2f}, at least {FADES} is needed"
 
 
 def _scores(facts: Facts) -> str:

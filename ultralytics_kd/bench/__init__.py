@@ -8,7 +8,7 @@ Files:
     scores: scores of a finished model.
     records: the JSON files that jobs leave.
     split: training images held out to choose settings on.
-    table, plot: the results.
+    table, text, plot: the results.
 """
 
 from .plan import BENCH_ONLY

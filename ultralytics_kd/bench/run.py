@@ -21,7 +21,8 @@ from ..errors import KDError, ModelError
 from ..files import make_folder
 from ..model import YOLO
 from ..report.datasets import class_names_of
-from ..report.score_names import METRICS
+from ..report.score_names import HEADS, METRICS
+from ..screen import counted, duration
 from ..teachers import open_teacher
 from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
@@ -30,7 +31,8 @@ from .jobs import VERSIONS, Job, JobFolder
 from .plan import QUIET, Plan, make_plan
 from .scores import VAL_ARGS
 from .split import hold_out
-from .table import Run, save_tables, summarize, to_text
+from .table import Run, save_tables, summarize
+from .text import to_text
 
 SIDES = 32  # sides of a teacher's images are multiples of it
 
@@ -70,13 +72,13 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
         if plan.holdout:
             data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
         LOGGER.info(
-            f"{colorstr('Bench:')} {len(plan.arms)} arms x {len(plan.seeds)} seeds of {plan.common['model']} in "
-            f"{plan.save_dir}"
+            f"{colorstr('Bench:')} {counted(len(plan.arms), 'arm')}, {counted(len(plan.seeds), 'seed')} each, of "
+            f"{plan.common['model']} in {plan.save_dir}"
         )
         bench = Bench(plan, data, folder)
         bench.train_students(bench.score_teachers(bench.train_teacher()))
         report = bench.report()
-    LOGGER.info(to_text(report))
+    LOGGER.info(to_text(report, plan.save_dir))
     if bench.failed:
         raise KDError(f"{len(bench.failed)} of the trainings failed: {'; '.join(bench.failed)}.")
     return report
@@ -169,9 +171,10 @@ class Bench:
             return
         self._add_run(job)
         run = self.runs[-1]
-        scores = ", ".join(f"{head} {s['score']:.4f}" for head, s in run.record["scores"].items())
+        scores = ", ".join(f"{s['score']:.4f} {HEADS[head]}".strip() for head, s in run.record["scores"].items())
         LOGGER.info(
-            f"{colorstr('Bench:')} {job.name}: {METRICS[self.plan.task][0][1]} {scores} ({run.record['seconds']:.0f} s)"
+            f"{colorstr('Bench:')} {run.arm}, seed {run.seed}: {METRICS[self.plan.task][0][1]} {scores} in "
+            f"{duration(run.record['seconds'])}"
         )
         self.report()
 
@@ -257,7 +260,8 @@ class Bench:
     def _completed(self, job: Job) -> dict[str, Any]:
         """Return the record of a job; run the job if there is none."""
         if self.folder.record(job) is None:
-            LOGGER.info(f"{colorstr('Bench:')} {job.name}...")
+            what = f"scores {job.inputs['weights']}" if "weights" in job.inputs else "trains the teacher"
+            LOGGER.info(f"{colorstr('Bench:')} {what} ...")
             self.folder.run(job)
         record = self.folder.record(job)
         assert record is not None

@@ -1,4 +1,4 @@
-"""The table of a bench: computed from records, as text and as files."""
+"""The table of a bench: computed from records, and as files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 from scipy import stats
 
 from ..errors import printable
-from ..report.score_names import ONE
+from ..report.score_names import HEADS, ONE
 from .arms import ALONE
 from .plot import plot_table
 from .records import TRAINING
@@ -160,7 +160,7 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
         for t in scores.values():
             name = f"teacher of {t['arm']}" if several else "teacher"
             kept = [f"{t['kept']:.4f}"] if keeps else []
-            lines.append([head, name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", "", *kept])
+            lines.append([HEADS[head], name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", "", *kept])
     return lines
 
 
@@ -168,7 +168,7 @@ def _cells(row: dict[str, Any], alone: float | None) -> list[str]:
     """Return the cells of one row as text."""
     ratio = f" ({row['seconds'] / alone:.2f}x)" if alone and row["arm"] != ALONE else ""
     return [
-        row["head"],
+        HEADS[row["head"]],
         row["arm"],
         str(row["runs"]),
         score_text(row),
@@ -206,10 +206,3 @@ def markdown(lines: list[list[str]]) -> str:
 def _cell(text: str) -> str:
     """Return a text with Markdown escaped, in one line."""
     return "".join(f"\\{c}" if c in MARKUP else c for c in printable(text))
-
-
-def to_text(report: dict[str, Any]) -> str:
-    """Return the table in columns, for the terminal."""
-    lines = cells(report)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("    " + "  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)

@@ -22,6 +22,7 @@ from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder
+from ..screen import command, command_line
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
@@ -63,8 +64,19 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     args.kd_cache = given.get("kd_cache") or True
     whole_number("batch", args.batch)
     store = build_cache(args, as_list(given["teacher"]), options, needs_words=args.kd_classes != "auto")
-    LOGGER.info(f"Train with these answers: yolo-kd train data={given['data']} teacher=... kd_cache={store.folder}")
+    LOGGER.info("\n".join(_end_text(given, store)))
     return store
+
+
+def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
+    """Return the lines that say what a cache holds, and how to train with it."""
+    size = sum(shard.stat().st_size for shard in store.shards()) / 1e6
+    shared = {name: given[name] for name in ("data", "teacher", "imgsz", "kd_classes") if name in given}
+    train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": store.folder})
+    return [
+        f"{colorstr('Cache:')} answers to {len(store.keys()):,} images, {size:,.1f} MB, in {store.folder}",
+        *command(train),
+    ]
 
 
 def build_cache(
@@ -128,7 +140,7 @@ def build_cache(
         keys = store.image_keys(_image_files(args, data), write=True, hash_all=executor.hash)
         portions, answered = _portions(store, keys, options["kd_cache_shard"])
         count = sum(len(p.files) for p in portions)
-        LOGGER.info(f"{colorstr('cache:')} {answered} images have answers in {store.folder}, {count} have none")
+        LOGGER.info(f"{colorstr('Cache:')} {answered:,} images have answers in {store.folder}, {count:,} have none")
         if portions:
             portable = [_portable(s) for s in sources]
             work = Work(

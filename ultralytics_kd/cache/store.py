@@ -203,7 +203,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        LOGGER.info(f"{colorstr('cache:')} another process fills {folder}, waiting until it ends")
+        LOGGER.info(f"{colorstr('Cache:')} another process fills {folder}, waiting until it ends")
         lock.acquire()
     try:
         yield

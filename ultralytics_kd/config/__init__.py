@@ -1,7 +1,8 @@
 """The kd arguments, their checks, recipes and objects of the user's own code.
 
 Files:
-    arguments: names, defaults, types, choices and help.
+    arguments: the table of arguments: groups, names, defaults, types, accepted values and help.
+    help: this table as text.
     checks: each argument alone, and all of them together.
     idle: arguments that were set and change nothing.
     recipes: files of arguments that may come from a stranger.
@@ -11,24 +12,16 @@ Files:
     input_errors: errors in the user's input, told from faults in the code.
 """
 
-from .arguments import (
-    ARGUMENTS,
-    GRID_TASKS,
-    TASK_WEIGHTS,
-    TASKS,
-    as_list,
-    cfg_text,
-    has_teacher,
-    help_text,
-    parse_list,
-)
+from .arguments import ARGUMENTS, GRID_TASKS, GROUPS, TASK_WEIGHTS, TASKS, as_list, has_teacher, parse_list
 from .checks import check_combination, check_own_command, check_plain, check_user_losses, check_values
+from .help import cfg_text, help_text
 from .idle import Idle, idle_arguments
 from .registration import register, register_arguments
 
 __all__ = (
     "ARGUMENTS",
     "GRID_TASKS",
+    "GROUPS",
     "TASKS",
     "TASK_WEIGHTS",
     "Idle",

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KDError, KDTypeError
-from .arguments import ARGUMENTS, CLASS_LOSSES, GRID_TASKS, TASK_WEIGHTS, TASKS, Argument, as_list, has_teacher
+from .arguments import (
+    ARGUMENTS,
+    CLASS_LOSSES,
+    COMPILE_MODES,
+    GRID_TASKS,
+    TASK_WEIGHTS,
+    TASKS,
+    Argument,
+    as_list,
+    has_teacher,
+)
 from .kept_classes import check_keep, check_keeping
 from .sure_boxes import check_boxes_fit, check_sure_boxes
 from .teacher_size import SIZED_TASKS, check_larger, check_teacher_size, teacher_size
 from .user_code import load_loss, names_library_model, names_object
 
-TEMPERATURES = ("kd_tau", "kd_cls_tau", "kd_box_tau", "kd_feat_tau")
-MAX_TEMPERATURE = 1000  # beyond it probabilities no longer differ in float32
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")  # those of Ultralytics' `compile`
 EMPTY_TEACHER = "teacher is an empty text, perhaps an unset variable: name a teacher, or train with teacher=None."
-MAX_SHARE = 100  # of the base loss's gradient
-MAX_RATIO = 100  # images without labels for each labelled one
 MAX_DEPTH, MAX_PARTS = 20, 100_000  # of the lists and maps in an argument
 
 
@@ -42,12 +47,6 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             _check_value(name, cfg[name], argument)
         elif name in cfg and argument.default is not None:
             raise KDTypeError(f"'{name}' is empty: drop it for its default, {argument.default}, or give a value.")
-    for name in TEMPERATURES:
-        if cfg.get(name) is not None and not 0 < cfg[name] <= MAX_TEMPERATURE:
-            raise KDError(
-                f"'{name}={cfg[name]}' is an invalid value: a temperature is greater than 0 and at most "
-                f"{MAX_TEMPERATURE}."
-            )
     _check_weight(cfg.get("kd_weight"))
     _check_compile(cfg.get("kd_compile", False))
     init = cfg.get("kd_init", "auto")
@@ -72,6 +71,8 @@ def _check_value(name: str, value: Any, argument: Argument) -> None:
         raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be a number.")
     if argument.number and not 0 <= value <= sys.float_info.max:
         raise KDError(f"'{name}={value}' is an invalid value: it must be a finite number, 0 or more.")
+    if argument.number:
+        _check_bounds(name, value, argument)
     if argument.type == "bool" and not isinstance(value, bool):
         raise KDTypeError(f"'{name}={value}' is of invalid type {type(value).__name__}: it must be True or False.")
     if argument.choices and value not in argument.choices and not (argument.user_code and names_object(value)):
@@ -83,14 +84,22 @@ def _check_value(name: str, value: Any, argument: Argument) -> None:
         )
 
 
+def _check_bounds(name: str, value: float, argument: Argument) -> None:
+    """Check a number against the bounds of its argument."""
+    if argument.bounds is None:
+        return
+    above, most = argument.bounds
+    if not above < value <= most:
+        raise KDError(f"'{name}={value}' is an invalid value: it must be greater than {above} and at most {most}.")
+
+
 def _check_weight(share: Any) -> None:
     """Check `kd_weight`: None, auto, or a share of the base loss's gradient."""
     if share is None or share == "auto":
         return
     if isinstance(share, bool) or not isinstance(share, (int, float)):
         raise KDTypeError(f"'kd_weight={share}' is invalid: it must be auto or a number.")
-    if not 0 < share <= MAX_SHARE:
-        raise KDError(f"'kd_weight={share}' is an invalid value: it must be greater than 0 and at most {MAX_SHARE}.")
+    _check_bounds("kd_weight", share, ARGUMENTS["kd_weight"])
 
 
 def _check_compile(mode: Any) -> None:
@@ -118,16 +127,11 @@ def _check_teacher_weights(weights: Any) -> None:
 
 
 def _check_unlabeled(cfg: Mapping[str, Any]) -> None:
-    """Check the places of the images without labels, and their ratio to the labelled ones."""
+    """Check the places of the images without labels."""
     given = cfg.get("kd_unlabeled")
     places = as_list(given)
     if given is not None and not (places and all(isinstance(p, (str, Path)) and str(p).strip() for p in places)):
         raise KDTypeError(f"'kd_unlabeled={given}' is invalid: give a folder of images, a list of files, or several.")
-    ratio = cfg.get("kd_unlabeled_ratio", 1.0)
-    if ratio is not None and not 0 < ratio <= MAX_RATIO:
-        raise KDError(
-            f"'kd_unlabeled_ratio={ratio}' is an invalid value: it must be greater than 0 and at most {MAX_RATIO}."
-        )
 
 
 # All arguments of a training ------------------------------------------------------------------------------------------

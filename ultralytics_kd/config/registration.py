@@ -12,9 +12,10 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from ..compat import advice, check_parts, check_ultralytics, installed_release
 from ..errors import KDError, KDTypeError
-from .arguments import ARGUMENTS, has_teacher, help_text
+from .arguments import ARGUMENTS, has_teacher
 from .changes import Change, in_force, make
 from .checks import check_combination, check_values
+from .help import help_text
 from .recipes import check_merged, noting_its_line
 
 
@@ -93,7 +94,7 @@ ARGUMENT_CHANGES = (
         "Ultralytics checks that these arguments, such as names of losses, are texts.",
         lambda names: _with_names(names, lambda argument: argument.choices),
     ),
-    Change("ultralytics.cfg", "CLI_HELP_MSG", "The help lists the kd arguments.", lambda text: text + help_text()),
+    Change("ultralytics.cfg", "CLI_HELP_MSG", "The help lists the kd arguments.", lambda text: help_text() + text),
     Change(
         "ultralytics.cfg",
         "_YOLO_CLI_COMMAND",

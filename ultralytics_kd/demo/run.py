@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ultralytics import YOLO as StockYOLO
@@ -18,6 +19,7 @@ from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder
 from ..model import YOLO
+from ..screen import command, duration, paragraph, row, table
 from .comparison import draw_comparison
 from .shapes import draw_dataset
 from .threads import IdleCores
@@ -138,7 +140,8 @@ def _check(options: dict[str, Any], training: dict[str, Any]) -> None:
 
 def _train(name: str, args: dict[str, Any]) -> Arm:
     """Train one arm from scratch and return its scores."""
-    LOGGER.info(f"\n{colorstr('Demo:')} training {name} ({args['model']}, {args['epochs']} epochs)")
+    title = {TEACHER: "the teacher", ALONE: "the student alone", DISTILLED: "the student with the teacher"}[name]
+    LOGGER.info(f"\n{colorstr('Demo:')} training {title} ({Path(args['model']).name}, epochs={args['epochs']})")
     start = time.perf_counter()
     model = YOLO(args["model"])
     model.add_callback("on_train_batch_start", IdleCores())
@@ -150,11 +153,12 @@ def _train(name: str, args: dict[str, Any]) -> Arm:
 
 def _report(arms: list[Arm], result: dict[str, Any]) -> str:
     """Return the table, with the gain in one sentence."""
-    head = f"    {'':<10}{'mAP50-95':>10}{'mAP50':>9}{'parameters':>13}{'seconds':>9}  weights"
-    rows = [
-        f"    {a.name:<10}{a.map50_95:>10.4f}{a.map50:>9.4f}{a.parameters:>13,}{a.seconds:>9.0f}  {a.weights}"
-        for a in arms
-    ]
+    lines = table(
+        [
+            ["", "mAP50-95", "mAP50", "parameters", "time"],
+            *([a.name, f"{a.map50_95:.4f}", f"{a.map50:.4f}", f"{a.parameters:,}", duration(a.seconds)] for a in arms),
+        ]
+    )
     gain, gap = arms[2].map50_95 - arms[1].map50_95, arms[0].map50_95 - arms[1].map50_95
     if gain > 0 and gap > 0:
         verdict = (
@@ -164,6 +168,15 @@ def _report(arms: list[Arm], result: dict[str, Any]) -> str:
         verdict = f"Distillation gained {gain:.4f} mAP50-95, although the teacher is no better than the student alone."
     else:
         verdict = f"Distillation did not help in this run: {gain:+.4f} mAP50-95."
-    picture = f"Predictions of teacher, student alone and distilled student side by side: {result['picture']}"
     note = "One seed on drawn images shows how distillation works, not what it gains on your data."
-    return "\n".join(("", colorstr("Demo:"), head, *rows, f"    {verdict} {note}", f"    {picture}"))
+    return "\n".join(
+        (
+            "",
+            colorstr("Demo:"),
+            *lines,
+            *paragraph(f"{verdict} {note}"),
+            *row("weights", arms[2].weights),
+            *row("picture", result["picture"]),
+            *command("yolo-kd bench data=your.yaml model=yolo26n.pt teacher=best.pt"),
+        )
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, colorstr
 
 from .. import outputs
 from ..config.arguments import GRID_TASKS
 from ..teachers import Teacher
-from .score_names import END2END, NMS, ONE
+from .score_names import END2END, HEADS, NMS, ONE
 from .validation import ValidationResult, validate
 
 TEACHER, BASELINE, STUDENT = "teacher", "baseline", "student"
@@ -68,7 +68,8 @@ class ComparedModel:
             folder (Path): Folder for what Ultralytics writes.
         """
         for head in self.heads:
-            LOGGER.info(f"\n{self.role} {self.loaded.name}, {head}:")
+            with_head = f" ({HEADS[head]})" if HEADS[head] else ""
+            LOGGER.info(f"\n{colorstr('Report:')} scoring {self.role} {self.loaded.name}{with_head}")
             own = {"nms": False if head == END2END else None, "imgsz": self.imgsz or args.imgsz}
             head_args = Namespace(**{**vars(args), **own})
             self.results[head] = validate(self.copy(names), validator, head_args, folder)

@@ -13,9 +13,8 @@ from ultralytics.utils.patches import imread
 from .compared_model import BASELINE, STUDENT, TEACHER
 from .object_sizes import SIZES
 from .pictures import CROWD
-from .score_names import END2END, NMS, ONE
+from .score_names import HEADS
 
-HEADS = {NMS: "NMS", END2END: "NMS-free", ONE: ""}
 QUALITY = 85  # of the JPEGs in the page; the PNGs beside it are lossless
 
 
@@ -109,7 +108,7 @@ def share(value: Any) -> str:
 
 def signed(value: Any) -> str:
     """Return a difference with its sign, a dash for None."""
-    return f"{value:+.3f}" if _known(value) else "-"
+    return f"{round(value, 3) + 0.0:+.3f}" if _known(value) else "-"  # -0.0 + 0.0 is 0.0
 
 
 def data_uri(file: Path, kind: str) -> str:

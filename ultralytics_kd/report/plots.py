@@ -76,6 +76,7 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
     ax.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold a $
     ax.invert_yaxis()
     ax.set_xlabel(report["metrics"][0])
+    ax.locator_params(axis="x", nbins=6)  # or the numbers of small scores overlap
     ax.grid(axis="x", alpha=0.3)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08 - 0.9 / (len(names) + 4)), ncols=3, frameon=False)
     fig.savefig(file, dpi=DPI)

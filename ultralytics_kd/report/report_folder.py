@@ -18,6 +18,7 @@ from ultralytics.utils.patches import imwrite
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from ..compat import versions
+from ..screen import paragraph
 from . import plots
 from .compared_model import STUDENT, TEACHER, ComparedModel
 from .dense import worst_dense_images
@@ -84,7 +85,8 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
     _draw_images(report, models, preferred_head, setup, options)
     _write_metrics(report, folder)
     write_page(report, folder)
-    LOGGER.info("\n".join((f"{colorstr('Report:')} {report['page']}", *(f"    {s}" for s in report["verdict"]))))
+    sentences = (line for sentence in report["verdict"] for line in paragraph(sentence))
+    LOGGER.info("\n".join((f"\n{colorstr('Report:')} {report['page']}", *sentences)))
     return report
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from ultralytics.utils.torch_utils import select_device
 from ..config.arguments import GRID_TASKS, TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..errors import KDError, ModelError, NoSharedClassError, first_line
+from ..screen import command_line
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
 from .compared_model import STUDENT, TEACHER, ComparedModel
@@ -132,23 +131,6 @@ def command_of(args: Namespace, student: str) -> str:
         if name in {"data", "imgsz"} or value != DEFAULT_CFG_DICT.get(name):
             given[name] = value
     return command_line("report", given)
-
-
-def command_line(command: str, given: Mapping[str, Any]) -> str:
-    """Return the command line of a command of `yolo-kd` with these arguments.
-
-    Args:
-        command (str): The command.
-        given (Mapping): Its arguments.
-    """
-
-    def text(value: Any) -> str:
-        """Return a value in the form that the command line parses, without spaces."""
-        if isinstance(value, (list, tuple)):
-            return f"[{','.join(map(str, value))}]"
-        return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)
-
-    return shlex.join(["yolo-kd", command, *(f"{k}={text(v)}" for k, v in given.items())])
 
 
 def _task_of(student: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 NMS, END2END, ONE = "nms", "end2end", "output"  # heads; ONE is the only output of models without boxes
+HEADS = {NMS: "NMS", END2END: "NMS-free", ONE: ""}  # their names for people
 # Two scores of each task: key of Ultralytics' metric, and name; models are compared by the first
 METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "detect": (("metrics/mAP50-95(B)", "mAP50-95"), ("metrics/mAP50(B)", "mAP50")),

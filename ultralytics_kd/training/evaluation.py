@@ -136,7 +136,8 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
         return
     student = unwrap_model(trainer.model)
     scores, sizes = distillation.teacher_metrics, (trainer.args.imgsz, distillation.teacher_imgsz)
-    LOGGER.info(tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes))
+    best = trainer.best if trainer.best.exists() else trainer.last
+    LOGGER.info(tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes, str(best)))
     if distillation.kept_metrics:
         title, kept = f"On kd_keep_data={trainer.args.kd_keep_data}:", distillation.kept_metrics
         LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), student, distillation.teacher))

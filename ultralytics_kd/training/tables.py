@@ -13,8 +13,11 @@ from ..config.arguments import class_loss
 from ..config.label_free import lacks_training_images
 from ..config.sure_boxes import sure_confidence
 from ..distillation.distillers import Distiller
+from ..screen import paragraph, row, table
 from ..teachers import Teacher
 from .beginning import Beginning
+
+NEXT = "Is it better than the student alone? 'yolo-kd bench' with these arguments trains both."
 
 
 def start_table(
@@ -47,7 +50,7 @@ def start_table(
     at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
         *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
-        ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz))}  {args.model}"),
+        ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz), args.imgsz)}  {args.model}"),
         ("weights", weights),
         ("classes", _classes(teacher, matched_by, alone)),
         ("levels", distiller.levels),
@@ -65,9 +68,9 @@ def start_table(
         adapters = distiller.terms[name].adapters
         size = get_num_params(adapters) if adapters is not None else 0
         extra = f", adapters of {size:,} parameters that are not saved in the model" if size else ""
-        loss = "cosine x " if name == "kd_feat" and teacher.backbones else _loss(args, name)
-        rows.append((name, f"{loss}{_weight(distiller, name)}, {args.kd_schedule}{extra}"))
-    return "\n".join([colorstr("Distillation:"), *(f"    {name:<8} {text}" for name, text in rows), ""])
+        loss = "loss cosine, " if name == "kd_feat" and teacher.backbones else _loss(args, name)
+        rows.append((name, f"{_weight(distiller, name)}, {loss}{args.kd_schedule}{extra}"))
+    return "\n".join([colorstr("Distillation:"), *(line for name, text in rows for line in row(name, text)), ""])
 
 
 def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning) -> str:
@@ -102,8 +105,9 @@ def end_table(
     student: nn.Module,
     teacher: Teacher,
     sizes: tuple[int, int] = (0, 0),
+    weights: str = "",
 ) -> str:
-    """Return student and teacher side by side on the same val set.
+    """Return student and teacher side by side on the same val set, and what to do next.
 
     Args:
         student_metrics (dict[str, float]): Metrics of the best student.
@@ -111,20 +115,23 @@ def end_table(
         student (nn.Module): The student.
         teacher (Teacher): The teacher.
         sizes (tuple[int, int]): Side of the student's and of the teacher's val images, in pixels.
+        weights (str): Path of the best student.
     """
     main = TASK2METRIC[teacher.task]
     lines = [scores_table("Distillation:", student_metrics, teacher_metrics, student, teacher)]
+    sentences = []
     if teacher_metrics and sizes[0] != sizes[1]:
-        lines.append(f"    The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
+        sentences.append(f"The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
     # It scores 0 in classes that it lacks, which makes a ratio meaningless; a backbone has no classes at all
     if teacher.classes.unmatched and teacher.classes.teacher_names:
         known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
-        lines.append(f"    The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
+        sentences.append(f"The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
     elif teacher_metrics.get(main):
-        lines.append(
-            f"    The student keeps {student_metrics[main] / teacher_metrics[main]:.1%} of the teacher's {main}."
-        )
+        share, metric = student_metrics[main] / teacher_metrics[main], main.removeprefix("metrics/")
+        sentences.append(f"The student keeps {share:.1%} of the teacher's {metric}.")
+    lines += [line for sentence in sentences for line in paragraph(sentence)]
+    lines += [*row("weights", weights), *row("next", NEXT)]
     return "\n".join(lines)
 
 
@@ -145,36 +152,37 @@ def scores_table(
         teacher (Teacher): The teacher.
     """
     main = TASK2METRIC[teacher.task]
-    keys = [main, *(k for k in student_metrics if k.startswith("metrics/") and k != main)]
-    header = f"    {'':<8}{'params':>12}" + "".join(f"{k.removeprefix('metrics/'):>14}" for k in keys)
-    lines = [colorstr(title), header]
+    suffix = main.partition("(")[2]  # the scores of masks before those of boxes, each in columns of their own
+    others = [k for k in student_metrics if k.startswith("metrics/") and k != main]
+    keys = [main, *sorted(others, key=lambda k: k.partition("(")[2] != suffix)]
+    lines = [["", "parameters", *(k.removeprefix("metrics/") for k in keys)]]
     for name, size, scores in (
         ("teacher", teacher.parameters(), teacher_metrics),
         ("student", get_num_params(student), student_metrics),
     ):
-        values = "".join(f"{scores[k]:>14.4f}" if k in scores else f"{'-':>14}" for k in keys)
-        lines.append(f"    {name:<8}{f'{size:,}' if size else '-':>12}{values}")
-    return "\n".join(lines)
+        values = [f"{scores[k]:.4f}" if k in scores else "-" for k in keys]
+        lines.append([name, f"{size:,}" if size else "-", *values])
+    return "\n".join([colorstr(title), *table(lines)])
 
 
-def _size(parameters: int, gflops: float) -> str:
-    """Return parameters and GFLOPs in columns, or a note that they are unknown."""
+def _size(parameters: int, gflops: float, imgsz: int) -> str:
+    """Return parameters, and GFLOPs at an image size, in columns, or a note that they are unknown."""
     if not parameters:
-        return f"{'of unknown size':>41}"
-    return f"{parameters:>12,} parameters {gflops:>7.1f} GFLOPs"
+        return "of unknown size:"
+    return f"{parameters:>11,} parameters {gflops:>6.1f} GFLOPs at {imgsz} px"
 
 
 def _teacher(teacher: Teacher, imgsz: int, share: float, count: int) -> str:
     """Return size and source of a teacher, and its weight beside others."""
-    size = _size(teacher.parameters(), teacher.gflops(imgsz))
+    size = _size(teacher.parameters(), teacher.gflops(imgsz), imgsz)
     return f"{size}  {teacher.source}" + (f" (weight {share:.0%})" if count > 1 else "")
 
 
 def _weight(distiller: Distiller, name: str) -> str:
     """Return the weight of a term, or the share of the labels' gradient that it is scaled to."""
     if distiller.balance is None:
-        return f"{distiller.weights[name]:g}"
-    return f"{distiller.balance.shares[name]:g} of the labels' gradient"
+        return f"weight {distiller.weights[name]:g}"
+    return f"at {distiller.balance.shares[name]:g} of the labels' gradient"
 
 
 def _boxes(args: Any) -> str:
@@ -185,9 +193,9 @@ def _boxes(args: Any) -> str:
 def _loss(args: Any, name: str) -> str:
     """Return the loss of a term, if there is a choice."""
     if name == "kd_cls":
-        return f"{class_loss(args, args.task)} x "
+        return f"loss {class_loss(args, args.task)}, "
     loss = getattr(args, f"{name}_loss", None)
-    return f"{loss} x " if loss else ""
+    return f"loss {loss}, " if loss else ""
 
 
 def _classes(teacher: Teacher, matched_by: str, alone: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,12 +132,12 @@ class GridDistiller(Distiller):
     @property
     def levels(self) -> str:
         """The compared levels and branches, as text for the table at the start of a training."""
-        strides = f"strides {list(self.strides)}"
+        strides = f"strides {_listed(self.strides)}"
         if not any(term.per_branch for term in self.terms.values()):
             return f"features at {strides}"
         others = [s for s in self.student_layout.strides if s not in self.strides]
         if others:
-            strides += f" (the student's {others} from labels alone)"
+            strides += f" (the student's {_listed(others)} from labels alone)"
         if not self.teacher_heads:
             return f"{strides}, detections assigned like labels to {' and '.join(self.student_layout.branches)}"
         return f"{strides}, {' and '.join(self._common_branches())}"
@@ -238,3 +238,8 @@ def common_levels(student: Layout, teachers: Sequence[Layout]) -> tuple[int, ...
             "none in common. Give another teacher; or a detector's answers can be stored, with kd_cache=True."
         )
     return strides
+
+
+def _listed(strides: Iterable[int]) -> str:
+    """Return strides as text."""
+    return ", ".join(f"{stride:g}" for stride in strides)

@@ -1,0 +1,93 @@
+"""The table of a bench in the terminal, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..report.score_names import HEADS, ONE
+from ..screen import command, command_line, duration, paragraph, row, table
+from .arms import ALONE
+from .table import gain_text, metric_names, score_text
+
+SHOWN = "A gain whose interval reaches below zero has not been shown."
+ONE_SEED = "With one seed a gain has no interval: seeds=3 or more show whether it is chance."
+
+
+def to_text(report: dict[str, Any], folder: Path) -> str:
+    """Return the tables, one for each head, with their files and the next command.
+
+    Args:
+        report (dict): Report, as `run_bench` returns it.
+        folder (Path): Folder of the bench.
+    """
+    if not report["table"]:
+        return ""
+    lines = []
+    for head in dict.fromkeys(each["head"] for each in report["table"]):
+        lines += ["", *table(_of_head(report, head))]
+    gains = [each for each in report["table"] if each["gain"] is not None]
+    if gains:
+        lines += ["", *paragraph(SHOWN if any(each["ci_low"] is not None for each in gains) else ONE_SEED)]
+    lines += row("tables", f"bench.md, bench.csv, bench.json and bench.png in {folder}")
+    following = next_command(report, folder)
+    return "\n".join(lines + (command(following) if following else []))
+
+
+def _of_head(report: dict[str, Any], head: str) -> list[list[str]]:
+    """Return the cells of the table of one head, the header first."""
+    main, second = metric_names(report)
+    rows = [each for each in report["table"] if each["head"] == head]
+    alone = next((each["seconds"] for each in rows if each["arm"] == ALONE), None)
+    seeds = sorted({seed for each in rows for seed in each["seeds"]})
+    keeps = any("kept" in each for each in rows)
+    old = [f"old classes: {main}"] if keeps else []
+    header = [HEADS[head], main, "gain over alone (95% CI)", "gap closed", second, *old, "time"]
+    lines = [[*header, *(f"seed {seed}" for seed in seeds)]]
+    for each in rows:
+        ratio = f" ({each['seconds'] / alone:.2f}x)" if alone and each["arm"] != ALONE else ""
+        lines.append(
+            [
+                each["arm"],
+                score_text(each),
+                gain_text(each),
+                "" if each["gap_closed"] is None else f"{each['gap_closed']:.0%}",
+                f"{each['second']:.4f}",
+                *([f"{each['kept']:.4f}" if "kept" in each else ""] if keeps else []),
+                duration(each["seconds"]) + ratio,
+                *(f"{each['seeds'][seed]:.4f}" if seed in each["seeds"] else "" for seed in seeds),
+            ]
+        )
+    teachers = {(t["score"], t["second"], t["parameters"]): t for t in report["teachers"] if t["head"] in {head, ONE}}
+    for t in teachers.values():
+        name = f"teacher of {t['arm']}" if len(teachers) > 1 else "teacher"
+        kept = [f"{t['kept']:.4f}" if "kept" in t else ""] if keeps else []
+        lines.append([name, f"{t['score']:.4f}", "", "", f"{t['second']:.4f}", *kept, "", *("" for _ in seeds)])
+    return lines
+
+
+def next_command(report: dict[str, Any], folder: Path) -> str:
+    """Return the command that shows where the best arm differs from the student alone; empty if there is none.
+
+    Args:
+        report (dict): Report, as `run_bench` returns it.
+        folder (Path): Folder of the bench.
+    """
+    settings = report["settings"]
+    gains = {each["arm"]: each for each in report["table"] if each["gain"] is not None}
+    taught = {
+        arm: settings["arms"][arm]["teacher"] or folder / "runs" / "teacher" / "weights" / "best.pt"
+        for arm in gains
+        if "teacher" in settings.get("arms", {}).get(arm, {})
+    }
+    if not taught:
+        return ""
+    arm = max(taught, key=lambda name: float(gains[name]["gain"]))
+    seed = next(iter(gains[arm]["seeds"]))
+    best = {name: folder / "runs" / f"{name}-{seed}" / "weights" / "best.pt" for name in (arm, ALONE)}
+    if not all(file.is_file() for file in best.values()):
+        return ""
+    shared = {name: settings[name] for name in ("data", "imgsz") if name in settings}
+    own = {"kd_teacher_imgsz": size} if (size := settings["arms"][arm].get("kd_teacher_imgsz")) is not None else {}
+    models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
+    return command_line("report", {**models, **shared, **own})
