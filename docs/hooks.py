@@ -1,11 +1,10 @@
-"""Hook of MkDocs: writes the table of kd arguments from the package's own table, so that it cannot be out of date."""
+"""Hook of MkDocs: writes the tables of kd arguments from the package's own table, so that they cannot be out of date."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ultralytics_kd.config import ARGUMENTS
-from ultralytics_kd.config.arguments import Argument
+from ultralytics_kd.config.arguments import GROUPS, Argument
 
 MARK = "<!-- table of kd arguments -->"
 # Where an argument has a section of its own
@@ -29,7 +28,7 @@ SECTIONS = {
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return a page with the table in place of its mark.
+    """Return a page with the tables in place of its mark.
 
     Args:
         markdown (str): The page as it was written.
@@ -39,9 +38,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def arguments_table() -> str:
-    """Return the table of all kd arguments in Markdown."""
-    rows = ["| argument | meaning | default |", "| --- | --- | --- |"]
-    return "\n".join([*rows, *(_row(name, argument) for name, argument in ARGUMENTS.items())])
+    """Return a table of kd arguments for each group, in Markdown."""
+    lines = []
+    for group in GROUPS:
+        lines += [f"### {group.title}{' (for experts)' if group.expert else ''}", ""]
+        lines += ["| argument | meaning | values | default |", "| --- | --- | --- | --- |"]
+        lines += [_row(name, argument) for name, argument in group.arguments.items()]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _row(name: str, argument: Argument) -> str:
@@ -49,6 +53,5 @@ def _row(name: str, argument: Argument) -> str:
     shown = f"`{name}`"
     if name in SECTIONS:
         shown = f"[{shown}]({SECTIONS[name]})"
-    choices = f". One of {', '.join(f'`{choice}`' for choice in argument.choices)}" if argument.choices else ""
-    meaning = argument.help.replace("|", "\\|")
-    return f"| {shown} | {meaning}{choices} | `{argument.default}` |"
+    cells = (shown, argument.help, argument.range, f"`{argument.default}`")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
