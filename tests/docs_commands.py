@@ -184,6 +184,6 @@ def runnable(command: list[str]) -> bool:
     return command[0] in {"yolo-kd", "yolo", "export"} or (command[0] == "python" and command[1].endswith(".py"))
 
 
-def named_tests(reason: str) -> list[Path]:
-    """Return the test files that the reason of a mark names."""
-    return [ROOT / name for name in re.findall(r"tests/\w+\.py", reason)]
+def named_files(reason: str) -> list[Path]:
+    """Return the tests and scripts that the reason of a mark names."""
+    return [ROOT / name for name in re.findall(r"tests/\w+\.py|\.ci/\w+", reason)]

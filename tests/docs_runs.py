@@ -27,7 +27,8 @@ from ultralytics_kd import KDDetectionTrainer, activation, cli
 from ultralytics_kd.install import install, uninstall
 from ultralytics_kd.model import YOLO
 
-NAMES = {0: "person", 1: "box", 2: "helmet"}
+NAMES = {0: "person", 1: "box", 2: "helmet", 3: "vehicle"}
+TEACHER_NAMES = {0: "person", 1: "box", 2: "helmet", 3: "car", 4: "truck"}
 NEW_NAMES = {0: "cat", 1: "dog", 2: "sheep"}
 STUDENTS = ("yolo26n.pt", "alone.pt", "student.pt", "old.pt")
 TEACHERS = ("yolo26s.pt", "yolo26m.pt", "yolo26x.pt", "best.pt", "best_s.pt", "teacher.pt", "a.pt", "b.pt")
@@ -61,9 +62,9 @@ def make_folder(folder: Path) -> Path:
         (folder / name).symlink_to(ROOT / name)
     shutil.copy(MODELS / "yolo0.yaml", folder / "yolo26.yaml")
     torch.manual_seed(0)
-    for names, cfg in ((STUDENTS, STUDENT), (TEACHERS, TEACHER)):
-        first = save_model(folder / names[0], cfg, NAMES)
-        for other in names[1:]:
+    for files, cfg, names in ((STUDENTS, STUDENT, NAMES), (TEACHERS, TEACHER, TEACHER_NAMES)):
+        first = save_model(folder / files[0], cfg, names)
+        for other in files[1:]:
             shutil.copy(first, folder / other)
     data = draw_dataset(folder / "shapes", names=NAMES)
     for name in ("your.yaml", "old.yaml", "coco8.yaml", "coco.yaml"):
@@ -215,11 +216,14 @@ def own_detector(images: torch.Tensor) -> tuple[list[Any], list[torch.Tensor]]:
 
 
 @contextmanager
-def settings_restored(**settings: Any) -> Iterator[None]:
-    """Change Ultralytics' settings, and undo these changes and all others at the end."""
+def traces_removed(folder: Path) -> Iterator[None]:
+    """Let runs go to a folder, and undo at the end what its commands change in settings and import from it."""
     before = dict(SETTINGS)
-    SETTINGS.update(settings)
+    SETTINGS.update(runs_dir=str(folder / "runs"))
     try:
         yield
     finally:
         SETTINGS.update(before)
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]

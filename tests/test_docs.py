@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from docs_blocks import PAGES, ROOT, Block, blocks_of, commands_in_text, dead_links, leads_nowhere
-from docs_commands import check, named_tests, runnable
+from docs_commands import check, named_files, runnable
 from docs_site import Site, load_hooks
 from test_extending import BLOCKS as EXTENSIONS
 
@@ -57,7 +57,7 @@ def test_marks_have_a_use_and_name_tests_that_exist(page):
     assert len(marks) == page.read_text(encoding="utf-8").count("<!-- not run"), "a mark is not above a block"
     for block, start, why in marks:
         assert not start or any(" ".join(words).startswith(start) for words in block.commands), (block.place, start)
-        assert [file for file in named_tests(why) if not file.exists()] == []
+        assert [file for file in named_files(why) if not file.exists()] == []
 
 
 @each_page
@@ -90,10 +90,10 @@ def toy(tmp_path_factory) -> Path:
 @pytest.mark.nightly
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_of(page)], ids=attrgetter("stem"))
 def test_what_a_page_shows_runs(page, toy, tmp_path):
-    from docs_runs import Runner, settings_restored
+    from docs_runs import Runner, traces_removed
 
     shutil.copytree(toy, tmp_path, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch, settings_restored(runs_dir=str(tmp_path / "runs")):
+    with pytest.MonkeyPatch.context() as patch, traces_removed(tmp_path):
         runner = Runner(tmp_path, patch)
         for block in runs_of(page):
             runner.run(block)
@@ -155,7 +155,7 @@ def test_site_has_a_page_for_each_source_with_all_its_code(site):
         shown = site.pages[html].text
         for block in blocks_of(source):
             assert "".join(block.code.split()) in shown, f"{block.place} is not shown as it is"
-        assert "notrun" not in shown and "--8<--" not in shown
+        assert "<!--" not in shown and "--8<--" not in shown
 
 
 @pytest.mark.nightly
