@@ -15,7 +15,7 @@ PACKAGE = Path(ultralytics_kd.__file__).parent
 LAYERS = (
     ("errors",),
     ("compat",),
-    ("files",),
+    ("cluster", "files"),
     ("screen",),
     ("losses",),
     ("config",),

@@ -132,6 +132,35 @@ def test_stages_of_pseudo_boxes_are_benches(name, data, tmp_path, monkeypatch):
             assert stages[stage].get("held_out") == stages[name].get("held_out")
 
 
+@pytest.mark.parametrize(
+    "options, stage, expected",
+    [
+        ([], {}, (False, 2)),
+        (["--ray"], {}, (True, 1)),
+        (["--kept", "--ray=4"], {"ray": True}, (4, 1)),
+        ([], {"ray": 3}, (3, 1)),
+    ],
+)
+def test_stages_run_on_a_cluster_if_asked_for(options, stage, expected, tmp_path, monkeypatch):
+    plans = []
+    stages = YAML.load(study.STUDY / "stages.yaml")
+    stages["stages"] = {"final-bccd": {**stages["stages"]["final-bccd"], **stage}}
+    (tmp_path / "stages.yaml").write_text(json.dumps(stages))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "STUDY", tmp_path)
+    monkeypatch.setattr(study, "run_bench", lambda arguments: plans.append(make_plan(arguments)))
+    for name in ("restore_records", "keep_tables", "write_summary"):
+        monkeypatch.setattr(study, name, lambda *_: None)
+    study.main([*options, str(tmp_path / "data"), "final-bccd"])
+    assert [(plan.ray, plan.jobs) for plan in plans] == [expected]
+
+
+@pytest.mark.parametrize("option", ["--rays", "--ray=few", "--ray=-1"])
+def test_options_of_the_study_that_do_not_exist_are_refused(option):
+    with pytest.raises(SystemExit, match=option):
+        study.main([option, "data"])
+
+
 def test_study_has_the_tables_that_the_readme_shows():
     assert {"final-bccd", "final-helmet"} <= {folder.name for folder in STAGES}
 

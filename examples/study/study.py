@@ -2,6 +2,7 @@
 
     python examples/study/study.py FOLDER [STAGE ...]     all stages, or the named ones; run again to continue
     python examples/study/study.py --kept FOLDER STAGE    only what has no record in results/STAGE, and the teacher
+    python examples/study/study.py --ray FOLDER STAGE     on a Ray cluster; --ray=4 with at most 4 trainings at a time
 
 FOLDER holds `bccd/data.yaml` (364 blood smear images, 3 classes, github.com/Shenggan/BCCD_Dataset), `helmet/data.yaml`
 (2,336 site photos, 2 classes) and, for `task-segment-coco`, `coco128-seg/` (100 photos, lightly-ai/coco128_yolo). For
@@ -50,7 +51,7 @@ HEADS = {"nms": "NMS", "end2end": "end-to-end"}
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
 
-def run_stage(name: str, data: Path, runs: Path, kept: bool = False) -> dict[str, Any]:
+def run_stage(name: str, data: Path, runs: Path, kept: bool = False, ray: bool | int = False) -> dict[str, Any]:
     """Run one stage of stages.yaml, and save its table.
 
     Args:
@@ -59,9 +60,13 @@ def run_stage(name: str, data: Path, runs: Path, kept: bool = False) -> dict[str
         runs (Path): Folder for the runs.
         kept (bool): Whether records that another machine has left in `results` count. The teacher is trained again. Its
             weights must be the same, so this works where trainings are repeatable, and else ends with an error.
+        ray (bool | int): Whether a Ray cluster trains, as in `yolo-kd bench`. A stage may set it too.
     """
     stages = YAML.load(STUDY / "stages.yaml")
     arguments = {**stages["common"], **stages["stages"][name]}
+    if ray or arguments.get("ray"):
+        arguments["ray"] = ray or arguments["ray"]
+        arguments.pop("jobs", None)  # trainings at a time on one machine
     arguments["data"] = find_data(arguments["data"], data, runs)
     unlabeled = None
     if "labeled" in arguments:
@@ -304,9 +309,25 @@ def write_summary(results: Path) -> None:
         (results / "tables" / f"{name}.md").write_text(table, encoding="utf-8")
 
 
-if __name__ == "__main__":
-    given = [argument for argument in sys.argv[1:] if argument != "--kept"]
+def main(arguments: list[str]) -> None:
+    """Run the stages of a command line.
+
+    Args:
+        arguments (list[str]): The options `--kept`, `--ray` and `--ray=N`, the folder of the data sets, and stages.
+    """
+    options = dict(each.partition("=")[::2] for each in arguments if each.startswith("--"))
+    given = [each for each in arguments if not each.startswith("--")]
+    if unknown := options.keys() - {"--kept", "--ray"}:
+        raise SystemExit(f"unknown option {min(unknown)}: there are --kept, --ray and --ray=N.")
+    if (count := options.get("--ray", "")) and not count.isdecimal():
+        raise SystemExit(f"--ray={count} is invalid: give --ray, or --ray=N for at most N trainings at a time.")
+    ray = int(count) if count else "--ray" in options
     folder, wanted = Path(given[0]).resolve(), given[1:]
     for stage in wanted or YAML.load(STUDY / "stages.yaml")["stages"]:
-        run_stage(stage, folder, Path("runs/study").resolve(), "--kept" in sys.argv)
+        runs = Path("runs/study").resolve()
+        run_stage(stage, folder, runs, "--kept" in options, ray)
         write_summary(RESULTS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

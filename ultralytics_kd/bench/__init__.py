@@ -5,6 +5,7 @@ Files:
     arms: the ways to train the student that it compares.
     run: trains every arm that has no record yet.
     jobs, worker: the trainings: where each leaves its record, and the process that runs it.
+    ray_jobs, placement, node: the same on a Ray cluster: driver, what a training needs, and the other machine's part.
     scores: scores of a finished model.
     records: the JSON files that jobs leave.
     split: training images held out to choose settings on.

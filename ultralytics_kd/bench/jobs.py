@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from filelock import FileLock, Timeout
@@ -18,9 +16,11 @@ from ultralytics.utils import LOGGER
 from ..compat import versions
 from ..errors import KDError
 from ..files import lock_file, make_folder
+from .node import command, job_file, last_line
 from .records import read_record
 
 VERSIONS = versions()
+STOPPED = "the bench was stopped."
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,70 @@ class Job:
     seed: int | None = None
 
 
+class Runner(Protocol):
+    """Runs jobs, on this machine or others.
+
+    Attributes:
+        at_once (int): Jobs that run at the same time.
+    """
+
+    at_once: int
+
+    def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
+        """Run a job in the bench's folder `root`, and return why it failed, empty if it did not.
+
+        Args:
+            root (Path): Folder of the bench.
+            name (str): Name of the job.
+            content (Mapping): Content of its file.
+        """
+
+    def stop(self) -> None:
+        """End running jobs, and start no others."""
+
+
+class LocalRunner:
+    """Runs jobs on this machine.
+
+    Attributes:
+        at_once (int): Jobs that run at the same time.
+    """
+
+    def __init__(self, at_once: int = 1):
+        self.at_once = at_once
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
+
+    def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
+        """Run a job and return why it failed, empty if it did not; see `Runner`."""
+        file, log = job_file(root, "jobs", name), job_file(root, "logs", name, ".log")
+        file.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+        with log.open("w", encoding="utf-8") as out:
+            if self._stopped:
+                return STOPPED
+            process = subprocess.Popen(command(file), stdout=out, stderr=out)
+            self._running.add(process)
+            status = process.wait()
+            self._running.discard(process)
+        return (last_line(log) or f"exit status {status}") if status else ""
+
+    def stop(self) -> None:
+        """Kill running jobs, and start no others."""
+        self._stopped = True
+        for process in list(self._running):
+            kill_tree(process.pid)
+
+
 class JobFolder:
     """The folder of a bench; only one bench at a time can use it.
 
     Attributes:
         path (Path): The folder.
+        runner (Runner): Runs its jobs.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._running: set[subprocess.Popen] = set()
-        self._stopped = False
+    def __init__(self, path: Path, runner: Runner | None = None):
+        self.path, self.runner = path, runner or LocalRunner()
         self._warned: set[str] = set()  # jobs for which a warning about other versions was logged
         self._lock = FileLock(path / ".lock")
 
@@ -71,15 +124,9 @@ class JobFolder:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Stop, and unlock the folder."""
-        self.stop()
+        """Stop its jobs, and unlock the folder."""
+        self.runner.stop()
         self._lock.release()
-
-    def stop(self) -> None:
-        """Kill running jobs, and start no others."""
-        self._stopped = True
-        for process in list(self._running):
-            kill_tree(process.pid)
 
     def record(self, job: Job) -> dict[str, Any] | None:
         """Return the record of a job, None if there is none.
@@ -111,32 +158,24 @@ class JobFolder:
         Raises:
             KDError: If it fails.
         """
-        file, log, record = self._file("jobs", job), self._file("logs", job, ".log"), self._file("records", job)
-        for f in (file, log):
-            f.parent.mkdir(parents=True, exist_ok=True)
+        log, record = self._file("logs", job, ".log"), self._file("records", job)
+        for kind in ("jobs", "logs"):
+            (self.path / kind).mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)  # of an earlier try
         content = {
             **job.inputs,
             "identity": job.identity,
-            "versions": VERSIONS,
             "record": str(record.absolute()),
             "trained": str(self._file("trained", job).absolute()),
-            "bench": os.getpid(),
         }
-        file.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
-        command = [sys.executable, "-m", "ultralytics_kd.bench.worker", str(file)]
-        with log.open("w", encoding="utf-8") as out:
-            if self._stopped:
-                raise KDError(f"{job.name}: the bench was stopped.")
-            process = subprocess.Popen(command, stdout=out, stderr=out)
-            self._running.add(process)
-            status = process.wait()
-            self._running.discard(process)
-        if status or not record.exists():
-            raise KDError(f"{job.name}: {_last_line(log) or f'exit status {status}'} ({log})")
+        reason = self.runner.run(self.path, job.name, content)
+        if reason or not record.exists():
+            where = f" ({log})" if log.exists() else ""
+            raise KDError(f"{job.name}: {reason or 'it left no record.'}{where}")
 
     def _file(self, kind: str, job: Job, suffix: str = ".json") -> Path:
         """Return a file of a job."""
-        return self.path / kind / f"{job.name}{suffix}"
+        return job_file(self.path, kind, job.name, suffix)
 
 
 def kill_tree(pid: int) -> None:
@@ -151,9 +190,3 @@ def kill_tree(pid: int) -> None:
             member.kill()
         except psutil.NoSuchProcess:
             continue
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty; of an error of this package only its message."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return re.sub(r"^ultralytics_kd\.errors\.\w+: ", "", next((line for line in reversed(lines) if line), ""))

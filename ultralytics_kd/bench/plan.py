@@ -17,6 +17,7 @@ from ..errors import KDError
 from ..files import output_folder
 from ..model import YOLO
 from .arms import BUILTIN_ARGUMENTS, DEFAULT_ARMS, Arm, check_all_used, check_arm, is_yaml, make_arms
+from .placement import gpus_of
 
 BENCH_ONLY: dict[str, Any] = {
     "arms": DEFAULT_ARMS,
@@ -26,6 +27,7 @@ BENCH_ONLY: dict[str, Any] = {
     "teacher_imgsz": None,
     "holdout": 0.0,
     "jobs": 1,
+    "ray": False,
 }
 MAX_SEEDS = 10_000
 # Arguments that change no score: those of the bench's folder, and those of what trainings draw and print
@@ -47,11 +49,13 @@ class Plan:
         teacher_imgsz (int | None): Image size that it is trained at in pixels; None for that of the students.
         classes (str | dict): The `kd_classes` of arms that do not set it.
         holdout (float): Share of the training images to score on; 0 scores on the val set.
-        jobs (int): Number of trainings that run at the same time.
+        jobs (int): Number of trainings that run at the same time on this machine.
         task (str): Task of all models.
         trust (bool): Whether teachers may run code when they are opened.
         keeps (bool): Whether an arm keeps classes that the data do not label (`kd_keep`).
         kept (str | None): Its `kd_keep_data`, on which all models are scored too.
+        ray (bool | int): Whether a Ray cluster trains, and how many trainings at the same time; True for as many as
+            have room.
     """
 
     save_dir: Path
@@ -68,6 +72,7 @@ class Plan:
     trust: bool = False
     keeps: bool = False
     kept: str | None = None
+    ray: bool | int = False
 
 
 def make_plan(overrides: Mapping[str, Any]) -> Plan:
@@ -82,11 +87,13 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
     """
     check_plain(overrides)
     command = {k: v for k, v in overrides.items() if k != "cfg"}
-    common = {**BENCH_ONLY, **QUIET, **_recipe(overrides.get("cfg"), command), **command}
+    given = {**_recipe(overrides.get("cfg"), command), **command}
+    common = {**BENCH_ONLY, **QUIET, **given}
     check_plain(common)
     common.pop("mode", None)
     options = {name: common.pop(name) for name in BENCH_ONLY}
     options["holdout"] = _holdout(options["holdout"])
+    ray = _ray(options["ray"], given)
     place = {name: common.pop(name) for name in PLACE if name in common}
     _check_common(common, options)
     distillation = {k: common.pop(k) for k in list(common) if k in ARGUMENTS or k in BUILTIN_ARGUMENTS}
@@ -117,7 +124,24 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         bool(distillation.get("kd_trust_teacher")),
         any(arm.args.get("kd_keep") for arm in arms),
         _kept_data(arms),
+        ray,
     )
+
+
+def _ray(ray: Any, given: Mapping[str, Any]) -> bool | int:
+    """Return whether a Ray cluster trains, or how many trainings it does at once.
+
+    Raises:
+        KDError: If the value is neither, or another argument contradicts it.
+    """
+    if isinstance(ray, bool) and not ray:
+        return False
+    if not isinstance(ray, bool):
+        whole_number("ray", ray)
+    if "jobs" in given:
+        raise KDError("'jobs' and 'ray' exclude each other: ray=N is the number of trainings at a time on a cluster.")
+    gpus_of(given.get("device"))
+    return ray
 
 
 def _kept_data(arms: list[Arm]) -> str | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from ..teachers import open_teacher
 from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
 from .arms import Arm
-from .jobs import VERSIONS, Job, JobFolder
+from .jobs import VERSIONS, Job, JobFolder, LocalRunner, Runner
 from .plan import QUIET, Plan, make_plan
+from .ray_jobs import ray_runner
 from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize
@@ -46,7 +48,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         overrides (Mapping): Arguments: `arms`, `seeds`, `teacher` or `teacher_model` with `teacher_epochs`, `holdout`,
-            `jobs`, and Ultralytics' and kd arguments. Only arms with a teacher get the kd arguments.
+            `jobs` or `ray`, and Ultralytics' and kd arguments. Only arms with a teacher get the kd arguments.
 
     Returns:
         (dict): The content of `bench.json`: "settings", "versions", "metrics", "runs", "teachers" and "table".
@@ -68,7 +70,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     if lacks_training_images(data, plan.task):
         make_folder(plan.save_dir)
         data = with_train_entry(data, plan.save_dir.absolute())
-    with JobFolder(plan.save_dir) as folder:
+    with _runner(plan) as runner, JobFolder(plan.save_dir, runner) as folder:
         if plan.holdout:
             data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
         LOGGER.info(
@@ -82,6 +84,11 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     if bench.failed:
         raise KDError(f"{len(bench.failed)} of the trainings failed: {'; '.join(bench.failed)}.")
     return report
+
+
+def _runner(plan: Plan) -> AbstractContextManager[Runner]:
+    """Return what runs the jobs of a plan: this machine, or a Ray cluster."""
+    return ray_runner(plan.ray, plan.common.get("device")) if plan.ray else nullcontext(LocalRunner(plan.jobs))
 
 
 def _check_models(plan: Plan) -> None:
@@ -152,14 +159,14 @@ class Bench:
         if self.runs:
             LOGGER.info(f"{colorstr('Bench:')} {len(self.runs)} of {len(jobs)} trainings are finished already")
         self.report()
-        with ThreadPoolExecutor(self.plan.jobs) as pool:
+        with ThreadPoolExecutor(self.folder.runner.at_once) as pool:
             pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in unfinished}
             try:
                 while pending:
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
             finally:  # after an interruption, running trainings must end and no others may start
-                self.folder.stop()
+                self.folder.runner.stop()
 
     def _finish(self, job: Job, future: Future) -> None:
         """Add the record of a training that has ended to the runs and tables, or note why it failed."""

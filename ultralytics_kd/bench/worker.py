@@ -18,7 +18,7 @@ import polars as pl
 import psutil
 
 from ..model import YOLO
-from .jobs import kill_tree
+from .jobs import VERSIONS, kill_tree
 from .records import TRAINING, read_note, write
 from .scores import score, score_kept
 
@@ -68,19 +68,19 @@ def _train(args: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _end_with(bench: int) -> None:
-    """End this process and its children when the process of the bench ends."""
-    while os.getppid() == bench if os.name == "posix" else psutil.pid_exists(bench):
+def _end_with(parent: int) -> None:
+    """End this process and its children when the process that started it ends: the bench, or Ray's on this machine."""
+    while os.getppid() == parent if os.name == "posix" else psutil.pid_exists(parent):
         time.sleep(1)
     kill_tree(os.getpid())
 
 
-def main(file: str) -> None:
+def main(file: str, parent: str) -> None:
     """Run the job in a JSON file and write its record."""
     job = json.loads(Path(file).read_text(encoding="utf-8"))
-    threading.Thread(target=_end_with, args=(job["bench"],), daemon=True).start()
-    write(Path(job["record"]), {"job": job["identity"], "versions": job["versions"], **run_job(job)})
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    write(Path(job["record"]), {"job": job["identity"], "versions": VERSIONS, **run_job(job)})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from ultralytics.utils.checks import check_requirements
 
+from ..cluster import connected
 from ..teachers import open_teacher
 from .answering import Answerer
 from .keys import image_key
@@ -68,25 +69,20 @@ class RayExecutor:
             workers (bool | int): Number of actors; True for one per GPU, or per CPU where there are no GPUs.
         """
         self.workers = workers
+        self._stack = ExitStack()
 
     def __enter__(self) -> RayExecutor:
         """Connect to the cluster."""
-        check_requirements("ray[data]>=2.40")
-        import ray
+        self._stack.enter_context(connected("ray[data]>=2.40"))
+        import ray.data
 
-        self._connected_here = not ray.is_initialized()
-        if self._connected_here:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         return self
 
     def __exit__(self, *_: Any) -> None:
         """Disconnect, unless the process was connected before."""
-        import ray
-
-        if self._connected_here:
-            ray.shutdown()
+        self._stack.close()
 
     def hash(self, files: list[str]) -> Iterator[tuple[str, str]]:
         """Yield path and key of each image."""
