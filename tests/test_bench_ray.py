@@ -22,6 +22,7 @@ from ultralytics_kd.bench.jobs import Job, JobFolder
 from ultralytics_kd.bench.placement import gpus_of, need_of
 from ultralytics_kd.bench.ray_jobs import TRIES, RayRunner, for_machines
 from ultralytics_kd.bench.records import write
+from ultralytics_kd.cluster import connected
 from ultralytics_kd.errors import KDError
 
 
@@ -53,6 +54,24 @@ def test_devices_that_no_machine_has_are_refused_and_trainings_wait_for_cpus():
     with pytest.raises(KDError, match=r"'device=0,1' asks for 2 GPUs, and a machine of the Ray cluster has 1 at most"):
         need_of("0,1", [{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}])
     assert not need_of(None, [{"CPU": 0}]).fits
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_named_at_once(address, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(KDError, match=f"no Ray cluster answers at RAY_ADDRESS={address}"), connected("ray"):
+        pass
+
+
+def test_ray_that_is_missing_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setattr("ultralytics_kd.cluster.check_requirements", lambda _: False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(KDError, match=r"'ray' needs Ray: run pip install 'ray>=2\.40', or drop"),
+        connected("ray>=2.40"),
+    ):
+        pass
 
 
 # Another machine's part -----------------------------------------------------------------------------------------------
@@ -325,8 +344,9 @@ def test_a_bench_whose_machine_is_killed_ends_like_one_on_one_machine(bench, clu
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("after", ["ray=2", "jobs=1"])
-def test_a_bench_whose_driver_is_killed_goes_on_with_and_without_ray(bench, cluster, tmp_path, after):
+@pytest.mark.parametrize("end, after", [(signal.SIGKILL, "ray=2"), (signal.SIGINT, "jobs=1")])
+def test_a_bench_whose_driver_ends_goes_on_with_and_without_ray(bench, cluster, tmp_path, end, after):
+    """Its trainings end with it: at a Ctrl-C, and when it is killed."""
     whole = run_bench({**bench, "name": "whole"})
     line = [sys.executable, "-m", "ultralytics_kd", "bench", *(f"{k}={v}" for k, v in bench.items())]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
@@ -334,13 +354,13 @@ def test_a_bench_whose_driver_is_killed_goes_on_with_and_without_ray(bench, clus
     driver = subprocess.Popen([*line, "ray=1"], env=environment, **quiet)
     folder = tmp_path / "out/bench"
     wait_for(folder / "runs/kd-0/args.yaml")  # the second training has begun
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver.send_signal(end)
+    assert driver.wait(60) != 0
     first = folder / "records/alone-0.json"
     before = first.stat().st_mtime_ns
-    end = time.monotonic() + 30
-    while trainings(folder):  # they end with their bench
-        assert time.monotonic() < end
+    deadline = time.monotonic() + 30
+    while trainings(folder):
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     assert not (folder / "records/kd-0.json").exists()
     subprocess.run([*line, after], env=environment, **quiet, check=True)
@@ -356,25 +376,22 @@ def test_machines_without_shared_storage_send_back_what_they_leave(bench, cluste
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(node, "shares_folder", lambda *_: False)
     bench |= {"teacher": None, "teacher_model": TEACHER, "teacher_epochs": 1, "holdout": 0.25}
+    bench["arms"] = {"kd": {}, "bins": {"kd_box_loss": "ld"}}  # the student has none
+    failure = r"1 of the trainings failed: bins-0: .*reg_max=1.*bins-0\.log"
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        report = run_bench({**bench, "ray": True})
+        with pytest.raises(KDError, match=failure):
+            run_bench({**bench, "ray": True})
     finally:
         ray.shutdown()
-    whole = run_bench({**bench, "name": "whole"})
-    assert scores_of(report) == scores_of(whole)
+    with pytest.raises(KDError, match=failure):
+        run_bench({**bench, "name": "whole"})
     folder = tmp_path / "out/bench"
+    report, whole = (json.loads((each / "bench.json").read_text()) for each in (folder, tmp_path / "out/whole"))
+    assert scores_of(report) == scores_of(whole)
     assert_same_weights(folder, tmp_path / "out/whole", "teacher", "alone-0", "kd-0")
-    weights = {run["arm"]: json.loads((folder / f"records/{run['arm']}-0.json").read_text()) for run in report["runs"]}
-    assert all(Path(record["weights"]).is_relative_to(folder) for record in weights.values())
+    records = [json.loads((folder / f"records/{name}.json").read_text()) for name in ("teacher", "alone-0", "kd-0")]
+    assert all(Path(record["weights"]).is_relative_to(folder) for record in records)
+    assert "reg_max=1" in (folder / "logs/bins-0.log").read_text()
     assert "1 epochs completed" in (folder / "logs/kd-0.log").read_text()
     assert "/ultralytics_kd_bench_" not in (folder / "runs/kd-0/args.yaml").read_text()
-
-
-@pytest.mark.nightly
-def test_a_training_that_fails_on_a_cluster_is_named_with_its_log(bench, tmp_path):
-    pytest.importorskip("ray")
-    with pytest.raises(KDError, match=r"1 of the trainings failed: bins-0: .*reg_max=1.*bins-0\.log"):
-        run_bench({**bench, "ray": True, "arms": {"bins": {"kd_box_loss": "ld"}, "kd": {}}})
-    report = json.loads((tmp_path / "out/bench/bench.json").read_text())
-    assert {row["arm"] for row in report["table"]} == {"alone", "kd"}

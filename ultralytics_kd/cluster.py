@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from ultralytics.utils.checks import check_requirements
 
 from .errors import KDError, first_line
+
+SECONDS = 10  # to wait for the address of a cluster
 
 
 @contextmanager
@@ -33,14 +36,24 @@ def connected(requirement: str) -> Iterator[Any]:
         raise KDError(f"'ray' needs Ray: run pip install '{requirement}', or drop the argument.") from e
     connected_here = not ray.is_initialized()
     if connected_here:
+        _check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as e:
-            address = os.environ.get("RAY_ADDRESS")
-            where = f"to RAY_ADDRESS={address}" if address else "or started"
-            raise KDError(f"a Ray cluster could not be connected {where}: {first_line(e)}") from e
+            raise KDError(f"'ray' found no Ray cluster and could not start one: {first_line(e)}") from e
     try:
         yield ray
     finally:
         if connected_here:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise if nothing answers at an address: Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # none, or "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+    except (OSError, OverflowError) as e:
+        raise KDError(f"no Ray cluster answers at RAY_ADDRESS={address}: start it there, or unset RAY_ADDRESS.") from e

@@ -133,8 +133,9 @@ def moved(text: str, old: str, new: str) -> str:
 
 def _moved_content(path: str, content: bytes, old: str, new: str) -> bytes:
     """Return the content of a file with the paths in it moved, if it is a text."""
-    is_text = os.path.splitext(path)[1] in TEXTS
-    return moved(content.decode(), old, new).encode() if is_text else content
+    if os.path.splitext(path)[1] not in TEXTS:
+        return content
+    return os.fsencode(moved(os.fsdecode(content), old, new))  # names of files may hold bytes that are not text
 
 
 def _contents(sent: dict[str, Any]) -> dict[str, bytes]:

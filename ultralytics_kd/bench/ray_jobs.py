@@ -27,10 +27,7 @@ from .records import read_note
 TRIES = 3  # of a job whose machine or process was lost
 MOST = 1000  # jobs that wait for Ray at once
 PATHS = ("data", "model", "pretrained", "distill_model", *FILES, "kd_classes")  # arguments that may name files
-SCORED = {
-    "weights": "teacher",
-    "kept": "kd_keep_data",
-}  # inputs of a scoring, and where they come from
+SCORED = {"weights": "teacher", "kept": "kd_keep_data"}  # inputs of a scoring, and where they come from
 
 
 @contextmanager
@@ -108,7 +105,7 @@ class RayRunner:
         reason = ""
         for left in reversed(range(TRIES)):
             try:
-                outcome = self._attempt(root.absolute(), name, content)
+                outcome = self._attempt(root.resolve(), name, content)
             except RayTaskError as e:  # the machine could not run it
                 return first_line(e.cause if isinstance(e.cause, Exception) else e)
             except RayError as e:
@@ -182,7 +179,7 @@ def for_machines(
     """Return a job as other machines can run it, and the files that it reads.
 
     Args:
-        root (Path): Folder of the bench, absolute.
+        root (Path): Folder of the bench, absolute and without links.
         content (Mapping): Content of the job's file.
         device (str): The device to train on.
 
@@ -192,7 +189,7 @@ def for_machines(
         inside (list[Path]): Files in the folder.
     """
     args = {**content["args"], "device": device}
-    args |= {name: _absolute(args[name], root) for name in (*PATHS, "project") if name in args}
+    args |= {name: _absolute(args[name], root) for name in PATHS if name in args}
     others = {name: _absolute(content[name], root) for name in SCORED if name in content}
     named = [(name, each) for name in PATHS for each in as_list(args.get(name))]
     named += [(SCORED[name], each) for name, each in others.items()]
@@ -208,13 +205,13 @@ def for_machines(
 
 
 def _absolute(value: Any, root: Path) -> Any:
-    """Return a value in which existing files are absolute paths, those in the bench's folder under its own name."""
+    """Return a value in which existing files are absolute paths, those in the bench's folder without links."""
 
     def absolute(each: Any) -> Any:
         if not isinstance(each, (str, Path)) or not str(each) or str(each) == "auto" or not exists(each):
             return each
-        path, real = Path(each).absolute(), Path(each).resolve()  # the bench names its teachers by their real paths
-        return str(root / real.relative_to(root.resolve()) if real.is_relative_to(root.resolve()) else path)
+        path = Path(each).resolve()
+        return str(path if path.is_relative_to(root) else Path(each).absolute())
 
     values = [absolute(each) for each in as_list(value)]
     return values if isinstance(value, (list, tuple)) or len(values) > 1 else values[0]

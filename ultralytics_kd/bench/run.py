@@ -163,7 +163,8 @@ class Bench:
             pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in unfinished}
             try:
                 while pending:
-                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    # A limit, or Ray keeps a Ctrl-C from us until a training ends
+                    for future in wait(pending, timeout=1, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
             finally:  # after an interruption, running trainings must end and no others may start
                 self.folder.runner.stop()
