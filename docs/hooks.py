@@ -1,4 +1,4 @@
-"""Hook of MkDocs: writes the tables of kd arguments from the package's own table, so that they cannot be out of date."""
+"""Hook of MkDocs: writes the tables of kd arguments from the package's own, so that they cannot be out of date."""
 
 from __future__ import annotations
 
