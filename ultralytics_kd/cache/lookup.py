@@ -215,13 +215,9 @@ def complete_lookup(store: Store, keys: Iterable[str]) -> None:
         KDError: If a shard is damaged.
         UnwritableError: If the file cannot be written.
     """
-    write_lookup(store, store.folder)
-    lookup = Lookup(store.folder / NAME, store.manifest())
-    try:
-        intact = not lookup.lacks(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16))
-    except DAMAGE:
-        intact = False
-    if not intact:
+    compact = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16)
+    lookup, missing = _completed(store, store.folder, compact)
+    if missing:
         lookup.file.unlink()
         write_lookup(store, store.folder)
 
@@ -266,11 +262,19 @@ def _made(store: Store, folder: Path, keys: np.ndarray) -> tuple[Lookup, list[in
     """
     with _explained(folder), locked(folder):
         found = _current(store, folder, keys)
-        if found is None:
-            write_lookup(store, folder)
-            lookup = Lookup(folder / NAME, store.manifest())
-            found = lookup, lookup.lacks(keys)
-        return found
+        return _completed(store, folder, keys) if found is None else found
+
+
+def _completed(store: Store, folder: Path, keys: np.ndarray) -> tuple[Lookup, list[int]]:
+    """Complete the file in a folder whose lock is held; return it and which keys lack an answer."""
+    write_lookup(store, folder)
+    lookup = Lookup(folder / NAME, store.manifest())
+    try:
+        return lookup, lookup.lacks(keys)
+    except DAMAGE:
+        lookup.file.unlink()
+        write_lookup(store, folder)
+        return lookup, lookup.lacks(keys)
 
 
 @contextmanager
