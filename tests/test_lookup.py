@@ -20,7 +20,7 @@ from test_cache import MANIFEST, QUIET
 from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.cache import lookup, make_cache
+from ultralytics_kd.cache import copying, lookup, make_cache
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import KeyIndex, image_key
 from ultralytics_kd.cache.shards import Row
@@ -139,12 +139,12 @@ def test_of_several_processes_that_open_a_cache_one_makes_the_file(drawn):
 def test_a_cache_is_made_with_the_file_and_a_rerun_keeps_or_completes_it(tmp_path, data, teacher, monkeypatch):
     given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_shard": 3}
     store = make_cache({**given, "fraction": 4})
-    file = store.folder / lookup.NAME
+    file = store.folder / copying.NAME
     before = file.stat()
     make_cache({**given, "fraction": 4})
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     make_cache(given)
-    monkeypatch.setattr(lookup, "write_lookup", lambda *_: pytest.fail("the file is complete"))
+    monkeypatch.setattr(copying, "write_lookup", lambda *_: pytest.fail("the file is complete"))
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
     answers = StoredAnswers(store, files, match_classes(store.manifest().names, store.manifest().names), 64)
     assert answers.lookup.file == file and len(files) == 8 and all(len(answers[f][0]) for f in files)
@@ -152,7 +152,7 @@ def test_a_cache_is_made_with_the_file_and_a_rerun_keeps_or_completes_it(tmp_pat
 
 def test_new_shards_are_added_and_the_file_of_an_older_release_is_made(drawn, tmp_path):
     store, files = drawn
-    assert not (store.folder / lookup.NAME).exists()  # as 0.2.0 left it
+    assert not (store.folder / copying.NAME).exists()  # as 0.2.0 left it
     early = StoredAnswers(store, files, SAME, 64)
     expected = [read(early, f) for f in files]
     store, more = draw(store.folder, tmp_path, range(10, 15), [0.5, 1.0])
@@ -181,7 +181,7 @@ def test_a_shard_that_was_damaged_later_is_an_error_and_one_that_was_copied_is_n
 def test_no_damage_to_the_file_gives_other_answers(drawn):
     """Wherever bytes are changed, answers are the same, or an error says what to do."""
     store, files = drawn
-    expected, file = opened(store.folder, files)[0], store.folder / lookup.NAME
+    expected, file = opened(store.folder, files)[0], store.folder / copying.NAME
     content, outcomes = file.read_bytes(), set()
     for place in range(0, len(content), 61):
         file.write_bytes(content[:place] + bytes(b ^ 255 for b in content[place : place + 2]) + content[place + 2 :])
@@ -200,7 +200,7 @@ def test_no_damage_to_the_file_gives_other_answers(drawn):
 def test_a_rerun_of_yolo_kd_cache_replaces_a_file_that_lost_an_answer(tmp_path, data, teacher):
     given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")}
     store = make_cache(given)
-    with closing(sqlite3.connect(store.folder / lookup.NAME)) as db:
+    with closing(sqlite3.connect(store.folder / copying.NAME)) as db:
         db.execute("DELETE FROM answers WHERE rowid = 3")
         db.commit()
     files = sorted(str(p) for p in (Path(data).parent / "images/train").glob("*.png"))
@@ -262,7 +262,7 @@ def test_rows_with_a_checksum_that_fits_are_checked_too(drawn, change, said):
 def test_a_file_of_another_program_is_replaced(drawn, script):
     store, files = drawn
     expected, before = opened(store.folder, files)
-    with closing(sqlite3.connect(store.folder / lookup.NAME)) as db:
+    with closing(sqlite3.connect(store.folder / copying.NAME)) as db:
         db.executescript(script)
     found, after = opened(store.folder, files)
     assert found == expected and after != before
@@ -280,8 +280,8 @@ def test_answers_of_another_manifest_are_not_used(drawn):
 def test_a_link_in_place_of_the_file_is_not_followed(drawn, tmp_path):
     store, files = drawn
     opened(store.folder, files)
-    (store.folder / lookup.NAME).rename(tmp_path / "outside")
-    (store.folder / lookup.NAME).symlink_to(tmp_path / "outside")
+    (store.folder / copying.NAME).rename(tmp_path / "outside")
+    (store.folder / copying.NAME).symlink_to(tmp_path / "outside")
     with pytest.raises(KDError, match=r"answers.sqlite is not a file, or is a link that leads out of the cache"):
         opened(store.folder, files)
 
@@ -290,14 +290,14 @@ def test_a_link_in_place_of_the_file_is_not_followed(drawn, tmp_path):
 @pytest.fixture
 def read_only(monkeypatch):
     """Make folders of the name "c" read-only, also for root."""
-    locked = lookup.locked
+    locked = copying.locked
 
     def refuse(folder: Path):
         if folder.name == "c":
             raise PermissionError(13, "Permission denied", str(folder))
         return locked(folder)
 
-    monkeypatch.setattr(lookup, "locked", refuse)
+    monkeypatch.setattr(copying, "locked", refuse)
 
 
 def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_path, log):
@@ -314,12 +314,12 @@ def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_p
 
 def test_a_training_from_a_read_only_cache_leaves_no_copy(tmp_path, quick, data, teacher, request):
     store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")})
-    (store.folder / lookup.NAME).unlink()
+    (store.folder / copying.NAME).unlink()
     request.getfixturevalue("read_only")
     model, seen = YOLO(STUDENT), []
     model.add_callback("on_train_start", lambda t: seen.extend(t.save_dir.glob("answers/*.sqlite")))
     model.train(**{**quick, "epochs": 1, "teacher": teacher, "kd_cache": str(store.folder)})
-    assert len(seen) == 1 and not seen[0].parent.exists() and not (store.folder / lookup.NAME).exists()
+    assert len(seen) == 1 and not seen[0].parent.exists() and not (store.folder / copying.NAME).exists()
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_no_partial_file(drawn):

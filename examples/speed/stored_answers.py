@@ -40,9 +40,9 @@ from ultralytics.utils.torch_utils import get_cpu_info
 import ultralytics_kd
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache.answers import StoredAnswers, map_probabilities
+from ultralytics_kd.cache.copying import NAME
 from ultralytics_kd.cache.dataset import AnsweredDataset
 from ultralytics_kd.cache.keys import KeyIndex
-from ultralytics_kd.cache.lookup import NAME
 from ultralytics_kd.cache.manifest import Manifest
 from ultralytics_kd.cache.options import CACHE_ONLY
 from ultralytics_kd.cache.parquet import content_hash

@@ -9,7 +9,7 @@ Files:
     manifest: the teachers and settings of a cache.
     shards, parquet: tables with the answers.
     keys: which stored answer belongs to an image: a hash of its file.
-    lookup: a file with single answers for random access.
+    lookup, copying: a file with single answers for random access, and how it is made from the shards.
     answers: the answers to a data set's images, for the student's classes.
     dataset: a data set that adds the answers to its samples.
     augmentation: moves stored boxes with the same random parameters as the labels.

@@ -9,8 +9,8 @@ from ultralytics.utils import LOGGER
 
 from ..errors import KDError
 from ..teachers.class_map import ClassMap
+from .copying import open_lookup
 from .keys import KeyIndex, path_digest, path_digests
-from .lookup import open_lookup
 from .scales import encode_rows
 from .shards import SCALE
 from .store import Store

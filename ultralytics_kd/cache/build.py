@@ -27,7 +27,7 @@ from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
 from .answering import coarsest_stride, numbered
-from .lookup import complete_lookup
+from .copying import complete_lookup
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
 from .store import Store, locked
