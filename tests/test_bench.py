@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, TEACHER, draw_dataset, save_model
+from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
@@ -233,6 +234,39 @@ def bench(tmp_path, teacher):
     rest = {k: v for k, v in QUICK.items() if k not in {"plots", "verbose"}}
     return {**rest, "data": str(data), "model": STUDENT, "teacher": teacher, "project": str(tmp_path / "out"),
             "name": "bench", "arms": "alone,kd"}  # fmt: skip
+
+
+def test_a_list_of_teachers_is_named_member_by_member_and_scored_if_one_predicts(bench, teacher, tmp_path):
+    other = str(save_model(tmp_path / "other.pt", TEACHER))
+    plan = make_plan({**bench, "teacher": f"[{teacher},{other}]", "arms": {"kd": {}, "one": {"teacher": other}}})
+    assert [arm.args.get("teacher") for arm in plan.arms] == [None, [teacher, other], other]
+    of = Bench(plan, bench["data"], None)
+    several = of._resolve([teacher, other], False, "auto")
+    assert several["path"] == [str(Path(teacher).resolve()), other] and several["scored"] is None
+    alone = of._resolve(other, False, "auto")
+    assert alone["path"] == other and alone["scored"] == {"path": other, "sha256": alone["sha256"]}
+    assert several["sha256"] != alone["sha256"]
+    with pytest.raises(KDError, match="arm 'builtin' is Ultralytics' own distillation, which takes one teacher"):
+        make_plan({**bench, "teacher": [teacher, other], "arms": "builtin,kd"})
+
+
+def test_of_a_model_and_a_backbone_the_model_is_scored(bench, teacher, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_convnext", pretrained=False).state_dict(), tmp_path / "w.pth")
+    backbone = f"timm:test_convnext@{tmp_path / 'w.pth'}"
+    plan = make_plan({**bench, "teacher": f"[{teacher},{backbone}]"})
+    found = Bench(plan, bench["data"], None)._resolve([teacher, backbone], False, "auto")
+    assert found["path"] == [str(Path(teacher).resolve()), backbone]
+    assert found["scored"]["path"] == str(Path(teacher).resolve())
+
+
+@pytest.mark.nightly
+def test_an_arm_is_distilled_from_several_teachers(bench, teacher, tmp_path):
+    other = str(save_model(tmp_path / "other.pt", TEACHER))
+    report = run_bench({**bench, "teacher": [teacher, other], "epochs": 1, "seeds": 1})
+    assert [row["arm"] for row in report["table"]] == ["alone", "kd"] * 2 and not report["teachers"]
+    saved = YAML.load(tmp_path / "out" / "bench" / "runs" / "kd-0" / "args.yaml")
+    assert saved["teacher"] == [teacher, other]
 
 
 def scores_of(report: dict) -> list:

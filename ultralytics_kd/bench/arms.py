@@ -10,7 +10,7 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from ..config.arguments import ARGUMENTS
+from ..config.arguments import ARGUMENTS, parse_list
 from ..config.checks import check_combination, check_plain
 from ..errors import KDError
 from ..files import load_yaml
@@ -43,7 +43,7 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
     Args:
         arms (str | Mapping | Sequence): Arms as the user gives them: names, or a dict, JSON or YAML of arguments.
         distillation (Mapping): kd arguments and `BUILTIN_ARGUMENTS` of the whole bench.
-        teacher (str | Path | None): The teacher of arms that do not name one.
+        teacher (str | Path | list | None): The teacher of arms that do not name one.
 
     Raises:
         KDError: If an arm has an invalid name, or arguments that arms must share.
@@ -63,8 +63,23 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
             )
         uses_builtin = name == BUILTIN or set(args) & set(BUILTIN_ARGUMENTS)
         key, defaults = ("distill_model", builtin) if uses_builtin else ("teacher", kd)
-        result.append(Arm(name, {**defaults, key: str(teacher) if teacher else None, **args}, key))
+        args = {**defaults, key: teacher or None, **args}
+        args[key] = _named(args[key])
+        if key == "distill_model" and isinstance(args[key], list):
+            raise KDError(
+                f"arm '{name}' is Ultralytics' own distillation, which takes one teacher: leave the arm out, or give "
+                "it one distill_model."
+            )
+        result.append(Arm(name, args, key))
     return result
+
+
+def _named(teacher: Any) -> Any:
+    """Return a teacher, or each of a list, as the text that names it."""
+    teacher = parse_list(teacher)
+    if isinstance(teacher, list):
+        return [str(each) for each in teacher]
+    return str(teacher) if teacher else None
 
 
 def _kd_defaults() -> dict[str, Any]:

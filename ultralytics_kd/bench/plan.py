@@ -10,7 +10,7 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
-from ..config.arguments import ARGUMENTS, TASKS
+from ..config.arguments import ARGUMENTS, TASKS, as_list, parse_list
 from ..config.checks import check_plain, whole_number
 from ..config.recipes import check_arguments, check_recipe
 from ..errors import KDError
@@ -97,7 +97,7 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
     place = {name: common.pop(name) for name in PLACE if name in common}
     _check_common(common, options)
     distillation = {k: common.pop(k) for k in list(common) if k in ARGUMENTS or k in BUILTIN_ARGUMENTS}
-    teacher = distillation.pop("teacher", None)
+    teacher = parse_list(distillation.pop("teacher", None))
     _check_teacher(teacher, options)
     arms = make_arms(options["arms"], distillation, teacher)
     if is_yaml(options["arms"]):
@@ -191,7 +191,7 @@ def _check_common(common: Mapping[str, Any], options: Mapping[str, Any]) -> None
 def _check_teacher(teacher: Any, options: Mapping[str, Any]) -> None:
     """Raise if the teacher is ambiguous or not a file; warn if it may have been trained on held-out images."""
     model, epochs = options["teacher_model"], options["teacher_epochs"]
-    if teacher is not None and not isinstance(teacher, (str, Path)):
+    if teacher is not None and not all(isinstance(each, (str, Path)) for each in as_list(teacher)):
         raise KDError("a bench trains in other processes: save the teacher and give its path.")
     if teacher and model:
         raise KDError("'teacher' names a trained teacher, 'teacher_model' one to train first: give one of them.")

@@ -14,7 +14,7 @@ from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from .. import outputs
-from ..config.arguments import GRID_TASKS
+from ..config.arguments import GRID_TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
 from ..config.teacher_size import teacher_size
@@ -141,15 +141,14 @@ class Bench:
         for arm in self.plan.arms:
             if not arm.teacher_key:
                 continue
-            source, classes = str(arm.args[arm.teacher_key] or trained), self._classes(arm)
+            source, classes = arm.args[arm.teacher_key] or str(trained), self._classes(arm)
             key = f"{source} {classes}"  # of a teacher of words, the words are a part of what it is
             if key not in by_source:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
                 by_source[key] = self._resolve(source, trust, classes)
             by_arm[arm.name] = by_source[key]
-            if not by_source[key]["predicts"]:
-                continue
-            self.teachers[arm.name] = self._completed(self._scoring(by_source[key], arm))
+            if by_source[key]["scored"] is not None:
+                self.teachers[arm.name] = self._completed(self._scoring(by_source[key]["scored"], arm))
         return by_arm
 
     def train_students(self, teachers: dict[str, dict[str, Any]]) -> None:
@@ -243,20 +242,38 @@ class Bench:
         return arm.args.get("kd_classes", self.plan.classes)
 
     def _resolve(self, source: Any, trust: bool, classes: Any) -> dict[str, Any]:
-        """Return the local file of a teacher, after a download if needed, and the hash of its weights and words.
+        """Return the local files of a teacher, after a download if needed, and the hash of its weights and words.
 
         The file's own hash would do less: a teacher that is trained again has the same weights and another date.
+
+        Args:
+            source (str | list[str]): The teacher, or a list.
+            trust (bool): Whether it may run code when it is opened.
+            classes (Any): How its classes map to those of the data set.
+
+        Returns:
+            (dict): "path", a list for a list; "sha256"; and "scored", path and hash of the one model in it that
+                predicts, None if there is none, or several, which predict as none of them does.
 
         Raises:
             KDError: If it cannot be opened as a teacher.
         """
         teacher = open_teacher(source, self.plan.task, trust=trust)
-        if teacher.backbones:
-            return {"path": absolute(source), "sha256": teacher.fingerprint(), "predicts": False}
-        path = str(Path(str(teacher.original.pt_path)).resolve())
-        if isinstance(teacher, PromptedTeacher):
-            give_prompts([teacher], class_names_of(self.data, self.plan.task), classes)
-        return {"path": path, "sha256": teacher.fingerprint(), "predicts": True}
+        predicting = [member for member in teacher.members if member not in teacher.backbones]
+        words = [member for member in predicting if isinstance(member, PromptedTeacher)]
+        if words:
+            give_prompts(predicting, class_names_of(self.data, self.plan.task), classes)
+        paths = [
+            absolute(each) if member in teacher.backbones else str(Path(str(member.original.pt_path)).resolve())
+            for each, member in zip(as_list(source), teacher.members)
+        ]
+        scored = [
+            {"path": path, "sha256": member.fingerprint()}
+            for path, member in zip(paths, teacher.members)
+            if member in predicting
+        ]
+        path = paths if isinstance(source, list) else paths[0]
+        return {"path": path, "sha256": teacher.fingerprint(), "scored": scored[0] if len(scored) == 1 else None}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a result depends on: the arguments, and the data set as the user named it."""
