@@ -16,6 +16,7 @@ from ultralytics.utils import YAML
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.install import install
+from ultralytics_kd.training import tuning
 from ultralytics_kd.training.tuning import search_arguments
 
 SPACE = {"kd_cls": (0.2, 4.0), "kd_box": (2.0, 16.0)}
@@ -149,6 +150,20 @@ def test_answers_are_stored_once_for_all_iterations_of_a_search(quick, teacher):
     given = {**quick, "teacher": teacher, "kd_cache": True, "space": SPACE}
     folders = {search_arguments(given, "detect", use_ray=False)["kd_cache"] for _ in range(2)}
     assert len(folders) == 1 and Path(folders.pop(), "manifest.json").is_file()
+
+
+def test_answers_of_a_search_are_to_all_classes_that_the_student_keeps(quick, tmp_path, monkeypatch):
+    """A teacher of words looks for them, and the data name the new ones only."""
+    old = str(save_model(tmp_path / "old.pt", STUDENT, {0: "disc", 1: "box", 2: "cup"}))
+    asked = {}
+    monkeypatch.setattr(
+        tuning,
+        "build_cache",
+        lambda args, sources, options, names=None: asked.update(names) or SimpleNamespace(folder=""),
+    )
+    given = {**quick, "teacher": old, "kd_cache": True, "kd_keep": True, "space": {"kd_cls": (0.2, 4.0)}}
+    search_arguments(given, "detect", use_ray=False, model=old)
+    assert list(asked.values()) == ["disc", "box", "cup", "bar"]
 
 
 def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quick, tmp_path):

@@ -88,7 +88,8 @@ def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, 
     if use_ray:  # give its positional arguments their names
         kwargs.update(zip(("space", "grace_period", "gpu_per_trial"), args))
         args = args[3:]
-    return Model.tune(self, use_ray, iterations, *args, **search_arguments(kwargs, self.task, use_ray))
+    searched = search_arguments(kwargs, self.task, use_ray, self.overrides.get("model"))
+    return Model.tune(self, use_ray, iterations, *args, **searched)
 
 
 def with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from .. import config
@@ -21,12 +22,13 @@ from ..cache.options import CACHE_ONLY, check_options
 from ..errors import KDError
 from ..files import output_folder
 from ..teachers import open_teacher
+from .keeping import Keeping
 from .teacher_source import TeacherSource
 
 FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data", "kd_classes")  # arguments that may name files
 
 
-def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> dict[str, Any]:
+def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, model: Any = None) -> dict[str, Any]:
     """Check the arguments of a search and return them as Ultralytics' tuner takes them.
 
     Args:
@@ -34,6 +36,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
             `space` are bounds `(low, high)` or `(low, high, gain)`; for Ray also its domains, as `ray.tune.choice`.
         task (str): The student's task.
         use_ray (bool): Whether Ray Tune searches; bounds become its `uniform`, or its `randint` for whole numbers.
+        model (Any): The student, whose classes `kd_keep` keeps.
 
     Raises:
         KDError: If an argument cannot be searched, or no value of it has an effect.
@@ -49,7 +52,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool) -> 
         if given.get("resume"):  # in the folder of the search, which then holds its best student
             TeacherSource(given["teacher"]).check_place(_folder(given, task))
         if given.get("kd_cache") is True:
-            given["kd_cache"] = _store_answers(given, task)  # once, and not in the folder of each iteration
+            given["kd_cache"] = _store_answers(given, task, model)  # once, and not in the folder of each iteration
     elif names := [name for name in space if name in config.ARGUMENTS]:
         raise KDError(f"'{names[0]}' in space= has no effect without a teacher: add teacher=PATH or drop it.")
     if use_ray:
@@ -181,8 +184,12 @@ def _folder(given: Mapping[str, Any], task: str) -> Path:
     return output_folder(args)
 
 
-def _store_answers(given: Mapping[str, Any], task: str) -> str:
+def _store_answers(given: Mapping[str, Any], task: str, model: Any) -> str:
     """Store the teacher's answers for all iterations and return the folder."""
     plain = {k: v for k, v in given.items() if k in DEFAULT_CFG_DICT}
     args = ul_cfg.get_cfg(overrides={**plain, "task": task, "mode": "train"})
-    return str(build_cache(args, config.as_list(args.teacher), check_options(CACHE_ONLY)).folder)
+    names = None
+    if args.kd_keep:  # a teacher of words looks for all classes of the student
+        args.model = args.model or model
+        names = Keeping(args, check_det_dataset(args.data)).names
+    return str(build_cache(args, config.as_list(args.teacher), check_options(CACHE_ONLY), names=names).folder)
