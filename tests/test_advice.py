@@ -30,6 +30,7 @@ from ultralytics_kd.advice.trial import Trial, train_alone
 from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.distillation.pseudo_boxes import PseudoBoxes
 from ultralytics_kd.report.validation import Objects, ValidationResult
 
 ROOT = Path(__file__).parents[1]
@@ -175,6 +176,24 @@ def asked(tmp_path):
         "teacher": str(save_model(tmp_path / "teacher.pt", TEACHER)),
         "save_dir": str(tmp_path / "advice"),
     }
+
+
+def test_gradients_of_labels_count_pseudo_boxes_as_training_does(asked, tmp_path, monkeypatch):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    extra = Path(asked["data"]).parent / "images" / "val"
+    boxes = {"kd_unlabeled": str(extra), "kd_unlabeled_boxes": 0.5, "kd_init": False}
+    each = Trial({**own, **boxes, "teacher": asked["teacher"]}, tmp_path / "trial", 1)
+    stock, losses = PseudoBoxes.loss, []
+
+    def noted(*args):
+        losses.append(stock(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(PseudoBoxes, "loss", noted)
+    measured = compare_gradients(each)
+    assert len(losses) == 1 and measured[TOGETHER]["ratio"] > 0
+    loss = each.trainer.model.criterion
+    assert loss.inspect is not None and loss.distiller.balance is None  # as they were
 
 
 def test_gradients_are_those_of_labels_and_terms(asked, tmp_path):

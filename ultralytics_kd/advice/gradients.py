@@ -6,9 +6,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..distillation.balance import Balance
-from ..distillation.loss import LABELED
+from ..distillation.loss import LABELED, DistillationLoss
 from .trial import Trial
 
 BATCHES = 8  # training batches that are compared
@@ -44,14 +45,22 @@ def _one_batch(trial: Trial, index: int) -> dict[str, tuple[float, float]]:
     loss, batch = student.criterion, trial.prepared(index)
     with torch.enable_grad():
         preds = student(batch["img"])
-        base, _ = loss.base(*loss._labeled(preds, batch))
-        if loss.ask is not None:
-            loss.ask(batch)
-        loss.distiller.gains = loss.gains
-        terms = loss.distiller(preds, batch["teacher"], loss.head, loss.bases, batch)
+        base, terms = _parts(loss, preds, batch)
         on = {name: terms[name] for name in loss.distiller.weights}
         on[TOGETHER] = torch.stack([term.reshape(()) for term in on.values()]).sum()
         count = batch.get(LABELED, len(batch["img"])) if loss.scaled else 1
         balance = Balance(dict.fromkeys(on, 1.0))  # measures its first step
-        balance.update(base.sum() / count, on, loss.distiller.points(preds), batch.get(LABELED))
+        balance.update(base / count, on, loss.distiller.points(preds), batch.get(LABELED))
     return dict(zip(on, zip(balance.ratios().tolist(), balance.cosines().tolist())))
+
+
+def _parts(loss: DistillationLoss, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the base loss of a batch, as training computes it, and the terms before `kd_weight` scales them."""
+    terms: dict[str, Tensor] = {}
+    inspect, balance = loss.inspect, loss.distiller.balance
+    loss.inspect, loss.distiller.balance = lambda batch, measured, scaled: terms.update(measured), None
+    try:
+        parts, _ = loss(preds, batch)
+    finally:
+        loss.inspect, loss.distiller.balance = inspect, balance
+    return parts[: -len(terms)].sum(), terms
