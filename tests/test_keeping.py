@@ -369,6 +369,14 @@ def test_a_teacher_that_lacks_a_kept_class_is_refused(place, tmp_path):
         keeping.check_teacher(teacher)
 
 
+def test_a_teacher_with_levels_that_the_student_lacks_is_refused(place, tmp_path):
+    """Objects that only they find would be background of the kept classes."""
+    torch.manual_seed(0)
+    teacher = save_model(tmp_path / "p6.pt", "yolo26n-p6.yaml", OLD)
+    with pytest.raises(KDError, match=r"'kd_keep=True': the teacher has levels of strides \[64\]"):
+        YOLO(place.old).train(**QUICK, data=place.new, teacher=str(teacher), kd_keep=True, project=str(tmp_path))
+
+
 # Arguments ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", ["new", 1, [True]])
 def test_other_values_are_refused(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config, outputs
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.distillation.distillers import GridDistiller
-from ultralytics_kd.distillation.ignored_background import ignored_background
+from ultralytics_kd.distillation.ignored_background import check_levels, ignored_background
 from ultralytics_kd.distillation.loss import FINITE_FACTOR, LABELED, DistillationLoss
 from ultralytics_kd.distillation.pseudo_boxes import DOUBT, IOU, PseudoBoxes, _kept, build_pseudo_boxes
 from ultralytics_kd.teachers import SetAnswer, open_teacher
@@ -247,6 +248,18 @@ def test_a_teacher_with_levels_that_the_student_lacks_is_refused():
         build_pseudo_boxes(arguments, loss.distiller, several)
     distiller = SimpleNamespace(teacher_heads=[], student_layout=loss.distiller.student_layout)
     assert build_pseudo_boxes(arguments, distiller, several).teacher is None  # their sets have objects of all levels
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_kept_classes_refuse_a_teacher_with_levels_that_the_student_lacks(sets, monkeypatch):
+    """Objects that it finds only there would be background of the kept classes."""
+    _, teacher, loss = with_boxes()
+    coarse = SimpleNamespace(layout=replace(teacher.layout, strides=(8, 16, 32, 64)))
+    heads = [] if sets else loss.distiller.teacher_heads
+    distiller = SimpleNamespace(teacher_heads=heads, student_layout=loss.distiller.student_layout)
+    refused = pytest.raises(KDError, match=r"'kd_keep=True': the teacher has levels of strides \[64\]")
+    with nullcontext() if sets else refused:
+        check_levels("'kd_keep=True'", distiller, SimpleNamespace(members=[teacher, coarse]))
 
 
 def test_a_loss_of_the_users_own_is_refused():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KDError
+from ..teachers import Teacher
 from ..teachers.answers import Instances
 
 Choice = Callable[[Tensor], Tensor]  # from target scores to whether each entry is ignored, both of shape (B, A, nc)
@@ -93,3 +94,26 @@ def entries_inside(instances: Instances, classes: Tensor, assigner: Any, points:
     pair, column = classes[instance].nonzero(as_tuple=True)
     mask[instances.image[instance[pair]], point[pair], column] = True
     return mask
+
+
+def check_levels(given: str, distiller: Any, teacher: Teacher) -> None:
+    """Raise if a teacher finds objects on levels that the student lacks: they would be background.
+
+    A teacher that answers with detections tells of all objects that it finds, on whatever level.
+
+    Args:
+        given (str): The argument that lets the teacher decide what is background, and its value.
+        distiller (GridDistiller): The terms, which know both heads.
+        teacher (Teacher): The teacher, inspected.
+
+    Raises:
+        KDError: If so.
+    """
+    if not distiller.teacher_heads:
+        return
+    strides = {s for member in teacher.members if member.layout for s in member.layout.strides}
+    if lacking := sorted(strides - set(distiller.student_layout.strides)):
+        raise KDError(
+            f"{given}: the teacher has levels of strides {lacking} and the student has none, so objects that only they "
+            "find would be background: give a teacher with the student's levels, or drop it."
+        )

@@ -28,7 +28,7 @@ from ..teachers import Teacher
 from ..teachers.answers import Answer, Instances, SetAnswer, corners
 from ..teachers.detections import Thresholds, image_of_each, suppress_boxes
 from ..teachers.sets import grid_as_set
-from .ignored_background import entries_inside, ignored_background
+from .ignored_background import check_levels, entries_inside, ignored_background
 
 DOUBT = 0.1  # a detection of less confidence is background
 MOST = 300  # detections in an image, as in Ultralytics' validation
@@ -253,12 +253,7 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
     if teacher.answers_separately:
         raise KDError(f"'{NAME}={given}' with task '{args.task}' is for one teacher: name one, or drop it.")
     layouts = [head.layout for head in distiller.teacher_heads]
-    strides = {s for member in teacher.members if layouts and member.layout for s in member.layout.strides}
-    if lacking := sorted(strides - set(distiller.student_layout.strides)):
-        raise KDError(
-            f"'{NAME}={given}': the teacher has levels of strides {lacking} and the student has none, so objects that "
-            "only they find would be background: give a teacher with the student's levels, or drop it."
-        )
+    check_levels(f"'{NAME}={given}'", distiller, teacher)
     return PseudoBoxes(sure_confidence(given), distiller.student_layout, layouts[0] if layouts else None)
 
 

@@ -23,6 +23,7 @@ from ..cache.store import Store
 from ..config import as_list, idle_arguments
 from ..config.arguments import TASK_WEIGHTS
 from ..distillation.distillers import Distiller, GridDistiller, build_distiller
+from ..distillation.ignored_background import check_levels
 from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
 from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes
@@ -269,10 +270,11 @@ class Distillation:
         stored = self.cached is not None
         self.distiller = build_distiller(self.args, student, self.teacher, stored, self._as_sets)
         self.distiller.adapters.to(device)
+        self.first_step = FirstStep(self.distiller)  # an error below must find it
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
         if self.keeping is not None and isinstance(self.distiller, GridDistiller):
+            check_levels(f"'kd_keep={self.args.kd_keep}'", self.distiller, self.teacher)
             self.keeper = ClassKeeper(self.keeping.kept, self.distiller.student_layout, self.distiller.strides)
-        self.first_step = FirstStep(self.distiller)
 
     @property
     def quantizes(self) -> bool:
@@ -347,8 +349,8 @@ class Distillation:
             weights = tables.initial_weights(student, self.args.kd_init, self.beginning)
             extra = len(self.unlabeled) if self.unlabeled else 0
             kept = self.keeping.description if self.keeping else ""
-            side, terms = self.teacher_imgsz, self.distiller
-            LOGGER.info(tables.start_table(self.args, student, self.teacher, terms, weights, extra, side, kept))
+            given = self.teacher_imgsz, kept, self.alone
+            LOGGER.info(tables.start_table(self.args, student, self.teacher, self.distiller, weights, extra, *given))
             for member in self.teacher.members:
                 if isinstance(member.original, nn.Module) and never_trained(member.original):
                     LOGGER.warning(f"teacher={member.source} was never trained: its weights are random.")

@@ -10,7 +10,6 @@ from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from ..config.arguments import class_loss
-from ..config.label_free import lacks_training_images
 from ..config.sure_boxes import sure_confidence
 from ..distillation.distillers import Distiller
 from ..screen import paragraph, row, table
@@ -29,6 +28,7 @@ def start_table(
     unlabeled: int = 0,
     teacher_imgsz: int | None = None,
     kept: str = "",
+    alone: bool = False,
 ) -> str:
     """Return the start table: teacher and student, matched classes, compared levels, and active terms.
 
@@ -41,12 +41,12 @@ def start_table(
         unlabeled (int): Number of images without labels.
         teacher_imgsz (int, optional): Side of the images that the teacher answers, in pixels; None for `imgsz`.
         kept (str): Which classes the student keeps, with `kd_keep`.
+        alone (bool): Whether no training image has labels.
     """
     assert teacher.classes is not None
     shares = teacher.shares
     side = teacher_imgsz or args.imgsz
     matched_by = "name" if str(args.kd_classes).lower() == "auto" else "kd_classes"
-    alone = unlabeled > 0 and lacks_training_images(args.data, args.task)
     at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
         *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
