@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ import pytest
 import torch
 from conftest import NAMES, STUDENT, TEACHER, make_model, save_model
 from ultralytics import YOLO as StockYOLO
-from ultralytics.utils import YAML
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.install import install
-from ultralytics_kd.training import evaluation
+from ultralytics_kd.teachers import open_teacher
+from ultralytics_kd.training import evaluation, scoring
+from ultralytics_kd.training.teacher_source import TeacherSource
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 
@@ -169,6 +173,16 @@ def test_distillation_repeats_bit_for_bit(quick, teacher):
         YOLO(STUDENT).train(**{**quick, **KD, "name": name, "teacher": teacher, "epochs": 1})
     a, b = (weights(Path(quick["project"]) / n / "weights" / "last.pt") for n in ("a", "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_files_beside_an_object_in_a_list_of_teachers_are_kept_by_absolute_paths(teacher, tmp_path, monkeypatch):
+    """The run may be resumed from another folder."""
+    monkeypatch.chdir(Path(teacher).parent)
+    source = TeacherSource([Path(teacher).name, StockYOLO(teacher)])
+    opened = open_teacher(source.value, "detect")
+    run = SimpleNamespace(ddp=False, args=get_cfg(), wdir=tmp_path, save_dir=tmp_path)
+    source.save_beside(run, opened)
+    assert run.args.teacher == [str(Path(teacher).resolve()), str(tmp_path / "teacher-1.pt")]
 
 
 @pytest.mark.parametrize("kind", ["YOLO", "module"])
@@ -387,7 +401,10 @@ def test_resume_takes_a_teacher_that_has_moved(quick, teacher, tmp_path):
         KDError, match=rf"gone.pt has other weights than when this run began: .* teacher={gone} to go on"
     ):
         YOLO(last).train(resume=True)
+    torch.manual_seed(7)  # or it has the weights of the first: the training that was refused has set the seed
     save_model(gone, TEACHER, names={0: "cat", 1: "dog", 2: "hen"})
+    with pytest.raises(KDError, match=r"gone.pt has other weights than when this run began"):  # not that of its classes
+        YOLO(last).train(resume=True)
     with pytest.raises(KDError, match="no class in common"):
         YOLO(last).train(resume=True, teacher=str(gone))
     model = YOLO(last)
@@ -526,6 +543,31 @@ def test_failure_of_the_teachers_validation_does_not_harm_the_student(quick, tea
     LOGGER.propagate = False
     assert ended and metrics is not None
     assert f"teacher={teacher} could not be scored: OutOfMemoryError: CUDA out of memory. Only" in caplog.text
+
+
+@pytest.mark.parametrize("failing", ["prepare", "validate", ""])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_error_in_a_validation_loses_scores_and_ends_runs_of_several_ranks(failing, world_size, caplog, monkeypatch):
+    """The other ranks would wait for ever for one that fails in the middle."""
+
+    def prepare():
+        if failing == "prepare":
+            raise OSError("no disk")
+        return validate
+
+    def validate():
+        if failing == "validate":
+            raise KDError("a sentence.")
+        return {"score": 1.0}
+
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    trainer = SimpleNamespace(world_size=world_size)
+    expected = pytest.raises(KDError) if failing == "validate" and world_size > 1 else nullcontext()
+    with expected:
+        scores = scoring.validated(trainer, prepare, scoring.reason)
+        assert scores == (None if failing else {"score": 1.0})
+        assert ("OSError: no disk." in caplog.text) == (failing == "prepare")
+        assert ("a sentence." in caplog.text) == (failing == "validate")
 
 
 def test_map_of_classes_is_kept_with_the_run(quick, tmp_path, caplog):

@@ -14,13 +14,13 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
-from ..errors import KDError, first_line
+from ..errors import KDError
 from ..report.report_folder import EvaluationSetup
 from ..report.run import command_of, report_training, sized
-from ..teachers import Teacher
 from ..teachers.validation import check_scorable
-from . import distributed, kept_scores, tables
+from . import kept_scores, tables
 from .distillation import Distillation
+from .scoring import reason, validated
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
 
@@ -28,40 +28,27 @@ ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
 def score_teacher(distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]) -> None:
     """Validate the teacher, and put its scores beside the student's, as `teacher/...`.
 
-    An error loses the comparison, not the student. With several ranks, all validate together. They first agree that
-    each of them can; a later error ends the run, because the other ranks would wait for ever.
-
     Args:
         distillation (Distillation): The distillation; its `teacher_metrics` are set.
         trainer (BaseTrainer): The trainer; its `metrics` get the scores.
         make_validator (Callable): Returns a validator of the task.
     """
-    error: Exception | None = None
-    validate: Callable[[], dict[str, float]] | None = None
-    try:
+
+    def prepare() -> Callable[[], dict[str, float]] | None:
+        """Return the validation of the teacher, opened again if stored answers replaced it."""
         distillation.open_again(trainer.data)
-        validate = _prepare_validation(distillation, trainer, make_validator)
-    except Exception as e:  # the student is finished and must not be lost for a comparison
-        error = e
-    if not distributed.any_rank(error is not None) and validate is not None:
-        try:
-            distillation.teacher_metrics = validate()
-        except Exception as e:
-            if trainer.world_size > 1:
-                raise
-            error = e
-    if error is not None:
-        LOGGER.warning(f"{_sentence(error, distillation.teacher)} {ONLY_SCORES}")
+        return _prepare_validation(distillation, trainer, make_validator)
+
+    def sentence(error: Exception) -> str:
+        """Return why the teacher has no scores."""
+        named = isinstance(error, KDError)  # the sentence names the teacher already
+        could_not = "" if named else f"teacher={distillation.teacher.source} could not be scored: "
+        return f"{could_not}{reason(error)} {ONLY_SCORES}"
+
+    distillation.teacher_metrics = validated(trainer, prepare, sentence) or {}
     scores = {k.removeprefix("metrics/"): v for k, v in distillation.teacher_metrics.items() if "metrics/" in k}
     trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
     kept_scores.score_kept(distillation, trainer, lambda: _quiet_validator(trainer, make_validator))
-
-
-def _sentence(error: Exception, teacher: Teacher) -> str:
-    """Return why a teacher has no scores."""
-    if isinstance(error, KDError):
-        return str(error)
-    return f"teacher={teacher.source} could not be scored: {type(error).__name__}: {first_line(error)}"
 
 
 def _prepare_validation(
@@ -166,8 +153,7 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
             distillation.teacher, student, setup, args, trainer.save_dir / "report", distillation.teacher_imgsz
         )
     except Exception as e:  # the student is finished and must not be lost for pictures
-        reason = str(e) if isinstance(e, KDError) else f"{type(e).__name__}: {first_line(e)}"
-        LOGGER.warning(f"the report in {trainer.save_dir / 'report'} could not be written: {reason}")
+        LOGGER.warning(f"the report in {trainer.save_dir / 'report'} could not be written: {reason(e)}")
 
 
 def plot_log(distillation: Distillation, trainer: Any) -> None:

@@ -12,21 +12,18 @@ from typing import Any
 from ultralytics.utils import LOCAL_RANK, LOGGER
 from ultralytics.utils.patches import override_configs
 
-from ..errors import KDError, first_line
 from ..report.report_folder import EvaluationSetup
 from ..report.run import command_of, report_training
 from ..teachers import Teacher
-from . import distributed
 from .distillation import Distillation
 from .keeping import Labels
+from .scoring import reason, validated
 
 ONLY_SCORES = "Only the scores on kd_keep_data are missing; the student is whole."
 
 
 def score_kept(distillation: Distillation, trainer: Any, make_validator: Callable[[], Any]) -> None:
     """Validate teacher and student on the val set of `kd_keep_data`, if it is given.
-
-    An error loses the scores, not the student. With several ranks, all validate together.
 
     Args:
         distillation (Distillation): The distillation, its teacher open; its `kept_metrics` are set.
@@ -35,28 +32,29 @@ def score_kept(distillation: Distillation, trainer: Any, make_validator: Callabl
     """
     if distillation.keeping is None or distillation.keeping.old is None:
         return
-    error: Exception | None = None
-    models: dict[str, tuple[Any, int]] = {}  # with the size of their images in pixels
-    names = trainer.data["names"]
-    try:
+
+    def prepare() -> Callable[[], None]:
+        """Return the validation of both models."""
+        models: dict[str, tuple[Any, int]] = {}  # with the size of their images in pixels
+        names = trainer.data["names"]
         if distillation.teacher.can_validate:
             twin = distillation.teacher.validator_model(len(names), names)
             models["teacher"] = twin, distillation.teacher_imgsz
         models["student"] = trainer.best if trainer.best.exists() else trainer.last, trainer.args.imgsz
-    except Exception as e:  # the student is finished and must not be lost for its scores
-        error = e
-    if not distributed.any_rank(error is not None):
-        try:
+
+        def validate() -> None:
+            """Validate them; what is scored before an error is kept."""
             for role, (model, side) in models.items():
                 LOGGER.info(f"\nValidating {role} on {trainer.args.kd_keep_data}...")
                 distillation.kept_metrics[role] = _validated(model, side, distillation, trainer, make_validator())
-        except Exception as e:
-            if trainer.world_size > 1:  # the other ranks would wait for ever
-                raise
-            error = e
-    if error is not None:
-        reason = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {first_line(error)}"
-        LOGGER.warning(f"kd_keep_data={trainer.args.kd_keep_data} could not be scored: {reason} {ONLY_SCORES}")
+
+        return validate
+
+    def sentence(error: Exception) -> str:
+        """Return why scores are missing."""
+        return f"kd_keep_data={trainer.args.kd_keep_data} could not be scored: {reason(error)} {ONLY_SCORES}"
+
+    validated(trainer, prepare, sentence)
     scores = distillation.kept_metrics.get("student", {})
     added = {f"kept/{k.removeprefix('metrics/')}": v for k, v in scores.items() if k.startswith("metrics/")}
     trainer.metrics = {**trainer.metrics, **added}

@@ -25,6 +25,7 @@ from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError, first_line
 from ..teachers import Teacher
 from ..teachers.class_map import ClassMap
+from ..teachers.prompted import PromptedTeacher
 from . import checkpoints, distributed, evaluation
 from .autobatch import StudentWithTeacher
 from .calibration import calibration_batches
@@ -185,10 +186,25 @@ class DistillationMixin(_Trainer):
         if self.distillation is None or self.distillation.teacher.classes is not None:
             return
         with distributed.machine_by_machine():  # words may need a text encoder, which Ultralytics downloads
-            self.distillation.match_data(data)
-        if self.resumed and not distributed.launched():  # the launcher has checked it
-            self._fingerprints = self.resumed.check_teacher(self.distillation.teacher)
+            try:
+                self.distillation.match_data(data)
+            except KDError:  # perhaps because the teacher was replaced, which is the reason to name
+                self._check_resumed_teacher(matched=False)
+                raise
+        self._check_resumed_teacher()
         self.distillation.open_cache(data)
+
+    def _check_resumed_teacher(self, matched: bool = True) -> None:
+        """Raise if a resumed run has another teacher than it began with.
+
+        Args:
+            matched (bool): Whether its classes are matched, before which a teacher of words has none to compare.
+        """
+        assert self.distillation is not None
+        teacher = self.distillation.teacher
+        comparable = matched or not any(isinstance(member, PromptedTeacher) for member in teacher.members)
+        if self.resumed and comparable and not distributed.launched():  # the launcher has checked it
+            self._fingerprints = self.resumed.check_teacher(teacher)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build a data set; the one for training also has larger images for the teacher, or carries stored answers."""

@@ -73,7 +73,7 @@ class TeacherSource:
         """Return the argument as args.yaml holds it: absolute paths, so that `resume` works from any folder."""
         if self.in_memory:
             return teacher.source
-        places = [str(Path(each).resolve() if exists(each) else absolute(each)) for each in as_list(self.value)]
+        places = [_place(each) for each in as_list(self.value)]
         return places if isinstance(self.value, list) else places[0]
 
     def check_place(self, folder: Path, save_period: int = -1) -> None:
@@ -115,7 +115,9 @@ class TeacherSource:
             return
         sources = as_list(self.value)
         kept = [
-            str(source) if isinstance(source, (str, Path)) else _save(member, run.wdir, i if len(sources) > 1 else None)
+            _place(source)
+            if isinstance(source, (str, Path))
+            else _save(member, run.wdir, i if len(sources) > 1 else None)
             for i, (source, member) in enumerate(zip(sources, teacher.members))
         ]
         run.args.teacher = kept if isinstance(self.value, (list, tuple)) else kept[0]
@@ -126,6 +128,11 @@ class TeacherSource:
 def _exported_file(source: Any) -> Any:
     """Return the file of a `YOLO` that holds an exported model; anything else as it is."""
     return source.model if isinstance(source, Model) and isinstance(source.model, (str, Path)) else source
+
+
+def _place(source: str | Path) -> str:
+    """Return a teacher's file by its absolute path, any other name as it is."""
+    return str(Path(source).resolve() if exists(source) else absolute(source))
 
 
 def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
