@@ -2,8 +2,8 @@
 
     python examples/study/coco.py     writes results/coco.md, and coco-parts.png into docs/assets
 
-After stages of two and four times the epochs it also writes coco-epochs.png. `study.py` runs the stages. Here the score
-of a run is the mean of both heads, and gains are paired by seed.
+After stages of more epochs it also writes coco-epochs.png, with the sets that have some. `study.py` runs the stages.
+Here the score of a run is the mean of both heads, and gains are paired by seed.
 """
 
 from __future__ import annotations
@@ -191,8 +191,9 @@ def write(results: Path, pictures: Path) -> None:
     all_runs = runs(results)
     table = gains(all_runs)
     (results / "coco.md").write_text(to_markdown(table), encoding="utf-8")
-    if table["epochs"].n_unique() > 1:
-        plot_epochs(all_runs, pictures / "coco-epochs.png")
+    curves = all_runs.filter(pl.col("epochs").n_unique().over("set") > 1)
+    if len(curves):
+        plot_epochs(curves, pictures / "coco-epochs.png")
     plot_parts(table, pictures / "coco-parts.png")
 
 
