@@ -118,8 +118,10 @@ class Runner:
             (self.folder / file[1]).write_text(block.code)
             return
         with pytest.MonkeyPatch.context() as patch:
-            for method, more in (("train", TRAIN), ("tune", {**TRAIN, "iterations": 1})):
-                patch.setattr(StockYOLO, method, _with(getattr(StockYOLO, method), more))
+            searching = {**TRAIN, "iterations": 1}
+            for owner, method in ((StockYOLO, "train"), (StockYOLO, "tune"), (YOLO, "tune")):
+                more = TRAIN if method == "train" else searching
+                patch.setattr(owner, method, _with(getattr(owner, method), more))
             exec(compile(block.code, block.place, "exec"), self.names)
             for name, use in USES.items():
                 if name in block.code:
