@@ -100,6 +100,14 @@ def test_answers_on_disk_are_those_in_memory_bit_for_bit(tmp_path, classes, scal
     assert equal(disk, whole, files) and disk[files[0]][0].shape == (0, 4)
 
 
+def test_few_answers_are_kept(drawn, monkeypatch):
+    monkeypatch.setattr("ultralytics_kd.cache.answers.RECENT", 2)
+    store, files = drawn
+    answers = StoredAnswers(store, files, SAME, 64)
+    whole = measured.AnswersInMemory(store, files, SAME, 64)
+    assert equal(answers, whole, files * 3) and len(answers._recent) == 2
+
+
 def test_memory_grows_by_32_bytes_for_each_image(drawn):
     store, files = drawn
     answers = StoredAnswers(store, files * 100, SAME, 64)

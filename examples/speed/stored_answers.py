@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import cv2
@@ -249,10 +249,14 @@ def loaders(folder: Path, settings: Settings) -> dict[str, DataLoader]:
     return made
 
 
-def burst(loader: DataLoader, settings: Settings) -> tuple[float, float]:
-    """Return seconds and CPU seconds of the workers per image, in one burst of batches with new workers."""
-    batches = iter(loader)
-    for _ in range(2 * settings.workers):  # workers start, and fill the queue
+def burst(batches: Any, settings: Settings) -> tuple[float, float]:
+    """Return seconds and CPU seconds of the workers per image, in one burst of batches.
+
+    Args:
+        batches (Iterator): A pass over a loader.
+        settings (Settings): Settings of the measurement.
+    """
+    for _ in range(2 * settings.workers):  # these were ready while the others had their turn
         next(batches)
     workers = [psutil.Process(worker.pid) for worker in batches._workers]
     spent, began = sum(sum(w.cpu_times()[:2]) for w in workers), perf_counter()
@@ -266,27 +270,37 @@ def burst(loader: DataLoader, settings: Settings) -> tuple[float, float]:
 def measure_loading(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     """Return milliseconds per image of each way."""
     made = loaders(folder, settings)
+    passes = {way: iter(loader) for way, loader in made.items()}
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in made}
-    for turn in TQDM(range(settings.rounds), desc="Loading"):
+    for turn in TQDM(range(settings.rounds + 1), desc="Loading"):
         for way in random.Random(turn).sample(list(made), len(made)):
-            torch.manual_seed(turn)  # all ways load the same images in a round
-            times[way].append(burst(made[way], settings))
+            figures = burst(passes[way], settings)
+            if turn:  # the first is a warm-up
+                times[way].append(figures)
     rows = []
     for way, pairs in times.items():
         wall, cpu = ([pair[i] * 1e3 for pair in pairs] for i in (0, 1))
         files, answers = made[way].dataset.im_files, getattr(made[way].dataset, "answers", None)
         reads = [_read(answers, files) for _ in range(settings.rounds)] if answers else [0.0]
-        rows.append({"way": way, "ms": median(wall), "cpu_ms": median(cpu), "read_us": median(reads) * 1e6})
+        rows.append(
+            {
+                "way": way,
+                "ms": median(wall),
+                "cpu_ms": median(cpu),
+                "quartiles": [np.quantile(x, q) for x in (wall, cpu) for q in (0.25, 0.75)],
+                "read_us": median(reads) * 1e6,
+            }
+        )
     return rows
 
 
 def _read(answers: Any, files: list[str]) -> float:
-    """Return the seconds to read one answer, over a thousand random ones."""
+    """Return the CPU seconds to read one answer, over a thousand random ones."""
     chosen = random.choices(files, k=1000)
-    began = perf_counter()
+    began = process_time()
     for file in chosen:
         answers[file]
-    return (perf_counter() - began) / len(chosen)
+    return (process_time() - began) / len(chosen)
 
 
 def to_markdown(report: dict[str, Any]) -> str:
@@ -304,10 +318,19 @@ def to_markdown(report: dict[str, Any]) -> str:
         )
     text = markdown(lines)
     if report["loading"]:
-        lines = [["answers in", "ms per image", "CPU ms per image", "microseconds to read one answer"]]
+        lines = [
+            [
+                "answers in",
+                "ms per image (quartiles)",
+                "CPU ms per image (quartiles)",
+                "CPU microseconds to read one answer",
+            ]
+        ]
         for r in report["loading"]:
             read = f"{r['read_us']:.0f}" if r["read_us"] else ""
-            lines.append([r["way"], f"{r['ms']:.2f}", f"{r['cpu_ms']:.2f}", read])
+            low, high, low_cpu, high_cpu = (f"{x:.1f}" for x in r["quartiles"])
+            wall, cpu = f"{r['ms']:.1f} ({low} to {high})", f"{r['cpu_ms']:.1f} ({low_cpu} to {high_cpu})"
+            lines.append([r["way"], wall, cpu, read])
         text += "\n" + markdown(lines)
     return text
 

@@ -15,6 +15,8 @@ from .scales import encode_rows
 from .shards import SCALE
 from .store import Store
 
+RECENT = 256  # answers that each process keeps: mosaics show an image of the last batches several times
+
 
 class StoredAnswers:
     """Stored answers to all images of a data set, which stay on disk: memory grows by 32 bytes per image.
@@ -38,7 +40,8 @@ class StoredAnswers:
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
         """
-        self.classes, self.imgsz = classes, imgsz
+        self._recent: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.classes, self.imgsz, self._identity = classes, imgsz, classes.identity
         keys = KeyIndex(store.folder).compact(files)
         self.lookup, missing = open_lookup(store, keys, spare)
         if missing:
@@ -65,15 +68,28 @@ class StoredAnswers:
             KeyError: If the image is not of the data set.
             KDError: If the answer is damaged.
         """
+        found = self._recent.get(file)
+        if found is None:
+            found = self._recent[file] = self._read(file)
+            if len(self._recent) > RECENT:
+                self._recent.pop(next(iter(self._recent)), None)
+        boxes, rows = found
+        return boxes.copy(), rows.copy()
+
+    def _read(self, file: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the answer to an image from the disk."""
         digest = path_digest(file)
         place = int(self._paths.searchsorted(digest))
         if place == len(self._paths) or self._paths[place] != digest:
             raise KeyError(file)
         row = self.lookup[self._keys[place].tobytes().hex()]
-        probs, top_prob = map_probabilities(row.probs, self.classes), row.probs.max(1, initial=0)
+        top_prob = row.probs.max(1, initial=0)
+        probs, best = row.probs, top_prob  # an identity is most common, and this runs for every image
+        if not self._identity:
+            probs = map_probabilities(row.probs, self.classes)
+            best = probs.max(1, initial=0)
         # Drop instances whose taught classes stay below the lowest confidence at every scale
-        best = probs.max(1, initial=0) / top_prob.clip(1) * row.scale_confidence.max(1, initial=0)
-        keep = best > self.lookup.manifest.conf * SCALE
+        keep = best / top_prob.clip(1) * row.scale_confidence.max(1, initial=0) > self.lookup.manifest.conf * SCALE
         integers = probs, top_prob, row.scale_confidence
         shares, highest, confidence = (x[keep].astype(np.float32) / SCALE for x in integers)
         sides = (row.sides * np.float32(self.imgsz))[keep]
