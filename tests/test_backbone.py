@@ -274,5 +274,6 @@ def test_what_features_cannot_do_is_one_sentence(weights, quick, teacher, data, 
 def test_bench_knows_it_by_its_weights_and_scores_no_teacher(weights, data, tmp_path):
     bench = Bench(SimpleNamespace(task="detect"), data, None)
     found = bench._resolve(weights("test_vit"), False, "auto")
-    assert not found["predicts"] and found["path"] == weights("test_vit")
-    assert bench._resolve(str(save_model(tmp_path / "t.pt", STUDENT)), False, "auto")["predicts"]
+    assert found["scored"] is None and found["path"] == weights("test_vit")
+    detector = bench._resolve(str(save_model(tmp_path / "t.pt", STUDENT)), False, "auto")
+    assert detector["scored"] == {key: detector[key] for key in ("path", "sha256")}

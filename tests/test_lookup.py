@@ -320,6 +320,7 @@ def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_p
     assert again.lookup.file.stat().st_ino == answers.lookup.file.stat().st_ino
 
 
+@pytest.mark.nightly
 def test_a_training_from_a_read_only_cache_leaves_no_copy(tmp_path, quick, data, teacher, request):
     store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")})
     (store.folder / copying.NAME).unlink()
