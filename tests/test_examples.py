@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SHORTER = {"export.py": ["formats=torchscript"]}  # test_export.py has the others
 
 
-LONG = {"distill.py", "export.py", "own_loss.py", "torchvision_teacher.py"}
+LONG = {"custom_trainer.py", "distill.py", "export.py", "own_loss.py", "torchvision_teacher.py"}
 FITTED = {"distill.py", "export.py"}  # here the teacher learns for an epoch, and the student begins with a fit to it
 SCRIPTS = [
     pytest.param(script, id=script.name, marks=pytest.mark.nightly if script.name in LONG else ())

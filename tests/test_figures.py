@@ -70,6 +70,13 @@ def test_readme_shows_the_gains_of_the_study(name, images, epochs, seeds, cells)
     assert own["runs"] == NUMBERS[seeds]
 
 
+def test_readme_and_results_page_show_what_is_left_at_equal_time():
+    longer, kd = gain("deeppcb", 60, "alone")["score"], gain("deeppcb", 30, "kd")["score"]
+    text = " ".join(README.split())
+    assert f"has {longer:.3f} (one seed), so {kd - longer:.3f} of its gain are left" in text
+    assert f"has {longer:.3f}: `kd` at 30 epochs is {kd - longer:.3f} ahead" in " ".join(RESULTS_PAGE.split())
+
+
 def test_pages_show_the_gains_from_random_weights():
     kd, builtin = means()["kd"], means()["builtin"]
     shown = f"+{kd['gain']:.3f} on the mean of two sets, {kd['gap_closed']:.0%} of the gap"
