@@ -363,7 +363,7 @@ def test_the_table_is_of_the_figures():
 
 @pytest.mark.nightly
 def test_opening_and_loading_are_measured(tmp_path):
-    given = {"folder": tmp_path / "m", "images": "300", "loader": 64, "imgsz": 64, "batch": 4, "rounds": 2, "burst": 2}
+    given = {"folder": tmp_path / "m", "images": "300", "loader": 96, "imgsz": 64, "batch": 4, "rounds": 2, "burst": 2}
     report = measured.main([f"{k}={v}" for k, v in {**given, "out": tmp_path / "out.json"}.items()])
     assert [r["way"] for r in report["opening"]] == ["memory", "disk, first time", "disk"]
     assert all(r["ms"] > 0 for r in report["loading"]) and report["loading"][0]["way"] == "plain"

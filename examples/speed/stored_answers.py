@@ -13,11 +13,11 @@ and medians are given. CPU time is that of the workers, which other load on the 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -222,12 +222,14 @@ def peak_memory() -> int:
 def measure_opening(folder: Path, count: int, kind: str, imgsz: int) -> list[dict[str, Any]]:
     """Return a row for each way; `disk` is opened first without the file of single answers, which it then makes."""
     rows = []
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        (folder / "cache" / NAME).unlink(missing_ok=True)
-        for way, label in (("memory", "memory"), ("disk", "disk, first time"), ("disk", "disk")):
-            figures = pool.apply(opening, (way, folder, count, kind, imgsz))
-            rows.append({"images": count, "way": label, **figures})
-            LOGGER.info(str(rows[-1]))
+    (folder / "cache" / NAME).unlink(missing_ok=True)
+    for way, label in (("memory", "memory"), ("disk", "disk, first time"), ("disk", "disk")):
+        request = json.dumps([way, str(folder), count, kind, imgsz])
+        done = subprocess.run([sys.executable, __file__, "opening", request], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{way}: {done.stderr.strip().splitlines()[-1]}")
+        rows.append({"images": count, "way": label, **json.loads(done.stdout.strip().splitlines()[-1])})
+        LOGGER.info(str(rows[-1]))
     return rows
 
 
@@ -379,4 +381,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["opening"]:
+        way, path, count, kind, imgsz = json.loads(sys.argv[2])
+        print(json.dumps(opening(way, Path(path), count, kind, imgsz)))
+    else:
+        main(sys.argv[1:])
