@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import NAMES, save_model
@@ -242,6 +244,7 @@ def test_a_teacher_of_another_family_begins_nothing(quick, tmp_path, caplog):
     assert "random (kd_init: the teacher is no model of the same kind, as big or bigger, or is fused)" in text
 
 
-def test_kd_init_is_true_or_false(quick, teacher):
-    with pytest.raises(KDError, match="kd_init=maybe"):
-        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_init="maybe")
+@pytest.mark.parametrize("value", ["maybe", [], {}], ids=str)
+def test_kd_init_is_true_false_or_the_name_of_a_way(quick, teacher, value):
+    with pytest.raises(KDError, match=re.escape(f"kd_init={value}")):
+        YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_init=value)

@@ -50,7 +50,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     _check_weight(cfg.get("kd_weight"))
     _check_compile(cfg.get("kd_compile", False))
     init = cfg.get("kd_init", "auto")
-    if not isinstance(init, bool) and init not in {"fit", "auto"}:
+    if not isinstance(init, bool) and init not in ("fit", "auto"):
         raise KDTypeError(f"'kd_init={init}' is invalid: it must be True, False, fit or auto.")
     cache = cfg.get("kd_cache", False)
     if not isinstance(cache, (bool, str, Path)) or cache == "":
