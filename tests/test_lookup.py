@@ -28,6 +28,7 @@ from ultralytics_kd.cache.store import Store
 from ultralytics_kd.teachers.class_map import match_classes
 
 SPEED = Path(__file__).parents[1] / "examples" / "speed"
+sys.path.insert(0, str(SPEED))  # as Python does for a script
 spec = importlib.util.spec_from_file_location("stored_answers", SPEED / "stored_answers.py")
 measured = importlib.util.module_from_spec(spec)
 sys.modules["stored_answers"] = measured  # its dataclass looks up its own module

@@ -19,20 +19,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
-import ultralytics
+from measurement import machine, read_settings, save
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import get_cpu_info
 
-import ultralytics_kd
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache import CACHE_ONLY, make_cache
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset
@@ -197,8 +194,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: If a part is unknown.
     """
-    types = {f.name: type(f.default) for f in fields(Settings)}
-    settings = Settings(**{k: types[k](v) for k, v in (a.split("=", 1) for a in arguments)})
+    settings = read_settings(Settings, arguments)
     wanted = settings.only.split(",")
     if unknown := set(wanted) - PARTS.keys():
         raise ValueError(f"only={settings.only}: unknown {', '.join(sorted(unknown))}; use {', '.join(PARTS)}")
@@ -212,18 +208,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
             rows[part] = PARTS[part](settings, folder)
     report = {
         "settings": {k: v for k, v in asdict(settings).items() if k not in {"out", "only"}},
-        "machine": {
-            "device": get_cpu_info(),
-            "cores": os.cpu_count(),
-            "torch": str(torch.__version__),
-            "ultralytics": ultralytics.__version__,
-            "ultralytics_kd": ultralytics_kd.__version__,
-        },
+        "machine": machine(cores=os.cpu_count()),
         "table": [row for part in rows.values() for row in part],
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(to_markdown(report), encoding="utf-8")
+    save(report, to_markdown(report), out)
     LOGGER.info(to_markdown(report))
     return report
 

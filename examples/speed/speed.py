@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -33,13 +33,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import ultralytics
+from measurement import machine, read_settings, save
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, TQDM, YAML
-from ultralytics.utils.torch_utils import autocast, get_cpu_info, select_device
+from ultralytics.utils.torch_utils import autocast, select_device
 
-import ultralytics_kd
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.advice.costs import memory_meter
 from ultralytics_kd.bench.table import markdown
@@ -340,22 +339,13 @@ def main(arguments: list[str]) -> dict[str, Any]:
     Returns:
         (dict): Content of the file: "settings", "machine", "teachers" and "loading".
     """
-    types = {f.name: type(f.default) for f in fields(Settings)}
-    given = dict(a.split("=", 1) for a in arguments)
-    settings = Settings(**{k: v != "False" if types[k] is bool else types[k](v) for k, v in given.items()})
+    settings = read_settings(Settings, arguments)
     LOGGER.info(f"Measuring {', '.join(settings.names)}")
     device = select_device(settings.device, verbose=False)
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else get_cpu_info()
-    machine = {
-        "device": str(device_name),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "ultralytics": ultralytics.__version__,
-        "ultralytics_kd": ultralytics_kd.__version__,
-    }
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     report: dict[str, Any] = {
         "settings": {**vars(settings), "out": None},
-        "machine": machine,
+        "machine": machine(gpu, threads=torch.get_num_threads()),
         "teachers": {},
         "loading": {},
     }
@@ -374,10 +364,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
                 for name, seconds in times.items()
                 if name.startswith("loading, ")
             }
-            out = Path(settings.out)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(report, indent=2), encoding="utf-8")
-            out.with_suffix(".md").write_text(to_markdown(report), encoding="utf-8")
+            save(report, to_markdown(report), settings.out)
     LOGGER.info(to_markdown(report))
     for scale, loading in report["loading"].items():
         stored = f", {loading['kd_cache']:.1f} ms with {ANSWERS} stored answers" if "kd_cache" in loading else ""

@@ -19,7 +19,7 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -28,16 +28,13 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-import torch
-import ultralytics
+from measurement import machine, read_settings, save
 from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, TQDM
-from ultralytics.utils.torch_utils import get_cpu_info
 
-import ultralytics_kd
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.cache.answers import StoredAnswers, map_probabilities
 from ultralytics_kd.cache.copying import NAME
@@ -346,22 +343,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
     Returns:
         (dict): Content of the file: "settings", "machine", "opening" and "loading".
     """
-    types = {f.name: type(f.default) for f in fields(Settings)}
-    given = dict(a.split("=", 1) for a in arguments)
-    settings = Settings(**{k: types[k](v) for k, v in given.items()})
-    machine = {
-        "device": get_cpu_info(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "ultralytics": ultralytics.__version__,
-        "ultralytics_kd": ultralytics_kd.__version__,
-    }
-    out, root = Path(settings.out), Path(settings.folder)
+    settings = read_settings(Settings, arguments)
+    root = Path(settings.folder)
     report: dict[str, Any] = {
         "settings": {**vars(settings), "folder": None, "out": None},
         "kinds": KINDS,
-        "machine": machine,
+        "machine": machine(cores=os.cpu_count(), python=platform.python_version()),
         "opening": [],
         "loading": [],
     }
@@ -373,9 +360,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         folder = root / f"loader-{settings.loader}"
         draw_answers(folder / "cache", draw_images(folder, settings.loader, settings.imgsz), "loader")
         report["loading"] = measure_loading(folder, settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2), encoding="utf-8")
-    out.with_suffix(".md").write_text(to_markdown(report), encoding="utf-8")
+    save(report, to_markdown(report), settings.out)
     LOGGER.info(to_markdown(report))
     return report
 

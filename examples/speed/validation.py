@@ -11,14 +11,13 @@ Weights are random and images are drawn, as neither changes the time.
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -26,14 +25,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import ultralytics
+from measurement import machine, read_settings, save
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, TQDM
-from ultralytics.utils.torch_utils import get_cpu_info
 
-import ultralytics_kd
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.bench.table import markdown
 from ultralytics_kd.demo.shapes import CLASS_NAMES, draw_dataset
@@ -177,26 +174,15 @@ def main(arguments: list[str]) -> dict[str, Any]:
     Args:
         arguments (list[str]): `name=value` for the fields of `Settings`.
     """
-    types = {f.name: type(f.default) for f in fields(Settings)}
-    settings = Settings(**{k: types[k](v) for k, v in (a.split("=", 1) for a in arguments)})
+    settings = read_settings(Settings, arguments)
     with tempfile.TemporaryDirectory() as folder:
         times = measure(settings, Path(folder))
     report = {
         "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
-        "machine": {
-            "device": get_cpu_info(),
-            "system": platform.system(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "ultralytics": ultralytics.__version__,
-            "ultralytics_kd": ultralytics_kd.__version__,
-        },
+        "machine": machine(system=platform.system(), threads=torch.get_num_threads()),
         "table": summarize(times),
     }
-    out = Path(settings.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(to_markdown(report), encoding="utf-8")
+    save(report, to_markdown(report), settings.out)
     LOGGER.info(to_markdown(report))
     return report
 

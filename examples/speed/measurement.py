@@ -1,0 +1,59 @@
+"""What the measurements of this folder share: settings from a command line, the machine, and the files of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import ultralytics
+from ultralytics.utils.torch_utils import get_cpu_info
+
+import ultralytics_kd
+
+SettingsT = TypeVar("SettingsT")
+
+
+def read_settings(kind: type[SettingsT], arguments: Sequence[str]) -> SettingsT:
+    """Return settings from `name=value`, each of the type of its default.
+
+    Args:
+        kind (type): A dataclass whose fields have defaults.
+        arguments (Sequence[str]): `name=value` for its fields.
+    """
+    types = {f.name: type(f.default) for f in fields(kind)}  # type: ignore[arg-type]
+    given = dict(argument.split("=", 1) for argument in arguments)
+    return kind(**{k: v != "False" if types[k] is bool else types[k](v) for k, v in given.items()})
+
+
+def machine(device: str = "", **more: Any) -> dict[str, Any]:
+    """Return what a measurement was made on: the device, and the releases.
+
+    Args:
+        device (str): Name of the device; that of the CPU if empty.
+        **more (Any): Further entries, which come after the device.
+    """
+    return {
+        "device": device or get_cpu_info(),
+        **more,
+        "torch": str(torch.__version__),
+        "ultralytics": ultralytics.__version__,
+        "ultralytics_kd": ultralytics_kd.__version__,
+    }
+
+
+def save(report: dict[str, Any], text: str, out: str | Path) -> None:
+    """Write a report as JSON, and its table beside it.
+
+    Args:
+        report (dict): The report.
+        text (str): Its table in Markdown.
+        out (str | Path): File for the report, `.json`.
+    """
+    file = Path(out)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
