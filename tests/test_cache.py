@@ -77,6 +77,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     confidence = np.array([[0.0, 1.0], [0.25, 0.5], [1.0, 0.0]])
     store.write([Row("k1", 32, 24, boxes, probs, confidence), Row("k0", 10, 20, boxes[:0], probs[:0], confidence[:0])])
     assert store.keys() == {"k0", "k1"} and store.manifest() == manifest
+    assert store.count() == 2
     (table,) = store.read()
     row, empty = stored_rows(table, manifest)
     assert row.key == "k1" and np.array_equal(row.boxes, boxes) and np.abs(row.probs / 65535 - probs).max() <= 1e-5

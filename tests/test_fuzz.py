@@ -298,7 +298,8 @@ def fitting_text(name: str) -> st.SearchStrategy:
 
 def own_commands(monkeypatch) -> dict[str, tuple[list[str], dict[str, Any], Callable[[dict], Any]]]:
     """Return what each of our commands needs, its own arguments, and what checks them."""
-    monkeypatch.setattr(cache_build, "build_cache", lambda *_, **__: SimpleNamespace(folder="c", shards=list, keys=set))
+    store = SimpleNamespace(folder="c", shards=list, count=int)
+    monkeypatch.setattr(cache_build, "build_cache", lambda *_, **__: store)
     monkeypatch.setattr(demo_run, "StockYOLO", Model)
     monkeypatch.setattr(demo_run, "draw_dataset", _enough)
 

@@ -74,7 +74,7 @@ def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
     shared = {name: given[name] for name in ("data", "teacher", "imgsz", "kd_classes") if name in given}
     train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": store.folder})
     return [
-        f"{colorstr('Cache:')} answers to {len(store.keys()):,} images, {size:,.1f} MB, in {store.folder}",
+        f"{colorstr('Cache:')} answers to {store.count():,} images, {size:,.1f} MB, in {store.folder}",
         *command(train),
     ]
 

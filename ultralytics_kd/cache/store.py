@@ -144,6 +144,11 @@ class Store:
         """Return the keys of all images that have an answer."""
         return {key for table in self.read() for key in table["key"]}
 
+    def count(self) -> int:
+        """Return the number of images that have an answer, without reading or checking the answers."""
+        shards = self.shards()
+        return int(pl.scan_parquet(shards).select(pl.col("key").n_unique()).collect().item()) if shards else 0
+
     def image_keys(
         self, files: list[str], write: bool = False, hash_all: Callable[[list[str]], Iterable] | None = None
     ) -> dict[str, str]:
