@@ -18,8 +18,8 @@ from conftest import QUICK, STUDENT
 from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO
-from ultralytics_kd.training import checkpoints
 from ultralytics_kd.training.mixin import DistillationMixin
+from ultralytics_kd.training.runs import checkpoints
 
 LOGGER.setLevel("ERROR")
 

@@ -22,7 +22,7 @@ from ultralytics_kd.config.registration import parts_of
 from ultralytics_kd.install import CHANGES
 from ultralytics_kd.report.validation import recording_validator
 from ultralytics_kd.trainer import DistillationMixin
-from ultralytics_kd.training import unlabeled_images
+from ultralytics_kd.training.images import unlabeled_images
 
 pytestmark = pytest.mark.core  # of .ci/releases
 

@@ -321,7 +321,7 @@ ONE_FAILS = """
 import sys
 from types import SimpleNamespace
 import torch.distributed as dist
-from ultralytics_kd.training import evaluation
+from ultralytics_kd.training.scores import evaluation
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()

@@ -22,7 +22,7 @@ from ultralytics_kd.cache import make_cache
 from ultralytics_kd.outputs import ONE2MANY
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher, prompted
-from ultralytics_kd.training import tables
+from ultralytics_kd.training.scores import tables
 
 WORDS = {"a thing that is round": "disc", "box": "box", "a crate": "box"}
 CPU = torch.device("cpu")

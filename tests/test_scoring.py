@@ -18,8 +18,8 @@ from ultralytics_kd.distillation.distillers.grid import GridDistiller
 from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.teachers.sizes import size_warnings, trained_size
 from ultralytics_kd.teachers.validation import check_scorable
-from ultralytics_kd.training import evaluation
 from ultralytics_kd.training.answer_sources import CachedTeacher
+from ultralytics_kd.training.scores import evaluation
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ultralytics_kd.config.registration import ARGUMENT_CHANGES
 from ultralytics_kd.demo.run import Arm, _report
 from ultralytics_kd.report.score_names import END2END, NMS
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.training import tables
+from ultralytics_kd.training.scores import tables
 
 LONG = "a_folder_with_a_name_that_fills_a_line/" * 3 + "yolo0n.yaml"
 

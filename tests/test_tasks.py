@@ -25,7 +25,7 @@ from ultralytics_kd.bench.scores import score
 from ultralytics_kd.config.arguments import GRID_TASKS, TASK_WEIGHTS
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.training import evaluation
+from ultralytics_kd.training.scores import evaluation
 
 CPU = torch.device("cpu")
 MAIN = {

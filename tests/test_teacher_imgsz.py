@@ -30,9 +30,10 @@ from ultralytics_kd.teachers.answers import Reads
 from ultralytics_kd.teachers.detections import Thresholds
 from ultralytics_kd.teachers.sets import as_set
 from ultralytics_kd.teachers.sizes import size_warnings
-from ultralytics_kd.training import evaluation, large_images
 from ultralytics_kd.training.autobatch import StudentWithTeacher
-from ultralytics_kd.training.large_images import LargeImageTeacher
+from ultralytics_kd.training.images import large_images
+from ultralytics_kd.training.images.large_images import LargeImageTeacher
+from ultralytics_kd.training.scores import evaluation
 
 LARGE = 96  # the students' images are 64 px
 

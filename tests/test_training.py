@@ -20,8 +20,8 @@ from ultralytics.utils.patches import torch_load
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.install import install
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.training import evaluation, scoring
-from ultralytics_kd.training.teacher_source import TeacherSource
+from ultralytics_kd.training.runs.teacher_source import TeacherSource
+from ultralytics_kd.training.scores import evaluation, scoring
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}
 

@@ -17,7 +17,7 @@ from ultralytics.data.build import build_dataloader, build_yolo_dataset
 from ultralytics.data.dataset import ClassificationDataset
 from ultralytics.data.utils import check_det_dataset
 
-from ultralytics_kd.training.two_sizes import LARGE, at_two_sizes
+from ultralytics_kd.training.images.two_sizes import LARGE, at_two_sizes
 
 SMALL, BIG = 64, 160
 

@@ -17,7 +17,7 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.distillation.loss import LABELED
-from ultralytics_kd.training.unlabeled_images import UnlabeledImages
+from ultralytics_kd.training.images.unlabeled_images import UnlabeledImages
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from ultralytics.nn.tasks import ClassificationModel, DetectionModel, PoseModel
 from ultralytics_kd import YOLO
 from ultralytics_kd.outputs.weight_origin import never_trained, trained_parameters
 from ultralytics_kd.trainer import KDDetectionTrainer
-from ultralytics_kd.training import tables
 from ultralytics_kd.training.beginning import Beginning
+from ultralytics_kd.training.scores import tables
 
 
 def share(model) -> float:

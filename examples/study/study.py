@@ -34,7 +34,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.table import gain_text, markdown, score_text
 from ultralytics_kd.demo.tasks import draw_task_dataset
-from ultralytics_kd.training.unlabeled_images import image_files
+from ultralytics_kd.training.images.unlabeled_images import image_files
 
 STUDY = Path(__file__).resolve().parent
 RESULTS = STUDY / "results"
@@ -113,7 +113,10 @@ def store_answers(bench: Mapping[str, Any], runs: Path, imgsz: int) -> str:
     folder = runs / f"{bench['name']}-answers-{imgsz}"
     options = {
         **{key: bench[key] for key in ("data", "imgsz", "batch", "workers", "device")},
-        **{"teacher": bench.get("teacher", trained), "kd_cache": folder, "kd_cache_imgsz": imgsz, "project": runs},
+        "teacher": bench.get("teacher", trained),
+        "kd_cache": folder,
+        "kd_cache_imgsz": imgsz,
+        "project": runs,
     }
     command = [sys.executable, "-m", "ultralytics_kd", "cache", *(f"{key}={value}" for key, value in options.items())]
     subprocess.run(command, check=True)

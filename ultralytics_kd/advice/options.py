@@ -23,7 +23,7 @@ from ..errors import KDError, KDTypeError, ModelError, first_line
 from ..files import exists, output_folder
 from ..model import YOLO
 from ..report.options import QUIET
-from ..training.unlabeled_images import image_files
+from ..training.images.unlabeled_images import image_files
 
 # Arguments that this command alone has, with their defaults
 ADVICE_ONLY: dict[str, Any] = {

@@ -17,7 +17,7 @@ from ultralytics.data.utils import check_cls_dataset, check_det_dataset, img2lab
 from ultralytics.utils import YAML
 
 from ..config.arguments import GRID_TASKS
-from ..training.unlabeled_images import image_files
+from ..training.images.unlabeled_images import image_files
 
 PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 

@@ -9,7 +9,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
 from ..errors import KDError
-from ..training.unlabeled_images import image_files
+from ..training.images.unlabeled_images import image_files
 
 PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 

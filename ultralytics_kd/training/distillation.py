@@ -33,15 +33,15 @@ from ..outputs.weight_origin import never_trained
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
-from . import tables
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
 from .first_step import HOOKS, FirstStep
+from .images.large_images import LargeImageTeacher
+from .images.unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 from .keeping import Keeping
-from .large_images import LargeImageTeacher
-from .teacher_source import TeacherSource
-from .unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
+from .runs.teacher_source import TeacherSource
+from .scores import tables
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FEATURES = 1.0  # weight of `kd_feat` for teachers of features, where none is given

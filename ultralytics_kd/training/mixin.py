@@ -26,16 +26,18 @@ from ..errors import KDError, first_line
 from ..teachers import Teacher
 from ..teachers.class_map import ClassMap
 from ..teachers.prompted import PromptedTeacher
-from . import checkpoints, distributed, evaluation
+from . import distributed
 from .autobatch import StudentWithTeacher
 from .calibration import calibration_batches
 from .distillation import Distillation
 from .first_step import HOOKS, overriding_class
-from .resuming import MOVABLE, ResumedRun, check_same_kind
-from .run_folder import RunFolder
-from .teacher_source import TeacherSource
-from .unlabeled import UnlabeledStream
-from .unlabeled_alone import UnlabeledAlone
+from .images.unlabeled import UnlabeledStream
+from .images.unlabeled_alone import UnlabeledAlone
+from .runs import checkpoints
+from .runs.resuming import MOVABLE, ResumedRun, check_same_kind
+from .runs.run_folder import RunFolder
+from .runs.teacher_source import TeacherSource
+from .scores import evaluation
 
 # The mixin is combined with one of Ultralytics' trainers; a type checker must know the methods that it calls there
 _Trainer: Any = BaseTrainer if TYPE_CHECKING else object

@@ -19,12 +19,12 @@ from torch import nn
 from ultralytics.engine import trainer as engine
 from ultralytics.utils import LOGGER
 
-from ..distillation.balance import Balance
-from ..distillation.distillers import Distiller
-from ..errors import KDError
-from ..files import disk_fault, exists, move_into_place
-from ..teachers import Teacher
-from ..teachers.prompted import words_of
+from ...distillation.balance import Balance
+from ...distillation.distillers import Distiller
+from ...errors import KDError
+from ...files import disk_fault, exists, move_into_place
+from ...teachers import Teacher
+from ...teachers.prompted import words_of
 from .random_streams import random_state
 
 ADAPTERS_KEY, RUN_KEY = "kd_adapters", "kd_run"  # in the optimizer's state dict

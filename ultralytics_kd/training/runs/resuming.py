@@ -11,11 +11,11 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds
 
-from ..config import has_teacher
-from ..errors import KDError
-from ..files import write_whole
-from ..teachers import Teacher
-from ..teachers.prompted import remember
+from ...config import has_teacher
+from ...errors import KDError
+from ...files import write_whole
+from ...teachers import Teacher
+from ...teachers.prompted import remember
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
 from .moved_run import FILES, RunPlace, bring_up_to_date
 from .random_streams import set_random_state

@@ -7,8 +7,8 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from ..errors import KDError, first_line
-from . import distributed
+from ...errors import KDError, first_line
+from .. import distributed
 
 
 def validated(

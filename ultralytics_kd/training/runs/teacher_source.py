@@ -12,14 +12,14 @@ from ultralytics.engine.model import Model
 from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.patches import torch_save
 
-from ..config import as_list
-from ..errors import KDError, ModelError, first_line
-from ..files import exists, replacing
-from ..teachers import Teacher, open_teacher
-from ..teachers.backbone import absolute
-from ..teachers.base import FINGERPRINT
-from ..teachers.opening import IN_MEMORY
-from ..teachers.prompted import PromptedTeacher
+from ...config import as_list
+from ...errors import KDError, ModelError, first_line
+from ...files import exists, replacing
+from ...teachers import Teacher, open_teacher
+from ...teachers.backbone import absolute
+from ...teachers.base import FINGERPRINT
+from ...teachers.opening import IN_MEMORY
+from ...teachers.prompted import PromptedTeacher
 from .run_folder import CHECKPOINTS
 
 KEPT = re.compile(r"teacher(-\d+)?\.pt")  # names of teachers that a run keeps beside its checkpoints

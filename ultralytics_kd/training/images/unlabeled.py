@@ -13,10 +13,10 @@ from ultralytics.data.build import build_dataloader
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
-from ..config import as_list, parse_list
-from ..distillation.loss import LABELED
-from ..errors import KDError
-from . import distributed
+from ...config import as_list, parse_list
+from ...distillation.loss import LABELED
+from ...errors import KDError
+from .. import distributed
 from .two_sizes import LARGE, TwoSizes
 from .unlabeled_images import UnlabeledImages, UnlabeledSamples, find_unlabeled, readable
 

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..errors import KDError
-from ..files import disk_fault, output_folder
+from ...errors import KDError
+from ...files import disk_fault, output_folder
 
 CHECKPOINTS = re.compile(r"(best|last|epoch\d+)\.pt")  # names of the files that hold a run's student
 RESTORED = ("args.yaml", "results.csv")  # files that Ultralytics replaces or removes before a run starts

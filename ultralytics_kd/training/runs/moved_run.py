@@ -10,9 +10,9 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from ..config import as_list
-from ..errors import KDError
-from ..files import exists
+from ...config import as_list
+from ...errors import KDError
+from ...files import exists
 from .run_folder import CHECKPOINTS
 
 FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data")  # arguments that may name files

@@ -14,12 +14,12 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
-from ..errors import KDError
-from ..report.report_folder import EvaluationSetup
-from ..report.run import command_of, report_training, sized
-from ..teachers.validation import check_scorable
+from ...errors import KDError
+from ...report.report_folder import EvaluationSetup
+from ...report.run import command_of, report_training, sized
+from ...teachers.validation import check_scorable
+from ..distillation import Distillation
 from . import kept_scores, tables
-from .distillation import Distillation
 from .scoring import reason, validated
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."

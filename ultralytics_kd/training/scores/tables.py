@@ -9,12 +9,12 @@ from ultralytics.cfg import TASK2METRIC
 from ultralytics.utils import colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from ..config.arguments import class_loss
-from ..config.sure_boxes import sure_confidence
-from ..distillation.distillers import Distiller
-from ..screen import paragraph, row, table
-from ..teachers import Teacher
-from .beginning import Beginning
+from ...config.arguments import class_loss
+from ...config.sure_boxes import sure_confidence
+from ...distillation.distillers import Distiller
+from ...screen import paragraph, row, table
+from ...teachers import Teacher
+from ..beginning import Beginning
 
 NEXT = "Is it better than the student alone? 'yolo-kd bench' with these arguments trains both."
 

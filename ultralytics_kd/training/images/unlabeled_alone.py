@@ -12,14 +12,14 @@ from torch import nn
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils.torch_utils import unwrap_model
 
-from .. import outputs
-from ..config.label_free import lacks_training_images, with_train_entry
-from ..distillation.loss import LABELED
-from ..errors import KDError
-from ..outputs import ONE2ONE
-from ..teachers import Teacher
-from . import distributed
-from .answer_sources import LiveTeacher
+from ... import outputs
+from ...config.label_free import lacks_training_images, with_train_entry
+from ...distillation.loss import LABELED
+from ...errors import KDError
+from ...outputs import ONE2ONE
+from ...teachers import Teacher
+from .. import distributed
+from ..answer_sources import LiveTeacher
 from .unlabeled import UnlabeledPart
 from .unlabeled_images import UnlabeledImages, readable
 

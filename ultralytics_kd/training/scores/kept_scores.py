@@ -12,11 +12,11 @@ from typing import Any
 from ultralytics.utils import LOCAL_RANK, LOGGER
 from ultralytics.utils.patches import override_configs
 
-from ..report.report_folder import EvaluationSetup
-from ..report.run import command_of, report_training
-from ..teachers import Teacher
-from .distillation import Distillation
-from .keeping import Labels
+from ...report.report_folder import EvaluationSetup
+from ...report.run import command_of, report_training
+from ...teachers import Teacher
+from ..distillation import Distillation
+from ..keeping import Labels
 from .scoring import reason, validated
 
 ONLY_SCORES = "Only the scores on kd_keep_data are missing; the student is whole."

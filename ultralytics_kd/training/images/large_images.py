@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.teacher_size import check_larger, teacher_size
-from ..errors import KDError
-from ..teachers import Teacher, sizes
-from .answer_sources import LiveTeacher
-from .first_step import HOOKS
+from ...config.teacher_size import check_larger, teacher_size
+from ...errors import KDError
+from ...teachers import Teacher, sizes
+from ..answer_sources import LiveTeacher
+from ..first_step import HOOKS
 from .two_sizes import LARGE, LARGE_LABELS, TwoSizes, at_two_sizes
 
 STRIDE = 32  # the least that Ultralytics' image sizes are multiples of

@@ -17,8 +17,8 @@ from ultralytics.data.utils import IMG_FORMATS, verify_image
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
 from ultralytics.utils.patches import imread
 
-from ..errors import KDError
-from ..files import reason_of
+from ...errors import KDError
+from ...files import reason_of
 
 PREFIX = colorstr("unlabeled: ")
 
