@@ -116,7 +116,6 @@ def test_other_values_are_refused(value):
         ({"teacher": None}, "has no effect without a teacher"),
         ({"task": "segment"}, "is supported for detect and classify, not for task 'segment'"),
         ({"task": "obb"}, "is supported for detect and classify"),
-        ({"kd_cache": True}, "stored answers have a size of their own.*kd_cache_imgsz"),
         ({"kd_teacher_imgsz": 640}, r"^'kd_teacher_imgsz=640' has no effect: the student's imgsz is 640 too"),
         ({"kd_teacher_imgsz": 320}, "is smaller than imgsz=640"),
         ({"kd_feat": 1.0, "kd_feat_loss": "sl2"}, "'kd_feat_loss=sl2' needs the teacher's answer at"),
@@ -124,6 +123,7 @@ def test_other_values_are_refused(value):
         ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' needs the teacher's answer at"),
         ({"rect": True}, "'kd_teacher_imgsz=1280' and 'rect' exclude each other"),
         ({"cutmix": 0.5}, "'kd_teacher_imgsz=1280' and 'cutmix' exclude each other"),
+        ({"kd_cache": True, "kd_teacher_imgsz": 320}, "is smaller than imgsz=640"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(given, message):
@@ -276,6 +276,56 @@ def test_teacher_is_scored_at_its_own_size(quick, teacher):
     assert small != large
     assert {k: trainer.teacher_metrics[k] for k in large} == pytest.approx(large, abs=1e-6)
     assert trainer.test_loader.dataset.imgsz == trainer.args.imgsz == 64
+
+
+# Stored answers -------------------------------------------------------------------------------------------------------
+def test_stored_answers_are_asked_at_the_teachers_size_and_the_student_sees_its_own(quick, teacher):
+    """One argument more than for a teacher that runs; the data set has no second images."""
+    trainer = train(quick, KDDetectionTrainer, teacher=teacher, kd_cache=True, val=False, epochs=1)
+    assert trainer.store.manifest().imgsz == LARGE and trainer.distillation.teacher_imgsz == LARGE
+    assert trainer.distillation.large_images is None
+    assert trainer.args.kd_teacher_imgsz == LARGE and trainer.args.imgsz == 64
+
+
+def test_an_augmentation_that_two_sizes_exclude_fits_stored_answers():
+    given = {"teacher": "t.pt", "task": "detect", "kd_teacher_imgsz": 2, "kd_cache": True, "rect": True}
+    config.check_combination(vars(get_cfg(overrides=given)))
+
+
+def test_a_cache_of_another_size_is_refused(quick, teacher, tmp_path):
+    folder = str(tmp_path / "answers")
+    given = {"teacher": teacher, "data": quick["data"], "imgsz": 64, "device": "cpu", "kd_cache_scales": 1}
+    store = make_cache({**given, "kd_cache": folder, "kd_teacher_imgsz": 1.5})
+    assert store.manifest().imgsz == 96
+    with pytest.raises(KDError, match=r"holds answers to images of 96 px, and kd_teacher_imgsz=160 asks for 160 px"):
+        train(quick, KDDetectionTrainer, teacher=teacher, kd_cache=folder, kd_teacher_imgsz=160)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kd_teacher_imgsz": 32}, "'kd_teacher_imgsz=32' is smaller than imgsz=64"),
+        (
+            {"kd_teacher_imgsz": 2, "kd_cache_imgsz": 128},
+            "'kd_cache_imgsz' and 'kd_teacher_imgsz' are both the size that",
+        ),
+        ({"kd_teacher_imgsz": "large"}, "'kd_teacher_imgsz=large' is invalid"),
+    ],
+)
+def test_sizes_that_a_cache_cannot_have_are_refused(quick, teacher, tmp_path, given, message):
+    shared = {"teacher": teacher, "data": quick["data"], "imgsz": 64, "kd_cache": str(tmp_path / "answers")}
+    with pytest.raises(KDError, match=message):
+        make_cache({**shared, **given})
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.nightly
+def test_stored_answers_resume_at_the_teachers_size(quick, teacher):
+    trainer = train(quick, KDDetectionTrainer, teacher=teacher, kd_cache=True, epochs=2, save_period=1)
+    (trainer.wdir / "epoch0.pt").replace(trainer.last)  # as if it had been stopped there
+    again = YOLO(str(trainer.last))
+    again.train(resume=True)
+    assert again.trainer.start_epoch == 1 and again.trainer.store.folder == trainer.store.folder
 
 
 @pytest.mark.nightly

@@ -18,9 +18,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -87,40 +85,11 @@ def run_stage(name: str, data: Path, runs: Path, kept: bool = False, ray: bool |
     if kept:
         restore_records(RESULTS / name / "records", runs / name / "records", arguments)
     counts_duplicates = arguments.pop("duplicates", False)
-    bench = {**arguments, "project": str(runs), "name": name}
-    sizes = {arm: args.get("kd_cache") for arm, args in arms.items()} if isinstance(arms, dict) else {}
-    asked = {arm: size for arm, size in sizes.items() if type(size) is int}  # True: bench makes them itself
-    if asked:
-        run_bench({**bench, "arms": {arm: args for arm, args in arms.items() if arm not in asked}})  # and the teacher
-        for arm, size in asked.items():
-            arms[arm]["kd_cache"] = store_answers(bench, runs, size)
-    report = run_bench(bench)
+    report = run_bench({**arguments, "project": str(runs), "name": name})
     if counts_duplicates:
         count_bench(arguments["data"], runs / name)
     keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
     return report
-
-
-def store_answers(bench: Mapping[str, Any], runs: Path, imgsz: int) -> str:
-    """Store the answers of a stage's teacher, or complete them; return their folder.
-
-    Args:
-        bench (Mapping): Arguments of the stage's bench, whose teacher is trained.
-        runs (Path): Folder of the runs.
-        imgsz (int): Size of the images that the teacher sees, in pixels.
-    """
-    trained = runs / bench["name"] / "runs" / "teacher" / "weights" / "best.pt"
-    folder = runs / f"{bench['name']}-answers-{imgsz}"
-    options = {
-        **{key: bench[key] for key in ("data", "imgsz", "batch", "workers", "device")},
-        "teacher": bench.get("teacher", trained),
-        "kd_cache": folder,
-        "kd_cache_imgsz": imgsz,
-        "project": runs,
-    }
-    command = [sys.executable, "-m", "ultralytics_kd", "cache", *(f"{key}={value}" for key, value in options.items())]
-    subprocess.run(command, check=True)
-    return str(folder)
 
 
 def find_data(name: str, data: Path, runs: Path) -> str:

@@ -20,6 +20,7 @@ from ..compat import versions
 from ..config.arguments import as_list
 from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.registration import register_arguments
+from ..config.teacher_size import check_larger, check_teacher_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
 from ..screen import command, command_line
@@ -63,6 +64,11 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     args = get_cfg(overrides={"task": "detect", "mode": "train", **overrides})
     args.kd_cache = given.get("kd_cache") or True
     whole_number("batch", args.batch)
+    if args.kd_teacher_imgsz is not None:
+        check_teacher_size(args.kd_teacher_imgsz)
+        check_larger(args.kd_teacher_imgsz, teacher_size(args.kd_teacher_imgsz, args.imgsz), args.imgsz)
+        if options["kd_cache_imgsz"] is not None:
+            raise KDError("'kd_cache_imgsz' and 'kd_teacher_imgsz' are both the size that the teacher sees: drop one.")
     store = build_cache(args, as_list(given["teacher"]), options, needs_words=args.kd_classes != "auto")
     LOGGER.info("\n".join(_end_text(given, store)))
     return store
@@ -71,7 +77,8 @@ def make_cache(given: Mapping[str, Any]) -> Store:
 def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
     """Return the lines that say what a cache holds, and how to train with it."""
     size = sum(shard.stat().st_size for shard in store.shards()) / 1e6
-    shared = {name: given[name] for name in ("data", "teacher", "imgsz", "kd_classes") if name in given}
+    names = ("data", "teacher", "imgsz", "kd_teacher_imgsz", "kd_classes")
+    shared = {name: given[name] for name in names if name in given}
     train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": store.folder})
     return [
         f"{colorstr('Cache:')} answers to {store.count():,} images, {size:,.1f} MB, in {store.folder}",
@@ -183,11 +190,10 @@ def _manifest(
     for teacher in teachers:
         match_channels(teacher, data["channels"])
     auto = "fp16" if device.type == "cuda" else "fp32"
-    stride = coarsest_stride(teachers)
     return Manifest(
         teachers=[{"name": t.name, "sha256": t.fingerprint()} for t in teachers],
         names=dict(enumerate(name for name, _ in classes)),
-        imgsz=check_imgsz(options["kd_cache_imgsz"] or args.imgsz, stride=stride, max_dim=1),  # as training does
+        imgsz=answered_size(args, teachers, options["kd_cache_imgsz"]),
         conf=options["kd_cache_conf"],
         iou=options["kd_cache_iou"],
         topk=options["kd_cache_topk"],
@@ -197,6 +203,19 @@ def _manifest(
         channels=data["channels"],
         versions=versions(),
     )
+
+
+def answered_size(args: Any, teachers: list[Teacher], asked: int | None = None) -> int:
+    """Return the side in pixels of the images that teachers answer for a cache, a multiple of their strides.
+
+    Args:
+        args (Namespace): Arguments with `imgsz`, and `kd_teacher_imgsz` if the teachers see larger images.
+        teachers (list[Teacher]): Inspected teachers.
+        asked (int, optional): The option `kd_cache_imgsz`, which may also be less than `imgsz`.
+    """
+    larger = args.kd_teacher_imgsz
+    side = asked or (args.imgsz if larger is None else teacher_size(larger, args.imgsz))
+    return int(check_imgsz(side, stride=coarsest_stride(teachers), max_dim=1))  # as training does
 
 
 def _folder(args: Any, data: dict, manifest: Manifest) -> Path:

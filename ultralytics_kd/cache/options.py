@@ -12,7 +12,7 @@ from ..errors import KDError, KDTypeError
 
 # Options that only `yolo-kd cache` has, with their defaults
 CACHE_ONLY: dict[str, Any] = {
-    "kd_cache_imgsz": None,  # None: imgsz
+    "kd_cache_imgsz": None,  # None: kd_teacher_imgsz, or imgsz without that
     "kd_cache_conf": 0.05,
     "kd_cache_iou": 0.7,
     "kd_cache_topk": 100,
@@ -25,7 +25,7 @@ CACHE_ONLY: dict[str, Any] = {
 # Arguments of a training that `yolo-kd cache` takes too
 USED = (
     *("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher", "project"),
-    *("kd_trust_teacher", "kd_classes"),
+    *("kd_trust_teacher", "kd_classes", "kd_teacher_imgsz"),
 )
 
 

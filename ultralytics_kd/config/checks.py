@@ -257,11 +257,20 @@ def _check_teacher_imgsz(cfg: Mapping[str, Any]) -> None:
     given, imgsz = f"'kd_teacher_imgsz={cfg['kd_teacher_imgsz']}'", cfg.get("imgsz")
     if cfg["task"] not in SIZED_TASKS:
         raise KDError(f"{given} is supported for {' and '.join(SIZED_TASKS)}, not for task '{cfg['task']}': drop it.")
-    if cfg.get("kd_cache"):
-        raise KDError(
-            f"{given} is for a teacher that runs, and stored answers have a size of their own: drop it, and give "
-            "kd_cache_imgsz to 'yolo-kd cache'."
-        )
+    if not cfg.get("kd_cache"):
+        _check_two_sizes(cfg, given)
+    sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
+    if sides and all(isinstance(side, int) for side in sides):  # Ultralytics refuses others later
+        check_larger(cfg["kd_teacher_imgsz"], teacher_size(cfg["kd_teacher_imgsz"], imgsz), imgsz)
+
+
+def _check_two_sizes(cfg: Mapping[str, Any], given: str) -> None:
+    """Check that batches can show one scene at two sizes, to a teacher that runs.
+
+    Args:
+        cfg (Mapping): All arguments of the training.
+        given (str): The argument that asks for two sizes, and its value.
+    """
     for name in ("rect", "cutmix", "augmentations"):
         if cfg.get(name):
             raise KDError(
@@ -270,9 +279,6 @@ def _check_teacher_imgsz(cfg: Mapping[str, Any]) -> None:
             )
     if cfg["task"] == "detect":
         _check_set_losses(cfg, given)
-    sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
-    if sides and all(isinstance(side, int) for side in sides):  # Ultralytics refuses others later
-        check_larger(cfg["kd_teacher_imgsz"], teacher_size(cfg["kd_teacher_imgsz"], imgsz), imgsz)
 
 
 def _check_set_losses(cfg: Mapping[str, Any], given: str) -> None:

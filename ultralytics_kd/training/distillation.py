@@ -17,7 +17,7 @@ from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import autocast, get_num_params
 
 from .. import outputs
-from ..cache.build import build_cache
+from ..cache.build import answered_size, build_cache
 from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list, idle_arguments
@@ -105,7 +105,7 @@ class Distillation:
         """
         self.args, self.source, self.teacher = args, source, teacher
         self.answers: LiveTeacher | CachedTeacher = LiveTeacher(teacher)
-        if args.kd_teacher_imgsz is not None:
+        if args.kd_teacher_imgsz is not None and not args.kd_cache:
             self.answers = LargeImageTeacher(teacher, args.kd_teacher_imgsz)
         self.distiller: Distiller | None = None
         self.unlabeled = unlabeled_part(args)
@@ -214,6 +214,8 @@ class Distillation:
                 f"kd_cache={self.args.kd_cache} holds answers of other weights ({', '.join(stored.values())}), not of "
                 f"teacher={self.teacher.source}: name the teacher that it was made with."
             )
+        if self.args.kd_teacher_imgsz is not None:
+            self._check_stored_size(store)
         if store.manifest().channels != channels:
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers to images of {store.manifest().channels} channel(s), and "
@@ -221,6 +223,15 @@ class Distillation:
             )
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
         return store
+
+    def _check_stored_size(self, store: Store) -> None:
+        """Raise unless the teacher answered at the size that `kd_teacher_imgsz` asks for."""
+        stored, asked = store.manifest().imgsz, answered_size(self.args, self.teacher.members)
+        if stored != asked:
+            raise KDError(
+                f"kd_cache={self.args.kd_cache} holds answers to images of {stored} px, and kd_teacher_imgsz="
+                f"{self.args.kd_teacher_imgsz} asks for {asked} px: drop kd_teacher_imgsz, or give kd_cache=True."
+            )
 
     def match_student(
         self, student: Any, device: torch.device, average: Callable[[], nn.Module], batches: Batches
