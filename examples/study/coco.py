@@ -26,7 +26,10 @@ ARMS = {  # names for readers
     "init": "kd, weights only",
     "terms": "kd, terms only",
     "kd": "kd",
+    "stored": "kd, stored answers",
 }
+SETS = {"bccd-s": "bccd, bigger teacher", "bccd-yolo11n": "bccd, YOLO11n"}  # stages that are not named after a set
+COLUMNS = 3  # panels side by side in a plot
 
 
 def runs(results: Path) -> pl.DataFrame:
@@ -41,9 +44,10 @@ def runs(results: Path) -> pl.DataFrame:
         if stage.endswith("-teacher"):  # trains the teacher of another stage
             continue
         report = json.loads(file.read_text(encoding="utf-8"))
-        shared = {"set": re.sub("-[24]x$", "", stage), "epochs": report["settings"]["epochs"]}
+        name = re.sub("-[24]x$", "", stage)
+        shared = {"set": SETS.get(name, name), "epochs": report["settings"]["epochs"]}
         rows += [{**shared, **{k: run[k] for k in ("arm", "seed", "score", "seconds")}} for run in report["runs"]]
-        teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] == "kd"}
+        teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] in {"kd", "stored"}}
         rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "seconds": 0.0} for _, score in teachers]
     return (
         pl.DataFrame(rows)
@@ -115,6 +119,25 @@ def to_markdown(table: pl.DataFrame) -> str:
     return markdown(lines)
 
 
+def panels(count: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and its panels, in rows of at most `COLUMNS`.
+
+    Args:
+        count (int): Number of panels.
+        height (float): Height of a panel in inches.
+        **options (Any): Options of `plt.subplots`.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    size = (3.6 * columns, height * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return fig, list(axes.flat[:count])
+
+
 @plt_settings()
 def plot_epochs(table: pl.DataFrame, file: Path) -> None:
     """Draw the score of `alone` and `kd` over the number of epochs, a panel per set.
@@ -126,12 +149,14 @@ def plot_epochs(table: pl.DataFrame, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = table["set"].unique(maintain_order=True).to_list()
-    fig, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), squeeze=False, layout="constrained")
-    for ax, name in zip(axes[0], names):
+    fig, axes = panels(len(names), height=3.4)
+    for ax, name in zip(axes, names):
         part = table.filter(pl.col("set") == name)
-        for color, arm in (("C7", "alone"), ("C0", "kd")):
+        for color, arm in (("C7", "alone"), ("C0", "kd"), ("C2", "stored")):
             own = part.filter(pl.col("arm") == arm)
             mean = own.group_by("epochs").agg(pl.col("score").mean()).sort("epochs")
+            if own.is_empty():
+                continue
             ax.plot(own["epochs"], own["score"], "o", color=color, alpha=0.35, markersize=4)
             ax.plot(mean["epochs"], mean["score"], "-o", color=color, label=ARMS[arm])
         teacher = part.filter(pl.col("arm") == "teacher")["score"]
@@ -143,8 +168,8 @@ def plot_epochs(table: pl.DataFrame, file: Path) -> None:
         ax.set_title(name)
         ax.set_xlabel("epochs")
         ax.grid(alpha=0.3)
-    axes[0][0].set_ylabel("mAP50-95, mean of both heads")
-    axes[0][0].legend()
+        ax.legend(fontsize=8)
+    axes[0].set_ylabel("mAP50-95, mean of both heads")
     fig.savefig(file, dpi=150)
     plt.close(fig)
 
@@ -162,10 +187,8 @@ def plot_parts(table: pl.DataFrame, file: Path) -> None:
     shortest = table.group_by("set", maintain_order=True).agg(pl.col("epochs").min())
     table = table.join(shortest, on=["set", "epochs"]).filter(pl.col("gain").is_not_null())
     names = table["set"].unique(maintain_order=True).to_list()
-    fig, axes = plt.subplots(
-        1, len(names), figsize=(3.6 * len(names), 2.6), squeeze=False, sharex=True, layout="constrained"
-    )
-    for ax, name in zip(axes[0], names):
+    fig, axes = panels(len(names), height=2.6, sharex=True)
+    for ax, name in zip(axes, names):
         rows = table.filter(pl.col("set") == name).to_dicts()
         for y, row in enumerate(rows):
             ax.barh(y, row["gain"], color=f"C{list(ARMS).index(row['arm'])}", alpha=0.8)

@@ -98,25 +98,20 @@ class Steps:
             KDError: If its answers cannot be stored.
         """
         options = self._options
-        asked = get_cfg(overrides={**options.training, **self._of_stored(source, "answers")})
+        asked = get_cfg(overrides={**options.training, "teacher": source, "kd_cache": "answers"})
         check_combination({**vars(asked), "task": options.task})
         folder = self._scratch / f"stored-{len(list(self._scratch.glob('stored-*')))}"
         count = max(ANSWERED, options.argument("batch"))
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
         own = {**alone(options.training), "data": part.data, "fraction": 1.0}
-        size = {"kd_cache_imgsz": options.teacher_imgsz}
         args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
         args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
+        args.kd_teacher_imgsz = options.training.get("kd_teacher_imgsz")
         start = perf_counter()
         with quietly():
-            build_cache(args, [source], cache_options({**CACHE_ONLY, **size}))
+            build_cache(args, [source], cache_options(CACHE_ONLY))
         seconds = (perf_counter() - start) / part.used
-        return {**options.training, **own, **self._of_stored(source, args.kd_cache)}, seconds
-
-    @staticmethod
-    def _of_stored(source: str, folder: str) -> dict[str, Any]:
-        """Return the arguments of a training with stored answers, which have an image size of their own."""
-        return {"teacher": source, "kd_cache": folder, "kd_teacher_imgsz": None}
+        return {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}, seconds
 
     def _trial(self, training: dict[str, Any], name: str) -> Trial:
         """Return a training that is ready to take steps."""
