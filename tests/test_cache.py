@@ -451,6 +451,19 @@ def test_kd_cache_true_makes_the_cache_once(quick, teacher):
     )
 
 
+def test_making_a_cache_leaves_a_training_the_random_numbers_that_it_has_alone(quick, teacher):
+    states = []
+
+    def keep(_):
+        states.append((random.getstate(), torch.get_rng_state().tolist()))
+
+    for given in ({}, {"teacher": teacher, "kd_cache": True}):
+        model = YOLO(STUDENT)
+        model.add_callback("on_train_start", keep)
+        model.train(**{**quick, "epochs": 1, "val": False}, **given)
+    assert states[0] == states[1]
+
+
 @pytest.mark.core
 def test_a_training_from_stored_answers_resumes(quick, teacher, cache):
     model = YOLO(STUDENT)

@@ -12,7 +12,7 @@ from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.patches import override_configs
 
 from ..config.teacher_size import student_size
-from .runs.random_streams import random_state, set_random_state
+from .runs.random_streams import streams_kept
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px
 AT_A_TIME = 2**18  # pixels of a batch: a big teacher runs on it in float32, beside nothing else
@@ -32,9 +32,8 @@ def calibration_batches(trainer: Any, prepare: Callable[[dict[str, Any]], dict[s
     side = student_size(trainer.args.imgsz)
     count = min(max(PIXELS // side**2, FEWEST), MOST)
     batch_size = min(max(AT_A_TIME // side**2, 1), FEWEST)
-    state = random_state(trainer.device, {})
     batches: list[dict[str, Any]] = []
-    try:
+    with streams_kept(trainer.device):
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(trainer.args.seed)
         plain = {"cache": False, "workers": 0, "multi_scale": 0.0, "rect": False, "imgsz": side}
@@ -44,6 +43,4 @@ def calibration_batches(trainer: Any, prepare: Callable[[dict[str, Any]], dict[s
                 batches.append(prepare(batch))
                 if len(batches) * batch_size >= count:
                     break
-    finally:
-        set_random_state(state, trainer.device, {})
     return batches

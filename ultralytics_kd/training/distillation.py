@@ -40,6 +40,7 @@ from .first_step import HOOKS, FirstStep
 from .images.large_images import LargeImageTeacher
 from .images.unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 from .keeping import Keeping
+from .runs.random_streams import streams_kept
 from .runs.teacher_source import TeacherSource
 from .scores import tables
 
@@ -205,7 +206,8 @@ class Distillation:
         if self.args.kd_cache is True:
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
             # There is no process group yet. The first process to lock the folder answers; then the others have no work
-            made = build_cache(self.args, sources, check_options(CACHE_ONLY), names=names)
+            with streams_kept(torch.device("cpu")):  # images and labels are those of a run without a cache
+                made = build_cache(self.args, sources, check_options(CACHE_ONLY), names=names)
             self.args.kd_cache = str(made.folder)
         store = Store(self.args.kd_cache)
         stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}

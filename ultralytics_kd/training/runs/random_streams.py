@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,20 @@ def random_state(device: torch.device, loaders: dict[str, Any]) -> dict[str, Any
     generators = {k: getattr(loader, "generator", None) for k, loader in loaders.items()}
     state["loaders"] = {k: generator.get_state() for k, generator in generators.items() if generator is not None}
     return state
+
+
+@contextmanager
+def streams_kept(device: torch.device) -> Iterator[None]:
+    """Restore all random generators after a block, so that a training draws the same numbers with and without it.
+
+    Args:
+        device (torch.device): Device of the training.
+    """
+    state = random_state(device, {})
+    try:
+        yield
+    finally:
+        set_random_state(state, device, {})
 
 
 def set_random_state(state: dict[str, Any], device: torch.device, loaders: dict[str, Any]) -> None:
