@@ -3,7 +3,7 @@
     python examples/study/coco.py     writes results/coco.md, and coco-parts.png into docs/assets
 
 After stages of more epochs it also writes coco-epochs.png, with the sets that have some. `study.py` runs the stages.
-Here the score of a run is the mean of both heads, and gains are paired by seed.
+Here the score of a run is the mean of both heads, and gains are paired by seed. Times are those of `costs.py`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ ARMS = {  # names for readers
     "stored": "kd, stored answers",
 }
 SETS = {"bccd-s": "bccd, bigger teacher", "bccd-yolo11n": "bccd, YOLO11n"}  # stages that are not named after a set
+# Names of arms in `costs.json`; in "init" a teacher answers at every step for nothing
+COSTS = {"kd": "with teacher", "terms": "with teacher", "stored": "stored answers"}
 COLUMNS = 3  # panels side by side in a plot
 
 
 def runs(results: Path) -> pl.DataFrame:
-    """Return the runs of all `coco-` stages: `set`, `epochs`, `arm`, `seed`, `score` of both heads, and `seconds`.
+    """Return the runs of all `coco-` stages: `set`, `epochs`, `arm`, `seed`, `score` of both heads, and `hours`.
+
+    The hours are those of `costs.py`, without the making of stored answers, and None for arms that it does not measure.
 
     Args:
         results (Path): Folder with a folder per stage.
@@ -46,14 +50,26 @@ def runs(results: Path) -> pl.DataFrame:
         report = json.loads(file.read_text(encoding="utf-8"))
         name = re.sub("-[24]x$", "", stage)
         shared = {"set": SETS.get(name, name), "epochs": report["settings"]["epochs"]}
-        rows += [{**shared, **{k: run[k] for k in ("arm", "seed", "score", "seconds")}} for run in report["runs"]]
+        hours = _hours(file.parent / "costs.json")
+        for run in report["runs"]:
+            own = {key: run[key] for key in ("arm", "seed", "score")}
+            rows.append({**shared, **own, "hours": hours.get(COSTS.get(run["arm"], run["arm"]))})
         teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] in {"kd", "stored"}}
-        rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "seconds": 0.0} for _, score in teachers]
+        rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "hours": None} for _, score in teachers]
     return (
-        pl.DataFrame(rows)
+        pl.DataFrame(rows, infer_schema_length=None)
+        .with_columns(pl.col("hours").cast(pl.Float64))
         .group_by("set", "epochs", "arm", "seed", maintain_order=True)
-        .agg(pl.col("score", "seconds").mean())
+        .agg(pl.col("score", "hours").mean())
     )
+
+
+def _hours(costs: Path) -> dict[str, float]:
+    """Return the hours of a stage's trainings, as far as they were measured."""
+    if not costs.is_file():
+        return {}
+    arms = json.loads(costs.read_text(encoding="utf-8"))["arms"]
+    return {name: arm["hours"] for name, arm in arms.items()}
 
 
 def gains(table: pl.DataFrame) -> pl.DataFrame:
@@ -64,7 +80,7 @@ def gains(table: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         (pl.DataFrame): Columns `set`, `epochs`, `arm`, `runs`, `score`, `gain`, `ci_low` and `ci_high` (95%), `closed`
-            (gain divided by the teacher's lead over `alone`) and `time` (divided by that of `alone`).
+            (gain divided by the teacher's lead over `alone`) and `time` (divided by that of `alone`, None if unknown).
     """
     rows = []
     for (name, epochs), part in table.group_by("set", "epochs", maintain_order=True):
@@ -89,10 +105,15 @@ def gains(table: pl.DataFrame) -> pl.DataFrame:
                     "ci_high": high,
                     "teacher": teacher[0] if len(teacher) else None,
                     "closed": gain / lead if gain is not None and lead else None,
-                    "time": own["seconds"].mean() / alone["seconds"].mean(),
+                    "time": _ratio(own["hours"][0], alone["hours"][0]),
                 }
             )
     return pl.DataFrame(rows, infer_schema_length=None).sort("set", "epochs", maintain_order=True)
+
+
+def _ratio(own: float | None, alone: float | None) -> float | None:
+    """Return how many times as long an arm takes; None if one of the two is unknown."""
+    return own / alone if own and alone else None
 
 
 def to_markdown(table: pl.DataFrame) -> str:
@@ -112,7 +133,7 @@ def to_markdown(table: pl.DataFrame) -> str:
                 f"{row['score']:.3f}",
                 gain_text(row, 3),
                 "" if row["closed"] is None else f"{row['closed']:.0%}",
-                f"{row['time']:.2f}x",
+                "" if row["time"] is None else f"{row['time']:.2f}x",
                 "" if row["teacher"] is None else f"{row['teacher']:.3f}",
             ]
         )

@@ -62,11 +62,30 @@ def run_stage(name: str, data: Path, runs: Path, kept: bool = False, ray: bool |
             weights must be the same, so this works where trainings are repeatable, and else ends with an error.
         ray (bool | int): Whether a Ray cluster trains, as in `yolo-kd bench`. A stage may set it too.
     """
-    stages = YAML.load(STUDY / "stages.yaml")
-    arguments = {**stages["common"], **stages["stages"][name]}
+    arguments = stage_arguments(name, data, runs)
     if ray or arguments.get("ray"):
         arguments["ray"] = ray or arguments["ray"]
         arguments.pop("jobs", None)  # trainings at a time on one machine
+    if kept:
+        restore_records(RESULTS / name / "records", runs / name / "records", arguments)
+    counts_duplicates = arguments.pop("duplicates", False)
+    report = run_bench({**arguments, "project": str(runs), "name": name})
+    if counts_duplicates:
+        count_bench(arguments["data"], runs / name)
+    keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
+    return report
+
+
+def stage_arguments(name: str, data: Path, runs: Path) -> dict[str, Any]:
+    """Return the arguments of a stage's bench, with the paths of this machine.
+
+    Args:
+        name (str): Name of the stage.
+        data (Path): Folder of the data sets.
+        runs (Path): Folder for the runs.
+    """
+    stages = YAML.load(STUDY / "stages.yaml")
+    arguments: dict[str, Any] = {**stages["common"], **stages["stages"][name]}
     arguments["data"] = find_data(arguments["data"], data, runs)
     unlabeled = None
     if "labeled" in arguments:
@@ -82,14 +101,7 @@ def run_stage(name: str, data: Path, runs: Path, kept: bool = False, ray: bool |
             file = str(args.get(key, ""))
             if file.endswith(".pt"):  # published weights, or those of an earlier stage
                 args[key] = str((data if file.startswith("weights/") else runs) / file)
-    if kept:
-        restore_records(RESULTS / name / "records", runs / name / "records", arguments)
-    counts_duplicates = arguments.pop("duplicates", False)
-    report = run_bench({**arguments, "project": str(runs), "name": name})
-    if counts_duplicates:
-        count_bench(arguments["data"], runs / name)
-    keep_tables(runs / name, RESULTS / name, {f"{data}/": "", f"{runs}/": ""})
-    return report
+    return arguments
 
 
 def find_data(name: str, data: Path, runs: Path) -> str:
