@@ -20,6 +20,7 @@ from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER, YAML, callbacks
 
 from ultralytics_kd.advice import ADVICE_ONLY, costs, run_advice, steps
+from ultralytics_kd.advice.commands import next_command
 from ultralytics_kd.advice.contradictions import contradict, find_contradictions, write_list
 from ultralytics_kd.advice.costs import hours
 from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
@@ -219,6 +220,14 @@ def test_gradients_are_those_of_labels_and_terms(asked, tmp_path):
         assert measured[name]["ratio"] == pytest.approx(float(term.norm() / labels.norm()), rel=0.02)
         assert measured[name]["cosine"] == pytest.approx(float(torch.cosine_similarity(term, labels, 0)), abs=0.02)
     each.close()
+
+
+@pytest.mark.parametrize(("verdict", "mode"), [(GO, "train"), (UNCERTAIN, "bench")])
+def test_the_next_command_stores_the_answers_of_a_teacher_that_sees_more(verdict, mode):
+    training = {"data": "d.yaml", "model": "m.pt", "kd_teacher_imgsz": 2}
+    words = shlex.split(next_command(verdict, training, "t.pt", stored=True))
+    assert words[:2] == ["yolo-kd", mode] and {"teacher=t.pt", "kd_teacher_imgsz=2", "kd_cache=True"} <= set(words)
+    assert not any("kd_" in word for word in shlex.split(next_command(NO_GO, training, "t.pt", stored=True))[1:])
 
 
 def test_advice_leaves_figures_a_list_and_a_page(asked, monkeypatch):

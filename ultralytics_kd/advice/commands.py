@@ -12,7 +12,7 @@ from .verdict import GO, UNCERTAIN
 SEEDS = 3
 
 
-def next_command(verdict: str, training: Mapping[str, Any], teacher: str) -> str:
+def next_command(verdict: str, training: Mapping[str, Any], teacher: str, stored: bool = False) -> str:
     """Return the command line that follows from a verdict.
 
     GO trains with the teacher. UNCERTAIN compares the student alone and distilled, with several seeds. NO GO trains
@@ -22,12 +22,14 @@ def next_command(verdict: str, training: Mapping[str, Any], teacher: str) -> str
         verdict (str): The verdict.
         training (Mapping): Arguments of the training that was asked about, without its teacher.
         teacher (str): The teacher.
+        stored (bool): Whether its answers are to be stored.
     """
+    taught = {"teacher": teacher, **({"kd_cache": True} if stored else {})}
     if verdict == GO:
-        return command_line("train", {**_ordered(training), "teacher": teacher})
+        return command_line("train", {**_ordered(training), **taught})
     if verdict == UNCERTAIN:
         given = {k: v for k, v in _ordered(training).items() if k not in {"seed", "split"}}
-        return command_line("bench", {**given, "teacher": teacher, "arms": "kd", "seeds": SEEDS})
+        return command_line("bench", {**given, **taught, "arms": "kd", "seeds": SEEDS})
     return command_line("train", alone(_ordered(training)))
 
 

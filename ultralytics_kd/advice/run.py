@@ -232,12 +232,14 @@ class Advisor:
             seconds=options.probe,
         )
         verdict, reason = judge(facts)
+        # Answers to larger images teach as much when they are stored, at the cost of a training alone (docs/results.md)
+        stored = options.teacher_imgsz is not None and not cost["not_stored"]
         return {
             "source": teacher.source,
             "name": short_name(candidate),
             "verdict": verdict,
             "reason": reason,
-            "command": next_command(verdict, options.training, teacher.source),
+            "command": next_command(verdict, options.training, teacher.source, stored),
             **figures,
             "lead": lead,
             "better": better,
