@@ -8,7 +8,8 @@
   of `yolo-kd train` beside `yolo train`. Each is a new process; all take turns.
 - `report`: seconds of `yolo-kd report` for more and more val images.
 
-Weights are random and images are drawn. `stored_answers.py` measures opening a cache of up to a million images.
+Weights are random and images are drawn. `stored_answers.py` measures opening a cache of up to a million images, and
+`plot.py` draws both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from measurement import machine, read_settings, save
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -109,7 +111,8 @@ def measure_cache(settings: Settings, folder: Path) -> list[dict[str, Any]]:
             rate = shards * 16 / (written[-1] - written[max(actors, 1) - 1])
             how = f"{actors} Ray actor{'s' * (actors > 1)}" if actors else "this process"
             sizes = f"{count} size{'s' * (count > 1)}"
-            rows.append({"part": "cache", "what": f"{sizes}, {how}", "value": rate, "unit": "images/s"})
+            row = {"part": "cache", "what": f"{sizes}, {how}", "value": rate, "unit": "images/s"}
+            rows.append({**row, "sizes": count, "actors": actors})
     return rows
 
 
@@ -165,7 +168,7 @@ def measure_report(settings: Settings, folder: Path) -> list[dict[str, Any]]:
         begun = perf_counter()
         run_report({**given, "device": "cpu", "workers": 0, "project": str(folder / "reports")})
         seconds = perf_counter() - begun
-        rows.append({"part": "report", "what": f"{count:,} val images", "value": seconds, "unit": "s"})
+        rows.append({"part": "report", "what": f"{count:,} val images", "value": seconds, "unit": "s", "images": count})
     return rows
 
 
@@ -208,7 +211,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
             rows[part] = PARTS[part](settings, folder)
     report = {
         "settings": {k: v for k, v in asdict(settings).items() if k not in {"out", "only"}},
-        "machine": machine(cores=os.cpu_count()),
+        "machine": machine(cores=os.cpu_count(), threads=torch.get_num_threads()),
         "table": [row for part in rows.values() for row in part],
     }
     save(report, to_markdown(report), out)

@@ -145,8 +145,7 @@ class Arm:
                 **arm_args,
             }
         )
-        with patch("ultralytics.engine.trainer.check_amp", return_value=True):  # the check would download weights
-            self.trainer._setup_train()
+        self.set_up()
         self.trainer.epoch = 0
         self.trainer.run_callbacks("on_train_epoch_start")
         self.trainer._model_train()
@@ -157,6 +156,11 @@ class Arm:
             self.teacher = YOLO(places["TEACHER"]).model.fuse(verbose=False).eval().to(self.trainer.device)
             if self.trainer.amp:
                 self.teacher.half()
+
+    def set_up(self) -> None:
+        """Build the trainer's model, terms and loaders."""
+        with patch("ultralytics.engine.trainer.check_amp", return_value=True):  # the check would download weights
+            self.trainer._setup_train()
 
     def step(self) -> float:
         """Take a step and return its time in seconds."""

@@ -80,6 +80,20 @@ class Settings:
     burst: int = 20
     out: str = "stored_answers.json"
 
+    def check(self) -> None:
+        """Raise if the loader runs out of images before its last burst.
+
+        Raises:
+            ValueError: If so.
+        """
+        needed = (self.rounds + 1) * (2 * self.workers + self.burst) * self.batch  # as `burst` takes them
+        if 0 < self.loader < needed:
+            raise ValueError(
+                f"loader={self.loader}: {self.rounds} rounds and a warm-up, of {self.burst} batches each and "
+                f"{2 * self.workers} that are ready, need {needed} images. Give loader={needed} or more, or lower "
+                "rounds, burst or batch."
+            )
+
 
 class AnswersInMemory:
     """All answers of a data set in a few arrays, as before answers stayed on disk."""
@@ -342,8 +356,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
     Returns:
         (dict): Content of the file: "settings", "machine", "opening" and "loading".
+
+    Raises:
+        ValueError: If the loader has too few images.
     """
     settings = read_settings(Settings, arguments)
+    settings.check()
     root = Path(settings.folder)
     report: dict[str, Any] = {
         "settings": {**vars(settings), "folder": None, "out": None},
