@@ -32,7 +32,8 @@ from ultralytics_kd.cache.store import Store
 from ultralytics_kd.cli import main
 from ultralytics_kd.errors import KDTypeError
 from ultralytics_kd.teachers.class_map import match_classes
-from ultralytics_kd.teachers.detections import Detections, fuse
+from ultralytics_kd.teachers.detections import Detections
+from ultralytics_kd.teachers.fusion import fuse
 
 QUIET = {"workers": 0, "device": "cpu", "batch": 4, "imgsz": 64}
 MANIFEST = Manifest(
@@ -265,12 +266,12 @@ def test_fused_views_average_boxes_and_probabilities_of_teachers_with_the_class(
         Detections(boxes + torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.tensor([[0.4, 0.2]])),
         Detections(torch.tensor([[50.0, 50.0, 60.0, 60.0]]), torch.tensor([[0.0, 0.6]])),
     ]
-    fused = fuse(views, torch.tensor([3.0, 2.0]), conf=0.05)
+    (fused,) = fuse([[view] for view in views], torch.tensor([3.0, 2.0]), conf=0.05)
     assert fused.boxes[0].tolist() == pytest.approx([0, 0, 10 + 1 / 3, 10])  # weights 0.8 and 0.4
     assert fused.probs[0].tolist() == pytest.approx([1.2 / 3, 0.2 / 2])
     assert fused.probs[1].tolist() == pytest.approx([0, 0.6 / 2]) and len(fused.boxes) == 2
-    nothing = [Detections(torch.zeros(0, 4), torch.zeros(0, 2))] * 3
-    assert fuse(nothing, torch.tensor([3.0, 2.0]), 0.05).boxes.shape == (0, 4)
+    nothing = [[Detections(torch.zeros(0, 4), torch.zeros(0, 2))]] * 3
+    assert fuse(nothing, torch.tensor([3.0, 2.0]), 0.05)[0].boxes.shape == (0, 4)
 
 
 def test_mirrored_and_scaled_views_return_boxes_of_the_original_image(tmp_path, data, teacher):

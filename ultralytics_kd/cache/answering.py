@@ -12,7 +12,8 @@ from ultralytics.utils.torch_utils import scale_img
 
 from ..outputs import BOXES, ONE2MANY, SCORES
 from ..teachers import Reads, Teacher, match_channels
-from ..teachers.detections import Detections, Thresholds, fuse
+from ..teachers.detections import Detections, Thresholds
+from ..teachers.fusion import fuse
 from .manifest import Manifest
 from .shards import Row
 
@@ -77,7 +78,7 @@ class Answerer:
         views = [self._view(t, indices, images, scale, flip) for t, indices in members for flip in self.flips]
         if len(views) == 1:
             return views[0]
-        fused = [fuse([view[i] for view in views], self.known, self.manifest.conf) for i in range(len(images))]
+        fused = fuse(views, self.known, self.manifest.conf)
         return [Detections(f.boxes[: self.manifest.topk], f.probs[: self.manifest.topk]) for f in fused]
 
     def _view(self, teacher: Teacher, indices: Tensor, images: Tensor, scale: float, flip: bool) -> list[Detections]:

@@ -118,7 +118,7 @@ class ClassKeeper:
         overlap = box_iou(answer.instances((height, width)).boxes, labels) * same_image
         known = (overlap > SAME_OBJECT).any(1)
         probs = answer.probs.masked_fill(known[:, None] & kept, 0.0)
-        left = probs.amax(1) > 0
+        left = (probs.amax(1) > 0).nonzero().flatten()
         return SetAnswer(answer.bboxes[left], probs[left], answer.batch_idx[left], answer.classes, answer.features)
 
     @torch.no_grad()

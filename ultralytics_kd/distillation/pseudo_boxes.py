@@ -44,18 +44,18 @@ class Counts:
     Attributes:
         images (int): Images without labels.
         boxes (int): Pseudo-boxes in them.
-        doubtful (int): Detections in doubt in them.
+        doubtful (Tensor | int): Detections in doubt in them; on the device after the first batch.
         labeled (int): Images with labels.
         labels (int): Labels in them.
     """
 
     images: int = 0
     boxes: int = 0
-    doubtful: int = 0
+    doubtful: Tensor | int = 0
     labeled: int = 0
     labels: int = 0
 
-    def add(self, images: int, boxes: int, doubtful: int, labeled: int, labels: int) -> None:
+    def add(self, images: int, boxes: int, doubtful: Tensor | int, labeled: int, labels: int) -> None:
         """Count a batch; each argument is added to the attribute of its name."""
         self.images, self.boxes, self.doubtful = self.images + images, self.boxes + boxes, self.doubtful + doubtful
         self.labeled, self.labels = self.labeled + labeled, self.labels + labels
@@ -71,14 +71,14 @@ class Found:
         labels (Tensor): Class of each, shape (N,).
         image (Tensor): Index of its image in the batch, ascending, shape (N,).
         ignored (Tensor): Entries of the class loss that are ignored unless they have an object, bool, shape (B, A, nc).
-        doubtful (int): Number of detections in doubt.
+        doubtful (Tensor): Number of detections in doubt, a scalar on the device: nothing waits for it.
     """
 
     bboxes: Tensor
     labels: Tensor
     image: Tensor
     ignored: Tensor
-    doubtful: int
+    doubtful: Tensor
 
 
 class PseudoBoxes:
@@ -158,17 +158,17 @@ class PseudoBoxes:
         doubtful = ~sure & _kept(boxes, confidence, image, DUPLICATE_IOU)
         # Another class that a pseudo-box might have is in doubt too
         possible = (probs >= DOUBT) & (sure | doubtful)[:, None]
-        possible[sure, label[sure]] = False
+        possible &= ~(sure[:, None] & (label[:, None] == torch.arange(self.student.nc, device=label.device)))
         points, strides = outputs.anchors(student.feats, self.student)
         some = possible.any(1).nonzero().flatten()
         instances = Instances(boxes[some], label[some], image[some], confidence[some])
         ignored = entries_inside(instances, possible[some], assigner, points * strides, len(images))
         unknown = torch.ones(self.student.nc, dtype=torch.bool, device=probs.device)
         unknown[taught] = False
-        ignored[labeled:, :, unknown] = True  # objects of classes that the teacher does not know may be anywhere
+        ignored[labeled:] |= unknown  # objects of classes that the teacher does not know may be anywhere
         rows = sure.nonzero().flatten()
         rows = rows[image[rows].argsort(stable=True)]
-        in_doubt = int((doubtful & (confidence >= DOUBT)).sum())
+        in_doubt = (doubtful & (confidence >= DOUBT)).sum()
         return Found(detected.bboxes[rows], label[rows], image[rows], ignored, in_doubt)
 
     def plot(self, images: Tensor, names: Mapping[int, str], file: Path) -> None:
@@ -194,7 +194,7 @@ class PseudoBoxes:
         if self._logged >= 0 and self._logged / CHANGED <= per_image <= self._logged * CHANGED:
             return "", False
         self._logged = per_image
-        doubtful = f"{counts.doubtful / counts.images:.2f}"
+        doubtful = f"{int(counts.doubtful) / counts.images:.2f}"
         if not counts.boxes:
             unsure = f"the teacher is not sure of any box in the images without labels ({doubtful} for each in doubt)"
             return f"{unsure}: lower {NAME}, or drop it.", True

@@ -76,13 +76,14 @@ def dkd(
     if student.shape[1] < 2:
         raise ValueError("dkd compares one class with the others: it needs logits of at least two classes.")
     teacher = teacher.detach()
-    is_label = F.one_hot(labels, student.shape[1]).bool()
+    column = labels[:, None]
+    is_label = column == torch.arange(student.shape[1], device=labels.device)
     log_p, log_q = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
 
     def binary(log_prob: Tensor) -> Tensor:
         """Return the log-probabilities (N, 2) of the labelled class and of all others together."""
         others = torch.logsumexp(log_prob.masked_fill(is_label, -torch.inf), dim=1)
-        return torch.stack((log_prob[is_label], others), dim=1)
+        return torch.cat((log_prob.gather(1, column), others[:, None]), dim=1)
 
     # A large negative number instead of -inf avoids 0 * inf in the divergence
     p_others = F.log_softmax((student / tau).masked_fill(is_label, -1e4), dim=1)

@@ -37,7 +37,8 @@ def mask_loss(student: Tensor, teacher: Tensor, boxes: Tensor) -> Tensor:
     entropy = F.binary_cross_entropy(q, q, reduction="none")
     divergence = F.binary_cross_entropy_with_logits(student, q, reduction="none") - entropy
     height, width = student.shape[-2:]  # pixels outside the image are neither summed nor counted
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
+    x, y = boxes.unflatten(-1, (2, 2)).unbind(-1)  # a tensor of the sides would come from the host
+    boxes = torch.stack((x.clamp(0, width), y.clamp(0, height)), -1).flatten(-2)
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).prod(1)
     return crop_mask(divergence, boxes).sum((1, 2)) / area
 

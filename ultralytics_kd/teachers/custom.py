@@ -189,7 +189,7 @@ class CustomTeacher(SetTeacher):
         """Return an image's detections, most confident first."""
         boxes = output["boxes"].float()
         if "probs" in output:
-            return most_confident(boxes, output["probs"].float(), thresholds)
+            return most_confident(boxes[None], output["probs"].float()[None], thresholds)[0]
         probs, labels = boxes.new_zeros(len(boxes), len(self.names)), output["labels"].long()
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.names):
             raise ModelError(
@@ -198,7 +198,7 @@ class CustomTeacher(SetTeacher):
                 f"`names` for {len(self.names)} classes.",
             )
         probs[torch.arange(len(boxes), device=boxes.device), labels] = output["scores"].float()
-        return most_confident(boxes, probs, thresholds)
+        return most_confident(boxes[None], probs[None], thresholds)[0]
 
     def fingerprint(self) -> str:
         """Return a hash of the text that the object's `fingerprint()` returns.

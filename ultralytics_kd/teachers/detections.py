@@ -1,10 +1,9 @@
-"""Detections with class-probability vectors: suppression, and fusion of several views or teachers."""
+"""Detections with class-probability vectors, and which of them are kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.utils.nms import non_max_suppression
@@ -12,7 +11,6 @@ from ultralytics.utils.nms import non_max_suppression
 from ..outputs import Branch, Layout, pixels
 
 BOXES_AT_ONCE = 8192  # that are compared in one call, as its memory grows with their square
-FUSE_IOU = 0.55  # above this IoU, detections of different views show one object; from the paper that `fuse` cites
 
 
 @dataclass(frozen=True)
@@ -146,55 +144,38 @@ def _suppress_rotated(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> l
     return [Detections(b[i], p[i]) for b, p, i in zip(boxes, probs, index)]
 
 
-def most_confident(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> Detections:
-    """Return an image's most confident boxes, most confident first, without suppression.
+def most_confident(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list[Detections]:
+    """Return each image's most confident boxes, most confident first, without suppression.
 
     Args:
-        boxes (Tensor): Boxes of shape (n, 4) as x1, y1, x2, y2 in pixels.
-        probs (Tensor): Class probabilities of shape (n, nc).
+        boxes (Tensor): Boxes of shape (B, n, 4) as x1, y1, x2, y2 in pixels.
+        probs (Tensor): Class probabilities of shape (B, n, nc).
         thresholds (Thresholds): Which are kept.
     """
-    order = probs.amax(1).argsort(descending=True, stable=True)[: thresholds.topk]
-    order = order[probs[order].amax(1) > thresholds.conf]
-    return Detections(boxes[order], probs[order])
+    images, count = probs.shape[:2]
+    order = probs.amax(-1).argsort(descending=True, stable=True)[:, : thresholds.topk]
+    row = (order + torch.arange(images, device=order.device)[:, None] * count).flatten()
+    image = torch.arange(images, device=order.device)[:, None].expand_as(order).flatten()
+    return _split(boxes.flatten(0, 1)[row], probs.flatten(0, 1)[row], image, images, thresholds.conf)
 
 
-def fuse(views: list[Detections], known: Tensor, conf: float, weights: list[float] | None = None) -> Detections:
-    """Fuse the detections of several views of an image.
-
-    This is the weighted boxes fusion of Solovyev et al. (https://arxiv.org/abs/1910.13302). Detections are grouped
-    around the most confident one. A box is the mean of its group, weighted by confidence. A probability is the mean
-    over all views whose teacher knows the class. So an object that is in only one view gets a lower probability.
+def of_each_image(boxes: Tensor, probs: Tensor, image: Tensor, images: int, conf: float) -> list[Detections]:
+    """Return each image's detections, most confident first.
 
     Args:
-        views (list[Detections]): Detections of every view.
-        known (Tensor): Summed weight of the views whose teacher knows each class, shape (nc,).
-        conf (float): Lowest confidence of a detection that is kept.
-        weights (list[float], optional): Weight of every view, 1 if None.
+        boxes (Tensor): Boxes of all images, shape (N, 4).
+        probs (Tensor): Class probabilities, shape (N, nc).
+        image (Tensor): Image of each, shape (N,).
+        images (int): Number of images.
+        conf (float): Confidence above which they are kept.
     """
-    from torchvision.ops import box_iou  # scoped: slow to import
+    order = probs.amax(1).argsort(descending=True, stable=True) if len(probs) else image
+    order = order[image[order].argsort(stable=True)]
+    return _split(boxes[order], probs[order], image[order], images, conf)
 
-    boxes, probs = torch.cat([v.boxes for v in views]), torch.cat([v.probs for v in views])
-    view = torch.cat([torch.full((len(v.boxes),), i, device=boxes.device) for i, v in enumerate(views)])
-    order = probs.amax(1).argsort(descending=True, stable=True) if len(probs) else view.long()
-    boxes, probs, view = boxes[order], probs[order], view[order]
-    view_weights = boxes.new_tensor(weights or [1.0] * len(views))
-    overlaps, free = box_iou(boxes, boxes) > FUSE_IOU, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    fused_boxes, fused_probs = [], []
-    for i in range(len(boxes)):
-        if not free[i]:
-            continue
-        group = (overlaps[i] & free).nonzero().flatten()
-        free[group] = False
-        first = np.unique(view[group].cpu().numpy(), return_index=True)[1]  # the most confident one of every view
-        group = group[torch.as_tensor(np.sort(first), device=group.device)]
-        share = view_weights[view[group].long()][:, None]
-        weight = probs[group].amax(1, keepdim=True) * share
-        fused_boxes.append((boxes[group] * weight).sum(0) / weight.sum())
-        fused_probs.append((probs[group] * share).sum(0) / known.clamp(min=1e-9))
-    if not fused_boxes:
-        return Detections(boxes[:0], probs[:0])
-    boxes, probs = torch.stack(fused_boxes), torch.stack(fused_probs)
-    order = probs.amax(1).argsort(descending=True, stable=True)
-    order = order[probs[order].amax(1) > conf]
-    return Detections(boxes[order], probs[order])
+
+def _split(boxes: Tensor, probs: Tensor, image: Tensor, images: int, conf: float) -> list[Detections]:
+    """Return the sorted detections of all images as those of each, without the less confident ones."""
+    kept = (probs.amax(1) > conf).nonzero().flatten() if len(probs) else image
+    counts = image.new_zeros(images).index_add_(0, image[kept], torch.ones_like(kept)).tolist()
+    return [Detections(*own) for own in zip(boxes[kept].split(counts), probs[kept].split(counts))]

@@ -16,7 +16,8 @@ from .answers import Answer, Reads, SetAnswer
 from .base import Teacher
 from .class_map import ClassMap, load_map, match_key
 from .dense import average
-from .detections import Detections, fuse
+from .detections import Detections
+from .fusion import fuse
 from .prompted import give_prompts
 from .sets import SetTeacher, as_set, grid_as_set
 from .validation import DetectorModel
@@ -279,7 +280,7 @@ class SetEnsemble(Ensemble, SetTeacher):
             views.append([_in_union(d, member.classes, columns, nc) for d in detections])
             known[columns] += share
         conf = self.thresholds.conf
-        merged = [fuse([view[i] for view in views], known, conf, self.shares) for i in range(len(images))]
+        merged = fuse(views, known, conf, self.shares)
         names = dict.fromkeys(range(nc), "")
         answer = as_set(merged, features, ClassMap({i: (i,) for i in range(nc)}, names, names), conf, images)
         answer.classes = self.classes.taught(images.device)

@@ -124,7 +124,7 @@ class QueryTeacher(SetTeacher):
     ) -> tuple[list[Detections], list[list[Tensor]]]:
         """Return the most confident queries in pixels, and the feature maps that are read."""
         height, width = images.shape[-2:]
-        scale = images.new_tensor((width, height, width, height), dtype=torch.float32)
-        boxes, probs = xywh2xyxy(raw["boxes"].float()) * scale, raw["scores"].float().sigmoid()
-        detections = [most_confident(b, p, thresholds) for b, p in zip(boxes, probs)]
+        x, y = xywh2xyxy(raw["boxes"].float()).unflatten(-1, (2, 2)).unbind(-1)
+        boxes = torch.stack((x * width, y * height), -1).flatten(-2)  # a tensor of the sides would come from the host
+        detections = most_confident(boxes, raw["scores"].float().sigmoid(), thresholds)
         return detections, [self._read_maps(raw["feats"], self.maps[0].strides)]

@@ -243,11 +243,13 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     """
     with torch.no_grad():
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
-        present = torch.tensor([float(p.grad is not None) for p in parameters], device=parts[0].device)
+        here = [float(p.grad is not None) for p in parameters]
+        present = torch.tensor(here).to(parts[0].device, non_blocking=True)
         flat = torch.cat([*parts, present])
         dist.all_reduce(flat)
         *grads, present = (flat / dist.get_world_size()).split([*(p.numel() for p in parameters), len(parameters)])
-        for p, grad, share in zip(parameters, grads, present.tolist()):
+        # What the others have matters only for what is missing here, and asking makes the host wait for a GPU
+        for p, grad, share in zip(parameters, grads, here if all(here) else present.tolist()):
             p.grad = grad.view_as(p).to(p.dtype) if share else None
 
 

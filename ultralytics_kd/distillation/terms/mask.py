@@ -38,9 +38,11 @@ class MaskTerm:
         height = pair.student.feats[0].shape[-2] * pair.student_layout.strides[0]
         assert pair.student.proto is not None and pair.teacher.proto is not None
         boxes = boxes * (pair.student.proto.shape[-2] / height)  # in pixels of the prototypes
+        images = len(pair.student.proto)
+        counts = image.new_zeros(images).index_add_(0, image, torch.ones_like(image)).tolist()
+        parts = zip(range(images), *(x.split(counts) for x in (point, boxes, weight)))
         losses = [
-            mask_loss(*self._masks(pair, int(i), point[image == i]), boxes[image == i]) * weight[image == i]
-            for i in image.unique()
+            mask_loss(*self._masks(pair, i, points), own) * factor for i, points, own, factor in parts if len(own)
         ]
         zero = zero_of(pair.student.proto, pair.student.extras[COEFFICIENTS])
         return sum((each.sum() for each in losses), zero) / weight.sum().clamp(min=1)
