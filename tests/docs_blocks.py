@@ -129,7 +129,7 @@ def anchors(page: Path) -> set[str]:
 
 def dead_links(page: Path) -> list[str]:
     """Return the links and images of a page that lead to no file, or to no heading, of the project."""
-    links = re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    links = re.findall(r"(?:\]\(|src=\")(?!https?:|mailto:)([^)\s\"]+)[)\"]", page.read_text(encoding="utf-8"))
     return [link for link in links if leads_nowhere(page, link)]
 
 

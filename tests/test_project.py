@@ -166,6 +166,6 @@ def test_links_of_the_readme_on_a_package_index_lead_to_the_site_and_to_the_repo
     for change in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
         text, count = re.subn(change["pattern"], change["replacement"], text)
         assert count
-    targets = re.findall(r"\]\(([^)]+)\)", text)
+    targets = [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
     assert targets and all(target.startswith("https://") for target in targets)
     assert any(target.startswith(PROJECT["urls"]["Documentation"]) for target in targets)

@@ -1,6 +1,8 @@
-"""Draws the README's picture: a val image as teacher and students see it, and accuracy against latency.
+"""Draws the README's pictures: a val image as teacher and students see it, and accuracy against latency.
 
-    python examples/study/front.py RUNS STAGE DATA     writes docs/assets/front.png
+    python examples/study/front.py RUNS STAGE DATA     writes docs/assets/boards.png and latency.png
+
+They are two, which stand side by side on a page and one above the other on a phone.
 
 RUNS is the folder of the stage's runs (`runs/study/STAGE` of study.py), whose weights it needs; DATA is the set's
 data.yaml. Scores are those of `results/STAGE/bench.json`. The image is the val image on which distillation changed most
@@ -14,8 +16,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import mean, median, stdev
-from time import perf_counter
+from statistics import mean, stdev
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,9 @@ from ultralytics.utils.ops import xywhn2xyxy
 from ultralytics.utils.patches import imread
 
 STUDY = Path(__file__).resolve().parent
-PICTURE = STUDY.parents[1] / "docs" / "assets" / "front.png"
+ASSETS = STUDY.parents[1] / "docs" / "assets"
+DPI = 160  # more than what a page shows, so that screens of high resolution stay sharp
+MARGIN = 12  # pixels around the boxes
 CONF, IOU, ROUNDS = 0.25, 0.5, 60
 ARMS = {"teacher": "teacher", "alone": "student alone", "kd": "student distilled"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart
@@ -74,7 +78,10 @@ def detect(model: Any, images: list[Path], imgsz: int) -> list[np.ndarray]:
 
 
 def latencies(models: dict[str, Any], sizes: dict[str, int]) -> dict[str, float]:
-    """Return the median milliseconds of a forward pass with one image, the models in turns, on one CPU thread."""
+    """Return the least milliseconds of a forward pass with one image, the models in turns, on one CPU thread.
+
+    It is the thread's own time, and the least of many: what else the machine does has little influence.
+    """
     torch.set_num_threads(1)
     fused = {name: model.model.float().eval() for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -82,10 +89,10 @@ def latencies(models: dict[str, Any], sizes: dict[str, int]) -> dict[str, float]
         for _ in range(ROUNDS):
             for name, model in fused.items():
                 image = torch.rand(1, 3, sizes[name], sizes[name])
-                start = perf_counter()
+                start = thread_time()
                 model(image)
-                times[name].append((perf_counter() - start) * 1e3)
-    return {name: median(values) for name, values in times.items()}
+                times[name].append((thread_time() - start) * 1e3)
+    return {name: min(values) for name, values in times.items()}
 
 
 def scores(report: dict[str, Any]) -> dict[str, list[float]]:
@@ -100,63 +107,83 @@ def scores(report: dict[str, Any]) -> dict[str, list[float]]:
 
 
 @plt_settings()
-def draw(
-    image: np.ndarray,
-    labels: np.ndarray,
-    detections: dict[str, np.ndarray],
-    points: dict[str, tuple[float, list[float]]],
-    file: Path,
-) -> None:
-    """Draw the panels and the plot.
+def draw_boards(image: np.ndarray, labels: np.ndarray, detections: dict[str, np.ndarray], file: Path) -> None:
+    """Draw the part of an image that has labels or detections, once for each model.
 
     Args:
         image (np.ndarray): The image in RGB.
         labels (np.ndarray): Its labels.
         detections (dict[str, np.ndarray]): Detections by model.
-        points (dict[str, tuple[float, list[float]]]): Milliseconds and scores by arm.
         file (Path): Picture to write.
     """
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 4, figsize=(15, 4.1), layout="constrained", width_ratios=(1, 1, 1, 1.15))
+    left, top, side = square(np.concatenate((labels, *detections.values()))[:, 1:], image.shape[:2])
+    fig, axes = plt.subplots(1, len(detections), figsize=(5.2, 2.4), layout="compressed")
     for ax, (name, found_boxes) in zip(axes, detections.items()):
         right, found = matches(found_boxes, labels)
         ax.imshow(image)
         boxes = [(box, RIGHT if i in right else WRONG, "-") for i, box in enumerate(found_boxes)]
         boxes += [(box, MISSED, ":") for i, box in enumerate(labels) if i not in found]
         for (_, x1, y1, x2, y2), colour, style in boxes:
-            ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=2.2, ec=colour, ls=style))
+            ax.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=1.8, ec=colour, ls=style))
         wrong = len(found_boxes) - len(right)
-        ax.set_title(f"{ARMS[name]}\nfinds {len(found)} of {len(labels)}, {wrong} wrong", size=13)
-        ax.set_axis_off()
-    ax = axes[-1]
+        ax.set_title(f"{ARMS[name]}\nfinds {len(found)} of {len(labels)}, {wrong} wrong", size=9)
+        ax.set(xlim=(left, left + side), ylim=(top + side, top), xticks=[], yticks=[])
+    lines = {"right": (RIGHT, "-"), "wrong": (WRONG, "-"), "missed": (MISSED, ":")}
+    handles = [
+        plt.Line2D([], [], color=colour, lw=1.8, ls=style, label=name) for name, (colour, style) in lines.items()
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    fig.savefig(file, dpi=DPI, pil_kwargs={"optimize": True})
+    plt.close(fig)
+
+
+def square(boxes: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, float]:
+    """Return the left, the top and the side of the smallest square of an image that holds boxes and a margin.
+
+    Args:
+        boxes (np.ndarray): Boxes x1, y1, x2, y2 in pixels, shape (n, 4).
+        shape (tuple[int, int]): Height and width of the image in pixels.
+    """
+    low, high = boxes[:, :2].min(0) - MARGIN, boxes[:, 2:].max(0) + MARGIN
+    side = float(min((high - low).max(), *shape))
+    left, top = (float(np.clip((a + b - side) / 2, 0, most - side)) for a, b, most in zip(low, high, shape[::-1]))
+    return left, top, side
+
+
+@plt_settings()
+def draw_latency(points: dict[str, tuple[float, list[float]]], file: Path) -> None:
+    """Plot accuracy against latency.
+
+    Args:
+        points (dict[str, tuple[float, list[float]]]): Milliseconds and scores by arm.
+        file (Path): Picture to write.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(3.2, 2.4), layout="constrained")
     for name, (ms, values) in points.items():
         spread = stdev(values) if len(values) > 1 else 0
-        ax.errorbar(ms, mean(values), yerr=spread, fmt="o", ms=9, color=POINTS[name], capsize=4)
+        ax.errorbar(ms, mean(values), yerr=spread, fmt="o", ms=6, color=POINTS[name], capsize=3)
         side = -1 if name == "teacher" else 1
-        offset = {"builtin": (10, -14)}.get(name, (10 * side, 4))
+        offset = {"builtin": (7, -10)}.get(name, (7 * side, 3))
         ax.annotate(
-            NAMES[name], (ms, mean(values)), xytext=offset, textcoords="offset points", size=11,
+            NAMES[name], (ms, mean(values)), xytext=offset, textcoords="offset points", size=8.5,
             ha="right" if side < 0 else "left", color=POINTS[name],
         )  # fmt: skip
-    ax.set_xlabel("ms per image, one CPU core", size=11)
-    ax.set_ylabel("mAP50-95", size=11)
+    ax.set_xlabel("ms per image, one CPU core", size=9)
+    ax.set_ylabel("mAP50-95", size=9)
+    ax.tick_params(labelsize=8)
     ax.margins(0.22)
     ax.grid(alpha=0.3)
-    ax.set_title("accuracy against latency", size=13)
-    handles = [
-        plt.Line2D([], [], color=RIGHT, lw=2.2, label="right"),
-        plt.Line2D([], [], color=WRONG, lw=2.2, label="wrong"),
-        plt.Line2D([], [], color=MISSED, lw=2.2, ls=":", label="missed"),
-    ]
-    axes[0].legend(handles=handles, loc="upper left", fontsize=10, framealpha=0.9)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(file, dpi=80)
+    ax.set_title("accuracy against latency", size=9)
+    fig.savefig(file, dpi=DPI, pil_kwargs={"optimize": True})
     plt.close(fig)
 
 
 def main(runs: Path, stage: str, data: str) -> None:
-    """Draw the picture of a stage."""
+    """Draw the pictures of a stage."""
     report = json.loads((STUDY / "results" / stage / "bench.json").read_text(encoding="utf-8"))
     settings = report["settings"]
     size, larger = settings["imgsz"], settings["arms"]["kd"]["kd_teacher_imgsz"]
@@ -179,7 +206,8 @@ def main(runs: Path, stage: str, data: str) -> None:
     student = ms["alone"]  # all students are one architecture at one size
     points = {n: (ms.get(n, student), values) for n, values in scores(report).items() if n in POINTS}
     image = imread(str(images[best]))[..., ::-1]
-    draw(image, labels[best], {name: d[best] for name, d in detections.items()}, points, PICTURE)
+    draw_boards(image, labels[best], {name: d[best] for name, d in detections.items()}, ASSETS / "boards.png")
+    draw_latency(points, ASSETS / "latency.png")
 
 
 if __name__ == "__main__":
