@@ -535,7 +535,7 @@ def test_an_nms_free_head_is_taught_kept_classes_by_a_teacher_without_one(severa
     """No label teaches them; detections are assigned to both heads as labels are. The mean of teachers has one head."""
     teacher = [place.old, place.old] if several else str(save_model(tmp_path / "other.pt", "yolov8n.yaml", OLD))
     trainer = train(place, tmp_path, teacher=teacher, val=False)
-    assert trainer.distiller.levels.endswith("detections assigned like labels to one2many and one2one")
+    assert trainer.distiller.levels.endswith("detections assigned like labels, NMS and NMS-free heads")
     assert trainer.profiled.imgsz == 64  # AutoBatch sees detections and their assignment too
     assert results(trainer.save_dir)[0]["train/kd_cls"] > 0
 

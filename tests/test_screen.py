@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -17,10 +18,12 @@ from ultralytics_kd.bench.table import Run, summarize
 from ultralytics_kd.bench.text import ONE_SEED, SHOWN, to_text
 from ultralytics_kd.config.registration import ARGUMENT_CHANGES
 from ultralytics_kd.demo.run import Arm, _report
+from ultralytics_kd.report import score_names
 from ultralytics_kd.report.score_names import END2END, NMS
 from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.training.scores import tables
 
+PACKAGES = {"advise": "advice", **{name: name for name in ("bench", "cache", "demo", "report")}}
 LONG = "a_folder_with_a_name_that_fills_a_line/" * 3 + "yolo0n.yaml"
 
 
@@ -31,7 +34,8 @@ def too_wide(text: str) -> list[str]:
 
 
 def test_examples_of_the_docstrings_are_true():
-    assert doctest.testmod(screen) == (0, 6)
+    assert doctest.testmod(screen) == (0, 8)
+    assert doctest.testmod(score_names) == (0, 1)
 
 
 def test_columns_that_do_not_fit_follow_below_and_no_cell_is_lost():
@@ -43,6 +47,12 @@ def test_columns_that_do_not_fit_follow_below_and_no_cell_is_lost():
     text = "\n".join(screen.table(lines))
     assert not too_wide(text) and all(f" {cell}" in text for line in lines for cell in line[1:])
     assert text.count("alone") == len(text.splitlines()) / 2 and "x" not in text
+
+
+def test_no_line_ends_between_a_number_and_its_unit():
+    for width in range(1, 40):
+        lines = screen.row("memory", f"{'x' * width} alone 0.01 GiB, 12 ms " * 6)
+        assert not too_wide("\n".join(lines)) and not any(line[-1].isdigit() for line in lines)
 
 
 def test_a_command_stays_one_for_the_shell():
@@ -79,15 +89,26 @@ def test_help_of_a_command_names_its_arguments_within_80_columns(command, caplog
     LOGGER.propagate = True
     assert cli.main([command, "help"]) == 0
     LOGGER.propagate = False
-    said = "\n".join(record.getMessage() for record in caplog.records)
+    said = "\n".join(dict.fromkeys(record.getMessage() for record in caplog.records))  # some are captured twice
     assert f"yolo-kd {command}" in said and not too_wide(said)
+    its = importlib.import_module(f"ultralytics_kd.{PACKAGES[command]}")
+    own, texts = vars(its)[f"{PACKAGES[command].upper()}_ONLY"], config.COMMANDS[command].own
+    assert list(texts) == list(own) and all(said.count(f"\n      {name}=") == 1 for name in own)
 
 
-def test_an_error_ends_with_its_reason_and_not_with_a_screen_of_help(caplog):
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (["train", "teacher"], "missing an '=' sign"),
+        (["train", "kd_clss=3"], "'kd_clss' is not a valid"),
+        (["demo", "epoch=3"], "'epoch' is not a valid"),
+    ],
+)
+def test_an_error_ends_with_its_reason_and_not_with_a_screen_of_help(caplog, line, reason):
     LOGGER.propagate = True
-    assert cli.main(["train", "teacher"]) == 1
+    assert cli.main(line) == 1
     LOGGER.propagate = False
-    assert "missing an '=' sign" in caplog.text and "TASK MODE ARGS" not in caplog.text
+    assert reason in caplog.text and "TASK MODE ARGS" not in caplog.text and "yolo-kd help" in caplog.text
 
 
 @pytest.mark.parametrize("name", [name for name, argument in config.ARGUMENTS.items() if argument.bounds])
@@ -138,8 +159,10 @@ def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
     scores = {f"metrics/{kind}({group})": 0.1234 for group in groups for kind in kinds}
     text = tables.end_table(scores, scores, student, teacher, (64, 96), LONG)
     assert not too_wide(text) and text.count("0.1234") == 2 * len(scores)
-    assert f"The student keeps 100.0% of the teacher's mAP50-95({groups[-1]})." in text and "metrics/" not in text
-    assert LONG in text and "next" in text and "yolo-kd bench" in text
+    part = {"B": "", "M": "mask ", "P": "pose "}[groups[-1]]
+    assert f"The student keeps 100.0% of the teacher's {part}mAP50-95." in text
+    assert "metrics/" not in text and "(B)" not in text and ("box recall" in text) is (len(groups) > 1)
+    assert LONG in text and "yolo-kd bench" in tables.next_step() and not too_wide(tables.next_step())
 
 
 # Tables of commands ---------------------------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ def test_a_training_starts_from_the_fit_and_says_how_good_it_is(quick, tmp_path,
     student = YOLO(STUDENT)
     student.train(**{**quick, "epochs": 1}, teacher=str(path), kd_init="fit", val=False)
     assert student.trainer.initialized > 0
-    assert "convolutions explain" in caplog.text and "parameters from the teacher (kd_init)" in caplog.text
+    assert (
+        "convolutions fitted to the teacher's" in caplog.text and "parameters from the teacher (kd_init)" in caplog.text
+    )
 
 
 def test_other_values_of_kd_init_are_refused():

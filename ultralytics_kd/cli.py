@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from . import __version__, activation, config
 from .config import recipes
 from .config.input_errors import is_input_error
 from .errors import KDError, KDTypeError
-from .screen import row
 
 HELP_WORDS = {"help", "h"}
 OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # Ultralytics' commands that are added to
 SPECIAL = {*HELP_WORDS, *("settings", "hub", "login", "logout", "solutions")}  # its others that are no mode
+LISTS = "'yolo-kd help' and 'yolo-kd cfg' list the arguments."
 READ_EARLY = ("mode", "model", "task")  # arguments that Ultralytics reads before it checks any
 
 HELP = """
@@ -67,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "disable": _disable,
     }
     try:
-        if args and args[0] in commands:
-            commands[args[0]](args[1:])
-        else:
-            _yolo(args)
+        with nullcontext() if _asks_for_help(args) else _short_errors():
+            if args and args[0] in commands:
+                commands[args[0]](args[1:])
+            else:
+                _yolo(args)
     except Exception as e:
         if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
             raise
@@ -80,10 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """Print one line instead of Ultralytics' help within a block: for a misspelt name it fills several screens."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        """Shorten the record of the help."""
+        if record.msg == ul_cfg.CLI_HELP_MSG:
+            record.msg = LISTS
+        return True
+
+    LOGGER.addFilter(shorten)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(shorten)
+
+
 def _without_help(message: str) -> str:
     """Return the message of an error without Ultralytics' help, which fills a screen and leaves the reason above it."""
     reason, its_help, _ = message.partition(ul_cfg.CLI_HELP_MSG)
-    return f"{reason.strip()}\nSee 'yolo-kd help' and 'yolo-kd cfg'." if its_help else message.strip()
+    return f"{reason.strip()}\n{LISTS}" if its_help else message.strip()
 
 
 def _values(args: list[str]) -> list[Any]:
@@ -181,7 +201,7 @@ def _demo(args: list[str]) -> None:
     """Run the demonstration."""
     from .demo import DEMO_ONLY, run_demo
 
-    given = _key_values("demo", args, DEMO_ONLY, "any argument of 'yolo-kd train' but its data and teacher")
+    given = _key_values("demo", args, DEMO_ONLY)
     if given is not None:
         run_demo(given)
 
@@ -190,7 +210,7 @@ def _advise(args: list[str]) -> None:
     """Say whether a distillation will pay."""
     from .advice import ADVICE_ONLY, run_advice
 
-    given = _key_values("advise", args, ADVICE_ONLY, "any argument of 'yolo-kd train', of which it asks about")
+    given = _key_values("advise", args, ADVICE_ONLY)
     if given is not None:
         run_advice(given)
 
@@ -199,7 +219,7 @@ def _bench(args: list[str]) -> None:
     """Compare arms."""
     from .bench import BENCH_ONLY, run_bench
 
-    given = _key_values("bench", args, BENCH_ONLY, "any argument of 'yolo-kd train' but its seed")
+    given = _key_values("bench", args, BENCH_ONLY)
     if given is not None:
         run_bench(given)
 
@@ -208,7 +228,7 @@ def _cache(args: list[str]) -> None:
     """Compute and store a teacher's answers."""
     from .cache import CACHE_ONLY, USED, make_cache
 
-    given = _key_values("cache", args, CACHE_ONLY, f"{', '.join(USED)} as in 'yolo-kd train'")
+    given = _key_values("cache", args, CACHE_ONLY, USED)
     if given is not None:
         make_cache(given)
 
@@ -217,38 +237,33 @@ def _report(args: list[str]) -> None:
     """Write a report."""
     from .report import REPORT_ONLY, USED, run_report
 
-    given = _key_values("report", args, REPORT_ONLY, f"{', '.join(USED)} as in 'yolo val'")
+    given = _key_values("report", args, REPORT_ONLY, USED)
     if given is not None:
         run_report(given)
 
 
-def _key_values(command: str, args: list[str], own: Mapping[str, Any], others: str) -> dict[str, Any] | None:
+def _key_values(
+    command: str, args: list[str], own: Mapping[str, Any], shared: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """Return the `key=value` arguments of a command of this package, or print its help and return None.
 
     Args:
         command (str): Its name.
         args (list[str]): Its arguments as they were typed.
         own (Mapping): Defaults of the arguments that it alone has, for the help.
-        others (str): The arguments that it also takes, for the help.
+        shared (Sequence[str]): Names of the other arguments that it takes, if they are few, for the help.
 
     Raises:
         KDError: If an argument is not `key=value`.
     """
     args = [arg.lstrip("-") for arg in _merged(args)]
     if {"help", "h"} & set(args):
-        defaults = " ".join(f"{name}={'' if value is None else _typed(value)}" for name, value in own.items())
-        lines = [f"\n    yolo-kd {command} ARGUMENT=VALUE ...\n", *row("its own", defaults), *row("also", others)]
-        LOGGER.info("\n".join(lines))
+        LOGGER.info(config.command_help(command, own, shared))
         return None
     for arg in args:
         if "=" not in arg or not arg.split("=", 1)[1].strip():
             raise KDError(f"'{arg}' is not a 'key=value' argument of 'yolo-kd {command}'.")
     return dict(ul_cfg.parse_key_value_pair(arg) for arg in args)
-
-
-def _typed(value: Any) -> str:
-    """Return a default as it would be typed, a list without spaces."""
-    return f"[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def _enable(args: list[str]) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 WIDTH = 80  # columns; a word that is longer, such as a path, stays whole
 INDENT = 4
 LONGEST_NAME = 24  # of a row of a table
 MINUTE, HOUR = 60, 3600  # seconds
+UNIT = re.compile(r"(?<=\d) (?=(?:px|ms|s|min|h|[GMk]i?B|GFLOPs)\b)")  # the space before it, where no line ends
+JOINED = "\xa0"  # in place of that space
+KB, MB, GB = 10**3, 10**6, 10**9  # bytes
 
 
 def row(title: str, text: str, column: int = 13, indent: int = INDENT) -> list[str]:
@@ -30,9 +35,11 @@ def row(title: str, text: str, column: int = 13, indent: int = INDENT) -> list[s
     head, rest = " " * indent + title, " " * column
     above = [head] if len(head) >= column else []
     first = rest if above else head.ljust(column)
-    return above + textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
+    lines = textwrap.wrap(
+        UNIT.sub(JOINED, text), WIDTH, initial_indent=first, subsequent_indent=rest,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return above + [line.replace(JOINED, " ") for line in lines]
 
 
 def paragraph(text: str, indent: int = INDENT) -> list[str]:
@@ -129,6 +136,20 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
+def near(path: str | Path) -> str:
+    """Return a path as short as it can be typed here: below the current folder without the way to that folder.
+
+    Args:
+        path (str | Path): The path.
+
+    Examples:
+        >>> near(Path.cwd() / "runs" / "best.pt"), near("/other/best.pt")
+        ('runs/best.pt', '/other/best.pt')
+    """
+    place, here = Path(path), Path.cwd()
+    return str(place.relative_to(here)) if place.is_absolute() and place.is_relative_to(here) else str(path)
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number of things as text.
 
@@ -141,6 +162,23 @@ def counted(number: int, noun: str) -> str:
         ('1 epoch', '2,000 epochs')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def file_size(number: int) -> str:
+    """Return a number of bytes with its unit.
+
+    Args:
+        number (int): The number.
+
+    Examples:
+        >>> file_size(812), file_size(24_300), file_size(800_000), file_size(3_456_000_000)
+        ('812 bytes', '24 kB', '0.8 MB', '3.5 GB')
+    """
+    if number < KB:
+        return f"{number} bytes"
+    if number < MB / 10:
+        return f"{number / KB:.0f} kB"
+    return f"{number / MB:.1f} MB" if number < GB else f"{number / GB:.1f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ultralytics.utils import colorstr
 
-from ..screen import HOUR, command, counted, duration, row
+from ..screen import HOUR, command, counted, duration, near, row
 from .gradients import TOGETHER
 from .verdict import GO, NO_GO, SHORTLY, TRAINED
 
@@ -22,11 +22,12 @@ def to_text(advice: dict[str, Any]) -> str:
     Args:
         advice (dict): The advice, as `run_advice` returns it.
     """
-    lines = ["", f"{colorstr('Advice')} for {Path(advice['model']).name} on {advice['data']}, {advice['imgsz']} px"]
+    asked = f"{Path(advice['model']).name} on {near(advice['data'])}, {advice['imgsz']} px"
+    lines = ["", f"{colorstr('Advice')} for {asked}"]
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:
         lines += ["", *_of_teacher(teacher, advice)]
-    lines += ["", *_row("page", advice["page"]), *_row("images", advice["list"])]
+    lines += ["", *_row("page", near(advice["page"])), *_row("images", near(advice["list"]))]
     return "\n".join(lines)
 
 

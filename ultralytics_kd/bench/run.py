@@ -23,7 +23,7 @@ from ..files import make_folder
 from ..model import YOLO
 from ..report.datasets import class_names_of
 from ..report.score_names import HEADS, METRICS
-from ..screen import counted, duration
+from ..screen import duration, near
 from ..teachers import open_teacher
 from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
@@ -34,7 +34,7 @@ from .ray_jobs import ray_runner
 from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize
-from .text import to_text
+from .text import start_text, to_text
 
 SIDES = 32  # sides of a teacher's images are multiples of it
 
@@ -73,10 +73,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     with _runner(plan) as runner, JobFolder(plan.save_dir, runner) as folder:
         if plan.holdout:
             data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
-        LOGGER.info(
-            f"{colorstr('Bench:')} {counted(len(plan.arms), 'arm')}, {counted(len(plan.seeds), 'seed')} each, of "
-            f"{plan.common['model']} in {plan.save_dir}"
-        )
+        LOGGER.info(start_text(plan.arms, plan.seeds, plan.common["model"], plan.save_dir))
         bench = Bench(plan, data, folder)
         bench.train_students(bench.score_teachers(bench.train_teacher()))
         report = bench.report()
@@ -110,6 +107,7 @@ class Bench:
         plan (Plan): What to train and to score.
         data (str): The data set. With holdout, a copy whose val set is the held-out images.
         folder (JobFolder): Folder of jobs and records.
+        count (int): Number of trainings of students.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
         failed (list[str]): A message for each failed training, with the path of its log.
@@ -117,6 +115,7 @@ class Bench:
 
     def __init__(self, plan: Plan, data: str, folder: JobFolder):
         self.plan, self.data, self.folder = plan, data, folder
+        self.count = len(plan.arms) * len(plan.seeds)
         self.runs: list[Run] = []
         self.teachers: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
@@ -156,7 +155,7 @@ class Bench:
         jobs = [self._student(arm, seed, teachers) for seed in self.plan.seeds for arm in self.plan.arms]
         unfinished = [job for job in jobs if not self._add_run(job)]
         if self.runs:
-            LOGGER.info(f"{colorstr('Bench:')} {len(self.runs)} of {len(jobs)} trainings are finished already")
+            LOGGER.info(f"{colorstr('Bench:')} {len(self.runs)} of {self.count} trainings are finished already")
         self.report()
         with ThreadPoolExecutor(self.folder.runner.at_once) as pool:
             pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in unfinished}
@@ -180,8 +179,8 @@ class Bench:
         run = self.runs[-1]
         scores = ", ".join(f"{s['score']:.4f} {HEADS[head]}".strip() for head, s in run.record["scores"].items())
         LOGGER.info(
-            f"{colorstr('Bench:')} {run.arm}, seed {run.seed}: {METRICS[self.plan.task][0][1]} {scores} in "
-            f"{duration(run.record['seconds'])}"
+            f"{colorstr('Bench:')} {len(self.runs)} of {self.count}, {run.arm}, seed {run.seed}: "
+            f"{METRICS[self.plan.task][0][1]} {scores} in {duration(run.record['seconds'])}"
         )
         self.report()
 
@@ -285,7 +284,7 @@ class Bench:
     def _completed(self, job: Job) -> dict[str, Any]:
         """Return the record of a job; run the job if there is none."""
         if self.folder.record(job) is None:
-            what = f"scores {job.inputs['weights']}" if "weights" in job.inputs else "trains the teacher"
+            what = f"scoring {near(job.inputs['weights'])}" if "weights" in job.inputs else "training the teacher"
             LOGGER.info(f"{colorstr('Bench:')} {what} ...")
             self.folder.run(job)
         record = self.folder.record(job)

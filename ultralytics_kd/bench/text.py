@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ultralytics.utils import colorstr
+
 from ..report.score_names import HEADS, ONE
-from ..screen import command, command_line, duration, paragraph, row, table
-from .arms import ALONE
+from ..screen import command, command_line, counted, duration, near, paragraph, row, table
+from .arms import ALONE, Arm
 from .table import gain_text, metric_names, score_text
 
 SHOWN = "A gain whose interval reaches below zero has not been shown."
 ONE_SEED = "With one seed a gain has no interval: seeds=3 or more show whether it is chance."
+
+
+def start_text(arms: Sequence[Arm], seeds: Sequence[int], model: str, folder: Path) -> str:
+    """Return what a bench is about to do.
+
+    Args:
+        arms (Sequence[Arm]): Its arms.
+        seeds (Sequence[int]): Seeds of each.
+        model (str): The student.
+        folder (Path): Folder of the bench.
+    """
+    trainings = f"{counted(len(arms) * len(seeds), 'training')}: {counted(len(seeds), 'seed')} of each arm"
+    rows = {"student": near(model), "arms": ", ".join(arm.name for arm in arms), "runs": trainings}
+    lines = [line for title, text in rows.items() for line in row(title, text)]
+    return "\n".join([colorstr("Bench:"), *lines, *row("folder", near(folder)), ""])
 
 
 def to_text(report: dict[str, Any], folder: Path) -> str:
@@ -29,7 +47,7 @@ def to_text(report: dict[str, Any], folder: Path) -> str:
     gains = [each for each in report["table"] if each["gain"] is not None]
     if gains:
         lines += ["", *paragraph(SHOWN if any(each["ci_low"] is not None for each in gains) else ONE_SEED)]
-    lines += row("tables", f"bench.md, bench.csv, bench.json and bench.png in {folder}")
+    lines += row("tables", f"bench.md, bench.csv, bench.json and bench.png in {near(folder)}")
     following = next_command(report, folder)
     return "\n".join(lines + (command(following) if following else []))
 
@@ -89,5 +107,5 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
         return ""
     shared = {name: settings[name] for name in ("data", "imgsz") if name in settings}
     own = {"kd_teacher_imgsz": size} if (size := settings["arms"][arm].get("kd_teacher_imgsz")) is not None else {}
-    models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
+    models = {"teacher": taught[arm], "student": near(best[arm]), "baseline": near(best[ALONE])}
     return command_line("report", {**models, **shared, **own})

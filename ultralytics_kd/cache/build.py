@@ -23,7 +23,7 @@ from ..config.registration import register_arguments
 from ..config.teacher_size import check_larger, check_teacher_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
-from ..screen import command, command_line
+from ..screen import command, command_line, counted, file_size, near, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
@@ -76,12 +76,14 @@ def make_cache(given: Mapping[str, Any]) -> Store:
 
 def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
     """Return the lines that say what a cache holds, and how to train with it."""
-    size = sum(shard.stat().st_size for shard in store.shards()) / 1e6
+    size = file_size(sum(shard.stat().st_size for shard in store.shards()))
     names = ("data", "teacher", "imgsz", "kd_teacher_imgsz", "kd_classes")
     shared = {name: given[name] for name in names if name in given}
-    train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": store.folder})
+    train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": near(store.folder)})
     return [
-        f"{colorstr('Cache:')} answers to {store.count():,} images, {size:,.1f} MB, in {store.folder}",
+        colorstr("Cache:"),
+        *row("answers", f"to {counted(store.count(), 'image')}, {size}"),
+        *row("folder", near(store.folder)),
         *command(train),
     ]
 
@@ -147,7 +149,8 @@ def build_cache(
         keys = store.image_keys(_image_files(args, data), write=True, hash_all=executor.hash)
         portions, answered = _portions(store, keys, options["kd_cache_shard"])
         count = sum(len(p.files) for p in portions)
-        LOGGER.info(f"{colorstr('Cache:')} {answered:,} images have answers in {store.folder}, {count:,} have none")
+        images = counted(answered + count, "image")
+        LOGGER.info(f"{colorstr('Cache:')} {answered:,} of {images} have answers in {near(store.folder)}")
         if portions:
             portable = [_portable(s) for s in sources]
             work = Work(

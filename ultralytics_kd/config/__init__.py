@@ -3,6 +3,7 @@
 Files:
     arguments: the table of arguments: groups, names, defaults, types, accepted values and help.
     help: this table as text.
+    command_help: the help of each command of `yolo-kd`.
     checks: each argument alone, and all of them together.
     idle: arguments that were set and change nothing.
     recipes: files of arguments that may come from a stranger.
@@ -14,12 +15,14 @@ Files:
 
 from .arguments import ARGUMENTS, GRID_TASKS, GROUPS, TASK_WEIGHTS, TASKS, as_list, has_teacher, parse_list
 from .checks import check_combination, check_own_command, check_plain, check_user_losses, check_values
+from .command_help import COMMANDS, command_help
 from .help import cfg_text, help_text
 from .idle import Idle, idle_arguments
 from .registration import register, register_arguments
 
 __all__ = (
     "ARGUMENTS",
+    "COMMANDS",
     "GRID_TASKS",
     "GROUPS",
     "TASKS",
@@ -32,6 +35,7 @@ __all__ = (
     "check_plain",
     "check_user_losses",
     "check_values",
+    "command_help",
     "has_teacher",
     "help_text",
     "idle_arguments",

@@ -19,7 +19,7 @@ from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder
 from ..model import YOLO
-from ..screen import command, duration, paragraph, row, table
+from ..screen import command, duration, near, paragraph, row, table
 from .comparison import draw_comparison
 from .shapes import draw_dataset
 from .threads import IdleCores
@@ -101,7 +101,7 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     save_dir = output_folder(get_cfg(overrides={"name": "demo", **place, "task": "detect"}))
     train_images, val_images, imgsz = options["train_images"], options["val_images"], training["imgsz"]
     data = draw_dataset(save_dir / "data", train_images, val_images, imgsz, training["seed"])
-    LOGGER.info(f"{colorstr('Demo:')} drew {train_images} + {val_images} images in {save_dir / 'data'}")
+    LOGGER.info(f"{colorstr('Demo:')} drew {train_images} + {val_images} images in {near(save_dir / 'data')}")
     common = {**training, "data": str(data), "project": str(save_dir), "exist_ok": True}
     plain = {k: v for k, v in common.items() if k not in ARGUMENTS}
     teacher = _train(TEACHER, {**plain, "model": options["teacher_model"], "epochs": options["teacher_epochs"]})
@@ -175,8 +175,8 @@ def _report(arms: list[Arm], result: dict[str, Any]) -> str:
             colorstr("Demo:"),
             *lines,
             *paragraph(f"{verdict} {note}"),
-            *row("weights", arms[2].weights),
-            *row("picture", result["picture"]),
+            *row("weights", near(arms[2].weights)),
+            *row("picture", near(result["picture"])),
             *command("yolo-kd bench data=your.yaml model=yolo26n.pt teacher=best.pt"),
         )
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 
+from ..screen import row
 from .block_counterparts import block_targets
 from .channel_picks import Pick, Picks, evenly
 from .norm_statistics import measure_statistics
@@ -102,10 +103,11 @@ def _fit(
     """
     selected = {name: Target(targets, name, taken) for name, (targets, taken) in convs.items()}
     fits = fit_weights(student, teacher, images, {**selected, **others})
-    LOGGER.info(
-        f"kd_init: {len(fits)} convolutions explain {sum(fits.values()) / len(fits):.1%} of the teacher's "
-        f"activations on {len(images)} images, the worst {min(fits.values()):.1%}"
+    text = (
+        f"{len(fits)} convolutions fitted to the teacher's on {len(images)} images. They reproduce "
+        f"{sum(fits.values()) / len(fits):.1%} of its activations, the worst {min(fits.values()):.1%}."
     )
+    LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     added = [module for name in fits.keys() - convs.keys() for module in (picks.student[name], picks.norms(name)[0])]
     return sum(p.numel() for module in added if module is not None for p in module.parameters())
 

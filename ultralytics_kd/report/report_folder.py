@@ -18,7 +18,7 @@ from ultralytics.utils.patches import imwrite
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from ..compat import versions
-from ..screen import paragraph
+from ..screen import near, paragraph, row
 from . import plots
 from .compared_model import STUDENT, TEACHER, ComparedModel
 from .dense import worst_dense_images
@@ -86,7 +86,7 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
     _write_metrics(report, folder)
     write_page(report, folder)
     sentences = (line for sentence in report["verdict"] for line in paragraph(sentence))
-    LOGGER.info("\n".join((f"\n{colorstr('Report:')} {report['page']}", *sentences)))
+    LOGGER.info("\n".join(("", colorstr("Report:"), *sentences, *row("page", near(report["page"])))))
     return report
 
 
@@ -176,14 +176,14 @@ def _draw_images(
     results = {model.role: model.results[model.head(preferred_head)] for model in models}
     if TEACHER not in results:
         return
-    rows = _worst(results, options)
-    root = os.path.commonpath([os.path.dirname(row["file"]) for row in rows]) if rows else ""
-    for i, row in enumerate(rows):
-        file = row.pop("file")
+    worst = _worst(results, options)
+    root = os.path.commonpath([os.path.dirname(shown["file"]) for shown in worst]) if worst else ""
+    for i, shown in enumerate(worst):
+        file = shown.pop("file")
         name = Path(os.path.relpath(file, root)).as_posix()
         picture = _draw_or_warn(name, _draw_predictions, file, results, setup.names, options)
         if picture is not None:
-            report["images"].append({**row, "name": name, "picture": f"image-{i:02}.png"})
+            report["images"].append({**shown, "name": name, "picture": f"image-{i:02}.png"})
             imwrite(str(options.folder / f"image-{i:02}.png"), picture)
         if i >= FEATURE_IMAGES:
             continue

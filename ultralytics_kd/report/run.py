@@ -11,19 +11,21 @@ from typing import Any
 
 from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
 from ultralytics.models.yolo.model import YOLO
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import select_device
 
 from ..config.arguments import GRID_TASKS, TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..errors import KDError, ModelError, NoSharedClassError, first_line
-from ..screen import command_line
+from ..screen import command_line, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
-from .compared_model import STUDENT, TEACHER, ComparedModel
+from .compared_model import BASELINE, STUDENT, TEACHER, ComparedModel
 from .datasets import channels_of, class_names_of
 from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
 from .report_folder import EvaluationSetup, write_report
+
+NEXT = "What did distillation bring? baseline=alone.pt, the same student trained alone, shows it."
 
 
 def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,10 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if lacks_training_images(args.data, task):
             args.data = with_train_entry(args.data, Path(folder))
-        return _compare(given, task, options)
+        report = _compare(given, task, options)
+    if BASELINE not in report["models"]:
+        LOGGER.info("\n".join(row("next", NEXT)))
+    return report
 
 
 def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str, Any]:

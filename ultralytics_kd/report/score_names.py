@@ -14,3 +14,20 @@ METRICS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "semantic": (("metrics/mIoU", "mIoU"), ("metrics/pixel_acc", "pixel accuracy")),
     "depth": (("metrics/delta1", "delta1"), ("metrics/abs_rel", "abs_rel")),
 }
+PARTS = {"B": "box", "M": "mask", "P": "pose"}  # what the letter behind an Ultralytics metric stands for
+
+
+def metric_text(key: str, alone: bool = True) -> str:
+    """Return the name of one of Ultralytics' metrics for people.
+
+    Args:
+        key (str): Key of the metric.
+        alone (bool): Whether all metrics beside it are of the same part, which is then left out.
+
+    Examples:
+        >>> metric_text("metrics/mAP50(B)"), metric_text("metrics/mAP50(M)", alone=False)
+        ('mAP50', 'mask mAP50')
+    """
+    name, _, letter = key.removeprefix("metrics/").partition("(")
+    part = PARTS.get(letter.removesuffix(")"), "")
+    return name if alone or not part else f"{part} {name}"

@@ -19,6 +19,7 @@ from ultralytics.utils.loss import v8ClassificationLoss
 
 from ..outputs.weight_origin import trained_parameters
 from ..outputs.weight_selection import as_big_alike, select_weights
+from ..screen import row
 from ..teachers import Teacher
 
 MOST_LOST = 1.5  # a taken part of the teacher may have so many times the teacher's base loss
@@ -145,11 +146,11 @@ def _take_if_better(
         student.load_state_dict(kept)
     if RANK in {-1, 0}:
         whose = "the teacher's" if better else "its own"
-        LOGGER.info(
-            f"kd_init=auto: the student begins with {whose} weights. The base loss "
-            f"on {sum(len(b['img']) for b in batches)} training images is {own:.3f} with its own, {taken:.3f} with the "
-            f"teacher's, and that of the teacher {best:.3f}."
+        text = (
+            f"the student begins with {whose} weights. On {sum(len(b['img']) for b in batches)} training images its "
+            f"base loss is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher's loss is {best:.3f}."
         )
+        LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     return count if better else 0
 
 

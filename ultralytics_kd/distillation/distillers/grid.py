@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ... import outputs
 from ...config.arguments import TASK_WEIGHTS
 from ...errors import KDError, ModelError
-from ...outputs import ONE2MANY, Branch, FeatureLayout, Layout
+from ...outputs import ONE2MANY, ONE2ONE, Branch, FeatureLayout, Layout
 from ...teachers import Reads, Teacher
 from ...teachers.answers import SetAnswer
 from ..assignment import assign
@@ -139,8 +139,8 @@ class GridDistiller(Distiller):
         if others:
             strides += f" (the student's {_listed(others)} from labels alone)"
         if not self.teacher_heads:
-            return f"{strides}, detections assigned like labels to {' and '.join(self.student_layout.branches)}"
-        return f"{strides}, {' and '.join(self._common_branches())}"
+            return f"{strides}, detections assigned like labels, {_heads(self.student_layout.branches)}"
+        return f"{strides}, {_heads(self._common_branches())}"
 
     def __call__(
         self,
@@ -238,6 +238,12 @@ def common_levels(student: Layout, teachers: Sequence[Layout]) -> tuple[int, ...
             "none in common. Give another teacher; or a detector's answers can be stored, with kd_cache=True."
         )
     return strides
+
+
+def _heads(branches: Sequence[str]) -> str:
+    """Return the names of branches for people, as a report has them."""
+    names = {ONE2MANY: "NMS", ONE2ONE: "NMS-free"}
+    return f"{' and '.join(names[branch] for branch in branches)} head{'s' * (len(branches) > 1)}"
 
 
 def _listed(strides: Iterable[int]) -> str:

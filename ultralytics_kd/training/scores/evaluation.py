@@ -17,6 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ...errors import KDError
 from ...report.report_folder import EvaluationSetup
 from ...report.run import command_of, report_training, sized
+from ...screen import near
 from ...teachers.validation import check_scorable
 from ..distillation import Distillation
 from . import kept_scores, tables
@@ -69,7 +70,7 @@ def _prepare_validation(
     def validate() -> dict[str, float]:
         """Return the teacher's metrics on the val set, at the size that it teaches at."""
         same = own == trainer.args.imgsz
-        LOGGER.info(f"\nValidating teacher {distillation.teacher.source}{'' if same else f' at {own} px'}...")
+        LOGGER.info(f"\nValidating teacher {near(distillation.teacher.source)}{'' if same else f' at {own} px'}...")
         with tempfile.TemporaryDirectory() as folder, nullcontext() if same else _val_images(validator, trainer, own):
             validator.save_dir = Path(folder)
             return validator(model=model) or {}
@@ -124,12 +125,15 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     student = unwrap_model(trainer.model)
     scores, sizes = distillation.teacher_metrics, (trainer.args.imgsz, distillation.teacher_imgsz)
     best = trainer.best if trainer.best.exists() else trainer.last
-    LOGGER.info(tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes, str(best)))
+    table = tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes, str(best))
+    LOGGER.info(f"\n{table}")
     if distillation.kept_metrics:
         title, kept = f"On kd_keep_data={trainer.args.kd_keep_data}:", distillation.kept_metrics
         LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), student, distillation.teacher))
     if trainer.args.plots:
         write_report(distillation, trainer)
+    if trainer.args.verbose:
+        LOGGER.info(tables.next_step())  # below the report, which prints a screen of its own
 
 
 def write_report(distillation: Distillation, trainer: Any) -> None:

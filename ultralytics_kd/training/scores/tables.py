@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,8 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from ...config.arguments import class_loss
 from ...config.sure_boxes import sure_confidence
 from ...distillation.distillers import Distiller
-from ...screen import paragraph, row, table
+from ...report.score_names import metric_text
+from ...screen import near, paragraph, row, table
 from ...teachers import Teacher
 from ..beginning import Beginning
 
@@ -50,7 +52,10 @@ def start_table(
     at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
         *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
-        ("student", f"{_size(get_num_params(student), get_flops(student, args.imgsz), args.imgsz)}  {args.model}"),
+        (
+            "student",
+            f"{_size(get_num_params(student), get_flops(student, args.imgsz), args.imgsz)}  {near(args.model)}",
+        ),
         ("weights", weights),
         ("classes", _classes(teacher, matched_by, alone)),
         ("levels", distiller.levels),
@@ -107,7 +112,7 @@ def end_table(
     sizes: tuple[int, int] = (0, 0),
     weights: str = "",
 ) -> str:
-    """Return student and teacher side by side on the same val set, and what to do next.
+    """Return student and teacher side by side on the same val set.
 
     Args:
         student_metrics (dict[str, float]): Metrics of the best student.
@@ -128,11 +133,15 @@ def end_table(
         known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
         sentences.append(f"The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
     elif teacher_metrics.get(main):
-        share, metric = student_metrics[main] / teacher_metrics[main], main.removeprefix("metrics/")
+        share, metric = student_metrics[main] / teacher_metrics[main], metric_text(main, _one_part(student_metrics))
         sentences.append(f"The student keeps {share:.1%} of the teacher's {metric}.")
     lines += [line for sentence in sentences for line in paragraph(sentence)]
-    lines += [*row("weights", weights), *row("next", NEXT)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *row("weights", near(weights))])
+
+
+def next_step() -> str:
+    """Return what to do after a training, as its last line."""
+    return "\n".join(row("next", NEXT))
 
 
 def scores_table(
@@ -155,7 +164,7 @@ def scores_table(
     suffix = main.partition("(")[2]  # the scores of masks before those of boxes, each in columns of their own
     others = [k for k in student_metrics if k.startswith("metrics/") and k != main]
     keys = [main, *sorted(others, key=lambda k: k.partition("(")[2] != suffix)]
-    lines = [["", "parameters", *(k.removeprefix("metrics/") for k in keys)]]
+    lines = [["", "parameters", *(metric_text(k, _one_part(keys)) for k in keys)]]
     for name, size, scores in (
         ("teacher", teacher.parameters(), teacher_metrics),
         ("student", get_num_params(student), student_metrics),
@@ -165,17 +174,23 @@ def scores_table(
     return "\n".join([colorstr(title), *table(lines)])
 
 
+def _one_part(keys: Iterable[str]) -> bool:
+    """Return whether all metrics are of the same part of a prediction: of boxes, masks or keypoints."""
+    return len({key.partition("(")[2] for key in keys if key.startswith("metrics/")}) == 1
+
+
 def _size(parameters: int, gflops: float, imgsz: int) -> str:
     """Return parameters, and GFLOPs at an image size, in columns, or a note that they are unknown."""
     if not parameters:
         return "of unknown size:"
-    return f"{parameters:>11,} parameters {gflops:>6.1f} GFLOPs at {imgsz} px"
+    operations = f"{gflops:.1f}" if gflops >= 1 else f"{gflops:.2g}"
+    return f"{parameters:>11,} parameters {operations:>6} GFLOPs at {imgsz} px"
 
 
 def _teacher(teacher: Teacher, imgsz: int, share: float, count: int) -> str:
     """Return size and source of a teacher, and its weight beside others."""
     size = _size(teacher.parameters(), teacher.gflops(imgsz), imgsz)
-    return f"{size}  {teacher.source}" + (f" (weight {share:.0%})" if count > 1 else "")
+    return f"{size}  {near(teacher.source)}" + (f" (weight {share:.0%})" if count > 1 else "")
 
 
 def _weight(distiller: Distiller, name: str) -> str:
