@@ -1,12 +1,17 @@
-"""Hook of MkDocs: writes the tables of kd arguments from the package's own, so that they cannot be out of date."""
+"""Hooks of MkDocs.
+
+They write the tables of kd arguments from the package's own, so that they cannot be out of date, and mark intervals.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ultralytics_kd.config.arguments import GROUPS, Argument
 
 MARK = "<!-- table of kd arguments -->"
+INTERVAL = re.compile(r"\([+-]\d\.\d+ to [+-]\d\.\d+\)")
 # Where an argument has a section of its own
 SECTIONS = {
     "teacher": "teachers.md",
@@ -35,6 +40,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         **_ (Any): Page, configuration and files, which are not needed.
     """
     return markdown.replace(MARK, arguments_table())
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Return a page whose confidence intervals have a class, by which the style keeps them on one line.
+
+    Args:
+        html (str): The page.
+        **_ (Any): Page, configuration and files, which are not needed.
+    """
+    return INTERVAL.sub(r'<span class="interval">\g<0></span>', html)
 
 
 def arguments_table() -> str:

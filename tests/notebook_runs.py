@@ -38,7 +38,7 @@ def read() -> NotebookNode:
 def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run a notebook from top to bottom in a folder, without the network, and return it with its outputs."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=7200, resources={"metadata": {"path": str(folder)}})
     return client.execute(env={**os.environ, **OFFLINE, "PYTHONPATH": path})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ultralytics.utils import plt_settings
 
-TITLES = {"nms": "one2many head, NMS", "end2end": "end-to-end head", "output": ""}
+from ..report.score_names import HEADS
 
 
 @plt_settings()
@@ -35,7 +35,7 @@ def plot_table(table: list[dict[str, Any]], metric: str, file: Path) -> None:
         ax.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_xlabel(f"{metric}, dashed: teacher")
-        ax.set_title(TITLES[head])
+        ax.set_title(f"{HEADS[head]} head" if HEADS[head] else "")
         ax.grid(axis="x", alpha=0.3)
     fig.savefig(file, dpi=150)
     plt.close(fig)
