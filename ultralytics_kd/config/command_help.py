@@ -64,7 +64,8 @@ COMMANDS = {
         "Stores a teacher's answers to the training images once, so that trainings need not run it.",
         "yolo-kd cache data=coco8.yaml teacher=a.pt kd_cache=answers",
         {
-            "kd_cache_imgsz": "size in pixels that the teacher sees, may be less than imgsz; unset = kd_teacher_imgsz, or imgsz",
+            "kd_cache_imgsz": "size in pixels that the teacher sees, which may be less than imgsz; unset = "
+            "kd_teacher_imgsz, or imgsz",
             "kd_cache_conf": "lowest confidence of a stored box",
             "kd_cache_iou": "overlap (IoU) from which on two boxes are one",
             "kd_cache_topk": "most boxes per image and size",
