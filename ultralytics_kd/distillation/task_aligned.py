@@ -25,6 +25,7 @@ from ..teachers.detections import group_starts
 
 ROUNDING = 1e-3  # largest difference of target scores that counts as rounding
 MAX_TIES = 0.02  # largest share of anchor points that may go to another instance with an equal claim
+BATCHES = 3  # that must disagree before the rule does: a batch of few anchor points may have more ties than that
 
 
 @dataclass
@@ -119,12 +120,13 @@ def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
 class InstanceAssigner:
     """Assigns instances by the sparse rule if it agrees with the installed assigner, else by that assigner.
 
-    The first batch with instances decides for each head branch.
+    For each head branch the first batch decides that agrees, or the third that does not.
     """
 
     def __init__(self) -> None:
         """Start without a decision."""
         self._rules: dict[str, Callable[..., Assignment]] = {}
+        self._disagreed: dict[str, int] = {}  # number of batches by branch
 
     def __call__(
         self, branch: str, assigner: Any, scores: Tensor, boxes: Tensor, points: Tensor, instances: Instances
@@ -147,9 +149,12 @@ class InstanceAssigner:
             return rule(assigner, scores, boxes, points, instances)
         dense = assign_dense(assigner, scores, boxes, points, instances)
         if len(dense.target_score):
-            agrees = _sparse_rule_agrees(dense, assigner, scores, boxes, points, instances)
-            self._rules[branch] = assign_sparse if agrees else assign_dense
-            if not agrees:
+            if _sparse_rule_agrees(dense, assigner, scores, boxes, points, instances):
+                self._rules[branch] = assign_sparse
+                return dense
+            self._disagreed[branch] = self._disagreed.get(branch, 0) + 1
+            if self._disagreed[branch] == BATCHES:
+                self._rules[branch] = assign_dense
                 LOGGER.warning(
                     f"{colorstr('kd:')} this release of Ultralytics assigns labels by another rule. Its own assigner "
                     "also assigns the teacher's detections, which takes longer."
