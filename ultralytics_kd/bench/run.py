@@ -107,7 +107,6 @@ class Bench:
         plan (Plan): What to train and to score.
         data (str): The data set. With holdout, a copy whose val set is the held-out images.
         folder (JobFolder): Folder of jobs and records.
-        count (int): Number of trainings of students.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
         failed (list[str]): A message for each failed training, with the path of its log.
@@ -115,10 +114,14 @@ class Bench:
 
     def __init__(self, plan: Plan, data: str, folder: JobFolder):
         self.plan, self.data, self.folder = plan, data, folder
-        self.count = len(plan.arms) * len(plan.seeds)
         self.runs: list[Run] = []
         self.teachers: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Number of trainings of students."""
+        return len(self.plan.arms) * len(self.plan.seeds)
 
     def train_teacher(self) -> str | None:
         """Train the teacher if the plan has one to train, and return the path of its weights."""
