@@ -103,7 +103,7 @@ def listen() -> None:
     from ultralytics_kd.config.changes import in_force
     from ultralytics_kd.config.registration import ARGUMENT_CHANGES, TRAINER_CHANGES
     from ultralytics_kd.training import distributed
-    from ultralytics_kd.training.runs import teacher_source
+    from ultralytics_kd.training.run import teacher_source
 
     record["known"] = "teacher" in DEFAULT_CFG_DICT and all(map(in_force, (*ARGUMENT_CHANGES, *TRAINER_CHANGES)))
     cache.build.select_device = lambda *args, **kwargs: torch.device("cpu")

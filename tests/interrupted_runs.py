@@ -19,7 +19,7 @@ from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.training.mixin import DistillationMixin
-from ultralytics_kd.training.runs import checkpoints
+from ultralytics_kd.training.run import checkpoints
 
 LOGGER.setLevel("ERROR")
 

@@ -20,7 +20,7 @@ from ultralytics_kd import YOLO, KDError, files
 from ultralytics_kd.distillation.loss import FINITE_FACTOR, FirstNonFinite
 from ultralytics_kd.distillation.terms.feature import FeatureTerm
 from ultralytics_kd.teachers import GridTeacher
-from ultralytics_kd.training.runs.resuming import ResumedRun
+from ultralytics_kd.training.run.resuming import ResumedRun
 
 pytestmark = pytest.mark.core  # of .ci/releases
 

@@ -14,9 +14,9 @@ from ultralytics.utils import YAML
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.files import exists
 from ultralytics_kd.trainer import KDDetectionTrainer
-from ultralytics_kd.training.runs.moved_run import RunPlace, bring_up_to_date
-from ultralytics_kd.training.runs.run_folder import RunFolder
-from ultralytics_kd.training.runs.teacher_source import TeacherSource
+from ultralytics_kd.training.run.moved_run import RunPlace, bring_up_to_date
+from ultralytics_kd.training.run.run_folder import RunFolder
+from ultralytics_kd.training.run.teacher_source import TeacherSource
 from ultralytics_kd.training.tuning import search_arguments
 
 

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +170,19 @@ def test_links_of_the_readme_on_a_package_index_lead_to_the_site_and_to_the_repo
     targets = [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
     assert targets and all(target.startswith("https://") for target in targets)
     assert any(target.startswith(PROJECT["urls"]["Documentation"]) for target in targets)
+
+
+def test_every_file_of_the_package_is_in_the_repository_and_in_the_wheel():
+    """A build leaves out what git ignores, which `runs/` among others would be."""
+    files = [f.relative_to(ROOT).as_posix() for f in (ROOT / "ultralytics_kd").rglob("*.py")]
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(files),
+        capture_output=True,
+        text=True,
+    )
+    if ignored.returncode == 128:
+        pytest.skip("this is no checkout")
+    assert ignored.stdout.split() == []
+    assert all((ROOT / f).parent.joinpath("__init__.py").is_file() for f in files)

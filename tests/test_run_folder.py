@@ -13,7 +13,7 @@ from conftest import STUDENT, save_model
 
 from ultralytics_kd import KDError
 from ultralytics_kd.trainer import KDDetectionTrainer
-from ultralytics_kd.training.runs.run_folder import RunFolder
+from ultralytics_kd.training.run.run_folder import RunFolder
 
 
 def arguments(project: Path, **given) -> SimpleNamespace:
@@ -33,7 +33,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from ultralytics_kd.training.runs.run_folder import RunFolder
+from ultralytics_kd.training.run.run_folder import RunFolder
 named = dict(task="detect", mode="train", project=sys.argv[1], name="run", exist_ok=False, save_dir=None)
 sys.stdin.readline()
 for _ in range(40):

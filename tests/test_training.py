@@ -20,7 +20,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.install import install
 from ultralytics_kd.teachers import open_teacher
-from ultralytics_kd.training.runs.teacher_source import TeacherSource
+from ultralytics_kd.training.run.teacher_source import TeacherSource
 from ultralytics_kd.training.scores import evaluation, scoring
 
 KD = {"kd_cls": 0.7, "kd_feat": 1.0}

@@ -94,13 +94,13 @@ TEMPORARY_CHANGES = (
         "ultralytics.engine.trainer",
         "strip_optimizer(updates)",
         "A checkpoint is stripped into a new file that then takes its place, so that an interrupted run loses nothing.",
-        during="the final evaluation of a run with a teacher; ultralytics_kd.training.runs.checkpoints",
+        during="the final evaluation of a run with a teacher; ultralytics_kd.training.run.checkpoints",
     ),
     Change(
         "ultralytics.utils",
         "LOGGER",
         "A filter makes `strip_optimizer` log the name of the checkpoint and not that of the new file.",
-        during="a checkpoint is stripped; ultralytics_kd.training.runs.checkpoints",
+        during="a checkpoint is stripped; ultralytics_kd.training.run.checkpoints",
     ),
     Change(
         "ultralytics.nn.tasks",

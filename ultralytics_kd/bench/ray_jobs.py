@@ -17,7 +17,7 @@ from ..cluster import connected
 from ..config.arguments import as_list
 from ..errors import first_line
 from ..files import exists, write_whole
-from ..training.runs.moved_run import FILES
+from ..training.run.moved_run import FILES
 from . import node
 from .jobs import STOPPED
 from .node import job_file

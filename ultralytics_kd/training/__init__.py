@@ -14,6 +14,6 @@ Files:
 
 Folders:
     images: larger images for the teacher, and images without labels.
-    runs: the run's folder, checkpoints and resuming.
+    run: the run's folder, checkpoints and resuming.
     scores: scores of teacher and student, tables and plots.
 """

@@ -12,7 +12,7 @@ from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.patches import override_configs
 
 from ..config.teacher_size import student_size
-from .runs.random_streams import streams_kept
+from .run.random_streams import streams_kept
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px
 AT_A_TIME = 2**18  # pixels of a batch: a big teacher runs on it in float32, beside nothing else

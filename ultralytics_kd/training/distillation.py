@@ -40,8 +40,8 @@ from .first_step import HOOKS, FirstStep
 from .images.large_images import LargeImageTeacher
 from .images.unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 from .keeping import Keeping
-from .runs.random_streams import streams_kept
-from .runs.teacher_source import TeacherSource
+from .run.random_streams import streams_kept
+from .run.teacher_source import TeacherSource
 from .scores import tables
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -33,10 +33,10 @@ from .distillation import Distillation
 from .first_step import HOOKS, overriding_class
 from .images.unlabeled import UnlabeledStream
 from .images.unlabeled_alone import UnlabeledAlone
-from .runs import checkpoints
-from .runs.resuming import MOVABLE, ResumedRun, check_same_kind
-from .runs.run_folder import RunFolder
-from .runs.teacher_source import TeacherSource
+from .run import checkpoints
+from .run.resuming import MOVABLE, ResumedRun, check_same_kind
+from .run.run_folder import RunFolder
+from .run.teacher_source import TeacherSource
 from .scores import evaluation
 
 # The mixin is combined with one of Ultralytics' trainers; a type checker must know the methods that it calls there

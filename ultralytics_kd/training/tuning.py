@@ -23,7 +23,7 @@ from ..errors import KDError
 from ..files import output_folder
 from ..teachers import open_teacher
 from .keeping import Keeping
-from .runs.teacher_source import TeacherSource
+from .run.teacher_source import TeacherSource
 
 FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data", "kd_classes")  # arguments that may name files
 
