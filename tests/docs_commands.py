@@ -119,7 +119,7 @@ def _pip(args: list[str]) -> None:
     """Check what is installed: the package with extras that it has, or others."""
     assert args[0] == "install", args
     for word in args[1:]:
-        if word.startswith("-") or word in {".", "pre-commit"}:
+        if word.startswith("-") or word in {".", "pre-commit", "ultralytics_kd-*.whl"}:
             continue
         needed = Requirement(word.replace(".[", "ultralytics_kd[", 1))
         if needed.name == "ultralytics_kd":
