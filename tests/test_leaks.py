@@ -26,7 +26,7 @@ def hooks(model: torch.nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("loss", ["pkd", "crosskd"])
+@pytest.mark.parametrize("loss", ["pkd", pytest.param("crosskd", marks=pytest.mark.nightly)])
 def test_teacher_is_gone_after_training_and_the_model_is_trained_again_with_another_and_with_none(
     quick, teacher, tmp_path, loss
 ):
