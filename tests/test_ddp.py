@@ -345,7 +345,8 @@ def make():
 
 
 teacher = SimpleNamespace(source="t.pt", can_validate=True, layout=None, validator_model=lambda nc, names: object())
-distillation = SimpleNamespace(teacher=teacher, teacher_metrics={}, open_again=lambda data: None, teacher_imgsz=64)
+own = {"teacher_metrics": {}, "open_again": lambda data: None, "teacher_imgsz": 64, "keeping": None}
+distillation = SimpleNamespace(teacher=teacher, **own)
 validator = SimpleNamespace(args=SimpleNamespace())
 args = SimpleNamespace(imgsz=64)
 trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator, args=args)
@@ -355,13 +356,15 @@ print(sorted(trainer.metrics))
 
 
 @pytest.mark.parametrize(
-    ("fails", "codes"), [pytest.param("before", [0, 0], marks=pytest.mark.nightly), ("while", [1, 1])]
+    ("fails", "codes", "last"),
+    [pytest.param("before", [0, 0], "[]", marks=pytest.mark.nightly), ("while", [1, 1], "broken")],
 )
-def test_no_rank_waits_for_one_that_cannot_validate_the_teacher(fails, codes):
+def test_no_rank_waits_for_one_that_cannot_validate_the_teacher(fails, codes, last):
     processes = start_ranks(ONE_FAILS, (fails, fails))
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [int(process.returncode != 0) for process in processes] == codes, outputs
     assert not any(out.strip().endswith("['teacher/mAP50-95(B)']") for out in outputs)
+    assert any(last in out for out in outputs), outputs
 
 
 def start_ranks(script: str, arguments: tuple[str, ...]) -> list[subprocess.Popen]:
