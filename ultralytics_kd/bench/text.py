@@ -107,5 +107,6 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
         return ""
     shared = {name: settings[name] for name in ("data", "imgsz") if name in settings}
     own = {"kd_teacher_imgsz": size} if (size := settings["arms"][arm].get("kd_teacher_imgsz")) is not None else {}
-    models = {"teacher": taught[arm], "student": near(best[arm]), "baseline": near(best[ALONE])}
-    return command_line("report", {**models, **shared, **own})
+    models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
+    given = {**models, **shared, **own}
+    return command_line("report", {k: near(v) if isinstance(v, (str, Path)) else v for k, v in given.items()})
