@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER, remove_colorstr
 
 from ultralytics_kd import KDError, cli, config, screen
 from ultralytics_kd.bench.table import Run, summarize
-from ultralytics_kd.bench.text import ONE_SEED, SHOWN, to_text
+from ultralytics_kd.bench.text import ONE_SEED, SHOWN, losses, to_text
 from ultralytics_kd.config.registration import ARGUMENT_CHANGES
 from ultralytics_kd.demo.run import Arm, _report
 from ultralytics_kd.report import score_names
@@ -189,6 +189,21 @@ def test_no_row_of_a_bench_is_wrapped_however_many_seeds_and_long_its_names(tmp_
     assert not too_wide(text) and "seed 11" in text and "4.7 min (1.00x)" in text
     assert "NMS-free" in text and "end2end" not in text and SHOWN.split(" has ")[0] in text
     assert screen.shortened(names[-1]) in text
+
+
+def test_a_bench_says_which_arms_lost_and_which_teachers_are_no_better():
+    runs = [
+        Run(arm, seed, record(score + 0.01 * seed)) for arm, score in (("alone", 0.4), ("kd", 0.3)) for seed in (0, 1)
+    ]
+    report = summarize(
+        ["alone", "kd"], [*runs, Run("kd", 2, record(0.33)), Run("alone", 2, record(0.42))], {"kd": record(0.35)}
+    )
+    worse, weak = losses(report)
+    assert worse == "Worse than the student alone: kd."
+    assert weak == "No better than the student alone is the teacher of kd: there is nothing to learn from it."
+    assert (
+        losses(summarize(["alone", "kd"], runs[:1] + runs[2:3], {"kd": record(0.6)})) == []
+    )  # one seed has no interval
 
 
 def test_a_bench_names_the_command_that_shows_where_its_best_arm_gains(tmp_path):

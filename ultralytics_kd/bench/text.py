@@ -47,9 +47,27 @@ def to_text(report: dict[str, Any], folder: Path) -> str:
     gains = [each for each in report["table"] if each["gain"] is not None]
     if gains:
         lines += ["", *paragraph(SHOWN if any(each["ci_low"] is not None for each in gains) else ONE_SEED)]
+    for sentence in losses(report):
+        lines += paragraph(sentence)
     lines += row("tables", f"bench.md, bench.csv, bench.json and bench.png in {near(folder)}")
     following = next_command(report, folder)
     return "\n".join(lines + (command(following) if following else []))
+
+
+def losses(report: dict[str, Any]) -> list[str]:
+    """Return a sentence on the arms that are worse than the student alone, and one on teachers that are no better.
+
+    Args:
+        report (dict): Report, as `run_bench` returns it.
+    """
+    alone = {each["head"]: each["score"] for each in report["table"] if each["arm"] == ALONE}
+    worse = [each["arm"] for each in report["table"] if each["ci_high"] is not None and each["ci_high"] < 0]
+    weak = [t["arm"] for t in report["teachers"] if t["score"] <= min(alone.get(t["head"], s) for s in alone.values())]
+    sentences = {
+        "Worse than the student alone: {}.": worse,
+        "No better than the student alone is the teacher of {}: there is nothing to learn from it.": weak,
+    }
+    return [text.format(", ".join(dict.fromkeys(arms))) for text, arms in sentences.items() if arms]
 
 
 def _of_head(report: dict[str, Any], head: str) -> list[list[str]]:
