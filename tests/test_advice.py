@@ -277,6 +277,12 @@ def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(as
     assert StockYOLO(weights).names == NAMES
 
 
+def test_the_student_is_not_trained_for_longer_than_is_asked_about(asked, tmp_path):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    weights = train_alone({**own, "epochs": 1}, tmp_path / "probe", 600)
+    assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 1
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "given, message",

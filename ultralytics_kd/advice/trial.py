@@ -94,12 +94,20 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
     base: Any = model.task_map[model.task]["trainer"]
 
     class Unheard(base):
-        """The task's trainer with none but Ultralytics' own callbacks."""
+        """The task's trainer with none but Ultralytics' own callbacks.
+
+        Attributes:
+            most_epochs (int | None): Epochs after which it stops even if it has more time.
+        """
+
+        most_epochs: int | None = None
 
         def run_callbacks(self, event: str) -> None:
             """Run an event's callbacks."""
             self.callbacks = callbacks.get_default_callbacks()
             super().run_callbacks(event)
+            if event == "on_train_epoch_end" and self.most_epochs and self.epoch + 1 >= self.most_epochs:
+                self.stop = True
 
     place = {"project": str(folder), "name": "trial", "task": model.task, "mode": "train"}
     with quietly():
@@ -109,12 +117,15 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
 def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> str | None:
     """Train the student without a teacher for a short time, and return the path of its weights.
 
+    It ends after the epochs of the training that is asked about, as more of them would tell of another training.
+
     Args:
         training (dict): Arguments of the training, without those of a distillation.
         folder (Path): Folder for what Ultralytics writes.
         seconds (float): Seconds.
     """
     trainer = make_trainer({**training, "time": seconds / 3600}, folder)
+    trainer.most_epochs = trainer.args.epochs  # Ultralytics sets them by the time
     with quietly():
         trainer.train()
     return next((str(file) for file in (trainer.best, trainer.last) if file.exists()), None)
