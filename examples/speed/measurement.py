@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import ultralytics
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
 import ultralytics_kd
@@ -57,3 +58,25 @@ def save(report: dict[str, Any], text: str, out: str | Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def publish(
+    settings: Any, table: list[dict[str, Any]], to_markdown: Callable[[dict[str, Any]], str], **facts: Any
+) -> dict[str, Any]:
+    """Write the report of a measurement, print its table, and return it.
+
+    Args:
+        settings (Any): A dataclass with the settings; its field `out` is the file for the report, `.json`.
+        table (list[dict]): Rows of the report.
+        to_markdown (Callable): Returns the table of a report.
+        **facts (Any): Further entries on the machine.
+    """
+    report = {
+        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
+        "machine": machine(**facts),
+        "table": table,
+    }
+    text = to_markdown(report)
+    save(report, text, settings.out)
+    LOGGER.info(text)
+    return report

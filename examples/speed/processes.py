@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -26,10 +26,10 @@ from unittest.mock import patch
 
 import speed
 import torch
-from measurement import machine, read_settings, save
+from measurement import publish, read_settings
 from torch import distributed as dist
 from torch import nn
-from ultralytics.utils import LOGGER, TQDM
+from ultralytics.utils import TQDM
 from ultralytics.utils.dist import find_free_network_port
 
 from ultralytics_kd.bench.table import markdown
@@ -226,14 +226,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     settings = read_settings(Settings, arguments)
     with tempfile.TemporaryDirectory() as folder:
         times = measure(settings, Path(folder))
-    report = {
-        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
-        "machine": machine(cores=os.cpu_count(), threads=1),
-        "table": summarize(times),
-    }
-    save(report, to_markdown(report), settings.out)
-    LOGGER.info(to_markdown(report))
-    return report
+    return publish(settings, summarize(times), to_markdown, cores=os.cpu_count(), threads=1)
 
 
 if __name__ == "__main__":

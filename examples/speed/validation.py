@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -25,11 +25,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measurement import machine, read_settings, save
+from measurement import publish, read_settings
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER, TQDM
+from ultralytics.utils import TQDM
 
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.bench.table import markdown
@@ -177,14 +177,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     settings = read_settings(Settings, arguments)
     with tempfile.TemporaryDirectory() as folder:
         times = measure(settings, Path(folder))
-    report = {
-        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
-        "machine": machine(system=platform.system(), threads=torch.get_num_threads()),
-        "table": summarize(times),
-    }
-    save(report, to_markdown(report), settings.out)
-    LOGGER.info(to_markdown(report))
-    return report
+    return publish(settings, summarize(times), to_markdown, system=platform.system(), threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":
