@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,10 +13,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = sorted(f for f in (ROOT / "examples/speed/results").glob("*.json") if "teachers" in json.loads(f.read_text()))
 
 sys.path.insert(0, str(ROOT / "examples" / "speed"))  # as Python does for a script
-spec = importlib.util.spec_from_file_location("speed", ROOT / "examples" / "speed" / "speed.py")
-speed = importlib.util.module_from_spec(spec)
-sys.modules["speed"] = speed  # its dataclass looks up its own module
-spec.loader.exec_module(speed)
+
+import speed  # noqa: E402
 
 
 @pytest.fixture
