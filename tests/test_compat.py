@@ -232,6 +232,33 @@ def test_missing_part_is_said_by_whatever_is_imported_first_and_stock_models_go_
     assert run.stdout.count("distillation is unavailable in this environment") == 1
 
 
+PARTIAL = """
+import sys, types
+
+def find_spec(name, path=None, target=None):
+    if name == "ultralytics_kd.training.run":
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
+from ultralytics_kd.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", [["checks"], ["train", "model=yolo26n.yaml", "data=none.yaml", "teacher=none.pt"]])
+def test_an_installation_that_lacks_a_module_is_named_in_one_sentence(command, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", PARTIAL, *command],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1
+    lines = [line for line in f"{run.stdout}\n{run.stderr}".splitlines() if line.startswith("ERROR")]
+    reason = "No module named 'ultralytics_kd.training.run'"
+    assert len(lines) == 1
+    assert lines[0].endswith(f"a part of ultralytics_kd cannot be imported ({reason}): install it again.")
+
+
 def test_command_says_what_is_missing_and_can_still_be_disabled(monkeypatch, capsys, tmp_path):
     from ultralytics_kd import __main__, activation
 

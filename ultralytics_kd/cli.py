@@ -187,6 +187,9 @@ def _add_to_special(command: str) -> bool:
     elif command in {"version", "v"}:
         LOGGER.info(f"ultralytics_kd {__version__}")
     elif command in {"checks", "check"}:
+        from .install import distilling_model
+
+        distilling_model()  # raises if a part is missing
         state = "enabled" if activation.enabled() else "not enabled (yolo-kd enable)"
         LOGGER.info(f"ultralytics_kd {__version__}, kd arguments in the plain 'yolo' command: {state}")
     elif command == "copy-cfg":

@@ -17,13 +17,16 @@ modules of Ultralytics that do not exist by then, so they are imported on first 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from ultralytics.utils import LOGGER
 
 from .compat import check_parts
 from .config import changes
+from .config.arguments import has_teacher
 from .config.changes import Change
 from .config.recipes import check_call, check_unfinished
 from .config.registration import ARGUMENT_CHANGES, TRAINER_CHANGES, parts_of, register
@@ -51,6 +54,8 @@ def _checked_train(stock: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, trainer: Any = None, **kwargs: Any) -> Any:
         check_call(kwargs)
         check_unfinished(self, kwargs)
+        if trainer is None and has_teacher(kwargs):
+            distilling_model()  # or the trainer of Ultralytics would say that it does not distil, and not why
         return stock(self, trainer=trainer, **kwargs)
 
     return train
@@ -61,9 +66,7 @@ def _checked_tune(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(stock)
     def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from .model import tune
-
-        return tune(self, *args, **kwargs)
+        return distilling_model().tune(self, *args, **kwargs)
 
     return tune
 
@@ -141,15 +144,27 @@ def uninstall() -> None:
     changes.undo()
 
 
+def distilling_model() -> ModuleType:
+    """Return the module of the `YOLO` that distils, which imports all trainers.
+
+    Raises:
+        KDError: If Ultralytics lacks a part that they need, or the installation of this package is not whole.
+    """
+    try:
+        return importlib.import_module(f"{__package__}.model")
+    except ImportError as e:  # Ultralytics would say that its model does not support the mode
+        raise KDError(f"a part of ultralytics_kd cannot be imported ({e}): install it again.") from e
+
+
 @functools.cache
 def _trainer_replacement() -> Callable[[TaskMap], TaskMap] | None:
     """Return the function that puts trainers that distil into a task map; None if they cannot be imported.
 
-    Then plain training still works, after a warning, and a trainer that is given a teacher raises the reason.
+    Then plain training still works, after a warning, and a training with a teacher raises the reason.
     """
     try:
-        from .model import with_distilling_trainers
+        replacement: Callable[[TaskMap], TaskMap] = distilling_model().with_distilling_trainers
     except KDError as e:
         LOGGER.warning(f"distillation is unavailable in this environment: {e}")
         return None
-    return with_distilling_trainers
+    return replacement
