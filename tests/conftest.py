@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -47,6 +48,11 @@ QUICK = {
 
 # Files whose tests take minutes come first, so that no process is left with one of them in the end
 LONG = ("bench", "tasks", "training", "cache", "faults", "cli", "examples", "teachers", "hostile", "leaks", "tune")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the settings of this process."""
+    shutil.rmtree(os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list) -> None:
