@@ -52,7 +52,7 @@ NEEDS_ALIYUN = (
     "MNN's converter installs aliyun-log-python-sdk when it is imported, and reports to a server: install that package "
     "first to allow it"
 )
-HEADS = {"one2many + NMS": None, "one2one": False}  # value of Ultralytics' `nms` argument for each head of YOLO26
+HEADS = {"NMS": None, "NMS-free": False}  # value of Ultralytics' `nms` argument for each head of YOLO26
 CONFIDENT = 0.25  # boxes of the NMS-free head with a lower score are not compared: their order is random
 COLUMNS = ("format", "precision", "head", "mAP50-95", "mAP50", "boxes (px)", "scores", "MB", "weights", "why not")
 
@@ -142,7 +142,7 @@ class Student:
                 running = backend.ov_compiled_model.get_property("INFERENCE_PRECISION_HINT").to_string()
                 row["weights"] += f"; runs in {running}"
             if nms is False and not backend.end2end:
-                return {**row, "why not": "has no top-k: Ultralytics exports the one2many head in place of this one"}
+                return {**row, "why not": "has no top-k: Ultralytics exports the other head in place of this one"}
             row.update(self.validate(path, nms))
             row.update(differences(self.outputs[head], self.run(backend), nms is False))
         except Exception as e:  # the table shows the reason

@@ -2,7 +2,7 @@
 
     python examples/study/duplicates.py FOLDER/data.yaml RUNS/STAGE
 
-`study.py` does this for stages with `duplicates: true`. A detection of the end-to-end head is a duplicate if its
+`study.py` does this for stages with `duplicates: true`. A detection of the NMS-free head is a duplicate if its
 confidence is 0.25 or more and its IoU with a more confident detection of its class is above 0.5. The counts are per
 image, for each student of a bench by arm and seed; `duplicates.json` beside the table holds them.
 """
@@ -25,7 +25,7 @@ CONF, IOU = 0.25, 0.5
 
 
 def count_model(weights: Path, images: list[str], imgsz: int) -> dict[str, float]:
-    """Return the detections and duplicates per image of a model's end-to-end head.
+    """Return the detections and duplicates per image of a model's NMS-free head.
 
     Args:
         weights (Path): Checkpoint of a model with this head.

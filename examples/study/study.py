@@ -32,6 +32,7 @@ from ultralytics.utils import YAML
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.table import gain_text, markdown, score_text
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.report import score_names
 from ultralytics_kd.training.images.unlabeled_images import image_files
 
 STUDY = Path(__file__).resolve().parent
@@ -47,7 +48,7 @@ TABLES_OF_PAGES = {
     "coco-weights": "coco-*",
     "random-weights": "*",
 }
-HEADS = {"nms": "NMS", "end2end": "end-to-end"}
+HEADS = {head: score_names.HEADS[head] for head in (score_names.NMS, score_names.END2END)}  # names for readers
 DRAWN = (600, 200)  # training and val images of a drawn data set
 
 

@@ -86,7 +86,7 @@ def validate(model: Any, validator: type, args: Namespace, folder: Path) -> Vali
     Args:
         model (nn.Module): A model in the form that validators take; it is fused in place.
         validator (type[BaseValidator]): The task's validator.
-        args (Namespace): Ultralytics' arguments; `nms=False` chooses the end-to-end head.
+        args (Namespace): Ultralytics' arguments; `nms=False` chooses the NMS-free head.
         folder (Path): Folder for what Ultralytics writes.
     """
     has_boxes = args.task in GRID_TASKS
