@@ -111,11 +111,11 @@ def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_bo
     for answer in (some, none):
         student.zero_grad()
         total, items = loss(student(batch["img"]), {**batch, "teacher": answer})
-        total[-3:].sum().backward()
+        total[3:].sum().backward()
         gradients = [p.grad for p in student.parameters() if p.grad is not None]
         assert torch.isfinite(total).all() and all(torch.isfinite(g).all() for g in gradients)
         assert items["kd_box"] > 0 if answer is some else items["kd_box"] == 0
-        assert items["kd_feat"] == 0
+        assert "kd_feat" not in items
         if answer is some:
             assert items["kd_cls"] > 0 and any(g.any() for g in gradients)
 
@@ -125,7 +125,7 @@ def test_only_matched_classes_learn_from_stored_answers():
     student, loss, batch = setup("yolo26n.yaml", kd_box=0.0)
     answer = SetAnswer(batch["bboxes"], torch.tensor([[0.1, 0.9]] * 4), batch["batch_idx"], torch.tensor([2, 0]))
     total, _ = loss(student(batch["img"]), {**batch, "teacher": answer})
-    total[-3:].sum().backward()
+    total[3:].sum().backward()
     gradient = sum(branch[-1].bias.grad.abs() for branch in student.model[-1].cv3)
     assert gradient[1] == 0 and gradient[0] > 0 and gradient[2] > 0
 

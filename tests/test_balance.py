@@ -122,7 +122,7 @@ def test_the_terms_of_a_step_have_their_shares_at_the_maps_that_enter_the_head(w
     preds = student(batch["img"])
     total, _ = loss(preds, batch)
     maps = preds["one2many"]["feats"]
-    base, terms = total[:-3].sum(), total[-3:]
+    base, terms = total[:3].sum(), total[3:]
     agree = distiller.balance.cosines().add(1).clamp(max=1).tolist()  # of the fade between -1 and 0
     for term, part, asked in zip(terms, agree, (share, share / 2)):  # half the default weight is half the share
         assert float(norm_at_the_neck(term, maps) / norm_at_the_neck(base, maps)) == pytest.approx(

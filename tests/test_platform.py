@@ -20,7 +20,7 @@ from ultralytics_kd import KDError, activation
 from ultralytics_kd.teachers import open_teacher
 
 SHORT = {**QUICK, "epochs": 1}
-TERMS = ("kd_cls", "kd_box", "kd_feat")
+TERMS = ("kd_cls", "kd_box")
 FAULTS = {  # by the name of a run; "from the start" it is not tracked, otherwise Platform falls ill later
     "broken-from-the-start": lambda step, _: 500,
     "silent-from-the-start": lambda step, _: HANG,

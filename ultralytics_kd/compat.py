@@ -52,6 +52,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
         *("BaseTrainer._handle_nan_recovery(epoch)", "BaseTrainer.resume_training(ckpt)", "BaseTrainer.save_model"),
         *(
             "BaseTrainer.get_dataloader(rank)",
+            "BaseTrainer.label_loss_items(prefix)",
             "BaseTrainer.save_metrics(metrics)",
             "BaseTrainer._setup_ddp",
             "strip_optimizer(updates)",

@@ -509,7 +509,17 @@ class DistillationMixin(_Trainer):
             super().save_metrics(metrics)
             return
         with checkpoints.disk_errors(self):
+            if self.resumed is not None:
+                self.resumed.drop_columns(self, metrics)
             super().save_metrics(metrics)
+
+    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
+        """Return the parts of the loss for the log; stored answers are to training images, so val has no terms then."""
+        parts = super().label_loss_items(loss_items, prefix)
+        if prefix != "val" or self.distiller is None or self.distillation.cached is None:  # type: ignore[union-attr]
+            return parts
+        names = [name for name in parts if name.rpartition("/")[2] not in self.distiller.terms]
+        return names if loss_items is None else {name: parts[name] for name in names}
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Continue from a checkpoint, with the adapters and the random streams that the run had there.

@@ -89,11 +89,11 @@ class DenseDistiller(Distiller):
             batch (Mapping[str, Any], optional): Images, and in classification the labels of the labelled ones.
 
         Returns:
-            (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.
+            (dict[str, Tensor]): A scalar for each term.
         """
         student = outputs.dense_output(self.task, preds)
         zero = student.new_zeros((), dtype=torch.float32)
-        items = dict.fromkeys(self.names, zero)
+        items = dict.fromkeys(self.terms, zero)
         student_maps, self._captured = self._captured, None
         answers = answer if isinstance(answer, list) else [answer]
         shares = self._shares if isinstance(answer, list) else [1.0]

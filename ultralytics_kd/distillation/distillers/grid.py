@@ -160,11 +160,11 @@ class GridDistiller(Distiller):
             batch (Mapping[str, Any], optional): Not used.
 
         Returns:
-            (dict[str, Tensor]): A scalar for each term of the task, 0 where it is off.
+            (dict[str, Tensor]): A scalar for each term.
         """
         student = outputs.branches(preds)
         zero = student[ONE2MANY].scores.new_zeros((), dtype=torch.float32)
-        items = dict.fromkeys(self.names, zero)
+        items = dict.fromkeys(self.terms, zero)
         with torch.autocast(zero.device.type, enabled=False):  # a teacher's outputs could overflow in half precision
             pairs = self._pairs(student, answer, head, bases or {})
             for name, term in self.terms.items():

@@ -12,6 +12,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds
 
 from ...config import has_teacher
+from ...config.arguments import TASK_WEIGHTS
 from ...errors import KDError
 from ...files import write_whole
 from ...teachers import Teacher
@@ -131,6 +132,23 @@ class ResumedRun:
         kept = [row for row in rows if _is_whole(row, header) and int(row.partition(",")[0]) <= trainer.start_epoch]
         if kept != rows:
             write_whole(trainer.csv, ("\n".join((header, *kept)) + "\n").encode(), how_to_continue(trainer))
+
+    @staticmethod
+    def drop_columns(trainer: Any, metrics: dict[str, Any]) -> None:
+        """Drop what an older release of this package wrote into results.csv and this one does not: terms that are off.
+
+        Args:
+            trainer (BaseTrainer): The trainer.
+            metrics (dict[str, Any]): The next row.
+        """
+        if not trainer.csv.is_file():
+            return
+        rows = [line.split(",") for line in trainer.csv.read_text(encoding="utf-8").splitlines()]
+        terms = {f"{split}/{name}" for split in ("train", "val") for name in TASK_WEIGHTS[trainer.args.task]}
+        kept = [i for i, name in enumerate(rows[0]) if name in metrics or name not in terms]
+        if len(kept) < len(rows[0]):
+            text = "".join(",".join(row[i] for i in kept) + "\n" for row in rows)
+            write_whole(trainer.csv, text.encode(), how_to_continue(trainer))
 
     @staticmethod
     def finish(trainer: Any) -> None:
