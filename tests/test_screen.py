@@ -153,15 +153,20 @@ def test_no_line_of_the_start_table_is_wrapped(models):
 
 @pytest.mark.parametrize("task, groups", [("detect", "B"), ("segment", "BM"), ("pose", "BP")])
 def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
-    student, teacher = models
+    _, teacher = models
     monkeypatch.setattr(teacher, "task", task)
     kinds = ("precision", "recall", "mAP50", "mAP50-95")
     scores = {f"metrics/{kind}({group})": 0.1234 for group in groups for kind in kinds}
-    text = tables.end_table(scores, scores, student, teacher, (64, 96), LONG)
+    text = tables.end_table(scores, scores, teacher, (64, 96), LONG, "NMS")
     assert not too_wide(text) and text.count("0.1234") == 2 * len(scores)
     part = {"B": "", "M": "mask ", "P": "pose "}[groups[-1]]
     assert f"The student keeps 100.0% of the teacher's {part}mAP50-95." in text
-    assert "metrics/" not in text and "(B)" not in text and ("box recall" in text) is (len(groups) > 1)
+    assert (
+        "Scores are of the NMS head" in text
+        and "metrics/" not in text
+        and "(B)" not in text
+        and ("box recall" in text) is (len(groups) > 1)
+    )
     assert LONG in text and "yolo-kd bench" in tables.next_step() and not too_wide(tables.next_step())
 
 

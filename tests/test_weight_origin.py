@@ -100,7 +100,9 @@ def test_a_student_that_arrived_trained_keeps_its_weights(quick, teacher, tmp_pa
 )
 def test_the_start_table_counts_where_the_weights_came_from(asked, own, initialized, text):
     beginning = Beginning(own, initialized, bool(own or initialized))
-    assert tables.initial_weights(DetectionModel(STUDENT, nc=3, verbose=False), asked, beginning) == text
+    student = DetectionModel(STUDENT, nc=3, verbose=False)
+    assert tables.initial_weights(student, asked, beginning) == text
+    assert tables.initial_weights(student, asked, beginning, resumed=True) == "those of the interrupted run"
 
 
 @pytest.mark.nightly

@@ -359,7 +359,7 @@ class Distillation:
         self.trains = True
         self._capture_hooks.enter_context(self.distiller.capturing_features(student))
         if RANK in {-1, 0}:
-            weights = tables.initial_weights(student, self.args.kd_init, self.beginning)
+            weights = tables.initial_weights(student, self.args.kd_init, self.beginning, bool(self.args.resume))
             extra = len(self.unlabeled) if self.unlabeled else 0
             kept = self.keeping.description if self.keeping else ""
             given = self.teacher_imgsz, kept, self.alone

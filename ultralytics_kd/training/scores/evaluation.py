@@ -14,9 +14,11 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
+from ... import outputs
 from ...errors import KDError
 from ...report.report_folder import EvaluationSetup
 from ...report.run import command_of, report_training, sized
+from ...report.score_names import END2END, HEADS, NMS
 from ...screen import near
 from ...teachers.validation import check_scorable
 from ..distillation import Distillation
@@ -122,18 +124,28 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     """
     if RANK not in {-1, 0}:
         return
-    student = unwrap_model(trainer.model)
     scores, sizes = distillation.teacher_metrics, (trainer.args.imgsz, distillation.teacher_imgsz)
     best = trainer.best if trainer.best.exists() else trainer.last
-    table = tables.end_table(trainer.metrics, scores, student, distillation.teacher, sizes, str(best))
+    table = tables.end_table(trainer.metrics, scores, distillation.teacher, sizes, str(best), scored_head(trainer))
     LOGGER.info(f"\n{table}")
     if distillation.kept_metrics:
         title, kept = f"On kd_keep_data={trainer.args.kd_keep_data}:", distillation.kept_metrics
-        LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), student, distillation.teacher))
+        LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), distillation.teacher.task))
     if trainer.args.plots:
         write_report(distillation, trainer)
     if trainer.args.verbose:
         LOGGER.info(tables.next_step())  # below the report, which prints a screen of its own
+
+
+def scored_head(trainer: Any) -> str:
+    """Return the name of the student's head that was validated; empty if it has one only.
+
+    Args:
+        trainer (BaseTrainer): The trainer, its student scored.
+    """
+    if getattr(outputs.find_head(trainer.model), "one2one_cv2", None) is None:
+        return ""
+    return HEADS[END2END if getattr(trainer.validator, "end2end", False) else NMS]
 
 
 def write_report(distillation: Distillation, trainer: Any) -> None:

@@ -13,7 +13,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from ...config.arguments import class_loss
 from ...config.sure_boxes import sure_confidence
 from ...distillation.distillers import Distiller
-from ...report.score_names import metric_text
+from ...report.score_names import HEADS, NMS, metric_text
 from ...screen import near, paragraph, row, table
 from ...teachers import Teacher
 from ..beginning import Beginning
@@ -78,14 +78,17 @@ def start_table(
     return "\n".join([colorstr("Distillation:"), *(line for name, text in rows for line in row(name, text)), ""])
 
 
-def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning) -> str:
+def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning, resumed: bool = False) -> str:
     """Return where the weights that the student starts from came from.
 
     Args:
         student (nn.Module): The student.
         asked (bool | str): The `kd_init` argument.
         beginning (Beginning): Numbers of its own and of the teacher's parameters.
+        resumed (bool): Whether an interrupted run goes on.
     """
+    if resumed:
+        return "those of the interrupted run"
     total, own, initialized = get_num_params(student), beginning.own, beginning.initialized
     if own == total:
         return "the student's own, trained"
@@ -107,24 +110,27 @@ def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning)
 def end_table(
     student_metrics: dict[str, float],
     teacher_metrics: dict[str, float],
-    student: nn.Module,
     teacher: Teacher,
     sizes: tuple[int, int] = (0, 0),
     weights: str = "",
+    head: str = "",
 ) -> str:
     """Return student and teacher side by side on the same val set.
 
     Args:
         student_metrics (dict[str, float]): Metrics of the best student.
         teacher_metrics (dict[str, float]): Metrics of the teacher.
-        student (nn.Module): The student.
         teacher (Teacher): The teacher.
         sizes (tuple[int, int]): Side of the student's and of the teacher's val images, in pixels.
         weights (str): Path of the best student.
+        head (str): Name of the head that was scored, for a student with two.
     """
     main = TASK2METRIC[teacher.task]
-    lines = [scores_table("Distillation:", student_metrics, teacher_metrics, student, teacher)]
+    lines = [scores_table("Distillation:", student_metrics, teacher_metrics, teacher.task)]
     sentences = []
+    if head:
+        other = "; 'nms=False' in 'yolo val' scores the NMS-free one" if head == HEADS[NMS] else ""
+        sentences.append(f"Scores are of the {head} head, which Ultralytics validates{other}.")
     if teacher_metrics and sizes[0] != sizes[1]:
         sentences.append(f"The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
@@ -148,8 +154,7 @@ def scores_table(
     title: str,
     student_metrics: dict[str, float],
     teacher_metrics: dict[str, float],
-    student: nn.Module,
-    teacher: Teacher,
+    task: str,
 ) -> str:
     """Return a table with the scores of teacher and student.
 
@@ -157,20 +162,15 @@ def scores_table(
         title (str): What stands above it.
         student_metrics (dict[str, float]): Metrics of the student.
         teacher_metrics (dict[str, float]): Metrics of the teacher; a dash stands for those that are missing.
-        student (nn.Module): The student.
-        teacher (Teacher): The teacher.
+        task (str): Ultralytics task, whose main metric comes first.
     """
-    main = TASK2METRIC[teacher.task]
+    main = TASK2METRIC[task]
     suffix = main.partition("(")[2]  # the scores of masks before those of boxes, each in columns of their own
     others = [k for k in student_metrics if k.startswith("metrics/") and k != main]
     keys = [main, *sorted(others, key=lambda k: k.partition("(")[2] != suffix)]
-    lines = [["", "parameters", *(metric_text(k, _one_part(keys)) for k in keys)]]
-    for name, size, scores in (
-        ("teacher", teacher.parameters(), teacher_metrics),
-        ("student", get_num_params(student), student_metrics),
-    ):
-        values = [f"{scores[k]:.4f}" if k in scores else "-" for k in keys]
-        lines.append([name, f"{size:,}" if size else "-", *values])
+    lines = [["", *(metric_text(k, _one_part(keys)) for k in keys)]]
+    for name, scores in (("teacher", teacher_metrics), ("student", student_metrics)):
+        lines.append([name, *(f"{scores[k]:.4f}" if k in scores else "-" for k in keys)])
     return "\n".join([colorstr(title), *table(lines)])
 
 
