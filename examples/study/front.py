@@ -5,10 +5,11 @@
 They are two, which stand side by side on a page and one above the other on a phone.
 
 RUNS is the folder of the stage's runs (`runs/study/STAGE` of study.py), whose weights it needs; DATA is the set's
-data.yaml. Scores are those of `results/STAGE/bench.json`. The image is the val image on which distillation changed most
-for the better, by right minus wrong detections. So it shows what a gain looks like, and not how large it is: the plot
-shows that. Boxes are detections of a confidence of 0.25 or more, of the head with NMS. They are right if a label of
-their class overlaps them by an IoU of 0.5.
+data.yaml. The distilled student is the one that learns from stored answers. Scores are those of
+`results/STAGE/bench.json`. The image is the val image on which distillation changed most for the better, by right minus
+wrong detections. So it shows what a gain looks like, and not how large it is: the plot shows that. Boxes are detections
+of a confidence of 0.25 or more, of the head with NMS. They are right if a label of their class overlaps them by an IoU
+of 0.5.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ ASSETS = STUDY.parents[1] / "docs" / "assets"
 DPI = 160  # more than what a page shows, so that screens of high resolution stay sharp
 MARGIN = 12  # pixels around the boxes
 CONF, IOU, ROUNDS = 0.25, 0.5, 60
-ARMS = {"teacher": "teacher", "alone": "student alone", "kd": "student distilled"}
+DISTILLED = "stored"
+ARMS = {"teacher": "teacher", "alone": "student alone", DISTILLED: "student distilled"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 RIGHT, WRONG, MISSED = "#0072B2", "#D55E00", "#E69F00"
-POINTS = {"teacher": "#000000", "alone": "#777777", "builtin": "#CC79A7", "kd": "#0072B2"}
+POINTS = {"teacher": "#000000", "alone": "#777777", "builtin": "#CC79A7", DISTILLED: "#0072B2"}
 NAMES = {**ARMS, "builtin": "student, distill_model"}
 
 
@@ -103,7 +105,7 @@ def scores(report: dict[str, Any]) -> dict[str, list[float]]:
     arms: dict[str, list[float]] = {}
     for (arm, _), values in by_seed.items():
         arms.setdefault(arm, []).append(mean(values))
-    return {**arms, "teacher": [mean(t["score"] for t in report["teachers"] if t["arm"] == "kd")]}
+    return {**arms, "teacher": [mean(t["score"] for t in report["teachers"] if t["arm"] == DISTILLED)]}
 
 
 @plt_settings()
@@ -165,9 +167,10 @@ def draw_latency(points: dict[str, tuple[float, list[float]]], file: Path) -> No
     fig, ax = plt.subplots(figsize=(3.2, 2.4), layout="constrained")
     for name, (ms, values) in points.items():
         spread = stdev(values) if len(values) > 1 else 0
-        ax.errorbar(ms, mean(values), yerr=spread, fmt="o", ms=6, color=POINTS[name], capsize=3)
+        ring = {"ms": 9, "mfc": "none", "mew": 1.5} if name == "alone" else {"ms": 5}  # another dot may lie on it
+        ax.errorbar(ms, mean(values), yerr=spread, fmt="o", color=POINTS[name], capsize=3, **ring)
         side = -1 if name == "teacher" else 1
-        offset = {"builtin": (7, -10)}.get(name, (7 * side, 3))
+        offset = {"builtin": (7, -11)}.get(name, (7 * side, 3))
         ax.annotate(
             NAMES[name], (ms, mean(values)), xytext=offset, textcoords="offset points", size=8.5,
             ha="right" if side < 0 else "left", color=POINTS[name],
@@ -186,20 +189,20 @@ def main(runs: Path, stage: str, data: str) -> None:
     """Draw the pictures of a stage."""
     report = json.loads((STUDY / "results" / stage / "bench.json").read_text(encoding="utf-8"))
     settings = report["settings"]
-    size, larger = settings["imgsz"], settings["arms"]["kd"]["kd_teacher_imgsz"]
-    job = json.loads((runs / "jobs" / "kd-0.json").read_text(encoding="utf-8"))
+    size, larger = settings["imgsz"], settings["arms"][DISTILLED]["kd_teacher_imgsz"]
+    job = json.loads((runs / "jobs" / f"{DISTILLED}-0.json").read_text(encoding="utf-8"))
     weights = {
         "teacher": job["args"]["teacher"],
-        **{arm: str(runs / "runs" / f"{arm}-0" / "weights" / "best.pt") for arm in ("alone", "kd")},
+        **{arm: str(runs / "runs" / f"{arm}-0" / "weights" / "best.pt") for arm in ("alone", DISTILLED)},
     }
     models = {name: YOLO(file) for name, file in weights.items()}
-    sizes = {"teacher": larger, "alone": size, "kd": size}
+    sizes = {"teacher": larger, "alone": size, DISTILLED: size}
     images = sorted(Path(check_det_dataset(data)["val"]).glob("*"))
     detections = {name: detect(model, images, sizes[name]) for name, model in models.items()}
     labels = [labels_of(image) for image in images]
     right = {name: [len(matches(d, t)[0]) for d, t in zip(detections[name], labels)] for name in models}
     balance = {name: [2 * r - len(d) for r, d in zip(right[name], detections[name])] for name in models}
-    gains = [kd - alone for kd, alone in zip(balance["kd"], balance["alone"])]
+    gains = [distilled - alone for distilled, alone in zip(balance[DISTILLED], balance["alone"])]
     best = int(np.argmax(gains))
     print(f"{images[best].name}: right minus wrong {gains[best]:+}; mean of all val images {mean(gains):+.2f}")
     ms = latencies({name: models[name] for name in ("teacher", "alone")}, sizes)

@@ -27,7 +27,8 @@ def to_text(advice: dict[str, Any]) -> str:
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:
         lines += ["", *_of_teacher(teacher, advice)]
-    lines += ["", *_row("page", near(advice["page"])), *_row("images", near(advice["list"]))]
+    listed = f"{near(advice['list'])}: labels or teacher are wrong there; only swapped classes count above"
+    lines += ["", *_row("page", near(advice["page"])), *_row("images", listed)]
     return "\n".join(lines)
 
 
