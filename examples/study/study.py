@@ -45,6 +45,7 @@ TABLES_OF_PAGES = {
     "tasks": "task-*",
     "few-labels": "few-labels",
     "pseudo-boxes": "boxes-*",
+    "variants": "variants-*",
     "coco-weights": "coco-*",
     "random-weights": "*",
 }
