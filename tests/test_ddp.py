@@ -352,6 +352,8 @@ args = SimpleNamespace(imgsz=64)
 trainer = SimpleNamespace(data={"names": {0: "a"}}, metrics={}, world_size=2, validator=validator, args=args)
 evaluation.score_teacher(distillation, trainer, make)
 print(sorted(trainer.metrics))
+dist.barrier()  # rank 0 holds the store that the other one may still read
+dist.destroy_process_group()
 """
 
 
