@@ -146,7 +146,7 @@ def test_no_line_of_the_start_table_is_wrapped(models):
         balance=None, weights={"kd_cls": 2.0, "kd_feat": 1.0},
     )  # fmt: skip
     args = get_cfg(overrides={"model": LONG, "task": "detect", "teacher": "t.pt", "imgsz": 64})
-    text = tables.start_table(args, student, teacher, distiller, "the student's own, trained", kept=f"{LONG} " * 3)
+    text = tables.start_table(args, student, teacher, distiller, "the student's own", kept=f"{LONG} " * 3)
     assert not too_wide(text) and LONG in text and str(teacher.source) in text
     assert "GFLOPs at 64 px" in text and "weight 2, loss bckd, constant" in text
 

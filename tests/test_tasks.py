@@ -119,7 +119,7 @@ def test_task_is_distilled_by_the_trainer_of_its_name(task, runs):
         assert row["train/kd_feat"] > 0 and row["val/kd_feat"] > 0
     assert set(TASK_WEIGHTS[task]) <= set(run.trainer.distiller.terms)
     assert MAIN[task] in run.trainer.teacher_metrics and "Validating teacher" in run.said
-    assert "parameters from the teacher (kd_init)" in run.said and "6 without labels" in run.said
+    assert "parameters are from the teacher (kd_init)" in run.said and "6 without labels" in run.said
     if task in REPORTED:
         assert (run.folder / "results.png").exists() and (run.folder / "train_batch0.jpg").exists()
         check_report(run, task)

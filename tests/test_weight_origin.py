@@ -89,13 +89,13 @@ def test_a_student_that_arrived_trained_keeps_its_weights(quick, teacher, tmp_pa
 @pytest.mark.parametrize(
     "asked, own, initialized, text",
     [
-        (True, 49890, 0, "the student's own, trained"),
-        (True, 0, 49890, "49,890 of 49,890 parameters from the teacher (kd_init)"),
+        (True, 49890, 0, "the student's own"),
+        (True, 0, 49890, "49,890 of 49,890 parameters are from the teacher (kd_init)"),
         (False, 0, 0, "random (kd_init=False)"),
         (True, 0, 0, "random (kd_init: the teacher is no model of the same kind, as big or bigger, or is fused)"),
-        (True, 49000, 0, "49,000 of 49,890 parameters the student's own, trained, 890 random"),
-        (True, 90, 49800, "90 of 49,890 parameters the student's own, trained, 49,800 from the teacher (kd_init)"),
-        (False, 90, 0, "90 of 49,890 parameters the student's own, trained, 49,800 random (kd_init=False)"),
+        (True, 49000, 0, "49,000 of 49,890 parameters are the student's own, 890 are random"),
+        (True, 90, 49800, "90 of 49,890 parameters are the student's own, 49,800 are from the teacher (kd_init)"),
+        (False, 90, 0, "90 of 49,890 parameters are the student's own, 49,800 are random (kd_init=False)"),
     ],
 )
 def test_the_start_table_counts_where_the_weights_came_from(asked, own, initialized, text):

@@ -200,7 +200,7 @@ def test_an_untrained_student_begins_with_the_teachers_weights_and_says_so(quick
     seen, _ = first_weights(quick, teacher)
     stem = torch_load(teacher)["model"].state_dict()["model.0.conv.weight"].float()
     assert torch.equal(seen["model.0.conv.weight"], stem[::2])
-    assert "2,504,970 of 2,504,970 parameters from the teacher (kd_init)" in caplog.text
+    assert "2,504,970 of 2,504,970 parameters are from the teacher (kd_init)" in caplog.text
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_trained_student_keeps_its_weights(quick, teacher, tmp_path, caplog):
     own = save_model(tmp_path / "own.pt")
     seen, _ = first_weights(quick, teacher, model=str(own))
     assert torch.equal(seen["model.0.conv.weight"], torch_load(own)["model"].state_dict()["model.0.conv.weight"])
-    assert "the student's own, trained" in caplog.text
+    assert "the student's own" in caplog.text
     scratch, _ = first_weights({**quick, "name": "scratch"}, teacher, model=str(own), pretrained=False)
     assert not torch.equal(scratch["model.0.conv.weight"], seen["model.0.conv.weight"])
 
@@ -234,7 +234,7 @@ def test_a_resumed_student_goes_on_with_its_own_weights(quick, teacher, caplog):
         student.train(**{**quick, "epochs": 3}, teacher=teacher, val=False)
     caplog.clear()
     YOLO(student.trainer.last).train(resume=True)
-    assert "the student's own, trained" in caplog.text
+    assert "the student's own" in caplog.text
 
 
 @pytest.mark.slow

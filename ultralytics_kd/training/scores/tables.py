@@ -91,7 +91,7 @@ def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning,
         return "those of the interrupted run"
     total, own, initialized = get_num_params(student), beginning.own, beginning.initialized
     if own == total:
-        return "the student's own, trained"
+        return "the student's own"
     reason = (
         "kd_init: the teacher is no model of the same kind, as big or bigger, or is fused" if asked else "kd_init=False"
     )
@@ -99,12 +99,12 @@ def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning,
     if not own and not initialized:
         return random
     parts = {
-        "the student's own, trained": own,
+        "the student's own": own,
         "from the teacher (kd_init)": initialized,
         random: total - own - initialized,
     }
     first, *others = [f"{count:,}{{}} {name}" for name, count in parts.items() if count]
-    return ", ".join((first.format(f" of {total:,} parameters"), *(other.format("") for other in others)))
+    return ", ".join((first.format(f" of {total:,} parameters are"), *(other.format(" are") for other in others)))
 
 
 def end_table(
