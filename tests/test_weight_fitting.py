@@ -114,7 +114,8 @@ def test_a_training_starts_from_the_fit_and_says_how_good_it_is(quick, tmp_path,
     student.train(**{**quick, "epochs": 1}, teacher=str(path), kd_init="fit", val=False)
     assert student.trainer.initialized > 0
     assert (
-        "convolutions fitted to the teacher's" in caplog.text and "parameters are from the teacher (kd_init)" in caplog.text
+        "convolutions fitted to the teacher's" in caplog.text
+        and "parameters are from the teacher (kd_init)" in caplog.text
     )
 
 

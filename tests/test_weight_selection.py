@@ -8,11 +8,14 @@ import pytest
 import torch
 from conftest import NAMES, save_model
 from torch import nn
+from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.errors import KDError
+from ultralytics_kd.outputs import weight_selection
+from ultralytics_kd.outputs.channel_importance import Importance
 from ultralytics_kd.outputs.channel_picks import Picks, evenly
 from ultralytics_kd.outputs.weight_selection import select_weights
 
@@ -29,18 +32,32 @@ def build(cfg: str | dict, seed: int, nc: int = 3) -> DetectionModel:
     return model.eval()
 
 
-def layer_outputs(model: DetectionModel, images: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Return what each layer but the head puts out."""
-    outputs: dict[int, torch.Tensor] = {}
+def conv_outputs(model: DetectionModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what each convolution with a norm puts out, behind its activation."""
+    outputs: dict[str, torch.Tensor] = {}
     hooks = [
-        layer.register_forward_hook(lambda _, __, out, i=i: outputs.__setitem__(i, out))
-        for i, layer in enumerate(model.model[:-1])
+        module.register_forward_hook(lambda _, __, out, name=name: outputs.__setitem__(name, out))
+        for name, module in model.named_modules()
+        if isinstance(module, Conv)
     ]
     with torch.no_grad():
         model(images)
     for hook in hooks:
         hook.remove()
     return outputs
+
+
+def random_importance(teacher: DetectionModel) -> dict[str, Importance]:
+    """Return an importance for each output channel of each convolution."""
+    convs = {name: m.out_channels for name, m in teacher.named_modules() if isinstance(m, nn.Conv2d)}
+    return {name: Importance(torch.rand(count), torch.eye(count)) for name, count in convs.items()}
+
+
+def take(student: DetectionModel, teacher: DetectionModel, importance: dict[str, Importance] | None) -> int:
+    """Select weights, the channels by their importance."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_selection, "Picks", lambda *models: Picks(*models[:2], importance))
+        return select_weights(student, teacher)
 
 
 def silence_what_is_not_shared(student: DetectionModel, teacher: DetectionModel, picks: Picks) -> None:
@@ -78,21 +95,25 @@ def silence_what_is_not_shared(student: DetectionModel, teacher: DetectionModel,
         ("yolov8n.yaml", "yolov8x.yaml", 1.0),
     ],
 )
-def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(student, teacher, share):
+@pytest.mark.parametrize("evenly_spaced", [True, False])
+def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(student, teacher, share, evenly_spaced):
     ours, theirs = build(student, 0), build(teacher, 1)
-    taken, total = select_weights(ours, theirs), sum(p.numel() for p in ours.parameters())
+    importance = None if evenly_spaced else random_importance(theirs)
+    taken, total = take(ours, theirs, importance), sum(p.numel() for p in ours.parameters())
     assert share * total <= taken <= total
-    picks = Picks(ours, theirs)
+    picks = Picks(ours, theirs, importance)
     silence_what_is_not_shared(ours, theirs, picks)
     images = torch.rand(1, 3, 128, 128)
-    own, its = layer_outputs(ours, images), layer_outputs(theirs, images)
-    compared = 0
-    for layer, output in own.items():
-        pick = picks.output(f"model.{layer}")
-        if pick is not None:
-            torch.testing.assert_close(output, its[layer][:, pick], rtol=1e-3, atol=1e-4 * float(output.abs().max()))
-            compared += 1
-    assert compared >= 15
+    own, its = conv_outputs(ours, images), conv_outputs(theirs, images)
+    compared = [
+        name for name in own if picks.alike(name)
+    ]  # hidden ones; output layers are scaled, as they have no norm
+    for name in compared:
+        output, wanted = own[name], its[name][:, picks.of(f"{name}.conv")[0]]
+        torch.testing.assert_close(output, wanted, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
+    assert len(compared) > 0.8 * len(own) and any(
+        name.startswith(f"model.{len(ours.model) - 1}.cv3") for name in compared
+    )
 
 
 def test_a_smaller_teacher_gives_nothing():

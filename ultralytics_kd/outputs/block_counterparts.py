@@ -23,6 +23,8 @@ from .weight_fitting import Target
 # The teacher's convolution for each of the student's, by the types of the two blocks
 COUNTERPARTS = {("Bottleneck", "C3k"): {"cv1.conv": "m.0.cv1.conv", "cv2.conv": "cv3.conv"}}
 
+LAST = "cv2.conv"  # what it puts out goes through the chain
+
 
 def block_targets(picks: Picks) -> dict[str, Target]:
     """Return what the convolutions of inner blocks are fitted to whose layout the teacher's do not have.
@@ -42,6 +44,7 @@ def block_targets(picks: Picks) -> dict[str, Target]:
             for path, source in pairs.items():
                 width, its = (m.get_submodule(p).out_channels for m, p in ((ours, path), (theirs, source)))
                 if width <= its:
-                    target = Target(torch.arange(width), f"{name}.m.{index}.{source}", evenly(width, its))
+                    taken = picks.chains[name] if path == LAST else evenly(width, its)
+                    target = Target(torch.arange(width), f"{name}.m.{index}.{source}", taken)
                     targets[f"{name}.m.{index}.{path}"] = target
     return targets

@@ -17,6 +17,7 @@ from ultralytics.utils import LOGGER
 
 from ..screen import row
 from .block_counterparts import block_targets
+from .channel_importance import measure_importance
 from .channel_picks import Pick, Picks, evenly
 from .norm_statistics import measure_statistics
 from .output_channels import OutputChannels, keypoint_names
@@ -57,7 +58,8 @@ def select_weights(
     if not as_big_alike(student, teacher):
         return 0
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
-    picks, count = Picks(student, teacher), 0
+    importance = measure_importance(teacher, images) if fit and images is not None else None
+    picks, count = Picks(student, teacher, importance), 0
     channels = OutputChannels(student.model[-1], teacher.model[-1], classes, names)
     plan = _plan(picks, f"model.{len(student.model) - 1}.", channels)
     with torch.no_grad():
