@@ -146,5 +146,5 @@ def test_heads_of_all_tasks_are_fitted(task, caplog):
     teacher.eval()
     assert select_weights(student, teacher, images=images(16)) > 0
     assert all(p.isfinite().all() for p in student.state_dict().values())
-    share = float(re.search(r"explain ([\d.]+)%", caplog.text)[1])
+    share = float(re.search(r"reproduce\s+([\d.]+)%", caplog.text)[1])
     assert share > 50
