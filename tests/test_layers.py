@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("compat",),
     ("cluster", "files"),
-    ("screen",),
+    ("logs", "screen"),
     ("losses",),
     ("config",),
     ("outputs",),

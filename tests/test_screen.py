@@ -167,7 +167,8 @@ def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
         and "(B)" not in text
         and ("box recall" in text) is (len(groups) > 1)
     )
-    assert LONG in text and "yolo-kd bench" in tables.next_step() and not too_wide(tables.next_step())
+    next_step = tables.next_step(f"yolo-kd bench data={LONG} model={LONG} epochs=100")
+    assert LONG in text and "yolo-kd bench" in next_step and not too_wide(next_step)
 
 
 # Tables of commands ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ def entrypoint() -> None:
         from .cli import main
     except KDError as e:
         if sys.argv[1:] == ["disable"]:  # it must work: plain `yolo` fails for the same reason until then
-            print(activation.DISABLED.format(activation.disable()))
+            print(activation.disabled())
             return
         sys.exit(f"ERROR {e}")
     sys.exit(main())

@@ -12,7 +12,14 @@ from .errors import KDError
 
 # One line, as .pth files need; silent if the package was uninstalled, so that this breaks nothing
 LINE = "import sys; exec('try:\\n import ultralytics_kd._autoload\\nexcept ImportError:\\n pass')\n"
-DISABLED = "Disabled: 'yolo' is Ultralytics' own again ({} was removed)."
+
+
+def disabled() -> str:
+    """Disable the plugin, and return what was done as a sentence."""
+    file = disable()
+    if file is None:
+        return "'yolo' is Ultralytics' own: kd arguments were not enabled."
+    return f"Disabled: 'yolo' is Ultralytics' own again ({file} was removed)."
 
 
 def pth_file() -> Path:
@@ -42,18 +49,20 @@ def enable() -> Path:
     return file
 
 
-def disable() -> Path:
+def disable() -> Path | None:
     """Undo [enable][ultralytics_kd.activation.enable]; nothing remains.
 
     Returns:
-        (Path): The file that was removed, if it existed.
+        (Path | None): The file that was removed, None if there was none.
 
     Raises:
         KDError: If the file cannot be removed.
     """
     file = pth_file()
     try:
-        file.unlink(missing_ok=True)
+        file.unlink()
+    except FileNotFoundError:
+        return None
     except OSError as e:
         raise KDError(f"'{file}' cannot be removed: {e.strerror}.") from e
     return file

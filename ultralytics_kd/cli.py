@@ -29,7 +29,8 @@ HELP = """
 
         yolo-kd train model=yolo26n.pt data=coco8.yaml teacher=yolo26x.pt
 
-    It has all commands of yolo, and these. 'yolo-kd COMMAND help' has more.
+    It has all commands of yolo, and these. 'yolo-kd demo help' and the like
+    have more.
 
         demo      Try it offline: draw images, train a teacher, and compare a
                   student alone and distilled.
@@ -46,6 +47,8 @@ HELP = """
                   yolo-kd report data=coco8.yaml teacher=a.pt student=best.pt
         enable    Let the plain 'yolo' command understand kd arguments.
         disable   Undo that.
+
+    Documentation: https://ultralytics-kd.github.io/ultralytics_kd/
 """
 
 
@@ -271,17 +274,27 @@ def _key_values(
 
 def _enable(args: list[str]) -> None:
     """Enable the kd arguments in the plain `yolo` command."""
-    _no_arguments("enable", args)
+    if _no_arguments("enable", args):
+        return
     LOGGER.info(f"Enabled: 'yolo' in this environment now understands kd arguments ({activation.enable()}).")
 
 
 def _disable(args: list[str]) -> None:
     """Disable the kd arguments in the plain `yolo` command."""
-    _no_arguments("disable", args)
-    LOGGER.info(activation.DISABLED.format(activation.disable()))
+    if _no_arguments("disable", args):
+        return
+    LOGGER.info(activation.disabled())
 
 
-def _no_arguments(command: str, args: list[str]) -> None:
-    """Raise if there are arguments for a command that takes none."""
+def _no_arguments(command: str, args: list[str]) -> bool:
+    """Print the help of a command that takes no arguments, and return whether it was asked for.
+
+    Raises:
+        KDError: If there are arguments.
+    """
+    if HELP_WORDS & {arg.lstrip("-") for arg in args}:
+        LOGGER.info(config.command_help(command, {}))
+        return True
     if args:
         raise KDError(f"'yolo-kd {command}' takes no arguments, got '{args[0]}'.")
+    return False

@@ -19,6 +19,10 @@ class KDTypeError(KDError, TypeError):
     """An argument has the wrong type."""
 
 
+TRAINED_HERE = ("baseline", "student")  # arguments that name models which nobody can download
+NOT_FOUND = "was not found: give the path of trained weights (.pt)."
+
+
 class ModelError(KDError):
     """A model that an argument names cannot be used.
 
@@ -38,7 +42,8 @@ class ModelError(KDError):
 
     def for_argument(self, argument: str) -> ModelError:
         """Return the same error about a model that another argument names."""
-        return ModelError(self.source, self.reason, argument)
+        missing = argument in TRAINED_HERE and isinstance(self.__cause__, FileNotFoundError)
+        return ModelError(self.source, NOT_FOUND if missing else self.reason, argument)
 
 
 class NoSharedClassError(KDError):

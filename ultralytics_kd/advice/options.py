@@ -18,7 +18,7 @@ from ..config.arguments import ARGUMENTS, GRID_TASKS, TASKS, as_list
 from ..config.checks import check_combination, check_plain, whole_number
 from ..config.recipes import check_recipe
 from ..config.registration import register_arguments
-from ..config.teacher_size import student_size, teacher_size
+from ..config.teacher_size import SIDES, student_size, teacher_size
 from ..errors import KDError, KDTypeError, ModelError, first_line
 from ..files import exists, output_folder
 from ..model import YOLO
@@ -47,7 +47,6 @@ REFUSED = {
     "distill_model": "it is about teacher=: drop it",
     "kd_teacher_weights": "it judges each teacher by itself: drop it",
 }
-SIDES = 32  # sides of a teacher's images are multiples of it
 LONGEST_PROBE = 24 * 3600  # seconds
 
 

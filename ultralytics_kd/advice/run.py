@@ -16,6 +16,7 @@ from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 from ..compat import versions
 from ..files import make_folder
+from ..logs import quietly
 from ..report.compared_model import ComparedModel
 from ..report.metrics import short_name
 from ..report.score_names import METRICS
@@ -30,7 +31,7 @@ from .sample import Part, part_of
 from .scores import taught
 from .steps import Steps
 from .table import to_text
-from .trial import quietly, train_alone
+from .trial import train_alone
 from .verdict import FEWEST_SEEN, ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
 
 

@@ -183,7 +183,7 @@ def lead(teacher: Mapping[str, Any], alone: Mapping[str, Any], unmatched: list[s
         unmatched (list[str]): Classes that the teacher does not know: the student learns them from labels alone.
     """
     if not unmatched:
-        return float(teacher["score"] - alone["score"])
+        return _difference(teacher["score"], alone["score"])
     return sum(lead_by(teacher, alone, "classes", unmatched).values()) / max(len(alone["classes"]), 1)
 
 
@@ -197,10 +197,15 @@ def lead_by(teacher: Mapping[str, Any], alone: Mapping[str, Any], what: str, unm
         unmatched (list[str]): Classes that the teacher does not know.
     """
     return {
-        name: row["score"] - alone[what][name]["score"]
+        name: _difference(row["score"], alone[what][name]["score"])
         for name, row in teacher[what].items()
         if name not in unmatched and row["score"] is not None and alone[what].get(name, {}).get("score") is not None
     }
+
+
+def _difference(ours: float, theirs: float) -> float:
+    """Return the difference of two scores as they are shown, with three digits, so that a reader gets the same."""
+    return round(round(ours, 3) - round(theirs, 3), 3)
 
 
 def computes_more(teacher: Mapping[str, Any], student: Any, imgsz: int) -> float | None:

@@ -14,12 +14,13 @@ from ..cache.options import CACHE_ONLY
 from ..cache.options import check_options as cache_options
 from ..config.checks import check_combination
 from ..errors import KDError
+from ..logs import quietly
 from . import costs
 from .commands import alone
 from .gradients import BATCHES, compare_gradients
 from .options import Options
 from .sample import part_of
-from .trial import Trial, quietly
+from .trial import Trial
 
 PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
 ANSWERED = 32  # training images that are answered to see what stored answers cost, and at least a batch

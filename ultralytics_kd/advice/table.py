@@ -27,7 +27,10 @@ def to_text(advice: dict[str, Any]) -> str:
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:
         lines += ["", *_of_teacher(teacher, advice)]
-    listed = f"{near(advice['list'])}: labels or teacher are wrong there; only swapped classes count above"
+    listed = (
+        f"{near(advice['list'])}: where labels and teacher contradict each other. Of that, only objects of another "
+        "class count for the verdict"
+    )
     lines += ["", *_row("page", near(advice["page"])), *_row("images", listed)]
     return "\n".join(lines)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, callbacks
+from ultralytics.utils import callbacks
 from ultralytics.utils.torch_utils import autocast
 
+from ..logs import quietly
 from ..model import YOLO
 
 # `cache` would read a whole data set for a few steps
@@ -135,14 +133,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Let Ultralytics log warnings alone within a block."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

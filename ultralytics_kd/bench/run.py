@@ -17,7 +17,7 @@ from .. import outputs
 from ..config.arguments import GRID_TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
-from ..config.teacher_size import teacher_size
+from ..config.teacher_size import SIDES, teacher_size
 from ..errors import KDError, ModelError
 from ..files import make_folder
 from ..model import YOLO
@@ -35,8 +35,6 @@ from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize
 from .text import start_text, to_text
-
-SIDES = 32  # sides of a teacher's images are multiples of it
 
 
 def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +63,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     register_arguments()
     plan = make_plan(overrides)
+    _check_folder(plan.save_dir)
     _check_models(plan)
     data = str(convert_ndjson_to_yolo_if_needed(plan.common["data"]))
     if lacks_training_images(data, plan.task):
@@ -86,6 +85,12 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _runner(plan: Plan) -> AbstractContextManager[Runner]:
     """Return what runs the jobs of a plan: this machine, or a Ray cluster."""
     return ray_runner(plan.ray, plan.common.get("device")) if plan.ray else nullcontext(LocalRunner(plan.jobs))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise if a folder belongs to a training."""
+    if (folder / "args.yaml").exists() or (folder / "weights").exists():
+        raise KDError(f"{near(folder)} holds a training: give the bench another name=.")
 
 
 def _check_models(plan: Plan) -> None:
@@ -287,7 +292,10 @@ class Bench:
     def _completed(self, job: Job) -> dict[str, Any]:
         """Return the record of a job; run the job if there is none."""
         if self.folder.record(job) is None:
-            what = f"scoring {near(job.inputs['weights'])}" if "weights" in job.inputs else "training the teacher"
+            what = "training the teacher"
+            if "weights" in job.inputs:
+                side = job.inputs["args"].get("imgsz", DEFAULT_CFG.imgsz)
+                what = f"scoring {near(job.inputs['weights'])} at {side} px"
             LOGGER.info(f"{colorstr('Bench:')} {what} ...")
             self.folder.run(job)
         record = self.folder.record(job)

@@ -9,7 +9,9 @@ from typing import Any
 
 import polars as pl
 from scipy import stats
+from ultralytics.utils import DEFAULT_CFG
 
+from ..config.teacher_size import SIDES, teacher_size
 from ..errors import printable
 from ..report.score_names import HEADS, ONE
 from .arms import ALONE
@@ -158,10 +160,24 @@ def cells(report: dict[str, Any]) -> list[list[str]]:
         scores = {(t["score"], t["second"], t["parameters"]): t for t in report["teachers"] if t["head"] in {head, ONE}}
         several = len(scores) > 1
         for t in scores.values():
-            name = f"teacher of {t['arm']}" if several else "teacher"
+            name = teacher_name(report, t["arm"], several)
             kept = [f"{t['kept']:.4f}"] if keeps else []
             lines.append([HEADS[head], name, "1", f"{t['score']:.4f}", "", "", "", f"{t['second']:.4f}", "", *kept])
     return lines
+
+
+def teacher_name(report: dict[str, Any], arm: str, several: bool) -> str:
+    """Return what a teacher is called in a table, with its image size if it is not the student's.
+
+    Args:
+        report (dict): Report, as `run_bench` returns it.
+        arm (str): An arm that it teaches.
+        several (bool): Whether there are others.
+    """
+    settings = report["settings"]
+    own = settings.get("arms", {}).get(arm, {}).get("kd_teacher_imgsz")
+    size = "" if own is None else f", {teacher_size(own, settings.get('imgsz', DEFAULT_CFG.imgsz), SIDES)} px"
+    return f"teacher of {arm}{size}" if several else f"teacher{size}"
 
 
 def _cells(row: dict[str, Any], alone: float | None) -> list[str]:

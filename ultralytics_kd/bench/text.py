@@ -11,7 +11,7 @@ from ultralytics.utils import colorstr
 from ..report.score_names import HEADS, ONE
 from ..screen import command, command_line, counted, duration, near, paragraph, row, table
 from .arms import ALONE, Arm
-from .table import gain_text, metric_names, score_text
+from .table import gain_text, metric_names, score_text, teacher_name
 
 SHOWN = "A gain whose interval reaches below zero has not been shown."
 ONE_SEED = "With one seed a gain has no interval: seeds=3 or more show whether it is chance."
@@ -96,7 +96,7 @@ def _of_head(report: dict[str, Any], head: str) -> list[list[str]]:
         )
     teachers = {(t["score"], t["second"], t["parameters"]): t for t in report["teachers"] if t["head"] in {head, ONE}}
     for t in teachers.values():
-        name = f"teacher of {t['arm']}" if len(teachers) > 1 else "teacher"
+        name = teacher_name(report, t["arm"], len(teachers) > 1)
         kept = [f"{t['kept']:.4f}" if "kept" in t else ""] if keeps else []
         lines.append([name, f"{t['score']:.4f}", "", "", f"{t['second']:.4f}", *kept, "", *("" for _ in seeds)])
     return lines

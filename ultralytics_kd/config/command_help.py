@@ -87,6 +87,19 @@ COMMANDS = {
         },
         "It takes all arguments of 'yolo-kd train' but data and teacher.",
     ),
+    "enable": Command(
+        "Lets the plain 'yolo' command, and every program that imports Ultralytics in this environment, understand kd "
+        "arguments. It writes one file into site-packages.",
+        "yolo-kd enable",
+        {},
+        "'yolo-kd disable' undoes it.",
+    ),
+    "disable": Command(
+        "Makes the plain 'yolo' command Ultralytics' own again: it removes the file that 'yolo-kd enable' wrote.",
+        "yolo-kd disable",
+        {},
+        "",
+    ),
     "report": Command(
         "Shows teacher and student side by side on one page: accuracy, cost, agreement, pictures.",
         "yolo-kd report data=coco8.yaml teacher=a.pt student=best.pt baseline=alone.pt",
@@ -111,11 +124,12 @@ def command_help(name: str, defaults: Mapping[str, Any], shared: Sequence[str] =
         shared (Sequence[str]): Names of the other arguments that it takes, if they are few.
     """
     its = COMMANDS[name]
-    lines = ["", *paragraph(its.purpose), "", *command(its.example, title="", column=8), "", "    Its own arguments"]
+    lines = ["", *paragraph(its.purpose), "", *command(its.example, title="", column=8)]
+    lines += ["", "    Its own arguments"] if defaults else []
     for argument, default in defaults.items():
         lines += row(f"{argument}={_typed(default)}", its.own[argument], COLUMN, indent=6)
     others = its.others.format(", ".join(sorted(shared)))
-    return "\n".join([*lines, "", *paragraph(others), ""])
+    return "\n".join([*lines, *(["", *paragraph(others)] if others else []), ""])
 
 
 def _typed(value: Any) -> str:

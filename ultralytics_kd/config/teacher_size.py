@@ -10,6 +10,7 @@ from ..errors import KDError, KDTypeError
 NAME = "kd_teacher_imgsz"
 LARGEST_FACTOR = 16  # up to this number it is a factor of the student's size, above it a size in pixels
 LARGEST_SIDE = 2**16  # in pixels; a mistyped size must not fill the memory
+SIDES = 32  # sides of the images that a teacher is scored on are multiples of it
 SIZED_TASKS = ("detect", "classify")  # their answers, boxes as shares of the image and logits, fit images of any size
 
 

@@ -85,10 +85,12 @@ def _cost(models: dict[str, Any]) -> list[str]:
     parts = []
     if student["parameters"] and teacher["parameters"]:
         parts.append(f"has {student['parameters'] / teacher['parameters']:.0%} of the teacher's parameters")
-    if student["latency"] and teacher["latency"]:
+    timed = student["latency"] and teacher["latency"]
+    if timed:
         student_ms, teacher_ms = student["latency"]["ms"], teacher["latency"]["ms"]
         parts.append(f"takes {student_ms:.1f} ms per image here, the teacher {teacher_ms:.1f} ms")
-    return [f"The student {' and '.join(parts)}."] if parts else []
+    how = " Times are of one image at a time, NMS included." if timed else ""
+    return [f"The student {' and '.join(parts)}.{how}"] if parts else []
 
 
 def _known(value: Any) -> bool:

@@ -16,7 +16,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from ..config.arguments import GRID_TASKS, TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
-from ..errors import KDError, ModelError, NoSharedClassError, first_line
+from ..errors import NOT_FOUND, KDError, ModelError, NoSharedClassError, first_line
 from ..screen import command_line, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
@@ -149,7 +149,7 @@ def _task_of(student: Any) -> str:
     try:
         task = YOLO(str(student)).task
     except FileNotFoundError as e:
-        raise ModelError(student, "was not found: give the path of trained weights (.pt).", STUDENT) from e
+        raise ModelError(student, NOT_FOUND, STUDENT) from e
     except Exception as e:  # a damaged file can make the unpickler raise any error
         raise ModelError(student, f"could not be read as a YOLO checkpoint: {first_line(e)}", STUDENT) from e
     if task not in TASKS:

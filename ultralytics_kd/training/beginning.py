@@ -148,7 +148,8 @@ def _take_if_better(
         whose = "the teacher's" if better else "its own"
         text = (
             f"the student begins with {whose} weights. On {sum(len(b['img']) for b in batches)} training images its "
-            f"base loss is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher's loss is {best:.3f}."
+            f"base loss in eval mode is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher's loss "
+            f"is {best:.3f}."
         )
         LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     return count if better else 0

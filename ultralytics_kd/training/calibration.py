@@ -12,6 +12,7 @@ from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.patches import override_configs
 
 from ..config.teacher_size import student_size
+from ..logs import quietly
 from .run.random_streams import streams_kept
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px
@@ -38,7 +39,8 @@ def calibration_batches(trainer: Any, prepare: Callable[[dict[str, Any]], dict[s
             seed(trainer.args.seed)
         plain = {"cache": False, "workers": 0, "multi_scale": 0.0, "rect": False, "imgsz": side}
         with override_configs(trainer.args, plain):
-            loader = trainer.get_dataloader(trainer.data["train"], batch_size=batch_size, rank=LOCAL_RANK, mode="train")
+            with quietly():  # the training opens the same images again, and says so
+                loader = trainer.get_dataloader(trainer.data["train"], batch_size, rank=LOCAL_RANK, mode="train")
             for batch in loader:
                 batches.append(prepare(batch))
                 if len(batches) * batch_size >= count:

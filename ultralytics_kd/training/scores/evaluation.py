@@ -23,6 +23,7 @@ from ...screen import near
 from ...teachers.validation import check_scorable
 from ..distillation import Distillation
 from . import kept_scores, tables
+from .next_bench import bench_command
 from .scoring import reason, validated
 
 ONLY_SCORES = "Only the teacher's scores are missing; the student is whole."
@@ -134,7 +135,7 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     if trainer.args.plots:
         write_report(distillation, trainer)
     if trainer.args.verbose:
-        LOGGER.info(tables.next_step())  # below the report, which prints a screen of its own
+        LOGGER.info(tables.next_step(bench_command(trainer.args)))  # below the report, which prints a screen of its own
 
 
 def scored_head(trainer: Any) -> str:

@@ -14,11 +14,11 @@ from ...config.arguments import class_loss
 from ...config.sure_boxes import sure_confidence
 from ...distillation.distillers import Distiller
 from ...report.score_names import HEADS, NMS, metric_text
-from ...screen import near, paragraph, row, table
+from ...screen import command, near, paragraph, row, table
 from ...teachers import Teacher
 from ..beginning import Beginning
 
-NEXT = "Is it better than the student alone? 'yolo-kd bench' with these arguments trains both."
+NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
 
 
 def start_table(
@@ -49,9 +49,8 @@ def start_table(
     shares = teacher.shares
     side = teacher_imgsz or args.imgsz
     matched_by = "name" if str(args.kd_classes).lower() == "auto" else "kd_classes"
-    at_side = f", sees {side} px" if side != args.imgsz else ""
     rows = [
-        *(("teacher", _teacher(m, side, share, len(shares)) + at_side) for m, share in zip(teacher.members, shares)),
+        *(("teacher", _teacher(m, side, share, len(shares))) for m, share in zip(teacher.members, shares)),
         (
             "student",
             f"{_size(get_num_params(student), get_flops(student, args.imgsz), args.imgsz)}  {near(args.model)}",
@@ -145,9 +144,13 @@ def end_table(
     return "\n".join([*lines, *row("weights", near(weights))])
 
 
-def next_step() -> str:
-    """Return what to do after a training, as its last line."""
-    return "\n".join(row("next", NEXT))
+def next_step(line: str) -> str:
+    """Return what to do after a training, as its last lines.
+
+    Args:
+        line (str): The command; empty if none can be given.
+    """
+    return "\n".join([*row("next", NEXT), *(command(line, title="") if line else ())])
 
 
 def scores_table(
