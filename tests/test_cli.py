@@ -88,6 +88,14 @@ def test_several_data_sets_are_distilled_in_one_sweep(quick, teacher, data):
     assert all("train/kd_cls" in log.read_text() for log in logs)
 
 
+@pytest.mark.parametrize("command", ["enable", "disable"])
+def test_help_of_a_command_without_arguments_does_nothing(command, monkeypatch, caplog):
+    for name in ("enable", "disabled"):
+        monkeypatch.setattr(activation, name, lambda: pytest.fail("it was run"))
+    assert cli.main([command, "help"]) == 0
+    assert f"yolo-kd {command}" in caplog.text
+
+
 @pytest.mark.parametrize("args", [["enable", "now"], ["disable", "it"], ["demo", "fast"], ["demo", "epochs="]])
 def test_own_commands_refuse_what_they_do_not_know(args):
     assert cli.main(args) == 1
@@ -157,6 +165,7 @@ def test_enable_reaches_plain_yolo_and_disable_leaves_no_trace(environment, quic
     assert "KDDetectionTrainer" in run(python, "-c", script, cwd=tmp_path)
 
     run(python, "-m", "ultralytics_kd", "disable", cwd=tmp_path)
+    assert "were not enabled" in run(python, "-m", "ultralytics_kd", "disable", cwd=tmp_path)
     assert sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts) == before
     assert subprocess.run(yolo, capture_output=True, cwd=tmp_path, check=False).returncode != 0
 
