@@ -270,3 +270,14 @@ def test_the_study_gives_each_part_labels_of_its_classes_alone(tmp_path):
         assert len(YAML.load(data[name])["names"]) == count
         assert {f.stem for f in (folder / "images" / "train").iterdir()} == {stem for stem, _ in labels["train"]}
     assert keep.prepare(voc, tmp_path / "parts", 1, holdout=False) == data
+
+
+def test_a_narrower_architecture_has_a_part_of_the_channels(tmp_path):
+    from ultralytics.nn.tasks import DetectionModel
+
+    half, whole = (
+        DetectionModel(file, nc=3, verbose=False)
+        for file in (study.narrower("yolo26n.yaml", 0.5, tmp_path), "yolo26n.yaml")
+    )
+    assert [m.model[4].cv2.conv.out_channels for m in (half, whole)] == [64, 128]
+    assert half.model[-1].one2one_cv2 is not None and len(half.model) == len(whole.model)

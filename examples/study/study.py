@@ -27,6 +27,7 @@ import polars as pl
 from duplicates import count_bench
 from ultralytics.data.converter import coco91_to_coco80_class
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
@@ -94,6 +95,8 @@ def stage_arguments(name: str, data: Path, runs: Path) -> dict[str, Any]:
         share, held_out = arguments.pop("labeled"), arguments.pop("held_out", 0.0)
         folder = runs / labeled_folder(arguments["data"].split("/")[-2], share, held_out)
         arguments["data"], unlabeled = part_labels(arguments["data"], share, folder, held_out)
+    if "width" in arguments:
+        arguments["model"] = narrower(arguments["model"], arguments.pop("width"), runs)
     arms = arguments["arms"]
     groups = (arguments, *(arms.values() if isinstance(arms, dict) else ()))
     for args in groups:
@@ -104,6 +107,23 @@ def stage_arguments(name: str, data: Path, runs: Path) -> dict[str, Any]:
             if file.endswith(".pt"):  # published weights, or those of an earlier stage
                 args[key] = str((data if file.startswith("weights/") else runs) / file)
     return arguments
+
+
+def narrower(model: str, width: float, folder: Path) -> str:
+    """Write the architecture of a model with a part of its channels, and return the file.
+
+    Args:
+        model (str): Name of one of Ultralytics' architectures, with its scale, such as "yolo26n.yaml".
+        width (float): Part of the channels of each layer.
+        folder (Path): Folder for the file.
+    """
+    layout = yaml_model_load(model)
+    scale = layout["scale"]
+    depth, channels, most = layout["scales"][scale]
+    kept = {key: layout[key] for key in ("nc", "end2end", "reg_max", "kpt_shape", "backbone", "head") if key in layout}
+    file = folder / f"{Path(model).stem}-{width:g}.yaml"
+    YAML.save(file, {**kept, "scales": {scale: [depth, channels * width, most]}})
+    return str(file)
 
 
 def find_data(name: str, data: Path, runs: Path) -> str:
