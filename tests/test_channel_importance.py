@@ -103,3 +103,16 @@ def test_every_convolution_that_predicts_has_an_importance(task):
     assert len(found) > 0.9 * len(convs)
     assert all(each.change.shape == (convs[name],) and each.change.isfinite().all() for name, each in found.items())
     assert sum(bool(each.change.any()) for each in found.values()) > 0.9 * len(found)
+
+
+def test_a_teacher_without_gradients_gives_evenly_spaced_channels_and_a_warning(caplog):
+    torch.manual_seed(0)
+    teacher, student = make_model(TEACHER).requires_grad_(False), make_model(STUDENT)
+
+    def in_place(_, inputs):
+        inputs[0].mul_(1.0)
+
+    teacher.model[1].register_forward_pre_hook(in_place)
+    assert select_weights(student, teacher, images=images(16))
+    assert "channels are taken evenly spaced, as it gives no gradients" in caplog.text
+    assert all(value.isfinite().all() for value in student.state_dict().values())

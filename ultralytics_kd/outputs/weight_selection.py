@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 
+from ..errors import first_line
 from ..screen import row
 from .block_counterparts import block_targets
-from .channel_importance import measure_importance
+from .channel_importance import Importance, measure_importance
 from .channel_picks import Pick, Picks, evenly
 from .norm_statistics import measure_statistics
 from .output_channels import OutputChannels, keypoint_names
@@ -58,8 +59,7 @@ def select_weights(
     if not as_big_alike(student, teacher):
         return 0
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
-    importance = measure_importance(teacher, images) if fit and images is not None else None
-    picks, count = Picks(student, teacher, importance), 0
+    picks, count = Picks(student, teacher, _importance(teacher, images) if fit and images is not None else None), 0
     channels = OutputChannels(student.model[-1], teacher.model[-1], classes, names)
     plan = _plan(picks, f"model.{len(student.model) - 1}.", channels)
     with torch.no_grad():
@@ -80,6 +80,17 @@ def select_weights(
         elif not copied:
             measure_statistics(student, images)
     return count
+
+
+def _importance(teacher: Any, images: Tensor) -> dict[str, Importance]:
+    """Return how much each channel of a teacher matters; nothing, and a warning, if it has no gradients."""
+    try:
+        return measure_importance(teacher, images)
+    except RuntimeError as e:  # a module of the user's changes its input in place, or memory is short
+        LOGGER.warning(
+            f"kd_init: the teacher's channels are taken evenly spaced, as it gives no gradients: {first_line(e)}"
+        )
+        return {}
 
 
 def _fit(
