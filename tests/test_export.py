@@ -86,7 +86,7 @@ def test_a_failed_export_keeps_its_row_with_the_reason(student):
     row = student.compare("torchscript", 8, ONE)
     assert "not supported" in row["why not"]
     table = example.to_markdown([row])
-    assert "| TorchScript | INT8 | one2one |" in table and row["why not"] in table
+    assert "| TorchScript | INT8 | NMS-free |" in table and row["why not"] in table
 
 
 def test_format_without_top_k_has_no_nms_free_head(student):

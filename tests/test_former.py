@@ -69,7 +69,7 @@ def test_a_cache_that_an_older_release_made_teaches_the_same(former):
 def test_columns_that_an_older_release_wrote_for_terms_that_are_off_are_dropped(tmp_path):
     csv = tmp_path / "results.csv"
     csv.write_text("epoch,time,train/kd_cls,train/kd_feat,metrics/mine,val/kd_cls\n1,2.5,3,0,4,0\n2,5.5,6,0,7,0\n")
-    trainer = SimpleNamespace(csv=csv, args=SimpleNamespace(task="detect"))
+    trainer = SimpleNamespace(csv=csv, last=tmp_path / "last.pt", args=SimpleNamespace(task="detect"))
     for _ in range(2):
         ResumedRun.drop_columns(trainer, {"train/kd_cls": 1.0})
         assert csv.read_text() == "epoch,time,train/kd_cls,metrics/mine\n1,2.5,3,4\n2,5.5,6,7\n"

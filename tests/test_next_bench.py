@@ -26,7 +26,10 @@ def test_the_command_has_the_arguments_of_the_training_and_a_bench_takes_it(tmp_
         "seed": 3,
         "plots": False,
     }
-    line = bench_command(get_cfg(overrides={"data": data, "model": "yolo26n.yaml", "teacher": teacher, **own}))
+    asked = {"data": data, "model": "yolo26n.yaml", "teacher": teacher, **own}
+    args = get_cfg(overrides={**asked, "optimizer": "AdamW", "workers": 0})  # as Ultralytics chose them
+    line = bench_command(args, asked)
+    assert "optimizer" not in line and "workers" not in line
     assert line.startswith("yolo-kd bench data=") and not {"mine", "seed", "plots"} & set(
         line.replace("=", " ").split()
     )
@@ -40,14 +43,20 @@ def test_the_command_has_the_arguments_of_the_training_and_a_bench_takes_it(tmp_
 def test_paths_are_as_short_as_they_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teachers = [str(tmp_path / "a.pt"), "b.pt"]
-    args = get_cfg(overrides={"data": str(tmp_path / "d.yaml"), "model": "yolo26n.pt", "teacher": teachers})
-    assert bench_command(args) == "yolo-kd bench data=d.yaml model=yolo26n.pt 'teacher=[a.pt,b.pt]'"
+    asked = {"data": str(tmp_path / "d.yaml"), "model": "yolo26n.pt", "teacher": teachers}
+    assert (
+        bench_command(get_cfg(overrides=asked), asked)
+        == "yolo-kd bench data=d.yaml model=yolo26n.pt 'teacher=[a.pt,b.pt]'"
+    )
 
 
-def test_a_teacher_in_memory_has_no_command():
-    args = get_cfg(overrides={"data": "d.yaml", "model": "yolo26n.pt"})
+def test_a_teacher_in_memory_and_a_resumed_run_have_no_command():
+    asked = {"data": "d.yaml", "model": "yolo26n.pt"}
+    args = get_cfg(overrides=asked)
     args.teacher = object()
-    assert bench_command(args) == ""
+    assert bench_command(args, asked) == ""
+    args.teacher, args.resume = "a.pt", "last.pt"
+    assert bench_command(args, asked) == ""
 
 
 @pytest.mark.parametrize("left", ["args.yaml", "weights"])

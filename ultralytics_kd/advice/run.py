@@ -19,7 +19,7 @@ from ..files import make_folder
 from ..logs import quietly
 from ..report.compared_model import ComparedModel
 from ..report.metrics import short_name
-from ..report.score_names import METRICS
+from ..report.score_names import END2END, HEADS, METRICS, NMS
 from ..report.validation import ValidationResult
 from ..screen import command_line
 from . import contradictions, scores
@@ -108,6 +108,7 @@ class Advisor:
             "data": str(options.args.data),
             "model": str(options.training["model"]),
             "imgsz": options.args.imgsz,
+            "head": self._head(),
             "epochs": options.argument("epochs"),
             "metrics": [name for _, name in METRICS[options.task]],
             "command": self.command,
@@ -119,6 +120,11 @@ class Advisor:
             "versions": versions(),
             "save_dir": str(options.folder),
         }
+
+    def _head(self) -> str:
+        """Return the name of the heads that are scored; empty if no teacher has two."""
+        preferred = END2END if self.options.args.nms is False else NMS
+        return next((HEADS[model.head(preferred)] for model in self.candidates if len(model.heads) > 1), "")
 
     def advise(self) -> dict[str, Any]:
         """Measure, judge every teacher, and write the folder."""

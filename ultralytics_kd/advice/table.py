@@ -22,7 +22,8 @@ def to_text(advice: dict[str, Any]) -> str:
     Args:
         advice (dict): The advice, as `run_advice` returns it.
     """
-    asked = f"{Path(advice['model']).name} on {near(advice['data'])}, {advice['imgsz']} px"
+    head = f", {advice['head']} head" if advice["head"] else ""
+    asked = f"{Path(advice['model']).name} on {near(advice['data'])}, {advice['imgsz']} px{head}"
     lines = ["", f"{colorstr('Advice')} for {asked}"]
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:

@@ -174,7 +174,7 @@ def teacher_name(report: dict[str, Any], arm: str, several: bool) -> str:
         arm (str): An arm that it teaches.
         several (bool): Whether there are others.
     """
-    settings = report["settings"]
+    settings = report.get("settings", {})
     own = settings.get("arms", {}).get(arm, {}).get("kd_teacher_imgsz")
     size = "" if own is None else f", {teacher_size(own, settings.get('imgsz', DEFAULT_CFG.imgsz), SIDES)} px"
     return f"teacher of {arm}{size}" if several else f"teacher{size}"

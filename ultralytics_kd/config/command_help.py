@@ -41,7 +41,7 @@ COMMANDS = {
             "images": "training images to show for each teacher",
             "match_conf": "confidence from which on a teacher's box contradicts labels",
         },
-        "It takes all arguments of 'yolo-kd train', about which it asks.",
+        "It takes all arguments of 'yolo-kd train', about which it asks. nms=False scores the NMS-free heads.",
     ),
     "bench": Command(
         "Does distillation help? It trains the student alone, with Ultralytics' own distill_model, and distilled, over "

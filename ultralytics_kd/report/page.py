@@ -13,7 +13,7 @@ from ultralytics.utils.patches import imread
 from .compared_model import BASELINE, STUDENT, TEACHER
 from .object_sizes import SIZES
 from .pictures import CROWD
-from .score_names import HEADS
+from .score_names import END2END, HEADS
 
 QUALITY = 85  # of the JPEGs in the page; the PNGs beside it are lossless
 
@@ -61,7 +61,9 @@ def verdict(report: dict[str, Any]) -> list[str]:
     if TEACHER not in models:
         return [f"The student scores {score[STUDENT]:.3f} {metric}."]
     unmatched = models[TEACHER]["unmatched"]
-    first = f"The student scores {score[STUDENT]:.3f} {metric}, its teacher {score[TEACHER]:.3f}"
+    student = models[STUDENT]
+    of_head = f" ({HEADS[student['head']]} head)" if len(student["heads"]) > 1 else ""
+    first = f"The student scores {score[STUDENT]:.3f} {metric}{of_head}, its teacher {score[TEACHER]:.3f}"
     if report["kept"] is not None and not unmatched:
         first += f": it keeps {report['kept']:.0%} of the teacher's quality"
     sentences = [f"{first}."]
@@ -72,8 +74,9 @@ def verdict(report: dict[str, Any]) -> list[str]:
         sentences.append(f"The teacher does not know {', '.join(unmatched)}, which count as missed.")
     sentences += _cost(models)
     if BASELINE in models:
-        gain = score[STUDENT] - score[BASELINE]
-        text = f"Trained alone the student scores {score[BASELINE]:.3f}; distillation adds {gain:+.3f}"
+        gain = round(score[STUDENT], 3) - round(score[BASELINE], 3)
+        change = f"{abs(gain):.3f} {'more' if gain > 0 else 'less'}" if gain else "the same"
+        text = f"Distilled it scores {change} than trained alone ({score[BASELINE]:.3f})"
         closed = report["gap"] and report["gap"]["overall"]
         sentences.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
     return sentences
@@ -89,7 +92,8 @@ def _cost(models: dict[str, Any]) -> list[str]:
     if timed:
         student_ms, teacher_ms = student["latency"]["ms"], teacher["latency"]["ms"]
         parts.append(f"takes {student_ms:.1f} ms per image here, the teacher {teacher_ms:.1f} ms")
-    how = " Times are of one image at a time, NMS included." if timed else ""
+    nms = "without NMS" if student["head"] == END2END else "NMS included"
+    how = f" Times are of one image at a time, {nms}." if timed else ""
     return [f"The student {' and '.join(parts)}.{how}"] if parts else []
 
 

@@ -25,6 +25,7 @@ from .datasets import channels_of, class_names_of
 from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
 from .report_folder import EvaluationSetup, write_report
 
+ONE_TRAINING = "One training of each proves little: 'yolo-kd bench' repeats both with several seeds."
 NEXT = "What did distillation bring? baseline=alone.pt, the same student trained alone, shows it."
 
 
@@ -56,8 +57,7 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
         if lacks_training_images(args.data, task):
             args.data = with_train_entry(args.data, Path(folder))
         report = _compare(given, task, options)
-    if BASELINE not in report["models"]:
-        LOGGER.info("\n".join(row("next", NEXT)))
+    LOGGER.info("\n".join(row("next", ONE_TRAINING if BASELINE in report["models"] else NEXT)))
     return report
 
 

@@ -58,6 +58,8 @@ class LiveTeacher:
         passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
     """
 
+    answers_val = True  # whether `add_val_answer` adds answers, if the teacher is not the student itself
+
     def __init__(self, teacher: Teacher):
         """Take a teacher; it answers once it is prepared."""
         self.teacher = teacher
@@ -166,6 +168,8 @@ class CachedTeacher:
         classes (ClassMap): Match of the stored classes to the student's.
         passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
     """
+
+    answers_val = False  # a cache holds no answers to val images
 
     def __init__(self, store: Store, classes: ClassMap, teacher: Teacher, made: bool = False):
         """Take a cache whose classes are matched, and its teacher; `made` is whether this process made the cache."""

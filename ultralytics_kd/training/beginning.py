@@ -146,10 +146,10 @@ def _take_if_better(
         student.load_state_dict(kept)
     if RANK in {-1, 0}:
         whose = "the teacher's" if better else "its own"
+        images = sum(len(batch["img"]) for batch in batches)
         text = (
-            f"the student begins with {whose} weights. On {sum(len(b['img']) for b in batches)} training images its "
-            f"base loss in eval mode is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher's loss "
-            f"is {best:.3f}."
+            f"the student begins with {whose} weights. On {images} training images of its size its base loss in eval "
+            f"mode is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher has {best:.3f} there."
         )
         LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     return count if better else 0

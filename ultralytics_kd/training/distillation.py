@@ -409,6 +409,11 @@ class Distillation:
             self.answers.add_val_answer(batch, keep_features="kd_feat" in self.distiller.terms)
 
     @property
+    def answers_val(self) -> bool:
+        """Whether val images get answers, so that the terms have val losses."""
+        return self.answers.answers_val and not self.teacher.follows_student  # that one is the model under validation
+
+    @property
     def started(self) -> bool:
         """Whether the first batch was trained. A run that fails earlier leaves nothing on disk."""
         return self.distiller is not None and self.first_step.started

@@ -93,6 +93,7 @@ class DistillationMixin(_Trainer):
         self._fingerprints: list[str | None] = []  # of the teachers' weights; checkpoints hold them
         self._extended: Any = None  # the optimizer that trains the adapters
         self._teacher_unscored = False  # whether the run has ended and the teacher is not validated yet
+        self.asked = dict(overrides or {})  # arguments as the user gave them
         with distributed.reporting_errors(), self._undone_on_error(constructing=True):
             super().__init__(cfg, overrides, _callbacks)
             if has_teacher(vars(self.args)) and self.distillation is None:
@@ -514,9 +515,9 @@ class DistillationMixin(_Trainer):
             super().save_metrics(metrics)
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
-        """Return the parts of the loss for the log; stored answers are to training images, so val has no terms then."""
+        """Return the parts of the loss for the log: where val images get no answers, without the terms for val."""
         parts = super().label_loss_items(loss_items, prefix)
-        if prefix != "val" or self.distiller is None or self.distillation.cached is None:  # type: ignore[union-attr]
+        if prefix != "val" or self.distiller is None or self.distillation.answers_val:  # type: ignore[union-attr]
             return parts
         names = [name for name in parts if name.rpartition("/")[2] not in self.distiller.terms]
         return names if loss_items is None else {name: parts[name] for name in names}

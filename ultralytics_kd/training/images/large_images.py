@@ -30,6 +30,8 @@ class LargeImageTeacher(LiveTeacher):
         multiple (int): The side of its images is a multiple of this.
     """
 
+    answers_val = False  # val images have the student's size
+
     def __init__(self, teacher: Teacher, given: float):
         """Take a teacher and the argument; the teacher answers once it is prepared."""
         super().__init__(teacher)

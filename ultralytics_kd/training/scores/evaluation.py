@@ -134,8 +134,8 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
         LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), distillation.teacher.task))
     if trainer.args.plots:
         write_report(distillation, trainer)
-    if trainer.args.verbose:
-        LOGGER.info(tables.next_step(bench_command(trainer.args)))  # below the report, which prints a screen of its own
+    if trainer.args.verbose:  # below the report, which prints a screen of its own
+        LOGGER.info(tables.next_step(bench_command(trainer.args, trainer.asked)))
 
 
 def scored_head(trainer: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,29 @@ from ...config.arguments import as_list, parse_list
 from ...screen import command_line, near
 
 FIRST = ("data", "model", "teacher")
-# Arguments that a bench does not take, those of the run's folder and of what it saves and prints, and one that
-# Ultralytics sets by itself
+# Arguments that a bench does not take, and those of the run's folder and of what it saves and prints
 OTHERS = {
     *("mode", "task", "cfg", "seed", "resume", "name", "project", "exist_ok", "save_dir", "tracker"),
-    *("val", "plots", "verbose", "save", "save_period", "warmup_bias_lr"),
+    *("val", "plots", "verbose", "save", "save_period"),
 }
 
 
-def bench_command(args: Any) -> str:
-    """Return the command line of a bench with the arguments of a training; empty for a teacher without a file.
+def bench_command(args: Any, asked: Mapping[str, Any]) -> str:
+    """Return the command line of a bench with the arguments of a training.
 
     Args:
-        args (Namespace): Arguments of the training.
+        args (Namespace): Arguments of the training. Ultralytics and this package have set some of them.
+        asked (Mapping): Those that the user gave.
+
+    Returns:
+        (str): Empty for a teacher without a file, and for a resumed run: its model is the checkpoint.
     """
+    if args.resume:
+        return ""
     teachers = as_list(parse_list(args.teacher))
     if not all(isinstance(each, (str, Path)) for each in teachers):
         return ""
-    given = {k: v for k, v in vars(args).items() if k in DEFAULT_CFG_DICT and k not in (*FIRST, *OTHERS)}
+    given = {k: v for k, v in asked.items() if k in DEFAULT_CFG_DICT and k not in (*FIRST, *OTHERS)}
     changed = {k: v for k, v in given.items() if v != DEFAULT_CFG_DICT[k] and v not in (None, "")}
     first = {"data": args.data, "model": args.model, "teacher": teachers if len(teachers) > 1 else teachers[0]}
     return command_line("bench", {k: _near(v) for k, v in {**first, **changed}.items()})
