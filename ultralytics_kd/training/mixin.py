@@ -93,7 +93,8 @@ class DistillationMixin(_Trainer):
         self._fingerprints: list[str | None] = []  # of the teachers' weights; checkpoints hold them
         self._extended: Any = None  # the optimizer that trains the adapters
         self._teacher_unscored = False  # whether the run has ended and the teacher is not validated yet
-        self.asked = dict(overrides or {})  # arguments as the user gave them
+        # Arguments as the user gave them; a teacher in memory must not stay there
+        self.asked = {name: value for name, value in (overrides or {}).items() if name != "teacher"}
         with distributed.reporting_errors(), self._undone_on_error(constructing=True):
             super().__init__(cfg, overrides, _callbacks)
             if has_teacher(vars(self.args)) and self.distillation is None:
