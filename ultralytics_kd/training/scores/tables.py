@@ -19,6 +19,7 @@ from ...teachers import Teacher
 from ..beginning import Beginning
 
 NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
+NO_COMMAND = "Is it better than the student alone? 'yolo-kd bench' trains both, with the arguments of this run's beginning."
 
 
 def start_table(
@@ -150,7 +151,7 @@ def next_step(line: str) -> str:
     Args:
         line (str): The command; empty if none can be given.
     """
-    return "\n".join([*row("next", NEXT), *(command(line, title="") if line else ())])
+    return "\n".join(row("next", NEXT if line else NO_COMMAND) + (command(line, title="") if line else []))
 
 
 def scores_table(
