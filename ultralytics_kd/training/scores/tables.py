@@ -19,7 +19,7 @@ from ...teachers import Teacher
 from ..beginning import Beginning
 
 NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
-NO_COMMAND = "Is it better than the student alone? 'yolo-kd bench' trains both, with the arguments of this run's beginning."
+NO_COMMAND = "Is it better than the student alone? 'yolo-kd bench' trains both, with the arguments that began this run."
 
 
 def start_table(
