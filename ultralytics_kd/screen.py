@@ -194,3 +194,14 @@ def duration(seconds: float) -> str:
     if seconds < MINUTE:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / MINUTE:.1f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"
+
+
+def near_value(value: Any) -> Any:
+    """Return the value of an argument with paths as short as they can be typed here.
+
+    Args:
+        value (Any): A path or another text, a list of them, or anything else, which stays as it is.
+    """
+    if isinstance(value, list):
+        return [near_value(each) for each in value]
+    return near(value) if isinstance(value, (str, Path)) else value

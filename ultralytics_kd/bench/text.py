@@ -9,7 +9,7 @@ from typing import Any
 from ultralytics.utils import colorstr
 
 from ..report.score_names import HEADS, ONE
-from ..screen import command, command_line, counted, duration, near, paragraph, row, table
+from ..screen import command, command_line, counted, duration, near, near_value, paragraph, row, table
 from .arms import ALONE, Arm
 from .table import gain_text, metric_names, score_text, teacher_name
 
@@ -127,4 +127,4 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
     own = {"kd_teacher_imgsz": size} if (size := settings["arms"][arm].get("kd_teacher_imgsz")) is not None else {}
     models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
     given = {**models, **shared, **own}
-    return command_line("report", {k: near(v) if isinstance(v, (str, Path)) else v for k, v in given.items()})
+    return command_line("report", {k: near_value(v) for k, v in given.items()})

@@ -9,7 +9,7 @@ from typing import Any
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from ...config.arguments import as_list, parse_list
-from ...screen import command_line, near
+from ...screen import command_line, near_value
 
 FIRST = ("data", "model", "teacher")
 # Arguments that a bench does not take, and those of the run's folder and of what it saves and prints
@@ -37,11 +37,4 @@ def bench_command(args: Any, asked: Mapping[str, Any]) -> str:
     given = {k: v for k, v in asked.items() if k in DEFAULT_CFG_DICT and k not in (*FIRST, *OTHERS)}
     changed = {k: v for k, v in given.items() if v != DEFAULT_CFG_DICT[k] and v not in (None, "")}
     first = {"data": args.data, "model": args.model, "teacher": teachers if len(teachers) > 1 else teachers[0]}
-    return command_line("bench", {k: _near(v) for k, v in {**first, **changed}.items()})
-
-
-def _near(value: Any) -> Any:
-    """Return a value with paths as short as they can be typed here."""
-    if isinstance(value, list):
-        return [_near(each) for each in value]
-    return near(value) if isinstance(value, (str, Path)) else value
+    return command_line("bench", {k: near_value(v) for k, v in {**first, **changed}.items()})
