@@ -118,6 +118,12 @@ def make_model(cfg: str, nc: int = 3, ch: int = 3) -> DetectionModel:
     return model
 
 
+def smooth_images(count: int = 8, seed: int = 0) -> torch.Tensor:
+    """Return smooth random images, shape (count, 3, 64, 64)."""
+    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, size=(64, 64), mode="bilinear")
+
+
 def unwrapped(text: str) -> str:
     """Return a log without the line breaks that fit its sentences to a terminal."""
     return " ".join(text.split())

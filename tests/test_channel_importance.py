@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import STUDENT, TEACHER, make_model
+from conftest import smooth_images as images
 from torch import nn
 from ultralytics.nn import tasks
 
@@ -24,12 +25,6 @@ HEADS = {
     "semantic": ("SemanticSegmentationModel", "yolo26n-sem.yaml"),
     "depth": ("DepthModel", "yolo26n-depth.yaml"),
 }
-
-
-def images(count: int = 8, seed: int = 0) -> torch.Tensor:
-    """Return smooth random images."""
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(small, size=(64, 64), mode="bilinear")
 
 
 def measured(values: torch.Tensor, change: list[float]) -> Importance:

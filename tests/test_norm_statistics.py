@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import STUDENT, TEACHER, make_model
+from conftest import smooth_images as images
 from torch import nn
 
 from ultralytics_kd.outputs.norm_statistics import measure_statistics
 from ultralytics_kd.outputs.weight_selection import select_weights
-
-
-def images(count: int = 8, size: int = 64) -> torch.Tensor:
-    """Return smooth random images."""
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return nn.functional.interpolate(small, size=(size, size), mode="bilinear")
 
 
 @pytest.fixture(scope="module")

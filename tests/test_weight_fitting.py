@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT, TEACHER, make_model
+from conftest import smooth_images as images
 from torch import nn
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, OBBModel, PoseModel, SegmentationModel
 
@@ -18,12 +19,6 @@ from ultralytics_kd.outputs.weight_fitting import _Fit
 from ultralytics_kd.outputs.weight_selection import select_weights
 from ultralytics_kd.trainer import KDDetectionTrainer
 from ultralytics_kd.training.calibration import calibration_batches
-
-
-def images(count: int = 8, seed: int = 0) -> torch.Tensor:
-    """Return smooth random images."""
-    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(small, size=(64, 64), mode="bilinear")
 
 
 def scores(model) -> torch.Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .dense import DENSE_TASK_OF, dense_output
 from .grid import branches
 from .heads import TASK_OF, find_head
+from .weight_fitting import evaluating
 
 IMAGES = 64  # most images that are looked at
 PIXELS = 2**16  # pixels of the images that run at a time; their activations are kept for the gradients
@@ -89,7 +90,7 @@ def measure_importance(model: Any, images: Tensor) -> dict[str, Importance]:
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Importance] = {}
     outputs: dict[str, Tensor] = {}
-    with _keeping_outputs(model, outputs), torch.enable_grad():
+    with evaluating(model), _keeping_outputs(model, outputs), torch.enable_grad():
         for chunk in images[:IMAGES].split(max(1, PIXELS // (images.shape[2] * images.shape[3]))):
             outputs.clear()
             predicted = _predictions(model, model(chunk))
@@ -115,7 +116,7 @@ def _importance(output: Tensor, gradient: Tensor) -> Importance:
 
 @contextmanager
 def _keeping_outputs(model: Any, outputs: dict[str, Tensor]) -> Iterator[None]:
-    """Keep what a model's convolutions put out, after norm and activation, in eval mode and within a block.
+    """Keep what a model's convolutions put out, after norm and activation, within a block.
 
     Args:
         model (nn.Module): The model.
@@ -126,17 +127,15 @@ def _keeping_outputs(model: Any, outputs: dict[str, Tensor]) -> Iterator[None]:
         # Frozen weights give no gradient, and the second head of YOLO26 reads maps that carry none
         outputs[name] = output if output.requires_grad else output.requires_grad_()
 
-    modules, training = dict(model.named_modules()), model.training
+    modules = dict(model.named_modules())
     hooks = []
     for name, module in modules.items():
         if isinstance(module, nn.Conv2d):
             whole = modules[name.removesuffix(".conv")] if name.endswith(".conv") else module
             hooks.append(whole.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
-    model.eval()
     try:
         yield
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
 

@@ -60,7 +60,7 @@ def fit_weights(
     Returns:
         (dict[str, float]): Share of the variance of the teacher's activations that each convolution explains (R2).
     """
-    with _evaluating(student), _evaluating(teacher):
+    with evaluating(student), evaluating(teacher):
         chunks = list(images.split(max(1, PIXELS // (images.shape[2] * images.shape[3]))))
         order = [name for name in _order(student, chunks[0]) if name in wanted]
         targets = _Targets(teacher, chunks, {name: wanted[name] for name in order})
@@ -81,7 +81,7 @@ def fit_weights(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode."""
     training = model.training
     model.eval()

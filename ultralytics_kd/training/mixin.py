@@ -511,9 +511,7 @@ class DistillationMixin(_Trainer):
             super().save_metrics(metrics)
             return
         with checkpoints.disk_errors(self):
-            if (
-                self.resumed is not None and self.epoch == self.start_epoch
-            ):  # the first row says which columns there are
+            if self.resumed is not None and self.epoch == self.start_epoch:  # its first row has the columns of today
                 self.resumed.drop_columns(self, metrics)
             super().save_metrics(metrics)
 
