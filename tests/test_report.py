@@ -144,6 +144,7 @@ def test_agreement_counts_pairs_classes_and_confidence():
     student = {"a": objects((0, 0.7, 0, 0, 10, 10), (0, 0.7, 20, 20, 30, 26)), "b": objects((0, 0.6, 0, 0, 9, 9))}
     assert agreement(teacher, student, 0.25) == {
         "detections": 2,
+        "own_detections": 3,
         "found50": 1.0,
         "found75": 0.5,
         "same_class": 0.5,
