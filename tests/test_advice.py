@@ -27,7 +27,8 @@ from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
 from ultralytics_kd.advice.options import check_options
 from ultralytics_kd.advice.sample import original, part_of
 from ultralytics_kd.advice.scores import lead
-from ultralytics_kd.advice.trial import Trial, train_alone
+from ultralytics_kd.advice.table import FEW_LABELS, better_text
+from ultralytics_kd.advice.trial import QUIET, Probe, Trial, train_alone
 from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
@@ -59,7 +60,7 @@ def objects(*rows: tuple[float, ...]) -> Objects:
         (Facts(0.6, 0.5, TRAINED, 0.1, cosine=0.05), UNCERTAIN, "kd_weight=auto"),
         (Facts(0.6, 0.5, TRAINED, 0.1, cosine=0.5, covered=2, classes=3), GO, "2 of 3 classes"),
         # It is not known: a bound from below can exclude a teacher, and never confirms one alone
-        (Facts(0.3, 0.4, SHORTLY, -0.1, cosine=0.9, computes=9, seconds=60), NO_GO, "after 60 seconds"),
+        (Facts(0.3, 0.4, SHORTLY, -0.1, 0.9, 9, trained="60 seconds of training"), NO_GO, "after 60 seconds"),
         (Facts(0.3, 0.4, ITSELF, -0.1, cosine=0.9, computes=9), NO_GO, "as it is"),
         (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.5, computes=3.0), GO, "3.0 times"),
         (Facts(0.6, 0.4, SHORTLY, 0.2, cosine=0.5, computes=1.0), UNCERTAIN, "1.0 times"),
@@ -135,7 +136,7 @@ def test_images_are_listed_by_their_contradictions(tmp_path):
     result = ValidationResult(0, 0, objects=detections, labels=labels)
     found = find_contradictions(result, "detect", {0: "cat", 1: "dog"}, 0.5, {0, 1})
     assert [Path(row["file"]).stem for row in found["rows"]] == ["c", "b"]
-    assert (found["seen"], found["labels"]) == (3, 3)
+    assert (found["confident"], found["labels"]) == (3, 3)
     assert (found["labels"], found["extra"], found["missed"], found["swapped"]) == (3, 2, 0, 1)
     assert found["swaps"] == [{"label": "cat", "teacher": "dog", "count": 1}]
     write_list({"t.pt": found["rows"]}, tmp_path / "list.csv")
@@ -273,14 +274,31 @@ def _tracked(trainer):
 def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "add_integration_callbacks", _tracked)
     own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
-    weights = train_alone(own, tmp_path / "probe", 0.5)
+    weights, _ = train_alone(own, tmp_path / "probe", 0.5)
     assert StockYOLO(weights).names == NAMES
 
 
-def test_the_student_is_not_trained_for_longer_than_is_asked_about(asked, tmp_path):
+def test_a_student_with_time_for_all_epochs_is_trained_as_it_will_be(asked, tmp_path):
     own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
-    weights = train_alone({**own, "epochs": 1}, tmp_path / "probe", 600)
-    assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 1
+    weights, probe = train_alone({**own, "epochs": 2}, tmp_path / "probe", 600)
+    assert (probe.epochs, probe.words) == (2, "all 2 epochs") and probe.seconds < 600
+    StockYOLO(own["model"]).train(**{**own, "epochs": 2}, **QUIET, project=str(tmp_path), name="whole")
+    trained, whole = (StockYOLO(file).model.state_dict() for file in (weights, tmp_path / "whole/weights/best.pt"))
+    assert all(torch.equal(trained[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    "epochs, asked, words", [(3, 100, "61 seconds of training"), (6, 6, "all 6 epochs"), (1, 1, "its only epoch")]
+)
+def test_the_length_of_a_short_training_in_words(epochs, asked, words):
+    assert Probe(epochs, asked, 61.2).words == words
+
+
+def test_scores_of_few_labels_say_so():
+    figures = {"few": {"labels": FEW_LABELS - 1}, "many": {"labels": FEW_LABELS}}
+    better = {"sizes": {"many": 0.1}, "classes": {"few": 0.2, "many": 0.1}}
+    text = better_text({"better": better, "sizes": figures, "classes": figures})
+    assert text == "many objects +0.100; few +0.200 (29 labels), many +0.100"
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_agreement_counts_pairs_classes_and_confidence():
     teacher = {"a": objects((0, 0.9, 0, 0, 10, 10), (1, 0.8, 20, 20, 30, 30), (1, 0.1, 50, 50, 60, 60)), "b": objects()}
     student = {"a": objects((0, 0.7, 0, 0, 10, 10), (0, 0.7, 20, 20, 30, 26)), "b": objects((0, 0.6, 0, 0, 9, 9))}
     assert agreement(teacher, student, 0.25) == {
-        "detections": 2,
+        "teacher_detections": 2,
         "own_detections": 3,
         "found50": 1.0,
         "found75": 0.5,
@@ -153,7 +153,7 @@ def test_agreement_counts_pairs_classes_and_confidence():
         "difference": pytest.approx(0.15),
     }
     nothing = agreement({"a": objects()}, {"a": objects()}, 0.25)
-    assert nothing["detections"] == 0 and nothing["found50"] is nothing["extra"] is nothing["bias"] is None
+    assert nothing["teacher_detections"] == 0 and nothing["found50"] is nothing["extra"] is nothing["bias"] is None
 
 
 def test_calibration_is_the_distance_of_confidence_from_what_is_right():
@@ -242,7 +242,7 @@ def test_a_student_with_its_teachers_weights_is_its_equal(report):
         assert student[key] == teacher[key]
     assert report["kept"] == 1.0 and set(report["lead"].values()) == {0.0}
     same = report["agreement"]["student"]
-    assert same["found50"] == same["found75"] == same["same_class"] == 1.0 and same["detections"] > 10
+    assert same["found50"] == same["found75"] == same["same_class"] == 1.0 and same["teacher_detections"] > 10
     assert same["extra"] == same["bias"] == same["difference"] == 0.0
     assert report["agreement"]["baseline"]["found50"] < 0.9
     assert [row["missed"] + row["extra"] for row in report["images"]] == [0, 0, 0]
@@ -351,7 +351,7 @@ def test_a_teacher_of_other_classes_and_several_teachers_are_reported(tmp_path, 
     assert made["models"]["teacher"]["classes"] == made["models"]["student"]["classes"]
     assert made["agreement"]["student"]["same_class"] == 1.0 and made["models"]["student"]["head"] == "end2end"
     both = run_report({**rest, "teacher": [teacher, teacher]})
-    assert both["models"]["teacher"]["parameters"] > 1e5 and both["agreement"]["student"]["detections"] > 0
+    assert both["models"]["teacher"]["parameters"] > 1e5 and both["agreement"]["student"]["teacher_detections"] > 0
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_all_classes_as_one_are_those_of_the_teacher_that_match(tmp_path, data, 
     made = run_report({"teacher": teacher, "student": str(student), "data": data, "imgsz": 64, "single_cls": True,
                        "images": 1, "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
     assert list(made["models"]["teacher"]["classes"]) == list(made["models"]["student"]["classes"]) == ["item"]
-    assert made["agreement"]["student"]["detections"] > 0 and len(made["images"]) == 1
+    assert made["agreement"]["student"]["teacher_detections"] > 0 and len(made["images"]) == 1
 
 
 def test_a_classifications_labels_are_those_of_its_files(tmp_path):
@@ -455,7 +455,7 @@ def test_classes_that_are_left_out_are_left_out_of_everything(report, tmp_path, 
                        "device": "cpu", "project": str(tmp_path), "name": "out"})  # fmt: skip
     student = made["models"]["student"]
     assert list(student["classes"]) == [NAMES[2]]
-    assert 0 < made["agreement"]["student"]["detections"] < report["agreement"]["student"]["detections"]
+    assert 0 < made["agreement"]["student"]["teacher_detections"] < report["agreement"]["student"]["teacher_detections"]
     bins = [sum(b["count"] for b in r["models"]["student"]["calibration"]["bins"]) for r in (made, report)]
     assert 0 < bins[0] < bins[1]
 

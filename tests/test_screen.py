@@ -206,10 +206,19 @@ def test_a_bench_says_which_arms_lost_and_which_teachers_are_no_better():
     )
     worse, weak = losses(report)
     assert worse == "Worse than the student alone: kd."
-    assert weak == "No better than the student alone is the teacher of kd: there is nothing to learn from it."
+    assert weak == "No better than the student alone: the teacher of kd. It has nothing to teach."
     assert (
         losses(summarize(["alone", "kd"], runs[:1] + runs[2:3], {"kd": record(0.6)})) == []
     )  # one seed has no interval
+
+
+def test_a_bench_names_the_head_at_which_a_teacher_is_no_better():
+    runs = [Run(arm, seed, record(0.4)) for arm in ("alone", "kd") for seed in (0, 1)]
+    teacher = record(0.6)
+    teacher["scores"][END2END]["score"] = 0.3
+    assert losses(summarize(["alone", "kd"], runs, {"kd": teacher})) == [
+        "No better than the student alone: the teacher of kd (NMS-free). It has nothing to teach."
+    ]
 
 
 def test_a_bench_names_the_command_that_shows_where_its_best_arm_gains(tmp_path):

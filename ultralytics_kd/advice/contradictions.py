@@ -36,8 +36,8 @@ def find_contradictions(
 
     Returns:
         (dict): "images", the number of images looked at, and "rows" with "file" and "weight", most first. With boxes
-            the rows have counts of `KINDS`. The whole has them too, the numbers of "labels" and of those "seen" with
-            confidence as whatever class, and in "swaps" how often one class was taken for another.
+            the rows have counts of `KINDS`. The whole has them too, the numbers of "labels" and of those with a
+            "confident" box of whatever class on them, and in "swaps" how often one class was taken for another.
     """
     if result.labels:
         return _of_boxes(result, names, min_conf, taught)
@@ -68,11 +68,11 @@ def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: floa
     """Return the contradictions of a detector."""
     rows: list[dict[str, Any]] = []
     swaps: Counter[tuple[str, str]] = Counter()
-    labels_count = seen = 0
+    labels_count = confident = 0
     for file, labels in result.labels.items():
         labels_count += len(labels.of(sorted(taught)).cls)
         found = contradict(result.objects[file], labels, min_conf, taught)
-        seen += found["paired"]
+        confident += found["paired"]
         swaps.update((names[int(labels.cls[i])], names[int(found["boxes"].cls[j])]) for i, j in found["swapped"])
         row = {"file": file, "weight": found["weight"], **{kind: len(found[kind]) for kind in KINDS}}
         if any(row[kind] for kind in KINDS):
@@ -80,7 +80,7 @@ def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: floa
     return {
         "images": len(result.labels),
         "labels": labels_count,
-        "seen": seen,
+        "confident": confident,
         **{kind: sum(row[kind] for row in rows) for kind in KINDS},
         "swaps": [{"label": a, "teacher": b, "count": n} for (a, b), n in swaps.most_common()],
         "rows": _sorted(rows),

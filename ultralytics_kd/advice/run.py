@@ -31,8 +31,8 @@ from .sample import Part, part_of
 from .scores import taught
 from .steps import Steps
 from .table import to_text
-from .trial import train_alone
-from .verdict import FEWEST_SEEN, ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
+from .trial import Probe, train_alone
+from .verdict import FEWEST_CONFIDENT, ITSELF, SHORTLY, TRAINED, Facts, best_of, judge
 
 
 def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Advisor:
         candidates (list[ComparedModel]): The teachers.
         baseline (ComparedModel | None): The student trained alone, if it is given.
         alone (tuple | None): Figures of the student without a teacher, and where they are from.
-        probed (bool): Whether the student was trained for a short time.
+        probed (Probe | None): How long the student was trained for, if it was.
         steps (Steps): The trainings whose steps are measured.
     """
 
@@ -97,7 +97,7 @@ class Advisor:
         if options.baseline:
             self.baseline = scores.open_reference(options.baseline, args, options.task, self.judge.names, "baseline")
         self.alone: tuple[dict[str, Any], str] | None = None
-        self.probed = False
+        self.probed: Probe | None = None
         self.steps: Steps
 
     def describe(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Advisor:
         train = self._part("train", "train")
         student = self._score_student(val)
         self._say("time and memory of a step without a teacher")
-        self.steps = Steps(options, self.scratch, warm=self.probed)
+        self.steps = Steps(options, self.scratch, warm=self.probed is not None)
         found, results = {}, {}
         teachers = []
         for candidate in self.candidates:
@@ -182,14 +182,14 @@ class Advisor:
             "student": as_it_is,
             "alone": self.alone and self.alone[0],
             "alone_origin": self.alone and self.alone[1],
+            "probed": None if self.probed is None else vars(self.probed) | {"words": self.probed.words},
         }
 
     def _probe(self) -> ComparedModel | None:
         """Train the student alone for a short time and return it; None if it did not get as far as a checkpoint."""
         options = self.options
-        self._say(f"{options.probe:.0f} seconds of training without a teacher")
-        weights = train_alone(alone(options.training), self.scratch / "probe", options.probe)
-        self.probed = True
+        self._say(f"at most {options.probe:.0f} seconds of training without a teacher")
+        weights, self.probed = train_alone(alone(options.training), self.scratch / "probe", options.probe)
         if weights is None:
             return None
         return scores.open_reference(weights, options.args, options.task, self.judge.names, "model")
@@ -235,8 +235,8 @@ class Advisor:
             computes=scores.computes_more(figures, self.steps.plain.trainer.model, options.args.imgsz),
             covered=len(teacher.classes.student),
             classes=len(teacher.classes.student_names),
-            swapped=found["swapped"] / found["seen"] if found.get("seen", 0) >= FEWEST_SEEN else 0.0,
-            seconds=options.probe,
+            swapped=found["swapped"] / found["confident"] if found.get("confident", 0) >= FEWEST_CONFIDENT else 0.0,
+            trained=self.probed.words if self.probed else "",
         )
         verdict, reason = judge(facts)
         # Answers to larger images teach as much when they are stored, at the cost of a training alone (docs/results.md)

@@ -14,6 +14,7 @@ from .verdict import GO, NO_GO, SHORTLY, TRAINED
 COLUMN = 19  # of the terminal, where texts begin
 COLOURS = {GO: "green", NO_GO: "red"}
 MOST = 4  # classes that are named
+FEW_LABELS = 30  # a score of fewer says little
 
 
 def to_text(advice: dict[str, Any]) -> str:
@@ -71,7 +72,7 @@ def student_text(advice: dict[str, Any]) -> str:
     if origin == TRAINED:
         return f"{first}; trained alone it scores {alone['score']:.3f} {metric}"
     if origin == SHORTLY:
-        return f"{first}; alone, after {advice['probe']:.0f} seconds of training, {alone['score']:.3f} {metric}"
+        return f"{first}; alone, after {advice['probed']['words']}, {alone['score']:.3f} {metric}"
     return f"{first}; what it reaches alone is not known (baseline=alone.pt)"
 
 
@@ -89,12 +90,17 @@ def better_text(teacher: dict[str, Any]) -> str:
     if not teacher["better"]:
         return ""
     sizes, classes = (teacher["better"][what] for what in ("sizes", "classes"))
-    parts = [f"{name} objects {value:+.3f}" for name, value in sizes.items()]
+    parts = [f"{name} objects {value:+.3f}{_few(teacher['sizes'][name]['labels'])}" for name, value in sizes.items()]
     ordered = sorted(classes.items(), key=lambda item: -item[1])
     shown = ordered if len(ordered) <= 2 * MOST else [*ordered[:MOST], *ordered[-MOST:]]
     dots = "; classes, best and worst: " if len(shown) < len(ordered) else "; "
-    named = ", ".join(f"{name} {value:+.3f}" for name, value in shown)
+    named = ", ".join(f"{name} {value:+.3f}{_few(teacher['classes'][name]['labels'])}" for name, value in shown)
     return ", ".join(parts) + (dots if parts and named else "") + named
+
+
+def _few(labels: int) -> str:
+    """Return the number of labels behind a score where they are so few that it says little."""
+    return f" ({labels} labels)" if labels < FEW_LABELS else ""
 
 
 def classes_text(teacher: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -95,38 +96,67 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
         """The task's trainer with none but Ultralytics' own callbacks.
 
         Attributes:
-            most_epochs (int | None): Epochs after which it stops even if it has more time.
+            most_epochs (int | None): Epochs that it trains at most, even if it has time for more.
         """
 
         most_epochs: int | None = None
+        epochs: int
+
+        def _setup_scheduler(self) -> None:
+            """Fit the schedule to the epochs there is time for; Ultralytics has estimated them just before."""
+            if self.most_epochs is not None:
+                self.epochs = self.args.epochs = min(self.epochs, self.most_epochs)
+            super()._setup_scheduler()
 
         def run_callbacks(self, event: str) -> None:
             """Run an event's callbacks."""
             self.callbacks = callbacks.get_default_callbacks()
             super().run_callbacks(event)
-            if event == "on_train_epoch_end" and self.most_epochs and self.epoch + 1 >= self.most_epochs:
-                self.stop = True
 
     place = {"project": str(folder), "name": "trial", "task": model.task, "mode": "train"}
     with quietly():
         return Unheard(overrides={**training, **QUIET, **place})
 
 
-def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> str | None:
-    """Train the student without a teacher for a short time, and return the path of its weights.
+@dataclass(frozen=True)
+class Probe:
+    """How long the student was trained alone for.
 
-    It ends after the epochs of the training that is asked about, as more of them would tell of another training.
+    Attributes:
+        epochs (int): Epochs that it began.
+        asked (int): Epochs of the training that is asked about.
+        seconds (float): Seconds that these took.
+    """
+
+    epochs: int
+    asked: int
+    seconds: float
+
+    @property
+    def words(self) -> str:
+        """The length in words."""
+        if self.epochs < self.asked:
+            return f"{self.seconds:.0f} seconds of training"
+        return f"all {self.asked} epochs" if self.asked > 1 else "its only epoch"
+
+
+def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> tuple[str | None, Probe]:
+    """Train the student without a teacher for a short time, and return the path of its weights, and how long it was.
+
+    It ends after the epochs of the training that is asked about. If there is time for all of them, it is that training;
+    else its schedule is fitted to those there is time for. The path is None if there is no checkpoint yet.
 
     Args:
         training (dict): Arguments of the training, without those of a distillation.
         folder (Path): Folder for what Ultralytics writes.
-        seconds (float): Seconds.
+        seconds (float): Longest time in seconds.
     """
     trainer = make_trainer({**training, "time": seconds / 3600}, folder)
-    trainer.most_epochs = trainer.args.epochs  # Ultralytics sets them by the time
+    asked = trainer.most_epochs = trainer.args.epochs
     with quietly():
         trainer.train()
-    return next((str(file) for file in (trainer.best, trainer.last) if file.exists()), None)
+    weights = next((str(file) for file in (trainer.best, trainer.last) if file.exists()), None)
+    return weights, Probe(trainer.epoch + 1, asked, trainer.epoch_time_start - trainer.train_time_start)
 
 
 def synchronize(device: torch.device) -> None:

@@ -21,7 +21,7 @@ GO, NO_GO, UNCERTAIN = "GO", "NO GO", "UNCERTAIN"
 MARGIN = 0.02  # of the score, 0 to 1
 MORE = 1.5  # a teacher that computes less than so many times what the student does has no more to see with
 MANY_SWAPS = 0.5  # share of the labels that the teacher sees with confidence, but as another class
-FEWEST_SEEN = 10  # of fewer labels such a share says nothing
+FEWEST_CONFIDENT = 10  # of fewer labels such a share says nothing
 TRAINED, SHORTLY, ITSELF = "trained", "shortly", "itself"  # where the score of the student alone is from
 
 
@@ -40,7 +40,7 @@ class Facts:
         covered (int): Classes that the teacher knows.
         classes (int): Classes of the data.
         swapped (float): Share of the labels that it sees with confidence, but as another class.
-        seconds (float): Length of the short training.
+        trained (str): How long the short training was, in words.
     """
 
     score: float
@@ -52,7 +52,7 @@ class Facts:
     covered: int = 1
     classes: int = 1
     swapped: float = 0.0
-    seconds: float = 0.0
+    trained: str = ""
 
 
 def judge(facts: Facts) -> tuple[str, str]:
@@ -110,7 +110,7 @@ def _scores(facts: Facts) -> str:
         return f"it scores {facts.score:.3f}"
     of_student = {
         TRAINED: "the student trained alone",
-        SHORTLY: f"the student alone after {facts.seconds:.0f} seconds of training",
+        SHORTLY: f"the student alone after {facts.trained}",
         ITSELF: "the student as it is",
     }[str(facts.origin)]
     return f"it scores {facts.score:.3f}, {of_student} {facts.alone:.3f}"

@@ -61,13 +61,36 @@ def losses(report: dict[str, Any]) -> list[str]:
         report (dict): Report, as `run_bench` returns it.
     """
     alone = {each["head"]: each["score"] for each in report["table"] if each["arm"] == ALONE}
-    worse = [each["arm"] for each in report["table"] if each["ci_high"] is not None and each["ci_high"] < 0]
-    weak = [t["arm"] for t in report["teachers"] if t["score"] <= min(alone.get(t["head"], s) for s in alone.values())]
+    heads = list(dict.fromkeys(each["head"] for each in report["table"]))
+    worse = [
+        (each["arm"], each["head"]) for each in report["table"] if each["ci_high"] is not None and each["ci_high"] < 0
+    ]
+    weak = [
+        (each["arm"], head)
+        for each in report["teachers"]
+        for head in heads
+        if each["head"] in {head, ONE} and head in alone and each["score"] <= alone[head]
+    ]
     sentences = {
         "Worse than the student alone: {}.": worse,
-        "No better than the student alone is the teacher of {}: there is nothing to learn from it.": weak,
+        "No better than the student alone: the teacher of {}. It has nothing to teach.": weak,
     }
-    return [text.format(", ".join(dict.fromkeys(arms))) for text, arms in sentences.items() if arms]
+    return [text.format(_with_heads(found, heads)) for text, found in sentences.items() if found]
+
+
+def _with_heads(found: list[tuple[str, str]], heads: list[str]) -> str:
+    """Return names of arms as text, each with its head if that is not true of all heads.
+
+    Args:
+        found (list[tuple[str, str]]): Arms and heads.
+        heads (list[str]): All heads of the table.
+    """
+    by_arm: dict[str, list[str]] = {}
+    for arm, head in found:
+        by_arm.setdefault(arm, []).append(HEADS[head])
+    return ", ".join(
+        arm if len(names) == len(heads) else f"{arm} ({' and '.join(names)})" for arm, names in by_arm.items()
+    )
 
 
 def _of_head(report: dict[str, Any], head: str) -> list[list[str]]:

@@ -53,9 +53,9 @@ def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_
         min_conf (float): Lowest confidence of the detections that are compared.
 
     Returns:
-        (dict): "detections" and "own_detections", the numbers of the teacher's and of the model's; "found50" and
-            "found75", the shares of the teacher's that the model has at IoU 0.5 and 0.75; "same_class", the share of
-            the pairs at IoU 0.5 with equal classes; "extra", the share of the model's detections without a pair;
+        (dict): "teacher_detections" and "own_detections", the numbers of the teacher's and of the model's; "found50"
+            and "found75", the shares of the teacher's that the model has at IoU 0.5 and 0.75; "same_class", the share
+            of the pairs at IoU 0.5 with equal classes; "extra", the share of the model's detections without a pair;
             "bias" and "difference", the mean and the mean absolute difference of the model's confidence to the
             teacher's, over the pairs. A value without data is None.
     """
@@ -71,7 +71,7 @@ def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_
             same_class.append(bool(first.cls[i] == second.cls[j]))
             differences.append(float(second.conf[j] - first.conf[i]))
     return {
-        "detections": teacher_count,
+        "teacher_detections": teacher_count,
         "own_detections": model_count,
         "found50": len(ious) / teacher_count if teacher_count else None,
         "found75": sum(iou >= 0.75 for iou in ious) / teacher_count if teacher_count else None,
