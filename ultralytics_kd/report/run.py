@@ -25,7 +25,10 @@ from .datasets import channels_of, class_names_of
 from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
 from .report_folder import EvaluationSetup, write_report
 
-ONE_TRAINING = "One training of each proves little: 'yolo-kd bench' repeats both with several seeds."
+ONE_TRAINING = (
+    "One training of each proves little: 'yolo-kd bench' with the arguments of the training repeats both with several "
+    "seeds."
+)
 NEXT = "What did distillation bring? baseline=alone.pt, the same student trained alone, shows it."
 
 
