@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "examples" / "study"))  # scripts beside each othe
 import coco  # noqa: E402
 import duplicates  # noqa: E402
 import keep  # noqa: E402
+import lost  # noqa: E402
 import study  # noqa: E402
 import widen  # noqa: E402
 
@@ -254,6 +255,22 @@ def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
 
 def test_the_shipped_table_of_coco_starts_is_computed_from_the_stages():
     assert (RESULTS / "coco.md").read_text() == coco.to_markdown(coco.gains(coco.runs(RESULTS)))
+
+
+def test_the_shipped_table_of_what_lost_is_computed_from_the_readings():
+    table = lost.readings(RESULTS)
+    assert (RESULTS / "lost.md").read_text() == lost.to_markdown(table)
+    assert len(table) >= 20 and table["difference"].median() < 0
+
+
+def test_arms_of_a_variants_stage_stand_beside_the_defaults(tmp_path):
+    content = report({"alone": [0.3], "kd": [0.4], "feat": [0.35]}, 0.5)
+    arms = {"alone": {}, "kd": {"kd_cls": 2.0, "kd_feat": 0.0}, "feat": {"kd_cls": 2.0, "kd_feat": 1.0}}
+    content["settings"] = {**content["settings"], "epochs": 40, "arms": arms}
+    save(tmp_path / "variants-bccd", content)
+    row = lost.variants(tmp_path / "variants-bccd" / "bench.json").row(1, named=True)
+    assert (row["configuration"], row["setting"]) == ("kd_feat=1.0", "bccd, stored answers, 40 epochs")
+    assert row["nms"] < row["kept_nms"] and row["nms_free"] < row["kept_nms_free"]
 
 
 def test_the_study_gives_each_part_labels_of_its_classes_alone(tmp_path):
