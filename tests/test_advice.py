@@ -278,11 +278,11 @@ def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(as
     assert StockYOLO(weights).names == NAMES
 
 
-def test_a_student_with_time_for_all_epochs_is_trained_as_it_will_be(asked, tmp_path):
-    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
-    weights, probe = train_alone({**own, "epochs": 2}, tmp_path / "probe", 600)
+def test_a_student_with_time_for_all_epochs_has_the_schedule_of_a_whole_training(asked, tmp_path):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}} | {"epochs": 2, "nbs": 4}
+    weights, probe = train_alone(own, tmp_path / "probe", 600)
     assert (probe.epochs, probe.words) == (2, "all 2 epochs") and probe.seconds < 600
-    StockYOLO(own["model"]).train(**{**own, "epochs": 2}, **QUIET, project=str(tmp_path), name="whole")
+    StockYOLO(own["model"]).train(**own, **QUIET, project=str(tmp_path), name="whole")  # without validations too
     trained, whole = (StockYOLO(file).model.state_dict() for file in (weights, tmp_path / "whole/weights/best.pt"))
     assert all(torch.equal(trained[name], value) for name, value in whole.items())
 

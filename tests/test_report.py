@@ -28,7 +28,7 @@ from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.errors import ModelError
-from ultralytics_kd.report import run_report
+from ultralytics_kd.report import plots, run_report
 from ultralytics_kd.report.datasets import class_names_of, distinct
 from ultralytics_kd.report.dense import (
     DensePrediction,
@@ -504,7 +504,21 @@ def test_verdict_names_what_the_teacher_does_not_know():
     ]
 
 
-def test_a_distillation_ends_with_a_report(quick, teacher):
+@pytest.mark.parametrize("nms, head", [("", "nms"), ("nms: false", "end2end"), ("nms: true", "nms"), ("[", "nms")])
+def test_the_validated_head_of_a_run_is_that_of_its_arguments(tmp_path, nms, head):
+    assert plots.validated_head(str(tmp_path / "run/weights/best.pt")) == "nms"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/args.yaml").write_text(nms)
+    assert plots.validated_head(str(tmp_path / "run/weights/best.pt")) == head
+
+
+def test_a_distillation_ends_with_a_report(quick, teacher, monkeypatch):
+    labels, draw = [], plots.plot_curves
+    monkeypatch.setattr(
+        plots,
+        "plot_curves",
+        lambda tables, metric, label, file: labels.append(label) or draw(tables, metric, label, file),
+    )
     model = YOLO(STUDENT)
     model.train(**{**quick, "epochs": 1, "plots": True}, teacher=teacher)
     made = json.loads((Path(quick["project"]) / "run/report/report.json").read_text())
@@ -514,6 +528,7 @@ def test_a_distillation_ends_with_a_report(quick, teacher):
     key = "metrics/mAP50-95(B)"
     scores = {role: model["heads"]["nms"]["score"] for role, model in made["models"].items()}
     assert scores["teacher"] == pytest.approx(model.trainer.teacher_metrics[key], abs=2e-3)
+    assert labels == ["mAP50-95, NMS head"]
 
 
 # Browser --------------------------------------------------------------------------------------------------------------

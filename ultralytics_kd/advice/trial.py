@@ -102,11 +102,20 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
         most_epochs: int | None = None
         epochs: int
 
+        def _get_warmup_iterations(self, num_batches: int) -> int:
+            """Fit the warm-up to the epochs there is time for; older releases have no such method."""
+            self._limit_epochs()
+            return super()._get_warmup_iterations(num_batches)
+
         def _setup_scheduler(self) -> None:
-            """Fit the schedule to the epochs there is time for; Ultralytics has estimated them just before."""
+            """Fit the schedule to the epochs there is time for."""
+            self._limit_epochs()
+            super()._setup_scheduler()
+
+        def _limit_epochs(self) -> None:
+            """Limit the epochs that Ultralytics has just estimated from the time."""
             if self.most_epochs is not None:
                 self.epochs = self.args.epochs = min(self.epochs, self.most_epochs)
-            super()._setup_scheduler()
 
         def run_callbacks(self, event: str) -> None:
             """Run an event's callbacks."""
@@ -143,8 +152,9 @@ class Probe:
 def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> tuple[str | None, Probe]:
     """Train the student without a teacher for a short time, and return the path of its weights, and how long it was.
 
-    It ends after the epochs of the training that is asked about. If there is time for all of them, it is that training;
-    else its schedule is fitted to those there is time for. The path is None if there is no checkpoint yet.
+    It ends after the epochs of the training that is asked about. If there is time for all of them, it is that training
+    without its validations, which draw random numbers; else its schedule is fitted to those there is time for. The path
+    is None if there is no checkpoint yet.
 
     Args:
         training (dict): Arguments of the training, without those of a distillation.

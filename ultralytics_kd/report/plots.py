@@ -8,7 +8,10 @@ from typing import Any
 import polars as pl
 from ultralytics.utils import plt_settings
 
+from ..errors import KDError
+from ..files import load_yaml
 from .compared_model import BASELINE, STUDENT, TEACHER
+from .score_names import END2END, NMS
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers differ too
 COLORS = {TEACHER: "#000000", BASELINE: "#E69F00", STUDENT: "#0072B2"}
@@ -130,6 +133,20 @@ def read_curves(source: str) -> pl.DataFrame | None:
         return table.rename({name: name.strip() for name in table.columns})
     except (pl.exceptions.PolarsError, OSError):  # a line that was cut off, two columns of one name
         return None
+
+
+def validated_head(source: str) -> str:
+    """Return the head of a model with two that Ultralytics validated while it trained.
+
+    Args:
+        source (str): Path of weights, beside whose folder the run's `args.yaml` lies.
+    """
+    file = Path(source).parent.parent / "args.yaml"
+    try:
+        arguments = load_yaml(file) if file.is_file() else {}
+    except KDError:  # it is damaged
+        arguments = {}
+    return END2END if arguments.get("nms") is False else NMS
 
 
 @plt_settings()

@@ -28,7 +28,7 @@ from .metrics import collect_metrics, worst_images
 from .options import Options
 from .page import verdict, write_page
 from .pictures import draw_boxes, draw_dense
-from .score_names import END2END, METRICS, NMS
+from .score_names import END2END, HEADS, METRICS, NMS
 from .validation import ValidationResult
 
 FEATURE_IMAGES = 2  # images whose feature maps are shown
@@ -145,11 +145,15 @@ def _draw_charts(report: dict[str, Any], folder: Path, metric: str) -> None:
     curves = {role: plots.read_curves(model["source"]) for role, model in report["models"].items() if role != TEACHER}
     tables = {role: table for role, table in curves.items() if table is not None}
     report["trained"] = list(tables)
+    label = report["metrics"][0]
+    heads = {plots.validated_head(report["models"][role]["source"]) for role in tables}
+    if {NMS, END2END} <= set(report["heads"]) and len(heads) == 1:
+        label += f", {HEADS[heads.pop()]} head"
     charts: dict[str, Callable[[Path], bool]] = {
         "latency": lambda file: plots.plot_latency(report, file),
         "classes": lambda file: plots.plot_classes(report, file),
         "calibration": lambda file: plots.plot_calibration(report, file),
-        "curves": lambda file: plots.plot_curves(tables, metric, report["metrics"][0], file),
+        "curves": lambda file: plots.plot_curves(tables, metric, label, file),
     }
     for name in CHARTS:
         file = f"{name}.png"

@@ -148,8 +148,9 @@ def _take_if_better(
         whose = "the teacher's" if better else "its own"
         images = sum(len(batch["img"]) for batch in batches)
         text = (
-            f"the student begins with {whose} weights. On {images} training images of its size its base loss in eval "
-            f"mode is {own:.3f} with its own and {taken:.3f} with the teacher's; the teacher has {best:.3f} there."
+            f"the student begins with {whose} weights. Its base loss (eval mode, mean of {images} training images) is "
+            f"{own:.3f} with its own and {taken:.3f} with the teacher's. The teacher's, on images of the same size, is "
+            f"{best:.3f}."
         )
         LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     return count if better else 0
