@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset, img2label_paths
-from ultralytics.utils import YAML
 
 from ..config.arguments import GRID_TASKS
+from ..report.datasets import save_data_yaml
 from ..training.images.unlabeled_images import image_files
-
-PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))]
     if task == "classify":
         return Part(str(_classified(chosen, described, folder)), "val", len(chosen), len(files))
-    rest = {k: v for k, v in described.items() if k not in PLACES}
     if task in GRID_TASKS:
         place = "images"
         _link_labelled(chosen, folder)
@@ -65,8 +62,7 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
         place = "images.txt"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": place, "val": place, **rest})
-    return Part(str(folder / "data.yaml"), "val", len(chosen), len(files))
+    return Part(str(save_data_yaml(described, folder, place, place)), "val", len(chosen), len(files))
 
 
 def original(file: str) -> str:

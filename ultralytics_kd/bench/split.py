@@ -6,12 +6,10 @@ import random
 from pathlib import Path
 
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.utils import YAML
 
 from ..errors import KDError
+from ..report.datasets import save_data_yaml
 from ..training.images.unlabeled_images import image_files
-
-PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 
 
 def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
@@ -39,6 +37,4 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("val", files[:count]), ("train", files[count:])):
         (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
-    rest = {k: v for k, v in dataset.items() if k not in PLACES}
-    YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": "train.txt", "val": "val.txt", **rest})
-    return folder / "data.yaml"
+    return save_data_yaml(dataset, folder, "train.txt", "val.txt")

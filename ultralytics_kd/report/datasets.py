@@ -1,14 +1,18 @@
-"""What a model gets from a data set: its class names, and the channels of its images."""
+"""What a model gets from a data set: its class names, and the channels of its images; and data sets made of others."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ultralytics.data import utils
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.nn.autobackend import check_class_names
+from ultralytics.utils import YAML
+
+PLACES = ("path", "train", "val", "test", "minival", "yaml_file", "download")  # keys of a data.yaml that hold locations
 
 
 def class_names_of(data: str, task: str, single_cls: bool = False) -> dict[int, str]:
@@ -40,6 +44,20 @@ def channels_of(data: str, task: str) -> int:
         task (str): Task of the model.
     """
     return 3 if task == "classify" else int(check_det_dataset(data)["channels"])
+
+
+def save_data_yaml(described: Mapping[str, Any], folder: Path, train: str, val: str) -> Path:
+    """Write a data.yaml for images of a data set that lie elsewhere, and return its path.
+
+    Args:
+        described (Mapping[str, Any]): The data set, as Ultralytics describes it.
+        folder (Path): Folder that the data.yaml is written into.
+        train (str): Training images: a folder, or a file that lists them, in that folder.
+        val (str): Val images, likewise.
+    """
+    rest = {name: value for name, value in described.items() if name not in PLACES}
+    YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": train, "val": val, **rest})
+    return folder / "data.yaml"
 
 
 def distinct(names: Mapping[int, str]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.loss import v8ClassificationLoss
 
+from ..outputs.weight_fitting import evaluating
 from ..outputs.weight_origin import trained_parameters
 from ..outputs.weight_selection import as_big_alike, select_weights
 from ..screen import row
@@ -164,12 +165,9 @@ def labels_loss(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
         model (nn.Module): Model with the arguments of the training under `args`.
         batches (Sequence[Mapping]): Prepared training batches.
     """
-    criterion, training = model.init_criterion(), model.training
-    model.eval()
-    try:
+    criterion = model.init_criterion()
+    with evaluating(model):
         losses = [criterion(model(b["img"]), b)[0].sum() for b in batches]
-    finally:
-        model.train(training)
     # A classifier's loss is a mean over images already, all others are times batch size
     counts = [1 if isinstance(criterion, v8ClassificationLoss) else len(b["img"]) for b in batches]
     return float(torch.stack([loss / count for loss, count in zip(losses, counts)]).mean())
