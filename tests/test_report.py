@@ -41,7 +41,7 @@ from ultralytics_kd.report.dense import (
 from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement
 from ultralytics_kd.report.metrics import gap_closed, worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
-from ultralytics_kd.report.page import verdict
+from ultralytics_kd.report.page import INHERITED, verdict
 from ultralytics_kd.report.run import command_of
 from ultralytics_kd.report.validation import Objects, validate
 
@@ -181,6 +181,7 @@ def test_gap_closed_is_a_share_of_the_teachers_lead():
     assert gap_closed(0.6, 0.4, 0.5) == pytest.approx(0.5)
     assert gap_closed(0.6, 0.4, 0.7) == pytest.approx(1.5) and gap_closed(0.6, 0.4, 0.3) == pytest.approx(-0.5)
     assert gap_closed(0.4, 0.4, 0.5) is None and gap_closed(0.3, 0.4, 0.5) is None
+    assert gap_closed(0.42, 0.41, 0.5, 0.02) is None
 
 
 def test_models_without_boxes_are_compared_by_image_and_by_pixel():
@@ -529,6 +530,10 @@ def test_a_distillation_ends_with_a_report(quick, teacher, monkeypatch):
     scores = {role: model["heads"]["nms"]["score"] for role, model in made["models"].items()}
     assert scores["teacher"] == pytest.approx(model.trainer.teacher_metrics[key], abs=2e-3)
     assert labels == ["mAP50-95, NMS head"]
+    assert made["initialized"] == model.trainer.initialized > 0 and made["verdict"][-1] == INHERITED
+    again = run_report({"teacher": teacher, "student": best, "data": quick["data"], "imgsz": 64, "images": 0,
+                        "device": "cpu", "project": quick["project"], "name": "again"})  # fmt: skip
+    assert again["initialized"] == made["initialized"] and again["verdict"][-1] == INHERITED
 
 
 # Browser --------------------------------------------------------------------------------------------------------------

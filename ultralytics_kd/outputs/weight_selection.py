@@ -74,7 +74,7 @@ def select_weights(
         others = block_targets(picks)
         copied = not others and all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
         if fit and copied:
-            LOGGER.info("kd_init: the teacher is as big as the student, so its weights are a copy and no fit")
+            LOGGER.info("kd_init: the teacher has the student's size, so its weights are copied and not refitted")
         elif fit:
             count += _fit(student, teacher, images, convs, others, picks)
         elif not copied:

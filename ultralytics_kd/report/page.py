@@ -15,6 +15,10 @@ from .object_sizes import SIZES
 from .pictures import CROWD
 from .score_names import END2END, HEADS
 
+INHERITED = (
+    "It began with weights of its teacher (kd_init), and so with the teacher's epochs. A training with kd_init=False "
+    "shows what teaching brings without them."
+)
 QUALITY = 85  # of the JPEGs in the page; the PNGs beside it are lossless
 
 
@@ -79,6 +83,8 @@ def verdict(report: dict[str, Any]) -> list[str]:
         text = f"Distilled it scores {change} than trained alone ({score[BASELINE]:.3f})"
         closed = report["gap"] and report["gap"]["overall"]
         sentences.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
+    if report.get("initialized"):
+        sentences.append(INHERITED)
     return sentences
 
 

@@ -44,12 +44,15 @@ class EvaluationSetup:
         validator (type[BaseValidator]): The task's validator.
         device (torch.device): Where the models are timed.
         command (str): Command line that makes the report again; empty if there is none.
+        initialized (int | None): Number of the student's parameters that began with the teacher's weights; None if it
+            is not known.
     """
 
     names: dict[int, str]
     validator: type
     device: torch.device
     command: str = ""
+    initialized: int | None = None
 
 
 def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, options: Options) -> dict[str, Any]:
@@ -74,6 +77,7 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
     report: dict[str, Any] = {
         **_description(models, setup, options),
         **collect_metrics(models, preferred_head, args.imgsz, options.match_conf),
+        "initialized": setup.initialized,
         "charts": {},
         "images": [],
         "levels": [],

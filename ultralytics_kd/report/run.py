@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -77,7 +78,18 @@ def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str,
         models.append(ComparedModel(role, model, imgsz=options.teacher_imgsz if role == TEACHER else None))
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(args.device, verbose=False)
-    return write_report(models, EvaluationSetup(names, validator, device, command_line("report", given)), options)
+    setup = EvaluationSetup(names, validator, device, command_line("report", given), _initialized(given["student"]))
+    return write_report(models, setup, options)
+
+
+def _initialized(student: Any) -> int | None:
+    """Return how many parameters of a student began with its teacher's weights; None if its run left no report."""
+    file = Path(str(student)).parent.parent / "report" / "report.json"
+    try:
+        count = json.loads(file.read_text(encoding="utf-8"))["initialized"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, an older release made it, or it is damaged
+        return None
+    return count if isinstance(count, int) else None
 
 
 def report_training(

@@ -150,8 +150,8 @@ def _take_if_better(
         images = sum(len(batch["img"]) for batch in batches)
         text = (
             f"the student begins with {whose} weights. Its base loss (eval mode, mean of {images} training images) is "
-            f"{own:.3f} with its own and {taken:.3f} with the teacher's. The teacher's, on images of the same size, is "
-            f"{best:.3f}."
+            f"{own:.3f} with its own and {taken:.3f} with the teacher's"
+            + (f", which has {best:.3f} itself." if f"{best:.3f}" != f"{taken:.3f}" else ".")
         )
         LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
     return count if better else 0

@@ -162,7 +162,12 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
         check_scorable(distillation.teacher, trainer.data)
         quantize = getattr(trainer.validator.args, "quantize", None)
         args = {**vars(trainer.args), "quantize": quantize}
-        setup = EvaluationSetup(dict(trainer.data["names"]), type(trainer.validator), trainer.device)
+        setup = EvaluationSetup(
+            dict(trainer.data["names"]),
+            type(trainer.validator),
+            trainer.device,
+            initialized=None if trainer.resume else distillation.beginning.initialized,
+        )
         if distillation.keeping is not None:
             kept_scores.write_reports(distillation, trainer, student, setup, args)
             return
