@@ -41,7 +41,7 @@ from ultralytics_kd.report.dense import (
 from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement
 from ultralytics_kd.report.metrics import gap_closed, worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
-from ultralytics_kd.report.page import INHERITED, verdict
+from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.run import command_of
 from ultralytics_kd.report.validation import Objects, validate
 
@@ -505,6 +505,23 @@ def test_verdict_names_what_the_teacher_does_not_know():
     ]
 
 
+INHERITED = [
+    "It began with weights of its teacher (kd_init), and so with the teacher's epochs.",
+    "A training with kd_init=False shows what teaching brings without them.",
+]
+
+
+def test_a_copied_teacher_can_be_trained_on_to_see_what_its_weights_bring():
+    model = {"heads": {"nms": {"score": 0.4}}, "head": "nms", "unmatched": [], "parameters": 9, "latency": None}
+    report = {"models": {"teacher": {**model, "source": "t.pt"}, "student": model}, "metrics": ["mAP50-95"],
+              "kept": 1.0, "gap": None, "initialized": 9}  # fmt: skip
+    assert verdict(report)[-1].endswith(
+        "without them, and 'yolo train model=t.pt' with its other arguments what they bring alone."
+    )
+    report["models"]["teacher"]["parameters"] = 12
+    assert verdict(report)[-2:] == INHERITED
+
+
 @pytest.mark.parametrize("nms, head", [("", "nms"), ("nms: false", "end2end"), ("nms: true", "nms"), ("[", "nms")])
 def test_the_validated_head_of_a_run_is_that_of_its_arguments(tmp_path, nms, head):
     assert plots.validated_head(str(tmp_path / "run/weights/best.pt")) == "nms"
@@ -530,10 +547,10 @@ def test_a_distillation_ends_with_a_report(quick, teacher, monkeypatch):
     scores = {role: model["heads"]["nms"]["score"] for role, model in made["models"].items()}
     assert scores["teacher"] == pytest.approx(model.trainer.teacher_metrics[key], abs=2e-3)
     assert labels == ["mAP50-95, NMS head"]
-    assert made["initialized"] == model.trainer.initialized > 0 and made["verdict"][-1] == INHERITED
+    assert made["initialized"] == model.trainer.initialized > 0 and made["verdict"][-2:] == INHERITED
     again = run_report({"teacher": teacher, "student": best, "data": quick["data"], "imgsz": 64, "images": 0,
                         "device": "cpu", "project": quick["project"], "name": "again"})  # fmt: skip
-    assert again["initialized"] == made["initialized"] and again["verdict"][-1] == INHERITED
+    assert again["initialized"] == made["initialized"] and again["verdict"][-2:] == INHERITED
 
 
 # Browser --------------------------------------------------------------------------------------------------------------

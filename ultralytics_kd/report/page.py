@@ -10,15 +10,12 @@ import cv2
 import jinja2
 from ultralytics.utils.patches import imread
 
+from ..screen import near
 from .compared_model import BASELINE, STUDENT, TEACHER
 from .object_sizes import SIZES
 from .pictures import CROWD
 from .score_names import END2END, HEADS
 
-INHERITED = (
-    "It began with weights of its teacher (kd_init), and so with the teacher's epochs. A training with kd_init=False "
-    "shows what teaching brings without them."
-)
 QUALITY = 85  # of the JPEGs in the page; the PNGs beside it are lossless
 
 
@@ -83,9 +80,17 @@ def verdict(report: dict[str, Any]) -> list[str]:
         text = f"Distilled it scores {change} than trained alone ({score[BASELINE]:.3f})"
         closed = report["gap"] and report["gap"]["overall"]
         sentences.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
-    if report.get("initialized"):
-        sentences.append(INHERITED)
-    return sentences
+    return sentences + (_inherited(models) if report.get("initialized") else [])
+
+
+def _inherited(models: dict[str, Any]) -> list[str]:
+    """Return what the teacher's weights mean for a student that began with them, and how to tell the parts apart."""
+    student, teacher = models[STUDENT], models[TEACHER]
+    text = "A training with kd_init=False shows what teaching brings without them"
+    # Of a teacher of another size it took a part, which no other command does
+    if student["parameters"] == teacher["parameters"]:
+        text += f", and 'yolo train model={near(teacher['source'])}' with its other arguments what they bring alone"
+    return ["It began with weights of its teacher (kd_init), and so with the teacher's epochs.", f"{text}."]
 
 
 def _cost(models: dict[str, Any]) -> list[str]:
