@@ -516,7 +516,7 @@ def test_a_copied_teacher_can_be_trained_on_to_see_what_its_weights_bring():
     report = {"models": {"teacher": {**model, "source": "t.pt"}, "student": model}, "metrics": ["mAP50-95"],
               "kept": 1.0, "gap": None, "initialized": 9}  # fmt: skip
     assert verdict(report)[-1].endswith(
-        "without them, and 'yolo train model=t.pt' with its other arguments what they bring alone."
+        "without them, and one of 'yolo train model=t.pt' what they bring without teaching."
     )
     report["models"]["teacher"]["parameters"] = 12
     assert verdict(report)[-2:] == INHERITED

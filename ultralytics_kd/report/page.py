@@ -89,7 +89,7 @@ def _inherited(models: dict[str, Any]) -> list[str]:
     text = "A training with kd_init=False shows what teaching brings without them"
     # Of a teacher of another size it took a part, which no other command does
     if student["parameters"] == teacher["parameters"]:
-        text += f", and 'yolo train model={near(teacher['source'])}' with its other arguments what they bring alone"
+        text += f", and one of 'yolo train model={near(teacher['source'])}' what they bring without teaching"
     return ["It began with weights of its teacher (kd_init), and so with the teacher's epochs.", f"{text}."]
 
 
