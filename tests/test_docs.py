@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -142,7 +143,9 @@ def site(tmp_path_factory) -> Site:
     """Build the documentation's site and return its pages."""
     pytest.importorskip("mkdocs")
     folder = tmp_path_factory.mktemp("site")
-    built = subprocess.run([ROOT / ".ci" / "docs", folder], capture_output=True, text=True, check=False)
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # of an inactive environment
+    command, own = [ROOT / ".ci" / "docs", folder], {**os.environ, "PATH": path}
+    built = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     return Site(folder)
 
