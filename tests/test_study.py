@@ -233,6 +233,7 @@ def test_a_widened_model_computes_what_the_small_one_computes():
 def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
     content = report({"alone": [0.2, 0.22], "kd": [0.3, 0.34]}, 0.41)
     content["settings"]["epochs"] = 40
+    content["teachers"] += [{**t, "arm": "builtin", "score": t["score"] - 0.2} for t in content["teachers"]]
     save(tmp_path / "coco-bccd", content)
     costs = {"arms": {"alone": {"hours": 0.2}, "with teacher": {"hours": 0.3}}}
     (tmp_path / "coco-bccd" / "costs.json").write_text(json.dumps(costs))
@@ -246,7 +247,7 @@ def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
     assert (kd["score"], kd["gain"], kd["teacher"], kd["time"]) == pytest.approx((0.27, 0.11, 0.36, 1.5))
     assert kd["closed"] == pytest.approx(0.11 / (0.36 - 0.16))
     assert (
-        "| bccd | 40 | kd | 2 | 0.270 | +0.110 (-0.017 to +0.237) | 55% | 1.50x | 0.360 |"
+        "| bccd | 40 | kd | 2 | 0.270 | +0.110 (-0.017 to +0.237) | 55% | 1.50x | 0.360 | 0.160 |"
         in (tmp_path / "coco.md").read_text()
     )
     assert table.filter(pl.col("epochs") == 80)["time"].to_list() == [None]  # it was not measured

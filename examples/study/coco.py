@@ -31,6 +31,7 @@ ARMS = {  # names for readers
 SETS = {"bccd-s": "bccd, bigger teacher", "bccd-yolo11n": "bccd, YOLO11n"}  # stages that are not named after a set
 # Names of arms in `costs.json`; in "init" a teacher answers at every step for nothing
 COSTS = {"kd": "with teacher", "terms": "with teacher", "stored": "stored answers"}
+SMALL = "teacher at the student's size"  # that of `builtin`, which sees the student's images
 COLUMNS = 3  # panels side by side in a plot
 
 
@@ -54,8 +55,9 @@ def runs(results: Path) -> pl.DataFrame:
         for run in report["runs"]:
             own = {key: run[key] for key in ("arm", "seed", "score")}
             rows.append({**shared, **own, "hours": hours.get(COSTS.get(run["arm"], run["arm"]))})
-        teachers = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] in {"kd", "stored"}}
-        rows += [{**shared, "arm": "teacher", "seed": -1, "score": score, "hours": None} for _, score in teachers]
+        for teacher, arms in (("teacher", {"kd", "stored"}), (SMALL, {"builtin"})):
+            scores = {(t["head"], t["score"]) for t in report["teachers"] if t["arm"] in arms}
+            rows += [{**shared, "arm": teacher, "seed": -1, "score": score, "hours": None} for _, score in scores]
     return (
         pl.DataFrame(rows, infer_schema_length=None)
         .with_columns(pl.col("hours").cast(pl.Float64))
@@ -80,12 +82,13 @@ def gains(table: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         (pl.DataFrame): Columns `set`, `epochs`, `arm`, `runs`, `score`, `gain`, `ci_low` and `ci_high` (95%), `closed`
-            (gain divided by the teacher's lead over `alone`) and `time` (divided by that of `alone`, None if unknown).
+            (gain divided by the teacher's lead over `alone`), `time` (divided by that of `alone`, None if unknown) and
+            the scores of the `teacher` at its own image size and at the student's, `small` (None if not measured).
     """
     rows = []
     for (name, epochs), part in table.group_by("set", "epochs", maintain_order=True):
         alone = part.filter(pl.col("arm") == "alone")
-        teacher = part.filter(pl.col("arm") == "teacher")["score"]
+        teacher, small = (part.filter(pl.col("arm") == name)["score"] for name in ("teacher", SMALL))
         for arm in [a for a in ARMS if a in part["arm"]]:
             own = part.filter(pl.col("arm") == arm)
             pairs = own.join(alone, on="seed", suffix="_alone")
@@ -104,6 +107,7 @@ def gains(table: pl.DataFrame) -> pl.DataFrame:
                     "ci_low": low,
                     "ci_high": high,
                     "teacher": teacher[0] if len(teacher) else None,
+                    "small": small[0] if len(small) else None,
                     "closed": gain / lead if gain is not None and lead else None,
                     "time": _ratio(own["hours"][0], alone["hours"][0]),
                 }
@@ -122,7 +126,7 @@ def to_markdown(table: pl.DataFrame) -> str:
     Args:
         table (pl.DataFrame): Gains, as `gains` returns them.
     """
-    lines = [["set", "epochs", "arm", "seeds", "mAP50-95", "gain (95% CI)", "gap closed", "time", "teacher"]]
+    lines = [["set", "epochs", "arm", "seeds", "mAP50-95", "gain (95% CI)", "gap closed", "time", "teacher", SMALL]]
     for row in table.iter_rows(named=True):
         lines.append(
             [
@@ -135,6 +139,7 @@ def to_markdown(table: pl.DataFrame) -> str:
                 "" if row["closed"] is None else f"{row['closed']:.0%}",
                 "" if row["time"] is None else f"{row['time']:.2f}x",
                 "" if row["teacher"] is None else f"{row['teacher']:.3f}",
+                "" if row["small"] is None else f"{row['small']:.3f}",
             ]
         )
     return markdown(lines)
