@@ -27,6 +27,7 @@ ARMS = {  # names for readers
     "terms": "kd, terms only",
     "kd": "kd",
     "stored": "kd, stored answers",
+    "plain": "kd, teacher at the student's size",
 }
 SETS = {"bccd-s": "bccd, bigger teacher", "bccd-yolo11n": "bccd, YOLO11n"}  # stages that are not named after a set
 # Names of arms in `costs.json`; in "init" a teacher answers at every step for nothing
@@ -49,7 +50,7 @@ def runs(results: Path) -> pl.DataFrame:
         if stage.endswith("-teacher"):  # trains the teacher of another stage
             continue
         report = json.loads(file.read_text(encoding="utf-8"))
-        name = re.sub("-[24]x$", "", stage)
+        name = re.sub("-([24]x|plain)$", "", stage)
         shared = {"set": SETS.get(name, name), "epochs": report["settings"]["epochs"]}
         hours = _hours(file.parent / "costs.json")
         for run in report["runs"]:
