@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import STUDENT, TEACHER, save_model
+from conftest import STUDENT, TEACHER, save_model, unwrapped
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, remove_colorstr
@@ -161,6 +161,11 @@ def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
     assert not too_wide(text) and text.count("0.1234") == 2 * len(scores)
     part = {"B": "", "M": "mask ", "P": "pose "}[groups[-1]]
     assert f"The student keeps 100.0% of the teacher's {part}mAP50-95." in text
+    assert tables.AS_GOOD in unwrapped(text)
+    better = tables.end_table(
+        scores, {key: value + 0.1 for key, value in scores.items()}, teacher, (64, 96), LONG, "NMS"
+    )
+    assert tables.AS_GOOD not in unwrapped(better) and not too_wide(better)
     assert (
         "Scores are of the NMS head" in text
         and "metrics/" not in text

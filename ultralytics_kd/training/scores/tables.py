@@ -21,6 +21,8 @@ from ..beginning import Beginning
 NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
 NO_COMMAND = "Is it better than the student alone? 'yolo-kd bench' trains both, with the arguments that began this run."
 
+AS_GOOD = "A student as good as its teacher may be held back by it: a better teacher may teach more."
+
 
 def start_table(
     args: Any,
@@ -141,6 +143,8 @@ def end_table(
     elif teacher_metrics.get(main):
         share, metric = student_metrics[main] / teacher_metrics[main], metric_text(main, _one_part(student_metrics))
         sentences.append(f"The student keeps {share:.1%} of the teacher's {metric}.")
+        if share >= 1:
+            sentences.append(AS_GOOD)
     lines += [line for sentence in sentences for line in paragraph(sentence)]
     return "\n".join([*lines, *row("weights", near(weights))])
 
