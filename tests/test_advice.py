@@ -282,9 +282,16 @@ def test_a_student_with_time_for_all_epochs_has_the_schedule_of_a_whole_training
     own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}} | {"epochs": 2, "nbs": 4}
     weights, probe = train_alone(own, tmp_path / "probe", 600)
     assert (probe.epochs, probe.words) == (2, "all 2 epochs") and probe.seconds < 600
+    assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 2
     StockYOLO(own["model"]).train(**own, **QUIET, project=str(tmp_path), name="whole")  # without validations too
     trained, whole = (StockYOLO(file).model.state_dict() for file in (weights, tmp_path / "whole/weights/best.pt"))
     assert all(torch.equal(trained[name], value) for name, value in whole.items())
+
+
+def test_the_student_is_not_trained_for_longer_than_is_asked_about(asked, tmp_path):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    weights, _ = train_alone({**own, "epochs": 1}, tmp_path / "probe", 600)
+    assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 1
 
 
 @pytest.mark.parametrize(

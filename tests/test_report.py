@@ -551,6 +551,10 @@ def test_a_distillation_ends_with_a_report(quick, teacher, monkeypatch):
     again = run_report({"teacher": teacher, "student": best, "data": quick["data"], "imgsz": 64, "images": 0,
                         "device": "cpu", "project": quick["project"], "name": "again"})  # fmt: skip
     assert again["initialized"] == made["initialized"] and again["verdict"][-2:] == INHERITED
+    other = shutil.copy(teacher, Path(quick["project"]) / "other.pt")
+    again = run_report({"teacher": str(other), "student": best, "data": quick["data"], "imgsz": 64, "images": 0,
+                        "device": "cpu", "project": quick["project"], "name": "other"})  # fmt: skip
+    assert again["initialized"] is None and INHERITED[0] not in again["verdict"]
 
 
 # Browser --------------------------------------------------------------------------------------------------------------

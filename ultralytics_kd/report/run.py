@@ -78,15 +78,21 @@ def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str,
         models.append(ComparedModel(role, model, imgsz=options.teacher_imgsz if role == TEACHER else None))
     validator = YOLO(str(given["student"])).task_map[task]["validator"]
     device = select_device(args.device, verbose=False)
-    setup = EvaluationSetup(names, validator, device, command_line("report", given), _initialized(given["student"]))
+    setup = EvaluationSetup(names, validator, device, command_line("report", given), _initialized(given))
     return write_report(models, setup, options)
 
 
-def _initialized(student: Any) -> int | None:
-    """Return how many parameters of a student began with its teacher's weights; None if its run left no report."""
-    file = Path(str(student)).parent.parent / "report" / "report.json"
+def _initialized(given: Mapping[str, Any]) -> int | None:
+    """Return how many parameters of the student began with the teacher's weights; None if its run's report lacks it.
+
+    The run may have had another teacher than the report. Then it is not known either.
+    """
+    file = Path(str(given["student"])).parent.parent / "report" / "report.json"
     try:
-        count = json.loads(file.read_text(encoding="utf-8"))["initialized"]
+        left = json.loads(file.read_text(encoding="utf-8"))
+        count, teacher = left["initialized"], Path(left["models"][TEACHER]["source"])
+        if teacher.resolve() != Path(str(given["teacher"])).resolve():
+            return None
     except (OSError, ValueError, KeyError, TypeError):  # there is none, an older release made it, or it is damaged
         return None
     return count if isinstance(count, int) else None

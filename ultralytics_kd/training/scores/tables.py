@@ -20,7 +20,6 @@ from ..beginning import Beginning
 
 NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
 NO_COMMAND = "Is it better than the student alone? 'yolo-kd bench' trains both, with the arguments that began this run."
-
 AS_GOOD = "A student as good as its teacher may be held back by it: a better teacher may teach more."
 
 
