@@ -82,6 +82,11 @@ def test_readme_and_results_page_show_what_is_left_at_equal_time():
     assert f"has {longer:.3f}: stored answers are {stored - longer:.3f} ahead" in page
 
 
+def test_readme_shows_what_the_teachers_score_at_the_students_size():
+    small = (f"{gain(name, int(epochs), 'kd')['small']:.3f}" for name, _, epochs, _, _ in ROWS)
+    assert "the teachers themselves have {}, {} and {}".format(*small) in " ".join(README.split())
+
+
 def test_pages_show_the_gains_from_random_weights():
     kd, builtin = means()["kd"], means()["builtin"]
     shown = f"+{kd['gain']:.3f} on the mean of two sets, {kd['gap_closed']:.0%} of the gap"
