@@ -12,7 +12,7 @@ then learn the others, from all training images that show one of these, with lab
     finetune  the old model, with a head for all classes
     freeze    the same; only the head learns
     keep      the same model is its teacher (kd_keep=True)
-    joint     as the old model, but with all images and labels of both: the limit
+    joint     as the old model, but with all images and labels of both: the limit; one training serves both protocols
 
 All are scored on the val images with labels of all classes: the mean over the old, the new and all classes. A training
 that was interrupted is resumed. `keep-STAGE.json` and `keep.md` in results/keep keep the scores.
@@ -181,7 +181,7 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
         runs (Path): Folder for runs and data sets.
         results (Path): Folder for the scores.
     """
-    protocol, _, holdout = stage.partition("-")
+    protocol, dash, holdout = stage.partition("-")
     data = prepare(folder / "voc07", runs / "data" / stage, NEW[protocol], bool(holdout))
     first = len(YAML.load(data["old"])["names"])
     file = results / f"keep-{stage}.json"
@@ -189,7 +189,7 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
     if kept["settings"] != settings:
         raise SystemExit(f"{file} has the settings {kept['settings']}, not {settings}: give these, or move it away.")
     coco = str(folder / "weights" / "yolo26n-coco-int8dq.pt")
-    place = runs / stage
+    place, shared = runs / stage, runs / f"joint{dash}{holdout}"
     for seed in range(settings["seeds"]):
         if all(f"{arm}-{seed}" in kept["runs"] for arm in ARMS):
             continue
@@ -199,7 +199,7 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
             if name in kept["runs"]:
                 continue
             if arm == "joint":
-                weights = train(coco, data["joint"], place, name, settings["epochs"], seed, settings, args)
+                weights = train(coco, data["joint"], shared, name, settings["epochs"], seed, settings, args)
             elif arm == "keep":
                 args = {**args, "teacher": old, "kd_keep_data": data["old"]}
                 weights = train(old, data["new"], place, name, settings["new_epochs"], seed, settings, args)
