@@ -22,6 +22,7 @@ RESULTS = ROOT / "examples" / "study" / "results"
 STAGES = sorted(file.parent for file in RESULTS.glob("*/bench.json"))
 
 sys.path.insert(0, str(ROOT / "examples" / "study"))  # scripts beside each other, as Python runs them
+import average  # noqa: E402
 import coco  # noqa: E402
 import duplicates  # noqa: E402
 import keep  # noqa: E402
@@ -228,6 +229,21 @@ def test_a_widened_model_computes_what_the_small_one_computes():
             torch.testing.assert_close(theirs[head][part], ours[head][part], rtol=1e-3, atol=1e-3)
     first = wide.model[2].cv1.conv.weight
     assert not torch.allclose(first[:, 0::2], first[:, 1::2])  # copies do not share a weight alike
+
+
+def test_the_mean_of_two_models_has_the_second_ones_classes():
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    first, second = (DetectionModel("yolo26n.yaml", nc=nc, verbose=False) for nc in (80, 3))
+    mean, ones, others = average.average(first, second).state_dict(), first.state_dict(), second.state_dict()
+    torch.testing.assert_close(
+        mean["model.0.conv.weight"], (ones["model.0.conv.weight"] + others["model.0.conv.weight"]) / 2
+    )
+    scores = "model.23.one2one_cv3.0.2.weight"
+    assert len(mean[scores]) == 3 and len(ones[scores]) == 80
+    torch.testing.assert_close(mean[scores], others[scores])
+    torch.testing.assert_close(second.state_dict()["model.0.conv.weight"], others["model.0.conv.weight"])
 
 
 def test_gains_of_coco_starts_are_those_of_the_mean_of_both_heads(tmp_path):
