@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, QUICK, STUDENT, make_model
+from conftest import NAMES, QUICK, STUDENT, make_model, unwrapped
 from task_models import task_model
 from ultralytics.cfg import get_cfg
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.fits
 CERTAIN = {"good": -6.0, "bad": 3.0}  # class bias: a model that sees objects everywhere has a high loss
 
 
-def saved(folder, kind: str, seed: int) -> str:
+def saved(folder, kind: str, seed: int, **train_args) -> str:
     """Save a model that counts as trained, with a low or a high loss."""
     torch.manual_seed(seed)
     model = make_model(STUDENT)
@@ -33,7 +34,7 @@ def saved(folder, kind: str, seed: int) -> str:
         tower[-1].bias.data += 0.01 * torch.randn(4)
     model.names = dict(NAMES)
     path = folder / f"{kind}.pt"
-    torch.save({"model": model, "train_args": {"task": "detect"}}, path)
+    torch.save({"model": model, "train_args": {"task": "detect", **train_args}}, path)
     return str(path)
 
 
@@ -77,6 +78,39 @@ def test_a_trained_student_takes_nothing_from_a_teacher_of_other_classes(quick, 
     classes = {NAMES[0]: NAMES[1], NAMES[1]: NAMES[0]}
     trainer, own, _ = begun(quick, tmp_path, "bad", "good", kd_classes=classes)
     assert same(trainer.model, own) and not trainer.initialized
+
+
+def begun_beside(quick, tmp_path, **train_args) -> KDDetectionTrainer:
+    """Return a trainer with a trained student, and a teacher with a lower loss and these arguments of its training."""
+    student, teacher = saved(tmp_path, "bad", 0), saved(tmp_path, "good", 1, **train_args)
+    trainer = KDDetectionTrainer(overrides={**quick, "model": student, "teacher": teacher, "kd_init": "auto"})
+    trainer.setup_model()
+    return trainer
+
+
+def test_a_trained_student_keeps_its_weights_if_the_teacher_knows_nothing_but_these_data(quick, tmp_path, caplog):
+    elsewhere = f"/elsewhere/{Path(quick['data']).name}"
+    trainer = begun_beside(quick, tmp_path, model="yolo26s.yaml", pretrained=True, data=elsewhere)
+    assert not trainer.initialized and trainer.distillation.beginning.trained
+    own = torch.load(tmp_path / "bad.pt", weights_only=False)["model"]
+    assert same(trainer.model, own.state_dict())
+    assert "began with random ones and has seen nothing but these data" in unwrapped(caplog.text)
+
+
+@pytest.mark.parametrize(
+    "differently",
+    [
+        {"model": "yolo26s.pt"},
+        {"pretrained": "yolo26s.pt"},
+        {"data": "other.yaml"},
+        {"teacher": "yolo26x.pt"},
+        {"data": None},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_teacher_that_knows_more_than_these_data_gives_its_weights(quick, tmp_path, differently):
+    train_args = {"model": "yolo26s.yaml", "pretrained": True, "data": quick["data"], **differently}
+    assert begun_beside(quick, tmp_path, **train_args).initialized
 
 
 @pytest.mark.parametrize("how", [True, "fit"])

@@ -53,6 +53,7 @@ class Teacher:
     original: Any = None
     channels: int = 3
     trained_imgsz: int | None = None  # image size that it was trained at, if its checkpoint tells
+    scratch_data: str | None = None  # data set that it was trained on from random weights, if its checkpoint tells
     layout: Layout | None = None
     model: Any = None
     ready: bool = False  # whether `prepare` was called

@@ -28,6 +28,7 @@ from .ema import MovingAverage
 from .exported import ExportedTeacher
 from .grid import GridTeacher
 from .prompted import PromptedTeacher
+from .scratch import scratch_data
 from .sets import QueryTeacher, SetTeacher
 from .sizes import trained_size
 from .zoo import zoo_model
@@ -125,7 +126,7 @@ def _open(source: Any, trust: bool) -> Teacher:
         return CustomTeacher(source() if isinstance(source, type) else source, name)
     model, ckpt = _load(source, trust)
     teacher = _of_model(model, name)
-    teacher.trained_imgsz = trained_size(ckpt)
+    teacher.trained_imgsz, teacher.scratch_data = trained_size(ckpt), scratch_data(ckpt)
     if isinstance(ckpt, Mapping) and isinstance(ckpt.get(FINGERPRINT), str):
         teacher._hash = ckpt[FINGERPRINT]
     return teacher

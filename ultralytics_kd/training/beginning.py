@@ -2,7 +2,8 @@
 
 A student without trained weights takes the teacher's, if the teacher is as big or bigger and of the same architecture.
 A student with trained weights keeps them, unless `kd_init=auto` finds that the teacher's are better: it compares the
-base loss of both on training images, before the training.
+base loss of both on training images, before the training. That tells nothing about a teacher that has learnt these
+data from random weights: there the student keeps what it knows beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..outputs.weight_origin import trained_parameters
 from ..outputs.weight_selection import as_big_alike, select_weights
 from ..screen import row
 from ..teachers import Teacher
+from ..teachers.scratch import same_data
 
 MOST_LOST = 1.5  # a taken part of the teacher may have so many times the teacher's base loss
 Batches = Callable[[], list[dict[str, Any]]]
@@ -48,6 +50,7 @@ def begin(
     how: bool | str,
     keypoints: Sequence[str] | None,
     batches: Batches,
+    data: Any,
     quantizes: bool = False,
 ) -> Beginning:
     """Give a student the weights that it begins with.
@@ -58,6 +61,7 @@ def begin(
         how (bool | str): The `kd_init` argument.
         keypoints (Sequence[str] | None): Names of the data's keypoints, None if they are unknown.
         batches (Callable): Returns prepared training batches with their labels; the student's device follows theirs.
+        data (str | Path): The `data` argument of the training.
         quantizes (bool): Whether ranges of activations are fixed before the training. Then norm layers need the
             statistics of the selected weights, even without a fit.
     """
@@ -66,7 +70,7 @@ def begin(
     own, total = sum(p.numel() for p in trained), sum(p.numel() for p, _ in parameters)
     giver = _giver(student, teacher) if how else None
     has_weights = 2 * own >= total  # a few that fit by chance make no trained student
-    keeps_own = has_weights and (how != "auto" or giver is None or not _comparable(student, giver))
+    keeps_own = has_weights and not (how == "auto" and giver is not None and _may_be_better(student, giver, data))
     if giver is None or keeps_own:
         return Beginning(own, 0, has_weights)
     before = [p.detach().clone() for p in trained]
@@ -99,6 +103,26 @@ def _comparable(student: Any, giver: Teacher) -> bool:
     ours, theirs = student.model[-1], giver.original.model[-1]
     same_points = getattr(ours, "kpt_shape", None) == getattr(theirs, "kpt_shape", None)
     return giver.classes is not None and giver.classes.identity and same_points
+
+
+def _may_be_better(student: Any, giver: Teacher, data: Any) -> bool:
+    """Return whether a teacher's weights may be better than a student's own, and the base loss can tell.
+
+    The loss of a teacher on images that it has learnt is low. If it began with random weights and learnt nothing else,
+    a student that knows more passes it, though its loss is higher at first. With the weights of such a teacher a
+    student with COCO weights ended 0.05 below itself alone on bccd (examples/study, `scratch-bccd`).
+    """
+    if not _comparable(student, giver):
+        return False
+    if giver.scratch_data is None or not same_data(giver.scratch_data, data):
+        return True
+    if RANK in {-1, 0}:
+        text = (
+            f"the student keeps its own weights. teacher={giver.source} began with random ones and has seen nothing "
+            "but these data. To begin with the teacher's weights, give an untrained student, e.g. model=yolo26n.yaml."
+        )
+        LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
+    return False
 
 
 def _where_it_fits(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

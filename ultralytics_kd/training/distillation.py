@@ -277,7 +277,7 @@ class Distillation:
             # What is frozen was chosen by the user, and could not be learnt anew. Without labels none can be compared
             if how == "auto" and (self.args.freeze or self.alone):
                 how = "fit"
-            self.beginning = begin(student, self.teacher, how, keypoints, batches, self.quantizes)
+            self.beginning = begin(student, self.teacher, how, keypoints, batches, self.args.data, self.quantizes)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
         stored = self.cached is not None

@@ -1,0 +1,37 @@
+"""Whether a teacher has learnt anything beside one data set: it has not, if it began with random weights there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+RANDOM = (".yaml", ".yml")  # a model that is built from an architecture, and not loaded
+
+
+def scratch_data(ckpt: Any) -> str | None:
+    """Return the data set that a checkpoint's model was trained on from random weights; None if it began with others.
+
+    A model that took weights from a teacher began with more than random ones. Where the checkpoint does not tell, the
+    model counts as one that began with trained weights.
+
+    Args:
+        ckpt (Any): The checkpoint, None if there is none.
+    """
+    args = ckpt.get("train_args") if isinstance(ckpt, Mapping) else None
+    if not isinstance(args, Mapping) or args.get("teacher"):
+        return None
+    model, pretrained, data = (args.get(name) for name in ("model", "pretrained", "data"))
+    random = isinstance(model, (str, PurePath)) and str(model).lower().endswith(RANDOM)
+    loaded = isinstance(pretrained, (str, PurePath))  # True loads nothing into a new architecture
+    return str(data) if random and not loaded and isinstance(data, (str, PurePath)) else None
+
+
+def same_data(first: Any, second: Any) -> bool:
+    """Return whether two `data=` arguments name the same data set, which may lie elsewhere on another machine.
+
+    Args:
+        first (str | Path): One argument, a file or a folder.
+        second (str | Path): The other one.
+    """
+    return PurePath(str(first)).name == PurePath(str(second)).name
