@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd.report import latency
@@ -162,3 +163,14 @@ def teacher(tmp_path_factory) -> str:
 def quick(tmp_path, data) -> dict:
     """Return the arguments of a quick training into the test's own folder."""
     return {**QUICK, "data": data, "project": str(tmp_path / "runs"), "name": "run"}
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """Return the list that the warnings of this package are appended to."""
+    sentences: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: sentences.append(record.getMessage())
+    LOGGER.addHandler(handler)
+    yield sentences
+    LOGGER.removeHandler(handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from conftest import STUDENT, TEACHER, make_model, save_model
 from task_models import task_model
-from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
@@ -20,17 +18,6 @@ from ultralytics_kd.teachers.sizes import size_warnings, trained_size
 from ultralytics_kd.teachers.validation import check_scorable
 from ultralytics_kd.training.answer_sources import CachedTeacher
 from ultralytics_kd.training.scores import evaluation
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    """Return the list that the warnings of this package are appended to."""
-    sentences: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: sentences.append(record.getMessage())
-    LOGGER.addHandler(handler)
-    yield sentences
-    LOGGER.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from ultralytics_kd.teachers import SetAnswer, open_teacher
 from ultralytics_kd.teachers.answers import Reads
 from ultralytics_kd.teachers.detections import Thresholds
 from ultralytics_kd.teachers.sets import as_set
-from ultralytics_kd.teachers.sizes import size_warnings
+from ultralytics_kd.teachers.sizes import no_lead_warnings, size_warnings
 from ultralytics_kd.training.autobatch import StudentWithTeacher
 from ultralytics_kd.training.images import large_images
 from ultralytics_kd.training.images.large_images import LargeImageTeacher
@@ -147,6 +147,35 @@ def test_size_is_a_multiple_of_the_strides_of_teacher_and_student(tmp_path):
     large.fit(SimpleNamespace(stride=torch.tensor([8.0, 16.0, 64.0])))
     assert large.imgsz(64) == 128
     assert large.size_warnings(64)[0] == "'kd_teacher_imgsz=1.5' is rounded up to a multiple of 64: 128 px."
+
+
+@pytest.mark.parametrize(
+    "imgsz, parameters, task, warns",
+    [
+        (320, 100, "detect", True),
+        (512, 90, "classify", True),
+        (640, 100, "detect", False),  # it sees what it was trained with
+        (1280, 100, "detect", False),
+        (319, 100, "detect", False),  # the other warning says so
+        (320, 50, "detect", False),  # a larger teacher has another lead
+        (320, 100, "pose", False),
+    ],
+)
+def test_a_teacher_without_a_lead_but_its_pixels_is_warned_of(imgsz, parameters, task, warns):
+    teacher = SimpleNamespace(source="t.pt", task=task, trained_imgsz=640, parameters=lambda: 100)
+    sentences = no_lead_warnings([teacher], imgsz, parameters)
+    assert len(sentences) == warns and all("kd_teacher_imgsz=640" in sentence for sentence in sentences)
+
+
+def test_a_run_warns_of_a_teacher_that_lost_its_lead(quick, tmp_path, warnings):
+    file = save_model(tmp_path / "teacher.pt", STUDENT)
+    torch.save({**torch_load(file), "train_args": {"task": "detect", "imgsz": 128}}, file)
+    given = {**quick, "epochs": 1, "teacher": str(file)}
+    YOLO(STUDENT).train(**given)
+    assert sum("It may have nothing to teach" in sentence for sentence in warnings) == 1
+    warnings.clear()
+    YOLO(STUDENT).train(**given, kd_teacher_imgsz=96)
+    assert not any("nothing to teach" in sentence for sentence in warnings)
 
 
 def test_a_teacher_of_another_size_is_judged_by_the_images_that_it_sees():

@@ -40,6 +40,7 @@ READINGS = (
     ("bccd", "terms of teacher A at 224 px, own weights", 0.626),
     ("bccd", "terms of teacher B at 128 px, own weights", 0.561),
     ("bccd", "fitted weights and terms of teacher B at 128 px", 0.561),
+    ("bccd", "terms of teacher D, own weights", 0.478),
     ("bccd", "terms of a teacher of one epoch, constant weights", 0.188),
     ("bccd", "terms of teacher A with its classes in a wrong order, constant weights", 0.003),
     ("deeppcb", "weights and terms of teacher C at 256 px (the defaults)", 0.446),

@@ -13,6 +13,7 @@ from .base import Teacher
 # at 640 px, keeps 86% of its mAP on COCO images at 0.5 times that size and 93% at 1.5 times, but 71% at twice and 67%
 # at a third
 SMALLEST, TOO_LARGE = 0.5, 2.0
+LARGER = 1.5  # a teacher with fewer times the student's parameters has no lead but in the images that it sees
 
 
 def trained_size(ckpt: Any) -> int | None:
@@ -57,3 +58,25 @@ def size_warnings(
             f"{', or '.join(advice)}."
         )
     return sentences
+
+
+def no_lead_warnings(teachers: Iterable[Teacher], imgsz: int, parameters: int) -> list[str]:
+    """Return a sentence for each teacher that is no larger than the student, and sees less than it was trained with.
+
+    Its lead was in the pixels. On circuit boards YOLO26n has 0.548 mAP50-95 at the 256 px that it was trained at, and
+    0.115 at the 128 px of its student, which reaches 0.205 without it (examples/study, `coco-deeppcb`).
+
+    Args:
+        teachers (Iterable[Teacher]): The teachers.
+        imgsz (int): Size that they see, in pixels.
+        parameters (int): Number of the student's parameters.
+    """
+    return [
+        f"teacher={teacher.source} is no larger than the student, and at {imgsz} px it has not the images of "
+        f"{own} px that it was trained with. It may have nothing to teach: give it those by kd_teacher_imgsz={own}."
+        for teacher in teachers
+        if (own := teacher.trained_imgsz) is not None
+        and SMALLEST * own <= imgsz < own  # below that `size_warnings` advises the same
+        and teacher.task in SIZED_TASKS
+        and 0 < teacher.parameters() < LARGER * parameters
+    ]

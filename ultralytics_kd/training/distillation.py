@@ -33,6 +33,7 @@ from ..outputs.weight_origin import never_trained
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
+from ..teachers.sizes import no_lead_warnings
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
@@ -372,6 +373,9 @@ class Distillation:
                 LOGGER.warning(idle.sentence)
             for sentence in self.answers.size_warnings(self.args.imgsz):
                 LOGGER.warning(sentence)
+            if self.args.kd_teacher_imgsz is None:
+                for sentence in no_lead_warnings(self.teacher.members, self.teacher_imgsz, get_num_params(student)):
+                    LOGGER.warning(sentence)
         if self.cached:
             self.teacher.release()
 
