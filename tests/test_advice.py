@@ -103,7 +103,7 @@ def test_the_table_of_the_study_is_the_saved_one(tmp_path, capsys):
     saved = ROOT / "examples" / "advice" / "results"
     assert (tmp_path / "check.csv").read_text() == (saved / "check.csv").read_text()
     assert (tmp_path / "check.md").read_text() == (saved / "check.md").read_text()
-    assert {row["right"] for row in rows} == {True, False}  # misses are shown too
+    assert {row["right"] for row in rows} >= {True, False}  # misses are shown too
 
 
 # Contradictions -------------------------------------------------------------------------------------------------------

@@ -306,6 +306,21 @@ def test_the_study_gives_each_part_labels_of_its_classes_alone(tmp_path):
     assert keep.prepare(voc, tmp_path / "parts", 1, holdout=False) == data
 
 
+def test_gains_of_kept_classes_are_paired_with_fine_tuning(tmp_path):
+    scores = {"finetune-0": 0.1, "finetune-1": 0.2, "keep-0": 0.4, "keep-1": 0.6, "before-0": 0.5, "joint-1": 0.7}
+    heads = {
+        name: {head: {f"{part}{of}": value for part in keep.SETS for of in ("", "50")} for head in keep.HEADS}
+        for name, value in scores.items()
+    }
+    (tmp_path / "keep-15+5.json").write_text(json.dumps({"settings": keep.SETTINGS, "runs": heads}))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in keep.to_markdown(tmp_path).splitlines()[2:]]
+    assert [row[:4] for row in rows if row[1] == "NMS"] == [
+        ["15+5", "NMS", arm, runs] for arm, runs in (("before", "1"), ("finetune", "2"), ("keep", "2"), ("joint", "1"))
+    ]
+    gains = {row[2]: row[-1] for row in rows if row[1] == "NMS"}
+    assert gains == {"before": "", "finetune": "", "keep": "+0.350 (-0.285 to +0.985)", "joint": ""}
+
+
 def test_a_narrower_architecture_has_a_part_of_the_channels(tmp_path):
     from ultralytics.nn.tasks import DetectionModel
 

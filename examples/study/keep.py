@@ -12,6 +12,7 @@ then learn the others, from all training images that show one of these, with lab
     finetune  the old model, with a head for all classes
     freeze    the same; only the head learns
     keep      the same model is its teacher (kd_keep=True)
+    before    the old model, which knows no new class
     joint     as the old model, but with all images and labels of both: the limit; one training serves both protocols
 
 All are scored on the val images with labels of all classes: the mean over the old, the new and all classes. A training
@@ -24,6 +25,7 @@ import json
 import random
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from ultralytics.utils import YAML
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.bench.table import interval, markdown
+from ultralytics_kd.report import score_names
 from ultralytics_kd.training.images.unlabeled_images import image_files
 
 RESULTS = Path(__file__).resolve().parent / "results" / "keep"
@@ -52,7 +55,13 @@ COMMON: dict[str, Any] = {
     "exist_ok": True,
 }
 BODY = 23  # layers before YOLO26's head
-ARMS: dict[str, dict[str, Any]] = {"finetune": {}, "freeze": {"freeze": BODY}, "keep": {"kd_keep": True}, "joint": {}}
+ARMS: dict[str, dict[str, Any]] = {
+    "before": {},
+    "finetune": {},
+    "freeze": {"freeze": BODY},
+    "keep": {"kd_keep": True},
+    "joint": {},
+}
 HEADS: dict[str, Any] = {"nms": None, "end2end": False}  # value of `nms` for validation
 SETS = ("old", "new", "all")
 
@@ -148,14 +157,15 @@ def train(weights: str, data: str, runs: Path, name: str, epochs: int, seed: int
     return str(best if best.exists() else last)
 
 
-def score(weights: str, data: str, imgsz: int, first: int) -> dict[str, dict[str, float]]:
-    """Return mAP50-95 and mAP50 of the old, the new and all classes, for both heads.
+def score(weights: str, data: str, imgsz: int, first: int, count: int) -> dict[str, dict[str, float]]:
+    """Return mAP50-95 and mAP50 of the old, the new and all classes, for both heads. Unknown classes count 0.
 
     Args:
-        weights (str): Path of a model that has all classes, in the order of the data.
-        data (str): Path of a data.yaml whose val labels are those of all classes.
+        weights (str): Path of a model that has the classes of the data, in their order.
+        data (str): Path of a data.yaml whose val labels are those of all classes, or of the old ones.
         imgsz (int): Image size in pixels.
         first (int): Number of old classes.
+        count (int): Number of all classes.
     """
     scores = {}
     for head, nms in HEADS.items():
@@ -164,10 +174,10 @@ def score(weights: str, data: str, imgsz: int, first: int) -> dict[str, dict[str
             metrics = YOLO(weights).val(data=data, imgsz=imgsz, batch=32, nms=nms, **quiet)
         rows = list(zip(metrics.box.ap_class_index.tolist(), metrics.box.ap.tolist(), metrics.box.ap50.tolist()))
         scores[head] = {}
-        for which, chosen in (("old", range(first)), ("new", range(first, 10**6)), ("all", range(10**6))):
+        for which, chosen in (("old", range(first)), ("new", range(first, count)), ("all", range(count))):
             of = [(ap, ap50) for c, ap, ap50 in rows if c in chosen]
-            scores[head][which] = sum(ap for ap, _ in of) / max(len(of), 1)
-            scores[head][f"{which}50"] = sum(ap50 for _, ap50 in of) / max(len(of), 1)
+            scores[head][which] = sum(ap for ap, _ in of) / len(chosen)
+            scores[head][f"{which}50"] = sum(ap50 for _, ap50 in of) / len(chosen)
     return scores
 
 
@@ -195,46 +205,65 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
             continue
         old = train(coco, data["old"], place, f"old-{seed}", settings["epochs"], seed, settings, {})
         for arm, args in ARMS.items():
-            name = f"{arm}-{seed}"
+            name, scored = f"{arm}-{seed}", data["joint"]
             if name in kept["runs"]:
                 continue
-            if arm == "joint":
+            if arm == "before":
+                weights, scored = old, data["old"]
+            elif arm == "joint":
                 weights = train(coco, data["joint"], shared, name, settings["epochs"], seed, settings, args)
             elif arm == "keep":
                 args = {**args, "teacher": old, "kd_keep_data": data["old"]}
                 weights = train(old, data["new"], place, name, settings["new_epochs"], seed, settings, args)
             else:
                 weights = train(old, data["union"], place, name, settings["new_epochs"], seed, settings, args)
-            kept["runs"][name] = score(weights, data["joint"], settings["imgsz"], first)
+            kept["runs"][name] = score(weights, scored, settings["imgsz"], first, first + NEW[protocol])
             results.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
             (results / "keep.md").write_text(to_markdown(results), encoding="utf-8")
 
 
 def to_markdown(results: Path) -> str:
-    """Return the table of all finished stages: the mean over seeds, and for keep its gain over fine-tuning.
+    """Return the table of all finished stages: the mean over seeds, and the gain of all classes over fine-tuning.
 
     Args:
         results (Path): Folder with the scores.
     """
-    lines = [["stage", "head", "arm", "runs", *(f"{s} mAP50-95" for s in SETS), *(f"{s} mAP50" for s in SETS), "gain"]]
+    lines = [["classes", "head", "arm", "seeds", *(f"{s} classes" for s in SETS), "all, mAP50", "gain (95% CI)"]]
     for file in sorted(results.glob("keep-*.json")):
-        rows = [
-            {"arm": name.rpartition("-")[0], "seed": int(name.rpartition("-")[2]), "head": head, **scores}
-            for name, heads in json.loads(file.read_text())["runs"].items()
-            for head, scores in heads.items()
-        ]
-        for (head, arm), part in pl.DataFrame(rows).group_by("head", "arm", maintain_order=True):
-            plain = pl.DataFrame(rows).filter((pl.col("head") == head) & (pl.col("arm") == "finetune"))
-            pairs = part.join(plain, on="seed", suffix="_plain")
-            means = [f"{part[s].mean():.3f}" for s in (*SETS, *(f"{s}50" for s in SETS))]
-            gains = (pairs["all"] - pairs["all_plain"]).to_list() if arm not in {"finetune", "joint"} else []
-            low, high = interval(gains)
-            gain = f"{sum(gains) / len(gains):+.3f}" if gains else ""
-            gain += "" if low is None else f" ({low:+.3f} to {high:+.3f})"
-            stage = file.stem.removeprefix("keep-")
-            lines.append([stage, str(head), str(arm), str(part.height), *means, gain])
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        rows = pl.DataFrame(
+            [
+                {"arm": name.rpartition("-")[0], "seed": int(name.rpartition("-")[2]), "head": head, **scores}
+                for name, heads in runs.items()
+                for head, scores in heads.items()
+            ]
+        )
+        for head, arm in product(HEADS, ARMS):
+            part = rows.filter(pl.col("head") == head, pl.col("arm") == arm).sort("seed")
+            if not part.is_empty():
+                plain = rows.filter(pl.col("head") == head, pl.col("arm") == "finetune")
+                gain = gain_over(part, plain) if arm in {"freeze", "keep"} else ""
+                means = [f"{part[column].mean():.3f}" for column in (*SETS, "all50")]
+                lines.append(
+                    [file.stem.removeprefix("keep-"), score_names.HEADS[head], arm, str(part.height), *means, gain]
+                )
     return markdown(lines)
+
+
+def gain_over(part: pl.DataFrame, plain: pl.DataFrame) -> str:
+    """Return the mean gain of all classes over fine-tuning, paired by seed, with its interval if there is one.
+
+    Args:
+        part (pl.DataFrame): Scores of an arm, a row for each seed.
+        plain (pl.DataFrame): Those of fine-tuning.
+    """
+    pairs = part.join(plain, on="seed", suffix="_plain")
+    gains = (pairs["all"] - pairs["all_plain"]).to_list()
+    if not gains:
+        return ""
+    low, high = interval(gains)
+    return f"{sum(gains) / len(gains):+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
 
 
 def main(arguments: list[str]) -> None:

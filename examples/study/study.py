@@ -47,6 +47,7 @@ TABLES_OF_PAGES = {
     "few-labels": "few-labels",
     "pseudo-boxes": "boxes-*",
     "variants": "variants-*",
+    "beginnings": "begin-*",
     "coco-weights": "coco-*",
     "random-weights": "*",
 }

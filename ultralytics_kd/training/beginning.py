@@ -110,7 +110,7 @@ def _may_be_better(student: Any, giver: Teacher, data: Any) -> bool:
 
     The loss of a teacher on images that it has learnt is low. If it began with random weights and learnt nothing else,
     a student that knows more passes it, though its loss is higher at first. With the weights of such a teacher a
-    student with COCO weights ended 0.05 below itself alone on bccd (examples/study, `scratch-bccd`).
+    student with COCO weights ended 0.05 below itself alone on bccd (examples/study, `begin-scratch-bccd`).
     """
     if not _comparable(student, giver):
         return False
