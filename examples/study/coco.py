@@ -156,8 +156,8 @@ def panels(count: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
     """
     import matplotlib.pyplot as plt
 
-    columns = min(count, COLUMNS)
-    rows = -(-count // columns)
+    rows = -(-count // COLUMNS)
+    columns = -(-count // rows)  # rows as even as they can be
     size = (3.6 * columns, height * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     for ax in axes.flat[count:]:
@@ -226,6 +226,7 @@ def plot_parts(table: pl.DataFrame, file: Path) -> None:
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(f"{name}, {rows[0]['epochs']} epochs")
         ax.set_xlabel("gain over alone, mAP50-95")
+        ax.tick_params(labelbottom=True)  # a shared axis would have its numbers in the last row alone
         ax.grid(axis="x", alpha=0.3)
     fig.savefig(file, dpi=150)
     plt.close(fig)
