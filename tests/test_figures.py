@@ -118,3 +118,13 @@ def test_results_page_shows_how_often_advise_was_right():
     text = (ROOT / "examples" / "advice" / "results" / "check.md").read_text(encoding="utf-8")
     right, of = re.search(r"own score: (\d+) right.* of (\d+)\.", text).groups()
     assert f"`advise` was right {right} times of {of}" in RESULTS_PAGE
+
+
+def test_results_page_shows_what_keeping_classes_brings():
+    text = (STUDY / "results" / "keep" / "keep.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    scores = {row[2]: row[6] for row in rows if row[:2] == ["15+5", "NMS"]}
+    shown = (
+        f"[{scores['keep']} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} with all images]"
+    )
+    assert shown in RESULTS_PAGE
