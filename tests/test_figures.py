@@ -128,3 +128,19 @@ def test_results_page_shows_what_keeping_classes_brings():
         f"[{scores['keep']} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} with all images]"
     )
     assert shown in RESULTS_PAGE
+
+
+@pytest.mark.parametrize(
+    ("stage", "arms"),
+    [
+        ("variants-bccd", ("alone", "terms", "weights", "kd")),
+        ("begin-mean-bccd", ("alone", "terms")),
+        ("begin-narrow-bccd", ("alone", "terms", "weights", "kd")),
+    ],
+)
+def test_results_page_shows_whose_weights_to_begin_with(stage, arms):
+    section = RESULTS_PAGE.partition("## Where to begin")[2].partition("\n## ")[0]
+    table = json.loads((STUDY / "results" / stage / "bench.json").read_text(encoding="utf-8"))["table"]
+    scores = {(row["arm"], row["head"]): f"{row['score']:.3f}" for row in table}
+    for arm in arms:
+        assert f"{scores[arm, 'nms']} / {scores[arm, 'end2end']}" in section
