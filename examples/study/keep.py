@@ -33,7 +33,7 @@ import polars as pl
 from ultralytics.utils import YAML
 
 from ultralytics_kd import YOLO
-from ultralytics_kd.bench.table import interval, markdown
+from ultralytics_kd.bench.table import gain_text, interval, markdown
 from ultralytics_kd.report import score_names
 from ultralytics_kd.training.images.unlabeled_images import image_files
 
@@ -260,10 +260,8 @@ def gain_over(part: pl.DataFrame, plain: pl.DataFrame) -> str:
     """
     pairs = part.join(plain, on="seed", suffix="_plain")
     gains = (pairs["all"] - pairs["all_plain"]).to_list()
-    if not gains:
-        return ""
     low, high = interval(gains)
-    return f"{sum(gains) / len(gains):+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
+    return gain_text({"gain": sum(gains) / len(gains) if gains else None, "ci_low": low, "ci_high": high}, 3)
 
 
 def main(arguments: list[str]) -> None:

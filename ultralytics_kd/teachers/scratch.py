@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
+
+from .sizes import train_args
 
 RANDOM = (".yaml", ".yml")  # a model that is built from an architecture, and not loaded
 
@@ -18,8 +19,8 @@ def scratch_data(ckpt: Any) -> str | None:
     Args:
         ckpt (Any): The checkpoint, None if there is none.
     """
-    args = ckpt.get("train_args") if isinstance(ckpt, Mapping) else None
-    if not isinstance(args, Mapping) or args.get("teacher"):
+    args = train_args(ckpt)
+    if args.get("teacher"):
         return None
     model, pretrained, data = (args.get(name) for name in ("model", "pretrained", "data"))
     random = isinstance(model, (str, PurePath)) and str(model).lower().endswith(RANDOM)

@@ -16,14 +16,23 @@ SMALLEST, TOO_LARGE = 0.5, 2.0
 LARGER = 1.5  # a teacher with fewer times the student's parameters has no lead but in the images that it sees
 
 
+def train_args(ckpt: Any) -> Mapping[str, Any]:
+    """Return the arguments that a checkpoint's model was trained with; none if it does not tell.
+
+    Args:
+        ckpt (Any): The checkpoint, None if there is none.
+    """
+    args = ckpt.get("train_args") if isinstance(ckpt, Mapping) else None
+    return args if isinstance(args, Mapping) else {}
+
+
 def trained_size(ckpt: Any) -> int | None:
     """Return the image size that a checkpoint's model was trained at; None if it does not tell.
 
     Args:
         ckpt (Any): The checkpoint, None if there is none.
     """
-    args = ckpt.get("train_args") if isinstance(ckpt, Mapping) else None
-    size = args.get("imgsz") if isinstance(args, Mapping) else None
+    size = train_args(ckpt).get("imgsz")
     sizes = size if isinstance(size, (list, tuple)) and size else [size]
     if not all(type(side) is int and 0 < side <= sys.maxsize for side in sizes):
         return None

@@ -116,13 +116,17 @@ def _may_be_better(student: Any, giver: Teacher, data: Any) -> bool:
         return False
     if giver.scratch_data is None or not same_data(giver.scratch_data, data):
         return True
-    if RANK in {-1, 0}:
-        text = (
-            f"the student keeps its own weights. teacher={giver.source} began with random ones and has seen nothing "
-            "but these data. To begin with the teacher's weights, give an untrained student, e.g. model=yolo26n.yaml."
-        )
-        LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
+    _log(
+        f"the student keeps its own weights. teacher={giver.source} began with random ones and has seen nothing but "
+        "these data. To begin with the teacher's weights, give an untrained student, e.g. model=yolo26n.yaml."
+    )
     return False
+
+
+def _log(text: str) -> None:
+    """Log a sentence about where the student begins, once for all processes."""
+    if RANK in {-1, 0}:
+        LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
 
 
 def _where_it_fits(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -169,15 +173,13 @@ def _take_if_better(
     better = bool(count) and taken < own and taken < MOST_LOST * best
     if not better:
         student.load_state_dict(kept)
-    if RANK in {-1, 0}:
-        whose = "the teacher's" if better else "its own"
-        images = sum(len(batch["img"]) for batch in batches)
-        text = (
-            f"the student begins with {whose} weights. Its base loss (eval mode, mean of {images} training images) is "
-            f"{own:.3f} with its own and {taken:.3f} with the teacher's"
-            + (f", which has {best:.3f} itself." if f"{best:.3f}" != f"{taken:.3f}" else ".")
-        )
-        LOGGER.info("\n".join(row("kd_init:", text, column=9, indent=0)))
+    whose = "the teacher's" if better else "its own"
+    images = sum(len(batch["img"]) for batch in batches)
+    _log(
+        f"the student begins with {whose} weights. Its base loss (eval mode, mean of {images} training images) is "
+        f"{own:.3f} with its own and {taken:.3f} with the teacher's"
+        + (f", which has {best:.3f} itself." if f"{best:.3f}" != f"{taken:.3f}" else ".")
+    )
     return count if better else 0
 
 
