@@ -30,9 +30,9 @@ from ultralytics_kd.cache.options import CACHE_ONLY, check_options
 from ultralytics_kd.cache.shards import SCHEMA, Row
 from ultralytics_kd.cache.store import Store, locked
 from ultralytics_kd.demo import run_demo
+from ultralytics_kd.image_files import find_unlabeled
 from ultralytics_kd.report import options, page, plots
 from ultralytics_kd.teachers.class_map import class_names, match_classes
-from ultralytics_kd.training.images.unlabeled_images import find_unlabeled
 
 NAMES = {0: "a", 1: "b"}
 BENCH = {"data": "d.yaml", "model": "m.yaml", "teacher": "t.pt", "task": "detect"}

@@ -472,11 +472,15 @@ def test_every_task_is_distilled_by_several_processes(task, launcher, tmp_path):
 
 
 @pytest.mark.nightly
-def test_answers_are_stored_once_for_all_processes(tmp_path, data, teacher):
+@pytest.mark.parametrize("extra", [0, 6], ids=["labelled", "unlabelled"])
+def test_answers_are_stored_once_for_all_processes(tmp_path, data, teacher, extra):
     given = {"data": data, "teacher": teacher, "kd_cache": True, "kd_feat": 0.0, "project": str(tmp_path / "runs")}
+    if extra:
+        draw_dataset(tmp_path / "extra", images=extra, seed=7)
+        given["kd_unlabeled"] = str(tmp_path / "extra" / "images" / "train")
     torchrun(tmp_path, {**ARGS, **given, "epochs": 1}, each=2)
     first, second = read(tmp_path)
-    assert sorted([first["answered"], second["answered"]]) == [0, 8]
+    assert sorted([first["answered"], second["answered"]]) == [0, 8 + extra]
     assert first["arrived"]["kd_cache"] == second["arrived"]["kd_cache"]
     assert all(step["items"]["kd_cls"] > 0 for record in (first, second) for step in record["steps"])
     assert torch.equal(first["student"], second["student"])

@@ -50,11 +50,11 @@ from ultralytics_kd.config.idle import idle_arguments
 from ultralytics_kd.demo import DEMO_ONLY
 from ultralytics_kd.demo import run as demo_run
 from ultralytics_kd.errors import KDError
+from ultralytics_kd.image_files import find_unlabeled, readable
 from ultralytics_kd.report.options import REPORT_ONLY, check_options
 from ultralytics_kd.report.page import write_page
 from ultralytics_kd.report.plots import read_curves
 from ultralytics_kd.teachers.class_map import class_names, match_classes
-from ultralytics_kd.training.images.unlabeled_images import find_unlabeled, readable
 
 NIGHT = int(os.environ.get("ULTRALYTICS_KD_TEST_FUZZ", 0))
 COUNTS: dict[str, Counter] = {}

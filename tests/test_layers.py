@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("compat",),
     ("cluster", "files"),
-    ("logs", "screen"),
+    ("image_files", "logs", "screen"),
     ("losses",),
     ("config",),
     ("outputs",),

@@ -214,7 +214,6 @@ def test_unreadable_images_are_left_out_and_val_images_warned_of(quick, teacher,
         ({"kd_unlabeled": 7}, "give a folder of images"),
         ({"kd_unlabeled": "FOLDER", "kd_unlabeled_ratio": 0}, "greater than 0"),
         ({"kd_unlabeled": "FOLDER", "rect": True}, "exclude each other"),
-        ({"kd_unlabeled": "FOLDER", "kd_cache": True}, "has answers for the images of data= only"),
         ({"kd_unlabeled": "FOLDER", "teacher": None}, "no effect without a teacher"),
     ],
 )

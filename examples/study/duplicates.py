@@ -19,7 +19,7 @@ from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.engine.results import Boxes
 
-from ultralytics_kd.training.images.unlabeled_images import image_files
+from ultralytics_kd.image_files import image_files
 
 CONF, IOU = 0.25, 0.5
 

@@ -34,8 +34,8 @@ from ultralytics.utils import YAML
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.bench.table import gain_text, interval, markdown
+from ultralytics_kd.image_files import image_files
 from ultralytics_kd.report import score_names
-from ultralytics_kd.training.images.unlabeled_images import image_files
 
 RESULTS = Path(__file__).resolve().parent / "results" / "keep"
 NEW = {"15+5": 5, "19+1": 1}  # the last classes are new

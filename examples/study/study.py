@@ -33,8 +33,8 @@ from ultralytics.utils import YAML
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.table import gain_text, markdown, score_text
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.image_files import image_files
 from ultralytics_kd.report import score_names
-from ultralytics_kd.training.images.unlabeled_images import image_files
 
 STUDY = Path(__file__).resolve().parent
 RESULTS = STUDY / "results"

@@ -21,9 +21,9 @@ from ..config.registration import register_arguments
 from ..config.teacher_size import SIDES, student_size, teacher_size
 from ..errors import KDError, KDTypeError, ModelError, first_line
 from ..files import exists, output_folder
+from ..image_files import image_files
 from ..model import YOLO
 from ..report.options import QUIET
-from ..training.images.unlabeled_images import image_files
 
 # Arguments that this command alone has, with their defaults
 ADVICE_ONLY: dict[str, Any] = {

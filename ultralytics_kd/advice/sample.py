@@ -16,8 +16,8 @@ import numpy as np
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset, img2label_paths
 
 from ..config.arguments import GRID_TASKS
+from ..image_files import image_files
 from ..report.datasets import save_data_yaml
-from ..training.images.unlabeled_images import image_files
 
 
 @dataclass(frozen=True)

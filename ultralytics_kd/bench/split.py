@@ -8,8 +8,8 @@ from pathlib import Path
 from ultralytics.data.utils import check_det_dataset
 
 from ..errors import KDError
+from ..image_files import image_files
 from ..report.datasets import save_data_yaml
-from ..training.images.unlabeled_images import image_files
 
 
 def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:

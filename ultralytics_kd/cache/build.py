@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import select_device
 
 from ..compat import versions
-from ..config.arguments import as_list
+from ..config.arguments import as_list, parse_list
 from ..config.checks import check_names, check_plain, check_values, whole_number
+from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
 from ..config.teacher_size import check_larger, check_teacher_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
+from ..image_files import find_unlabeled, readable
 from ..screen import command, command_line, counted, file_size, near, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
@@ -36,7 +39,7 @@ from .work import Executor, LocalExecutor, Portion, Work
 
 
 def make_cache(given: Mapping[str, Any]) -> Store:
-    """Compute and store the answers of one or several teachers to the training images, as `yolo-kd cache` does.
+    """Compute and store the answers of one or several teachers to the images of a training, as `yolo-kd cache` does.
 
     Args:
         given (Mapping): `teacher`, `data`, options in `CACHE_ONLY`, and Ultralytics' arguments in `USED`.
@@ -53,7 +56,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
         >>> YOLO("yolo26n.pt").train(data="coco8.yaml", teacher="yolo26x.pt", kd_cache=str(store.folder))
     """
     check_plain(given)
-    check_values({"kd_cache": given.get("kd_cache") or True})
+    check_values({"kd_cache": given.get("kd_cache") or True, "kd_unlabeled": given.get("kd_unlabeled")})
     for name in ("teacher", "data"):
         if not given.get(name):
             raise KDError(f"'yolo-kd cache' needs {name}=PATH.")
@@ -77,7 +80,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
 def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
     """Return the lines that say what a cache holds, and how to train with it."""
     size = file_size(sum(shard.stat().st_size for shard in store.shards()))
-    names = ("data", "teacher", "imgsz", "kd_teacher_imgsz", "kd_classes")
+    names = ("data", "teacher", "imgsz", "kd_teacher_imgsz", "kd_classes", "kd_unlabeled")
     shared = {name: given[name] for name in names if name in given}
     train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": near(store.folder)})
     return [
@@ -95,10 +98,10 @@ def build_cache(
     needs_words: bool = False,
     names: Mapping[int, str] | None = None,
 ) -> Store:
-    """Answer all training images of a data set that have no stored answer yet.
+    """Answer all training images of a data set, and those of `kd_unlabeled`, that have no stored answer yet.
 
     Args:
-        args (Namespace): Ultralytics' arguments: data, imgsz, batch, workers, device, fraction, kd_cache, kd_precision.
+        args (Namespace): Arguments of a training, those in `USED` at least.
         sources (list): Teachers: paths, names that Ultralytics downloads, or models.
         options (dict): Options of the cache, from `check_options`.
         needs_words (bool): Whether `kd_classes` is given for teachers of words, so that there must be one.
@@ -125,15 +128,16 @@ def build_cache(
             )
         if teacher.backbones:
             raise KDError(f"teacher={teacher.source} teaches by features, and a cache stores detections: give another.")
-    data = check_det_dataset(args.data)
-    if not data.get("train"):
-        raise KDError(f"data={args.data} has no training images to answer: name them under train:.")
+    data = _description(args)
+    if not data.get("train") and not args.kd_unlabeled:
+        raise KDError(f"data={args.data} has no training images to answer: name them under train:, or in kd_unlabeled.")
     asked = give_prompts(teachers, names or data["names"], args.kd_classes)
     if needs_words and not asked:
         raise KDError(
             "'kd_classes' has no effect on stored answers, which are those of the teacher's own classes: give it to "
             "the training. Here it is for the words of YOLO-World and YOLOE."
         )
+    unlabeled = find_unlabeled(parse_list(args.kd_unlabeled)) if args.kd_unlabeled else []
     for teacher in asked:
         teacher.embed()
     device = select_device(args.device, verbose=False)
@@ -146,7 +150,7 @@ def build_cache(
         for path in store.damaged():
             LOGGER.warning(f"{path} is damaged: its images are answered again.")
             path.unlink()
-        keys = store.image_keys(_image_files(args, data), write=True, hash_all=executor.hash)
+        keys = store.image_keys(_image_files(args, data, unlabeled), write=True, hash_all=executor.hash)
         portions, answered = _portions(store, keys, options["kd_cache_shard"])
         count = sum(len(p.files) for p in portions)
         images = counted(answered + count, "image")
@@ -233,11 +237,24 @@ def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
     return parent.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
 
 
-def _image_files(args: Any, data: dict) -> list[str]:
-    """Return the images that a training on the data would read."""
-    fraction = get_split_fraction(args.fraction, "train")
-    with override_configs(args, {"cache": False, "rect": False}) as scan_args:
-        return build_yolo_dataset(scan_args, data["train"], 1, data, mode="val", fraction=fraction).im_files
+def _description(args: Any) -> dict[str, Any]:
+    """Return Ultralytics' description of the data, which need no training images beside those of `kd_unlabeled`."""
+    if not (args.kd_unlabeled and lacks_training_images(args.data, "detect")):
+        return check_det_dataset(args.data)
+    with TemporaryDirectory() as folder:
+        return check_det_dataset(with_train_entry(args.data, Path(folder)))
+
+
+def _image_files(args: Any, data: dict, unlabeled: list[str]) -> list[str]:
+    """Return the images that a training would read: those of the data, and those without labels that can be read."""
+    files: list[str] = []
+    if data.get("train"):
+        fraction = get_split_fraction(args.fraction, "train")
+        with override_configs(args, {"cache": False, "rect": False}) as scan_args:
+            files += build_yolo_dataset(scan_args, data["train"], 1, data, mode="val", fraction=fraction).im_files
+    if unlabeled:
+        files += readable(unlabeled)
+    return list(dict.fromkeys(files))
 
 
 def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Portion], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ class AnsweredDataset(YOLODataset):
     """A YOLO data set that adds a teacher's stored answer to every sample.
 
     Attributes:
+        plain (type): Class of the same data set without answers.
         answers (StoredAnswers): Boxes and rows of every image.
     """
 
+    plain: ClassVar[type[YOLODataset]] = YOLODataset
     answers: StoredAnswers
 
     @classmethod
@@ -39,9 +41,9 @@ class AnsweredDataset(YOLODataset):
         dataset.answers = answers
         carry_answers(dataset.transforms)
 
-    @staticmethod
-    def check(dataset: Any) -> None:
-        """Raise if a data set is not Ultralytics' own; another class may change images in ways that boxes can't follow.
+    @classmethod
+    def check(cls, dataset: Any) -> None:
+        """Raise if a data set is not of the known class; another may change images in ways that boxes can't follow.
 
         Args:
             dataset (Dataset): The data set.
@@ -49,7 +51,7 @@ class AnsweredDataset(YOLODataset):
         Raises:
             KDError: If its class is not supported.
         """
-        if type(dataset) is not YOLODataset:
+        if type(dataset) is not cls.plain:
             raise KDError(
                 f"kd_cache does not support the data set class '{type(dataset).__name__}': build_dataset must return "
                 "Ultralytics' own YOLODataset, or train without kd_cache."
@@ -62,14 +64,14 @@ class AnsweredDataset(YOLODataset):
             KDError: If a transform is unknown, or if a method was replaced.
         """
         replaced = [name for name in ("get_image_and_label", "build_transforms", "__getitem__") if name in vars(self)]
-        if replaced or type(self) is not AnsweredDataset:
+        if replaced or "plain" not in vars(type(self)):  # a class of the user's only inherits it
             raise KDError(
                 f"kd_cache does not support a data set whose {', '.join(replaced) or 'class'} was replaced: the stored "
                 "boxes would stay where they are. Train without kd_cache."
             )
         carry_answers(self.transforms)
 
-    def build_transforms(self, hyp: Any) -> Any:
+    def build_transforms(self, hyp: Any = None) -> Any:
         """Build transforms that carry the stored answers.
 
         Args:

@@ -25,7 +25,7 @@ CACHE_ONLY: dict[str, Any] = {
 # Arguments of a training that `yolo-kd cache` takes too
 USED = (
     *("data", "imgsz", "batch", "workers", "device", "fraction", "kd_cache", "kd_precision", "teacher", "project"),
-    *("kd_trust_teacher", "kd_classes", "kd_teacher_imgsz"),
+    *("kd_trust_teacher", "kd_classes", "kd_teacher_imgsz", "kd_unlabeled"),
 )
 
 

@@ -312,11 +312,6 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
             f"'kd_cache' stores detections, and teacher={backbone} teaches by features of the augmented images: drop "
             "one."
         )
-    if cfg.get("kd_unlabeled"):
-        raise KDError(
-            "'kd_cache' has answers for the images of data= only: drop it, so that the teacher also answers those of "
-            "kd_unlabeled."
-        )
     reason = "and kd_cache stores detections: drop kd_cache so that the teacher runs on every step, or"
     if cfg.get("kd_feat"):
         raise KDError(f"'kd_feat={cfg['kd_feat']}' compares whole feature maps, {reason} set kd_feat=0.")

@@ -257,6 +257,25 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
     return PseudoBoxes(sure_confidence(given), distiller.student_layout, layouts[0] if layouts else None)
 
 
+def check_stored_doubt(given: Any, lowest: float, cache: Any) -> None:
+    """Raise if stored answers lack detections that a base loss must not take for background.
+
+    Args:
+        given (bool | float): The argument `kd_unlabeled_boxes`.
+        lowest (float): Confidence from which on detections are stored.
+        cache (str | Path): The argument `kd_cache`, for the error.
+
+    Raises:
+        KDError: If so.
+    """
+    needed = min(DOUBT, sure_confidence(given))
+    if lowest > needed:
+        raise KDError(
+            f"kd_cache={cache} holds detections of a confidence above {lowest:g}, and '{NAME}={given}' needs all above "
+            f"{needed:g}, or objects in doubt would be background: make it with kd_cache_conf={needed:g} or less."
+        )
+
+
 def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:
     """Return which boxes no more confident one of their image suppresses, whatever their classes are."""
     from torchvision.ops import batched_nms  # scoped: slow to import

@@ -27,6 +27,7 @@ from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
+from .images.unlabeled_images import AnsweredUnlabeledImages, UnlabeledImages
 
 COPY = "answers"  # folder in that of a run, for a copy of stored answers whose own folder cannot be written to
 SAMPLED = 257  # one in so many values of a val batch is compared; a prime meets all columns of an image
@@ -195,9 +196,10 @@ class CachedTeacher:
         Raises:
             KDError: If its class or one of its augmentations is not supported.
         """
-        AnsweredDataset.check(dataset)
+        kind = AnsweredUnlabeledImages if type(dataset) is UnlabeledImages else AnsweredDataset
+        kind.check(dataset)
         self._copy = folder / COPY
-        AnsweredDataset.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, self._copy))
+        kind.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, self._copy))
 
     def adopt_from(self, loader: Any, imgsz: int, folder: Path) -> None:
         """Do so with the data set of a loader, if a trainer of the user's built both itself, and check the loader.

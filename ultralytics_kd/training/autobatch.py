@@ -24,7 +24,7 @@ class StudentWithTeacher(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher,
+        teacher: Teacher | None,
         distiller: Distiller,
         unlabeled: float = 0.0,
         imgsz: int | None = None,
@@ -33,7 +33,7 @@ class StudentWithTeacher(nn.Module):
 
         Args:
             student (nn.Module): The student on its device.
-            teacher (Teacher): The prepared teacher.
+            teacher (Teacher | None): The prepared teacher; None if its answers are stored.
             distiller (Distiller): The terms.
             unlabeled (float): Number of images without labels for each image of a batch.
             imgsz (int, optional): Side of the teacher's images in pixels if it answers with detections; None if it
@@ -52,17 +52,24 @@ class StudentWithTeacher(nn.Module):
         """
         extra = math.ceil(len(images) * self.unlabeled)
         images = torch.cat((images, images[torch.arange(extra) % len(images)])) if extra else images
-        answer = self._answer(images.detach())
         model: Any = unwrap_model(self.student)
+        if self.teacher is None:
+            return _tensors(self.student(images))
+        answer = self._answer(self.teacher, images.detach())
         with self.distiller.capturing_features(model):
             preds = self.student(images)
             self.distiller.gains = dict.fromkeys((ONE2MANY, ONE2ONE), 1.0)
             loss = DistillationLoss(model.init_criterion(), self.distiller, outputs.find_head(model))
             terms = self.distiller(preds, answer, loss.head, loss.bases)
-        return [leaf for leaf in tree_leaves(preds) if isinstance(leaf, Tensor)] + list(terms.values())
+        return _tensors(preds) + list(terms.values())
 
-    def _answer(self, images: Tensor) -> Any:
+    def _answer(self, teacher: Teacher, images: Tensor) -> Any:
         """Return the teacher's answer to the images, made larger if it sees larger ones."""
         if self.imgsz is None:
-            return self.teacher(images)
-        return self.teacher.answer_for_any_size(F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear"))
+            return teacher(images)
+        return teacher.answer_for_any_size(F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear"))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return all tensors of nested lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -26,7 +26,7 @@ from ..distillation.distillers import Distiller, GridDistiller, build_distiller
 from ..distillation.ignored_background import check_levels
 from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
-from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes
+from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes, check_stored_doubt
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained
@@ -219,6 +219,8 @@ class Distillation:
             )
         if self.args.kd_teacher_imgsz is not None:
             self._check_stored_size(store)
+        if self.args.kd_unlabeled_boxes is not None:
+            check_stored_doubt(self.args.kd_unlabeled_boxes, store.manifest().conf, self.args.kd_cache)
         if store.manifest().channels != channels:
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers to images of {store.manifest().channels} channel(s), and "
@@ -316,11 +318,11 @@ class Distillation:
 
     def with_teacher(self, student: nn.Module) -> nn.Module:
         """Return a model whose step takes the memory of a training step, for AutoBatch to profile."""
-        if self.cached or self.distiller is None:
-            return student
         ratio = self.args.kd_unlabeled_ratio if self.unlabeled and not self.alone else 0.0
-        side = self.teacher_imgsz if self._as_sets else None
-        return StudentWithTeacher(student, self.teacher, self.distiller, ratio, side)
+        if self.distiller is None or (self.cached and not ratio):
+            return student
+        teacher, side = None if self.cached else self.teacher, self.teacher_imgsz if self._as_sets else None
+        return StudentWithTeacher(student, teacher, self.distiller, ratio, side)
 
     def attach_loss(self, student: nn.Module, average: nn.Module | None) -> None:
         """Wrap the base losses of the student and of its moving average, unless they are wrapped.

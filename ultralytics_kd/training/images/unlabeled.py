@@ -13,14 +13,17 @@ from ultralytics.data.build import build_dataloader
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
+from ...cache.augmentation import BOXES, IMAGES, ROWS
 from ...config import as_list, parse_list
 from ...distillation.loss import LABELED
 from ...errors import KDError
+from ...image_files import find_unlabeled, readable
 from .. import distributed
 from .two_sizes import LARGE, TwoSizes
-from .unlabeled_images import UnlabeledImages, UnlabeledSamples, find_unlabeled, readable
+from .unlabeled_images import UnlabeledImages, UnlabeledSamples
 
-IMAGE_KEYS = ("img", LARGE)  # entries of a batch with images
+IMAGE_KEYS = ("img", LARGE)  # entries of a batch with one part for each image
+ANSWER_KEYS = (BOXES, ROWS, IMAGES)  # entries with one part for each stored instance
 
 
 class UnlabeledStream:
@@ -56,7 +59,7 @@ class UnlabeledStream:
                 self.loader.sampler.set_epoch(self._epoch)
             self._epoch += 1
             for batch in self.loader:
-                yield {key: batch[key] for key in IMAGE_KEYS if key in batch}
+                yield {key: batch[key] for key in (*IMAGE_KEYS, *ANSWER_KEYS) if key in batch}
 
     def take(self, labeled: int) -> dict[str, Tensor]:
         """Return the images that go with a number of labelled ones, as the loader returns them.
@@ -65,15 +68,16 @@ class UnlabeledStream:
             labeled (int): Number of labelled images.
 
         Returns:
-            (dict[str, Tensor]): Images (n, C, H, W) under "img" and, if the teacher sees larger ones, "kd_large".
+            (dict[str, Tensor]): Images (n, C, H, W) under "img" and, if the teacher sees larger ones, "kd_large"; its
+                stored answers, if there are any, as `AnsweredDataset` collates them.
         """
         count = max(round(self.ratio * labeled), 1)
         parts: list[dict[str, Tensor]] = []
         taken = 0
         while taken < count:
-            parts.append({key: images[: count - taken] for key, images in next(self._batches).items()})
+            parts.append(_first_images(next(self._batches), count - taken))
             taken += len(parts[-1]["img"])
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return _joined(parts)
 
     def close_mosaic(self, args: Any) -> None:
         """Continue without mosaics, as the labelled images do in the last epochs."""
@@ -159,7 +163,10 @@ class UnlabeledPart:
             return UnlabeledImages(files, self.args, trainer.data, stride)
 
         with torch_distributed_zero_first(LOCAL_RANK):  # cache=disk writes files
-            return build() if large is None else large.data_set(build, self.args)
+            dataset = build() if large is None else large.data_set(build, self.args)
+        if trainer.distillation.cached is not None:
+            trainer.distillation.cached.adopt(dataset, self.args.imgsz, trainer.save_dir)
+        return dataset
 
     def _warn_of_val_images(self, files: list[str], validation: Any) -> None:
         """Warn if some of the images are val images."""
@@ -173,13 +180,14 @@ class UnlabeledPart:
         """Add images without labels to a batch as it comes from the loader, behind those with labels.
 
         Args:
-            batch (dict): Images under "img", larger ones under "kd_large"; their number goes to "kd_labeled".
+            batch (dict): Images under "img", larger ones under "kd_large", stored answers under `ANSWER_KEYS`; the
+                number of images goes to "kd_labeled".
         """
         assert self.stream is not None
         batch[LABELED] = len(batch["img"])
-        for key, images in self.stream.take(batch[LABELED]).items():
-            if key in batch:  # the teacher's source says what is missing
-                batch[key] = torch.cat((batch[key], images))
+        added = self.stream.take(batch[LABELED])
+        keys = [key for key in added if key in batch]  # the teacher's source says what is missing
+        batch.update(_joined([{key: part[key] for key in keys} for part in (batch, added)]))
 
     def close_mosaic(self) -> None:
         """Continue without mosaics."""
@@ -190,3 +198,20 @@ class UnlabeledPart:
         """Close the stream, if it is open."""
         if self.stream:
             self.stream.close()
+
+
+def _first_images(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return the first images of a batch, and the stored answers to them."""
+    part = {key: batch[key][:count] for key in IMAGE_KEYS if key in batch}
+    if IMAGES in batch:
+        part |= {key: batch[key][batch[IMAGES] < count] for key in ANSWER_KEYS}
+    return part
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the images of several batches as one; the images of stored answers are counted on."""
+    before, counted = 0, []
+    for part in parts:
+        counted.append({**part, IMAGES: part[IMAGES] + before} if IMAGES in part else part)
+        before += len(part["img"])
+    return {key: torch.cat([part[key] for part in counted]) for key in parts[0]}

@@ -16,12 +16,13 @@ from ... import outputs
 from ...config.label_free import lacks_training_images, with_train_entry
 from ...distillation.loss import LABELED
 from ...errors import KDError
+from ...image_files import readable
 from ...outputs import ONE2ONE
 from ...teachers import Teacher
 from .. import distributed
 from ..answer_sources import LiveTeacher
 from .unlabeled import UnlabeledPart
-from .unlabeled_images import UnlabeledImages, readable
+from .unlabeled_images import UnlabeledImages
 
 TASKS = ("detect",)
 
