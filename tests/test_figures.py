@@ -144,3 +144,20 @@ def test_results_page_shows_whose_weights_to_begin_with(stage, arms):
     scores = {(row["arm"], row["head"]): f"{row['score']:.3f}" for row in table}
     for arm in arms:
         assert f"{scores[arm, 'nms']} / {scores[arm, 'end2end']}" in section
+
+
+def test_pages_show_what_a_teacher_from_random_weights_does():
+    with (STUDY / "results" / "coco-readings.csv").open(encoding="utf-8") as file:
+        bccd = [row for row in csv.DictReader(file) if row["set"] == "bccd"]
+    scores = {row["arm"]: f"{row['nms']} / {row['end2end']}" for row in bccd}
+    rows = [line for line in RESULTS_PAGE.partition("## Where to begin")[2].splitlines() if line.startswith("|")]
+    alone, taught = rows[6:8]
+    assert f"({scores['teacher D itself: YOLO26s from random weights, 60 epochs']})" in alone
+    assert f"**{scores['alone, 40 epochs']}**" in alone and scores["weights of teacher D, labels alone"] in alone
+    weights_and_terms = scores["weights and terms of teacher D, from random weights"]
+    assert scores["terms of teacher D, own weights"] in taught and weights_and_terms in taught
+    page = " ".join((ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split())
+    shown = (
+        f"had {weights_and_terms} on held-out images of bccd with such weights, and {scores['alone, 40 epochs']} alone"
+    )
+    assert shown in page
