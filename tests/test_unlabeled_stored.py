@@ -12,11 +12,12 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
+from ultralytics_kd.advice import run_advice
 from ultralytics_kd.cache import make_cache
 from ultralytics_kd.cache.augmentation import BOXES, IMAGES, ROWS
 from ultralytics_kd.cli import main
 from ultralytics_kd.distillation.loss import LABELED
-from ultralytics_kd.distillation.pseudo_boxes import check_stored_doubt
+from ultralytics_kd.distillation.pseudo_boxes import check_stored_detections
 from ultralytics_kd.training.autobatch import StudentWithTeacher
 from ultralytics_kd.training.images.unlabeled import UnlabeledPart
 from ultralytics_kd.training.images.unlabeled_images import AnsweredUnlabeledImages
@@ -145,7 +146,9 @@ def test_run_makes_the_cache_itself_and_resumes_with_it(quick, teacher, folder, 
 
 def test_a_cache_without_them_is_an_error_that_says_so(quick, data, teacher, folder, tmp_path):
     store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")})
-    message = r"no answer to 6 of 6 training images \(for example .*run yolo-kd cache again with this data, and kd_unl"
+    message = (
+        r"no answer to 6 of 6 training images \(for example .*run yolo-kd cache with the data and kd_unlabeled of this"
+    )
     with pytest.raises(KDError, match=message):
         YOLO(STUDENT).train(**quick, teacher=teacher, kd_unlabeled=folder, kd_cache=str(store.folder))
 
@@ -180,11 +183,29 @@ def test_a_cache_without_detections_in_doubt_is_refused(quick, data, teacher, fo
     given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_conf": 0.3}
     store = make_cache({**given, "kd_unlabeled": folder})
     args = {**quick, "teacher": teacher, "kd_unlabeled": folder, "kd_cache": str(store.folder)}
-    with pytest.raises(KDError, match=r"above 0\.3, and 'kd_unlabeled_boxes=0\.5' needs all above 0\.1"):
+    with pytest.raises(KDError, match=r"lacks detections that 'kd_unlabeled_boxes=0\.5' needs.* kd_cache_conf=0\.1 or"):
         YOLO(STUDENT).train(**args, kd_unlabeled_boxes=0.5)
-    check_stored_doubt(0.5, 0.1, "c")
-    with pytest.raises(KDError, match=r"kd_cache_conf=0\.02 or less"):
-        check_stored_doubt(0.02, 0.05, "c")
+
+
+@pytest.mark.parametrize(
+    "conf, iou, most, message",
+    [
+        (0.05, 0.7, 100, r"kd_cache_conf=0\.02 or less \(it has 0\.05\)"),
+        (0.01, 0.5, 100, r"kd_cache_iou=0\.7 or more \(it has 0\.5\)"),
+        (0.01, 0.7, 10, r"kd_cache_topk=100 or more \(it has 10\)"),
+    ],
+)
+def test_limits_of_a_cache_that_cut_pseudo_boxes_are_named(conf, iou, most, message):
+    check_stored_detections(0.02, "c", 0.02, 0.7, 100)
+    with pytest.raises(KDError, match=message):
+        check_stored_detections(0.02, "c", conf, iou, most)
+
+
+def test_no_image_is_answered_for_boxes_that_the_cache_would_not_hold(quick, teacher, folder):
+    args = {**quick, "teacher": teacher, "kd_unlabeled": folder, "kd_cache": True}
+    with pytest.raises(KDError, match="kd_cache=True lacks detections"):
+        YOLO(STUDENT).train(**args, kd_unlabeled_boxes=0.02)
+    assert not Path(quick["project"]).exists()
 
 
 @pytest.mark.parametrize("boxes", [None, 0.01])
@@ -215,6 +236,72 @@ def test_autobatch_sees_images_without_labels_and_no_teacher(teacher):
     student.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     profiled(torch.zeros(2, 3, 64, 64))
     assert seen == [5]
+
+
+def test_code_that_may_move_images_without_any_label_is_refused(quick, teacher, folder, names_only, looking):
+    """The labels' boxes tell whether images were moved, and here there are none."""
+    args = {**quick, "data": names_only, "teacher": teacher, "kd_unlabeled": folder}
+    with pytest.raises(KDError, match=r"Looking\.preprocess_batch may move images, and without labels nothing tells"):
+        YOLO(STUDENT).train(trainer=looking, **args, kd_cache=True)
+
+
+def test_transforms_that_a_callback_adds_to_them_are_refused(quick, teacher, folder):
+    class Mirror:
+        def __call__(self, labels):
+            return labels
+
+    model = YOLO(STUDENT)
+    model.add_callback("on_train_start", lambda t: t.unlabeled.dataset.transforms.insert(0, Mirror()))
+    with pytest.raises(KDError, match="does not support the augmentation 'Mirror'"):
+        model.train(**{**quick, "close_mosaic": 0}, teacher=teacher, kd_unlabeled=folder, kd_cache=True)
+
+
+def test_a_list_behind_a_link_names_the_same_images_for_cache_and_training(quick, teacher, folder, tmp_path):
+    (tmp_path / "near").mkdir()
+    (tmp_path / "far").mkdir()
+    shutil.copytree(folder, tmp_path / "near" / "images")
+    names = sorted(path.name for path in (tmp_path / "near" / "images").glob("*.png"))
+    (tmp_path / "far" / "list.txt").write_text("\n".join(f"./images/{name}" for name in names))
+    (tmp_path / "near" / "list.txt").symlink_to(tmp_path / "far" / "list.txt")
+    model = YOLO(STUDENT)
+    args = {**quick, "epochs": 1, "teacher": teacher, "kd_cache": True}
+    model.train(**args, kd_unlabeled=str(tmp_path / "near" / "list.txt"))
+    assert model.trainer.store.count() == 14
+
+
+def test_fraction_takes_its_share_of_them_if_they_are_all(quick, teacher, folder, names_only):
+    model = YOLO(STUDENT)
+    args = {**quick, "data": names_only, "epochs": 1, "fraction": 0.5, "teacher": teacher, "kd_unlabeled": folder}
+    model.train(**args, kd_cache=True)
+    assert model.trainer.store.count() == len(model.trainer.train_loader.dataset) == 3
+
+
+def test_images_that_cannot_be_read_leave_no_cache(data, teacher, tmp_path):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "broken.png").write_bytes(b"no image")
+    given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")}
+    with pytest.raises(KDError, match="none of its 1 images can be read"):
+        make_cache({**given, "kd_unlabeled": str(tmp_path / "odd")})
+    assert not (tmp_path / "c" / "manifest.json").exists()
+
+
+def test_data_without_any_image_to_answer_is_one_sentence(teacher, names_only, tmp_path):
+    given = {**QUIET, "data": names_only, "teacher": teacher, "kd_cache": str(tmp_path / "c")}
+    with pytest.raises(KDError, match="has no training images to answer: name them under train:, or in kd_unlabeled"):
+        make_cache(given)
+
+
+def test_a_folder_may_have_brackets_in_its_name(data, teacher, tmp_path):
+    store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c[1]")})
+    assert store.count() == 8
+
+
+@pytest.mark.nightly
+def test_advice_measures_their_stored_answers(data, teacher, folder, tmp_path):
+    given = {**QUIET, "data": data, "model": STUDENT, "teacher": teacher, "kd_unlabeled": folder}
+    report = run_advice({**given, "save_dir": str(tmp_path / "advice"), "epochs": 3, "probe": 0, "images": 1})
+    costs = report["teachers"][0]["costs"]
+    assert not costs["not_stored"] and costs["arms"]["stored answers"]["making_hours"] > 0
 
 
 @pytest.mark.nightly

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.data.base import BaseDataset
-from ultralytics.data.utils import IMG_FORMATS, verify_image
+from ultralytics.data.utils import IMG_FORMATS, get_split_fraction, verify_image
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, colorstr
 
 from .errors import KDError
@@ -89,3 +89,14 @@ def readable(files: list[str]) -> list[str]:
     if not good:
         raise KDError(f"kd_unlabeled: none of its {len(files)} images can be read: give others.")
     return good
+
+
+def training_share(files: list[str], fraction: Any) -> list[str]:
+    """Return the first of the images, as many as `fraction` takes for training.
+
+    Args:
+        files (list[str]): Image files.
+        fraction (float | int | list): The argument `fraction`: a share, a number of images, or one for each split.
+    """
+    share = get_split_fraction(fraction, "train")
+    return files[: share if isinstance(share, int) else max(round(len(files) * share), 1)]  # as Ultralytics does

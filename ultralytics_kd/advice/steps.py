@@ -12,8 +12,10 @@ from ultralytics.utils.torch_utils import select_device
 from ..cache.build import build_cache
 from ..cache.options import CACHE_ONLY
 from ..cache.options import check_options as cache_options
+from ..config import parse_list
 from ..config.checks import check_combination
 from ..errors import KDError
+from ..image_files import find_unlabeled
 from ..logs import quietly
 from . import costs
 from .commands import alone
@@ -86,7 +88,8 @@ class Steps:
         steps = len(trainer.train_loader) * self._options.argument("epochs")
         rows = costs.rows(seconds, memory, loading, trainer.train_loader.num_workers, steps)
         if STORED in rows:
-            rows[STORED]["making_hours"] = answering * len(trainer.train_loader.dataset) / 3600
+            images = len(trainer.train_loader.dataset) + len(self._unlabeled())
+            rows[STORED]["making_hours"] = answering * images / 3600
         for name in (TAUGHT, STORED):
             if name in trials:
                 trials[name].close()
@@ -105,14 +108,23 @@ class Steps:
         count = max(ANSWERED, options.argument("batch"))
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
         own = {**alone(options.training), "data": part.data, "fraction": 1.0}
+        unlabeled = self._unlabeled()[:count]
+        if unlabeled:
+            own["kd_unlabeled"] = str(folder / "unlabeled.txt")
+            Path(own["kd_unlabeled"]).write_text("\n".join(unlabeled), encoding="utf-8")
         args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
         args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
         args.kd_teacher_imgsz = options.training.get("kd_teacher_imgsz")
         start = perf_counter()
         with quietly():
             build_cache(args, [source], cache_options(CACHE_ONLY))
-        seconds = (perf_counter() - start) / part.used
+        seconds = (perf_counter() - start) / (part.used + len(unlabeled))
         return {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}, seconds
+
+    def _unlabeled(self) -> list[str]:
+        """Return the images without labels, empty if there are none."""
+        given = self._options.training.get("kd_unlabeled")
+        return find_unlabeled(parse_list(given)) if given else []
 
     def _trial(self, training: dict[str, Any], name: str) -> Trial:
         """Return a training that is ready to take steps."""

@@ -47,7 +47,7 @@ class StoredAnswers:
         if missing:
             raise KDError(
                 f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images (for example "
-                f"{Path(files[missing[0]]).name}): run yolo-kd cache again with this data, and kd_unlabeled if given."
+                f"{Path(files[missing[0]]).name}): run yolo-kd cache with the data and kd_unlabeled of this training."
             )
         paths = path_digests(files)
         order = paths.argsort()

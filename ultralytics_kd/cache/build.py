@@ -25,7 +25,7 @@ from ..config.registration import register_arguments
 from ..config.teacher_size import check_larger, check_teacher_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
-from ..image_files import find_unlabeled, readable
+from ..image_files import find_unlabeled, readable, training_share
 from ..screen import command, command_line, counted, file_size, near, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
@@ -129,8 +129,6 @@ def build_cache(
         if teacher.backbones:
             raise KDError(f"teacher={teacher.source} teaches by features, and a cache stores detections: give another.")
     data = _description(args)
-    if not data.get("train") and not args.kd_unlabeled:
-        raise KDError(f"data={args.data} has no training images to answer: name them under train:, or in kd_unlabeled.")
     asked = give_prompts(teachers, names or data["names"], args.kd_classes)
     if needs_words and not asked:
         raise KDError(
@@ -145,32 +143,46 @@ def build_cache(
     store = Store(_folder(args, data, manifest))
     for sentence in size_warnings(teachers, manifest.imgsz, str(store.folder)):
         LOGGER.warning(sentence)
-    with locked(store.folder), _executor(options["ray"], teachers, manifest, device) as executor:
-        store.begin(manifest)
-        for path in store.damaged():
-            LOGGER.warning(f"{path} is damaged: its images are answered again.")
-            path.unlink()
-        keys = store.image_keys(_image_files(args, data, unlabeled), write=True, hash_all=executor.hash)
-        portions, answered = _portions(store, keys, options["kd_cache_shard"])
-        count = sum(len(p.files) for p in portions)
-        images = counted(answered + count, "image")
-        LOGGER.info(f"{colorstr('Cache:')} {answered:,} of {images} have answers in {near(store.folder)}")
-        if portions:
-            portable = [_portable(s) for s in sources]
-            work = Work(
-                str(store.folder),
-                portable,
-                manifest,
-                _batch(args),
-                args.workers,
-                args.kd_trust_teacher,
-                words_of(asked),
-            )
-            bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
-            executor.answer(work, portions, bar.update)
-            bar.close()
-        complete_lookup(store, keys.values())  # trainings may not be allowed to write here
+    work = Work(
+        folder=str(store.folder),
+        sources=[_portable(source) for source in sources],
+        manifest=manifest,
+        batch=_batch(args),
+        workers=args.workers,
+        trust=args.kd_trust_teacher,
+        words=words_of(asked),
+    )
+    with locked(store.folder):
+        files = _image_files(args, data, unlabeled)  # before anything is written
+        with _executor(options["ray"], teachers, manifest, device) as executor:
+            _answer_missing(store, work, files, options["kd_cache_shard"], executor)
     return store
+
+
+def _answer_missing(store: Store, work: Work, files: list[str], size: int, executor: Executor) -> None:
+    """Answer those images that have no answer yet.
+
+    Args:
+        store (Store): The cache, its lock held.
+        work (Work): What is asked, and of whom.
+        files (list[str]): Image files.
+        size (int): Images per shard.
+        executor (Executor): Who answers.
+    """
+    store.begin(work.manifest)
+    for path in store.damaged():
+        LOGGER.warning(f"{path} is damaged: its images are answered again.")
+        path.unlink()
+    keys = store.image_keys(files, write=True, hash_all=executor.hash)
+    portions, answered = _portions(store, keys, size)
+    count = sum(len(p.files) for p in portions)
+    images = counted(answered + count, "image")
+    LOGGER.info(f"{colorstr('Cache:')} {answered:,} of {images} have answers in {near(store.folder)}")
+    if portions:
+        bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
+        executor.answer(work, portions, bar.update)
+        bar.close()
+    complete_lookup(store, keys.values())  # trainings may not be allowed to write here
 
 
 @contextmanager
@@ -238,9 +250,15 @@ def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
 
 
 def _description(args: Any) -> dict[str, Any]:
-    """Return Ultralytics' description of the data, which need no training images beside those of `kd_unlabeled`."""
-    if not (args.kd_unlabeled and lacks_training_images(args.data, "detect")):
+    """Return Ultralytics' description of the data, which need no training images beside those of `kd_unlabeled`.
+
+    Raises:
+        KDError: If there are no images to answer.
+    """
+    if not lacks_training_images(args.data, "detect"):
         return check_det_dataset(args.data)
+    if not args.kd_unlabeled:
+        raise KDError(f"data={args.data} has no training images to answer: name them under train:, or in kd_unlabeled.")
     with TemporaryDirectory() as folder:
         return check_det_dataset(with_train_entry(args.data, Path(folder)))
 
@@ -253,7 +271,8 @@ def _image_files(args: Any, data: dict, unlabeled: list[str]) -> list[str]:
         with override_configs(args, {"cache": False, "rect": False}) as scan_args:
             files += build_yolo_dataset(scan_args, data["train"], 1, data, mode="val", fraction=fraction).im_files
     if unlabeled:
-        files += readable(unlabeled)
+        good = readable(unlabeled)
+        files += good if data.get("train") else training_share(good, args.fraction)
     return list(dict.fromkeys(files))
 
 

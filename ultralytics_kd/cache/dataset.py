@@ -19,10 +19,12 @@ class AnsweredDataset(YOLODataset):
 
     Attributes:
         plain (type): Class of the same data set without answers.
+        adopted (type): Class that the data set was given; code of the user's may give it another.
         answers (StoredAnswers): Boxes and rows of every image.
     """
 
     plain: ClassVar[type[YOLODataset]] = YOLODataset
+    adopted: type[YOLODataset]
     answers: StoredAnswers
 
     @classmethod
@@ -37,7 +39,7 @@ class AnsweredDataset(YOLODataset):
             KDError: If its class or one of its augmentations is not supported.
         """
         cls.check(dataset)
-        dataset.__class__ = cls
+        dataset.__class__ = dataset.adopted = cls
         dataset.answers = answers
         carry_answers(dataset.transforms)
 
@@ -64,7 +66,7 @@ class AnsweredDataset(YOLODataset):
             KDError: If a transform is unknown, or if a method was replaced.
         """
         replaced = [name for name in ("get_image_and_label", "build_transforms", "__getitem__") if name in vars(self)]
-        if replaced or "plain" not in vars(type(self)):  # a class of the user's only inherits it
+        if replaced or type(self) is not self.adopted:
             raise KDError(
                 f"kd_cache does not support a data set whose {', '.join(replaced) or 'class'} was replaced: the stored "
                 "boxes would stay where they are. Train without kd_cache."

@@ -147,7 +147,9 @@ class Store:
     def count(self) -> int:
         """Return the number of images that have an answer, without reading or checking the answers."""
         shards = self.shards()
-        return int(pl.scan_parquet(shards).select(pl.col("key").n_unique()).collect().item()) if shards else 0
+        return (
+            int(pl.scan_parquet(shards, glob=False).select(pl.col("key").n_unique()).collect().item()) if shards else 0
+        )
 
     def image_keys(
         self, files: list[str], write: bool = False, hash_all: Callable[[list[str]], Iterable] | None = None

@@ -32,6 +32,7 @@ from .ignored_background import check_levels, entries_inside, ignored_background
 
 DOUBT = 0.1  # a detection of less confidence is background
 MOST = 300  # detections in an image, as in Ultralytics' validation
+STORED = 100  # detections in an image that a cache must have room for
 IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
 CHANGED = 1.5  # an epoch with so many times more or fewer boxes than the last that was logged is logged too
 DUPLICATE_IOU = 0.5  # a doubtful detection with a larger overlap with a more confident one shows the same object
@@ -257,22 +258,30 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
     return PseudoBoxes(sure_confidence(given), distiller.student_layout, layouts[0] if layouts else None)
 
 
-def check_stored_doubt(given: Any, lowest: float, cache: Any) -> None:
-    """Raise if stored answers lack detections that a base loss must not take for background.
+def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, most: int) -> None:
+    """Raise if stored answers lack detections, which the base loss would take for background.
 
     Args:
         given (bool | float): The argument `kd_unlabeled_boxes`.
-        lowest (float): Confidence from which on detections are stored.
-        cache (str | Path): The argument `kd_cache`, for the error.
+        cache (str | Path | bool): The argument `kd_cache`, for the error.
+        conf (float): Confidence from which on detections are stored.
+        iou (float): Overlap from which on the less confident of two is not stored.
+        most (int): Most detections of an image and scale.
 
     Raises:
         KDError: If so.
     """
-    needed = min(DOUBT, sure_confidence(given))
-    if lowest > needed:
+    needed = {"kd_cache_conf": (conf, min(DOUBT, sure_confidence(given))), "kd_cache_iou": (iou, IOU)}
+    needed["kd_cache_topk"] = (most, STORED)
+    lacking = [
+        f"{name}={limit:g} or {'less' if name == 'kd_cache_conf' else 'more'} (it has {value:g})"
+        for name, (value, limit) in needed.items()
+        if (value > limit if name == "kd_cache_conf" else value < limit)
+    ]
+    if lacking:
         raise KDError(
-            f"kd_cache={cache} holds detections of a confidence above {lowest:g}, and '{NAME}={given}' needs all above "
-            f"{needed:g}, or objects in doubt would be background: make it with kd_cache_conf={needed:g} or less."
+            f"kd_cache={cache} lacks detections that '{NAME}={given}' needs, or objects would be background: make one "
+            f"in another folder with 'yolo-kd cache' and {' and '.join(lacking)}."
         )
 
 

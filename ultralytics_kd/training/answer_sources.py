@@ -23,7 +23,7 @@ from ..cache.dataset import AnsweredDataset
 from ..cache.manifest import Manifest
 from ..cache.store import Store
 from ..config.teacher_size import student_size
-from ..distillation.loss import FINITE_FACTOR
+from ..distillation.loss import FINITE_FACTOR, LABELED
 from ..errors import KDError
 from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
@@ -264,12 +264,17 @@ class CachedTeacher:
         return batch
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
-        """Raise if a batch has lost its stored answers in code of the user's, or if they no longer fit."""
+        """Raise if a batch has lost its stored answers in code of the user's, or if they may no longer fit."""
         needed = (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES, augmentation.LABELS)
         if any(name not in batch for name in needed):
             raise KDError(
                 f"kd_cache: {self.passed_through or 'code around the data loader'} drops the stored answers, so the "
                 "student would learn from labels alone: keep all entries of the batch, or train without kd_cache."
+            )
+        if self.passed_through and batch.get(LABELED) == 0:
+            raise KDError(
+                f"kd_cache: {self.passed_through} may move images, and without labels nothing tells whether the stored "
+                "boxes still fit: augment with augmentations= (Albumentations), or train without kd_cache."
             )
         # Ultralytics moves no labels there, and comparing them would make the host wait for a GPU
         if self.passed_through and not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):

@@ -26,7 +26,7 @@ from ..distillation.distillers import Distiller, GridDistiller, build_distiller
 from ..distillation.ignored_background import check_levels
 from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
-from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes, check_stored_doubt
+from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes, check_stored_detections
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained
@@ -205,6 +205,7 @@ class Distillation:
             names (dict[int, str]): The student's classes, which teachers of words look for.
         """
         if self.args.kd_cache is True:
+            self._check_stored_detections(*(CACHE_ONLY[f"kd_cache_{name}"] for name in ("conf", "iou", "topk")))
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
             # There is no process group yet. The first process to lock the folder answers; then the others have no work
             with streams_kept(torch.device("cpu")):  # images and labels are those of a run without a cache
@@ -219,8 +220,8 @@ class Distillation:
             )
         if self.args.kd_teacher_imgsz is not None:
             self._check_stored_size(store)
-        if self.args.kd_unlabeled_boxes is not None:
-            check_stored_doubt(self.args.kd_unlabeled_boxes, store.manifest().conf, self.args.kd_cache)
+        held = store.manifest()
+        self._check_stored_detections(held.conf, held.iou, held.topk)
         if store.manifest().channels != channels:
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers to images of {store.manifest().channels} channel(s), and "
@@ -228,6 +229,12 @@ class Distillation:
             )
         self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
         return store
+
+    def _check_stored_detections(self, conf: float, iou: float, most: int) -> None:
+        """Raise if a cache with these limits lacks detections that pseudo-boxes need."""
+        given = self.args.kd_unlabeled_boxes
+        if given is not None:
+            check_stored_detections(given, self.args.kd_cache, conf, iou, most)
 
     def _check_stored_size(self, store: Store) -> None:
         """Raise unless the teacher answered at the size that `kd_teacher_imgsz` asks for."""

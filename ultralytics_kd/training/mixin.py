@@ -347,7 +347,8 @@ class DistillationMixin(_Trainer):
             self._attach_loss()
             self._extend_optimizer()
             if event == "on_train_epoch_start" and self.distillation.cached is not None:
-                self.distillation.cached.check_loader(self.train_loader)
+                for loader in filter(None, (self.train_loader, self.unlabeled and self.unlabeled.loader)):
+                    self.distillation.cached.check_loader(loader)
             self.distillation.first_step.follow(event, self)
             if event == "on_train_epoch_end":
                 self.distillation.log_epoch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
@@ -118,7 +119,7 @@ class UnlabeledPart:
         source = parse_list(args.kd_unlabeled)
         self.args, self.files = args, find_unlabeled(source)
         self.stream: UnlabeledStream | None = None
-        places = [str(Path(each).resolve()) for each in as_list(source)]
+        places = [os.path.abspath(each) for each in as_list(source)]  # links stay: files may be named relative to them
         args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]
 
     def data_file(self, data: Any, folder: Path) -> str:
@@ -186,6 +187,7 @@ class UnlabeledPart:
         assert self.stream is not None
         batch[LABELED] = len(batch["img"])
         added = self.stream.take(batch[LABELED])
+        assert all(key in added for key in ANSWER_KEYS if key in batch), "images without answers would be background"
         keys = [key for key in added if key in batch]  # the teacher's source says what is missing
         batch.update(_joined([{key: part[key] for key in keys} for part in (batch, added)]))
 
@@ -209,7 +211,7 @@ def _first_images(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the images of several batches as one; the images of stored answers are counted on."""
+    """Return several batches as one; the indices of images in each go on after those of the batch before."""
     before, counted = 0, []
     for part in parts:
         counted.append({**part, IMAGES: part[IMAGES] + before} if IMAGES in part else part)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from ultralytics.data.utils import get_split_fraction
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ... import outputs
 from ...config.label_free import lacks_training_images, with_train_entry
 from ...distillation.loss import LABELED
 from ...errors import KDError
-from ...image_files import readable
+from ...image_files import readable, training_share
 from ...outputs import ONE2ONE
 from ...teachers import Teacher
 from .. import distributed
@@ -84,9 +83,7 @@ class UnlabeledAlone(UnlabeledPart):
         Args:
             trainer (BaseTrainer): The trainer; its student is built.
         """
-        files = self._readable or readable(self.files)
-        share = get_split_fraction(self.args.fraction, "train")
-        files = files[: share if isinstance(share, int) else max(round(len(files) * share), 1)]  # as Ultralytics does
+        files = training_share(self._readable or readable(self.files), self.args.fraction)
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
         images = UnlabeledImages(files, self.args, trainer.data, stride)
         self._count = len(images)
