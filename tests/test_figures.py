@@ -90,6 +90,27 @@ def test_readme_shows_what_the_teachers_score_at_the_students_size():
     assert f"the teachers themselves have {', '.join(others)} and {last}" in " ".join(README.split())
 
 
+def test_pages_show_the_gain_by_a_bigger_teacher():
+    kd, stored, builtin = (gain("bccd, bigger teacher", 40, arm) for arm in ("kd", "stored", "builtin"))
+    readme, page = (" ".join(text.split()) for text in (README, RESULTS_PAGE))
+    assert f"By a YOLO26s of {kd['teacher']:.3f}" in readme and f"a YOLO26s has {kd['teacher']:.3f}" in page
+    assert f"{interval(kd)}, {kd['closed']:.0%} of the gap, in three seeds" in readme
+    assert f"(`distill_model`: {builtin['gain']:+.3f})" in readme and kd["runs"] == builtin["runs"] == 3
+    assert f"[{interval(kd)}](#students-with-coco-weights), {kd['closed']:.0%} of the gap" in page
+    assert f"`kd` {kd['score']:.3f}, {interval(kd)}" in page
+    assert f"stored answers {stored['score']:.3f}, {interval(stored)}: {kd['closed']:.0%} and" in page
+
+
+def test_results_page_shows_a_student_of_another_family_and_heavier_terms():
+    page = " ".join(RESULTS_PAGE.split())
+    assert f"as no weights fit: {interval(gain('bccd, YOLO11n', 40, 'kd'))}" in page
+    runs = json.loads((STUDY / "results" / "variants-deeppcb" / "bench.json").read_text(encoding="utf-8"))["table"]
+    arms = ("cls-4", "box-16", "kd", "alone")
+    cls, box, kd, alone = (sum(r["score"] for r in runs if r["arm"] == arm) / 2 for arm in arms)
+    assert f"`kd_cls=4` had {cls:.3f} and `kd_box=16` {box:.3f}" in page
+    assert f"the defaults {kd:.3f} and the student alone {alone:.3f}" in page
+
+
 def test_pages_show_the_gains_from_random_weights():
     kd, builtin = means()["kd"], means()["builtin"]
     shown = f"+{kd['gain']:.3f} on the mean of two sets, {kd['gap_closed']:.0%} of the gap"

@@ -198,7 +198,9 @@ def test_no_damage_to_the_file_gives_other_answers(drawn):
             assert opened(store.folder, files)[0] == expected
             outcomes.add(file.read_bytes() == content)
         except KDError as e:
-            assert "answers.sqlite is damaged (" in str(e) or "run yolo-kd cache with the data and kd_unlabeled of this" in str(e)
+            assert "answers.sqlite is damaged (" in str(
+                e
+            ) or "run yolo-kd cache with the data and kd_unlabeled of this" in str(e)
             outcomes.add("error")
     assert outcomes == {True, False, "error"}  # made again, not noticed in unused bytes, reported
     for short in (content[: len(content) // 2], content[:100], b""):

@@ -203,7 +203,7 @@ def plot_epochs(table: pl.DataFrame, file: Path) -> None:
 
 @plt_settings()
 def plot_parts(table: pl.DataFrame, file: Path) -> None:
-    """Draw the gain of each arm over `alone` with its interval, a panel per set.
+    """Draw the gain of each arm over `alone` with its interval, a panel per set. All panels list the same arms.
 
     Args:
         table (pl.DataFrame): Gains, as `gains` returns them.
@@ -214,20 +214,22 @@ def plot_parts(table: pl.DataFrame, file: Path) -> None:
     shortest = table.group_by("set", maintain_order=True).agg(pl.col("epochs").min())
     table = table.join(shortest, on=["set", "epochs"]).filter(pl.col("gain").is_not_null())
     names = table["set"].unique(maintain_order=True).to_list()
-    fig, axes = panels(len(names), height=2.6, sharex=True)
+    arms = [arm for arm in ARMS if arm in set(table["arm"])]
+    fig, axes = panels(len(names), height=2.6, sharex=True, sharey=True)
     for ax, name in zip(axes, names):
         rows = table.filter(pl.col("set") == name).to_dicts()
-        for y, row in enumerate(rows):
+        for row in rows:
+            y = arms.index(row["arm"])
             ax.barh(y, row["gain"], color=f"C{list(ARMS).index(row['arm'])}", alpha=0.8)
             if row["ci_low"] is not None:
                 ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="black", linewidth=1.5)
-        ax.set_yticks(range(len(rows)), [ARMS[row["arm"]] for row in rows])
-        ax.invert_yaxis()
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_title(f"{name}, {rows[0]['epochs']} epochs")
+        ax.set_title(f"{name}, {rows[0]['epochs']} epochs", fontsize=10)
         ax.set_xlabel("gain over alone, mAP50-95")
         ax.tick_params(labelbottom=True)  # a shared axis would have its numbers in the last row alone
         ax.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), [ARMS[arm] for arm in arms])
+    axes[0].invert_yaxis()
     fig.savefig(file, dpi=150)
     plt.close(fig)
 
