@@ -101,6 +101,27 @@ def test_pages_show_the_gain_by_a_bigger_teacher():
     assert f"stored answers {stored['score']:.3f}, {interval(stored)}: {kd['closed']:.0%} and" in page
 
 
+def test_pages_show_what_the_bigger_teachers_weights_do():
+    records = STUDY / "results" / "coco-bccd-s" / "records"
+    scores = [json.loads((records / f"{arm}-0.json").read_text(encoding="utf-8"))["scores"] for arm in ("init", "kd")]
+    weights, both = (sum(head["score"] for head in heads.values()) / len(heads) for heads in scores)
+    assert f"labels alone after them gave {weights:.3f} (one seed)" in " ".join(README.split())
+    shown = f"labels alone after them the student has {weights:.3f} in seed 0, and with terms {both:.3f}"
+    assert shown in " ".join(RESULTS_PAGE.split())
+
+
+def test_pages_show_what_longer_trainings_leave_of_the_gain():
+    alone = [gain("bccd", epochs, "alone") for epochs in (40, 80, 160)]
+    stored = [gain("bccd", epochs, "stored") for epochs in (40, 80)]
+    assert [row["runs"] for row in (*alone, *stored)] == [5, 1, 2, 5, 1]
+    first, second, third = (f"{row['score']:.3f}" for row in alone)
+    readme, page = (" ".join(text.split()) for text in (README, RESULTS_PAGE))
+    assert f"{first} after 40 epochs, {second} after 80 (one seed) and {third} after 160 (two seeds)" in page
+    assert f"it has {stored[0]['score']:.3f} after 40 and {stored[1]['score']:.3f} after 80 (one seed)" in page
+    assert f"the lead has halved to {stored[1]['gain']:.3f}" in page
+    assert f"{third} after 160 epochs (two seeds), with stored answers {stored[0]['score']:.3f} after 40" in readme
+
+
 def test_results_page_shows_a_student_of_another_family_and_heavier_terms():
     page = " ".join(RESULTS_PAGE.split())
     assert f"as no weights fit: {interval(gain('bccd, YOLO11n', 40, 'kd'))}" in page
