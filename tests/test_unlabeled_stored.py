@@ -89,6 +89,7 @@ def test_they_are_the_images_of_a_training_whose_teacher_runs(quick, teacher, fo
         assert torch.equal(one["img"], other["img"]) and torch.equal(one["bboxes"], other["bboxes"])
 
 
+@pytest.mark.nightly
 def test_stored_boxes_follow_the_augmentation_of_their_image(quick, data, folder, cache, teacher, looking):
     """With mirrored images each stored box is mirrored, and nothing else about it changes."""
     args = {**quick, "epochs": 1, "teacher": teacher, "kd_unlabeled": folder, "kd_cache": cache}
@@ -208,7 +209,7 @@ def test_no_image_is_answered_for_boxes_that_the_cache_would_not_hold(quick, tea
     assert not Path(quick["project"]).exists()
 
 
-@pytest.mark.parametrize("boxes", [None, 0.01])
+@pytest.mark.parametrize("boxes", [0.01, pytest.param(None, marks=pytest.mark.nightly)])
 def test_they_may_be_all_training_images(quick, teacher, folder, names_only, tmp_path, boxes):
     given = {**QUIET, "data": names_only, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_conf": 0.001}
     store = make_cache({**given, "kd_unlabeled": folder})
@@ -221,6 +222,7 @@ def test_they_may_be_all_training_images(quick, teacher, folder, names_only, tmp
     assert isinstance(model.trainer.train_loader.dataset, AnsweredUnlabeledImages)
 
 
+@pytest.mark.nightly
 def test_a_run_without_training_images_makes_its_cache(quick, teacher, folder, names_only):
     model = YOLO(STUDENT)
     model.train(**{**quick, "data": names_only, "epochs": 1}, teacher=teacher, kd_unlabeled=folder, kd_cache=True)
@@ -256,6 +258,7 @@ def test_transforms_that_a_callback_adds_to_them_are_refused(quick, teacher, fol
         model.train(**{**quick, "close_mosaic": 0}, teacher=teacher, kd_unlabeled=folder, kd_cache=True)
 
 
+@pytest.mark.nightly
 def test_a_list_behind_a_link_names_the_same_images_for_cache_and_training(quick, teacher, folder, tmp_path):
     (tmp_path / "near").mkdir()
     (tmp_path / "far").mkdir()
@@ -269,6 +272,7 @@ def test_a_list_behind_a_link_names_the_same_images_for_cache_and_training(quick
     assert model.trainer.store.count() == 14
 
 
+@pytest.mark.nightly
 def test_fraction_takes_its_share_of_them_if_they_are_all(quick, teacher, folder, names_only):
     model = YOLO(STUDENT)
     args = {**quick, "data": names_only, "epochs": 1, "fraction": 0.5, "teacher": teacher, "kd_unlabeled": folder}
@@ -291,6 +295,7 @@ def test_data_without_any_image_to_answer_is_one_sentence(teacher, names_only, t
         make_cache(given)
 
 
+@pytest.mark.nightly
 def test_a_folder_may_have_brackets_in_its_name(data, teacher, tmp_path):
     store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c[1]")})
     assert store.count() == 8
