@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -88,7 +89,7 @@ class Steps:
         steps = len(trainer.train_loader) * self._options.argument("epochs")
         rows = costs.rows(seconds, memory, loading, trainer.train_loader.num_workers, steps)
         if STORED in rows:
-            images = len(trainer.train_loader.dataset) + len(self._unlabeled())
+            images = len(trainer.train_loader.dataset) + len(self._unlabeled)
             rows[STORED]["making_hours"] = answering * images / 3600
         for name in (TAUGHT, STORED):
             if name in trials:
@@ -108,7 +109,7 @@ class Steps:
         count = max(ANSWERED, options.argument("batch"))
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
         own = {**alone(options.training), "data": part.data, "fraction": 1.0}
-        unlabeled = self._unlabeled()[:count]
+        unlabeled = self._unlabeled[:count]
         if unlabeled:
             own["kd_unlabeled"] = str(folder / "unlabeled.txt")
             Path(own["kd_unlabeled"]).write_text("\n".join(unlabeled), encoding="utf-8")
@@ -121,8 +122,9 @@ class Steps:
         seconds = (perf_counter() - start) / (part.used + len(unlabeled))
         return {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}, seconds
 
+    @cached_property
     def _unlabeled(self) -> list[str]:
-        """Return the images without labels, empty if there are none."""
+        """The images without labels, empty if there are none."""
         given = self._options.training.get("kd_unlabeled")
         return find_unlabeled(parse_list(given)) if given else []
 

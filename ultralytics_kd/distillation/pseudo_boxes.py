@@ -271,13 +271,13 @@ def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, mos
     Raises:
         KDError: If so.
     """
-    needed = {"kd_cache_conf": (conf, min(DOUBT, sure_confidence(given))), "kd_cache_iou": (iou, IOU)}
-    needed["kd_cache_topk"] = (most, STORED)
-    lacking = [
-        f"{name}={limit:g} or {'less' if name == 'kd_cache_conf' else 'more'} (it has {value:g})"
-        for name, (value, limit) in needed.items()
-        if (value > limit if name == "kd_cache_conf" else value < limit)
-    ]
+    lowest = min(DOUBT, sure_confidence(given))
+    limits = (
+        (conf > lowest, f"kd_cache_conf={lowest:g} or less (it has {conf:g})"),
+        (iou < IOU, f"kd_cache_iou={IOU:g} or more (it has {iou:g})"),
+        (most < STORED, f"kd_cache_topk={STORED:g} or more (it has {most:g})"),
+    )
+    lacking = [option for missed, option in limits if missed]
     if lacking:
         raise KDError(
             f"kd_cache={cache} lacks detections that '{NAME}={given}' needs, or objects would be background: make one "
