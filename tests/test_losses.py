@@ -20,7 +20,6 @@ CASES = {
     "cwd": lambda s, t, z: losses.cwd(s, t, tau=1.0),
     "cwd_tau4": lambda s, t, z: losses.cwd(s, t, tau=4.0),
     "mgd_distance": lambda s, t, z: losses.mgd_distance(s, t, alpha=2e-5),
-    "at": lambda s, t, z: losses.at(s, t),
     "crosskd_align": lambda s, t, z: losses.align(s, t).pow(2).sum(),
     "kl_tau1": lambda s, t, z: losses.kl(s, t, tau=1.0),
     "kl_tau4": lambda s, t, z: losses.kl(s, t, tau=4.0),

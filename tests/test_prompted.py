@@ -232,7 +232,7 @@ def test_stored_answers_are_those_to_the_words(encoder, data, quick, tmp_path):
     assert list(store.manifest().names.values()) == list(WORDS)
     student = YOLO(STUDENT)
     student.train(**{**quick, "epochs": 1}, teacher=path, kd_cache=str(store.folder), kd_classes=WORDS)
-    assert student.trainer.stored_classes.sources == {0: (0,), 1: (1, 2)}
+    assert student.trainer.distillation.cached.classes.sources == {0: (0,), 1: (1, 2)}
     with pytest.raises(KDError, match="holds answers of other weights"):
         YOLO(STUDENT).train(**{**quick, "name": "other"}, teacher=path, kd_cache=str(store.folder))
     with pytest.raises(KDError, match="'kd_classes' has no effect on stored answers"):

@@ -103,7 +103,7 @@ def test_a_batch_of_half_the_size_is_taught_the_confidence_at_that_scale(quick, 
     run = {**quick, **off, "data": data, "teacher": teacher, "kd_cache": str(store.folder), "epochs": 1}
     model.train(**run, augmentations=[])
     files = [f for b in batches[0] for f in b["im_file"]]
-    answers = StoredAnswers(store, files, model.trainer.stored_classes, 64)
+    answers = StoredAnswers(store, files, model.trainer.distillation.cached.classes, 64)
     for scale, of_scale in batches.items():
         taught = dropped = 0
         for batch in of_scale:

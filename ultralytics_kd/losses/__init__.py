@@ -1,7 +1,7 @@
 """Distillation losses as pure functions of tensors: a stable API that does not depend on YOLO models.
 
 Every function takes the student first and the teacher second. No gradient reaches the teacher. Most functions return a
-scalar. `mask_loss`, `keypoint_loss` and `laplace_kl` return one value per mask, object or keypoint, and `align` returns
+scalar. `mask_loss`, `keypoint_loss` and `laplace_kl` return one value per mask, object or coordinate. `align` returns
 features.
 
 The tables at the end of `logit`, `box` and `feature` list the losses that `kd_cls_loss`, `kd_box_loss` and

@@ -1,7 +1,7 @@
 """Losses on feature maps of shape (B, C, H, W).
 
-A new loss is a function here and an entry in `FEATURE_LOSSES` at the end; its name goes into the choices of
-`kd_feat_loss` in `config/arguments.py`.
+A new loss is a function here, its name in `__all__`, and an entry in `FEATURE_LOSSES` at the end. Its name also goes
+among the choices of `kd_feat_loss` in `config/arguments.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ("align", "at", "cosine", "cwd", "mgd_distance", "pkd", "pkd_adapted", "sl2")
+__all__ = ("align", "cosine", "cwd", "mgd_distance", "pkd", "pkd_adapted", "sl2")
 
 
 def _channel_rows(x: Tensor) -> Tensor:
@@ -149,34 +149,8 @@ def mgd_distance(student: Tensor, teacher: Tensor, alpha: float = 2e-5) -> Tenso
     return F.mse_loss(student, teacher.detach(), reduction="sum") / student.shape[0] * alpha
 
 
-def at(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the attention transfer loss of Zagoruyko and Komodakis (ICLR 2017, https://arxiv.org/abs/1612.03928).
-
-    `loss = mean((a_s - a_t)²)`. The attention a is the mean of the squared features over channels, normalised to
-    length 1 in each image.
-
-    Args:
-        student (Tensor): Features of shape (B, C1, H, W).
-        teacher (Tensor): Features of shape (B, C2, H, W); the number of channels may differ.
-
-    Returns:
-        (Tensor): Scalar; 0 when the attention maps are equal.
-
-    Examples:
-        >>> import torch
-        >>> feature = torch.arange(32.0).view(1, 2, 4, 4)
-        >>> at(feature, torch.cat((feature, feature), 1)).item()
-        0.0
-    """
-
-    def attention(x: Tensor) -> Tensor:
-        return F.normalize(x.pow(2).mean(1).flatten(1), dim=1)
-
-    return F.mse_loss(attention(student), attention(teacher.detach()))
-
-
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the cosine distance of features, the loss by which models learn from foundation models.
+    """Return the cosine distance of features, which is used to learn from foundation models.
 
     `loss = mean(1 - cos(s, t))` over batch and positions, with s and t the channels at one position. It is used in
     AM-RADIO (Ranzinger et al., CVPR 2024, https://arxiv.org/abs/2312.06709).
@@ -186,7 +160,7 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
         teacher (Tensor): Features of shape (B, C, H, W).
 
     Returns:
-        (Tensor): Scalar in [0, 2]; 0 when they are equal up to a positive factor at each position.
+        (Tensor): Scalar in [0, 2]; 0 when features are equal up to a positive factor at each position.
 
     Examples:
         >>> import torch

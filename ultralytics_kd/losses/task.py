@@ -99,7 +99,7 @@ def laplace_kl(student: Tensor, teacher: Tensor, scale: Tensor, teacher_scale: T
 
 
 def depth_loss(student: Tensor, teacher: Tensor, valid: Tensor, gradient: float = 0.5) -> Tensor:
-    """Return the mean absolute difference of log-depth, plus that of its gradients at several scales.
+    """Return the mean absolute difference of log-depth and of its gradients at several scales.
 
     `loss = mean(|d|) + gradient * sum over scales and axes of mean(|diff(d)|)`, with d = log(student) - log(teacher).
     The gradients put edges where the teacher sees them, as in MiDaS (Ranftl et al., https://arxiv.org/abs/1907.01341).

@@ -24,7 +24,6 @@ from ..distillation.distillers import Distiller
 from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError, first_line
 from ..teachers import Teacher
-from ..teachers.class_map import ClassMap
 from ..teachers.prompted import PromptedTeacher
 from . import distributed
 from .autobatch import StudentWithTeacher
@@ -130,11 +129,6 @@ class DistillationMixin(_Trainer):
         return self.distillation.cached.store if self.distillation and self.distillation.cached else None
 
     @property
-    def stored_classes(self) -> ClassMap | None:
-        """Match of the stored answers' classes to the student's."""
-        return self.distillation.cached.classes if self.distillation and self.distillation.cached else None
-
-    @property
     def unlabeled(self) -> UnlabeledStream | None:
         """Images without labels that join the batches."""
         return self.distillation.unlabeled.stream if self.distillation and self.distillation.unlabeled else None
@@ -189,10 +183,10 @@ class DistillationMixin(_Trainer):
         """Match the data set's classes with the teacher's, unless that is done."""
         if self.distillation is None or self.distillation.teacher.classes is not None:
             return
-        with distributed.machine_by_machine():  # words may need a text encoder, which Ultralytics downloads
+        with distributed.machine_by_machine():  # prompts may need a text encoder, which Ultralytics downloads
             try:
                 self.distillation.match_data(data)
-            except KDError:  # perhaps because the teacher was replaced, which is the reason to name
+            except KDError:  # if the teacher was replaced, that is the error to report
                 self._check_resumed_teacher(matched=False)
                 raise
         self._check_resumed_teacher()
@@ -202,7 +196,7 @@ class DistillationMixin(_Trainer):
         """Raise if a resumed run has another teacher than it began with.
 
         Args:
-            matched (bool): Whether its classes are matched, before which a teacher of words has none to compare.
+            matched (bool): Whether its classes are matched. Before that, a prompted teacher cannot be compared.
         """
         assert self.distillation is not None
         teacher = self.distillation.teacher
@@ -240,7 +234,7 @@ class DistillationMixin(_Trainer):
 
     def _calibration_batches(self) -> list[dict[str, Any]]:
         """Return prepared training batches for `kd_init`, the student ready to compute its base loss on them."""
-        self.set_model_attributes()  # Ultralytics does so later
+        self.set_model_attributes()  # Ultralytics calls it later
         return calibration_batches(self, super().preprocess_batch)
 
     def _average(self) -> nn.Module:
@@ -282,7 +276,7 @@ class DistillationMixin(_Trainer):
 
     @contextmanager
     def _optimizer_extended_first(self) -> Iterator[None]:
-        """Add the adapters to the optimizer before the scheduler sees its groups, whoever makes the two."""
+        """Add the adapters to the optimizer before the scheduler sees its groups, even if user code makes both."""
         set_up = self._setup_scheduler
 
         def extended() -> None:
@@ -330,7 +324,7 @@ class DistillationMixin(_Trainer):
                 raise
             raise KDError(NO_MODELOPT) from e
         adapters = self.distillation.distiller.adapters  # type: ignore[union-attr]
-        if self.world_size > 1:  # a module of the user's may start from other weights in every process
+        if self.world_size > 1:  # a user's module may start from other weights in every process
             distributed.broadcast((*adapters.parameters(), *adapters.buffers()))
         self.distillation.prepare_teacher(self.device, self.amp)
         self._attach_loss()
@@ -342,7 +336,7 @@ class DistillationMixin(_Trainer):
         self.distillation.attach_loss(unwrap_model(self.model), self.ema.ema if self.ema else None)
 
     def _keep_attached(self, event: str) -> None:
-        """Keep loss and optimizer distilling after callbacks, which may replace them, and check the first batch."""
+        """Restore distillation loss and adapters if callbacks replaced loss or optimizer, and check the first batch."""
         if self.distillation is not None and self.distillation.trains:
             self._attach_loss()
             self._extend_optimizer()
@@ -371,7 +365,7 @@ class DistillationMixin(_Trainer):
 
     @contextmanager
     def _folder_kept(self) -> Iterator[None]:
-        """Keep the run's folder while Ultralytics launches processes. It would remove it first and free its name."""
+        """Hide the run's folder from Ultralytics while it launches processes: it would remove the folder first."""
         path = self.save_dir
         with tempfile.TemporaryDirectory() as folder:
             self.save_dir = path if self.resume else Path(folder)
@@ -393,7 +387,7 @@ class DistillationMixin(_Trainer):
             folder, started = self.run_folder, self.distillation is not None and self.distillation.started
             if started or (folder is None and not distributed.launched()):
                 raise
-            if constructing and hasattr(self, "callbacks"):  # without this Platform keeps the console
+            if constructing and hasattr(self, "callbacks"):  # or Ultralytics Platform keeps capturing the console
                 self.run_callbacks("teardown")
             error = folder.disk_error(e) if folder is not None else None
             distributed.failed_before_start(folder.undo if folder is not None else lambda: None)
@@ -426,8 +420,8 @@ class DistillationMixin(_Trainer):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add images without labels, prepare the batch, and add the teacher's answer.
 
-        The loss adds the answer if a subclass goes on preparing the batch, or does not call this method. Here, before
-        the student's forward pass, it takes less memory.
+        If a subclass overrides this method, the loss adds the answer instead. Here, before the student's forward pass,
+        the answer takes less memory.
         """
         if self.distillation is None:
             return super().preprocess_batch(batch)
@@ -460,7 +454,7 @@ class DistillationMixin(_Trainer):
         """Plot training images with their labels; those without are plotted separately if they have pseudo-boxes."""
         count, drawn = batch.get(LABELED), batch  # with no label at all, the images are still worth a look
         if self.distillation is not None:
-            # Ultralytics scales on a CPU what it draws, and the check of the first step comes later
+            # On a CPU, Ultralytics scales the drawn images in place, and the first step is checked later
             drawn = {**batch, "img": batch["img"][: count or None].clone()}
         super().plot_training_samples(drawn, ni)
         if count is not None and self.distillation is not None and self.distillation.pseudo is not None:
@@ -512,12 +506,12 @@ class DistillationMixin(_Trainer):
             super().save_metrics(metrics)
             return
         with checkpoints.disk_errors(self):
-            if self.resumed is not None and self.epoch == self.start_epoch:  # its first row has the columns of today
+            if self.resumed is not None and self.epoch == self.start_epoch:  # drop older columns before its first row
                 self.resumed.drop_columns(self, metrics)
             super().save_metrics(metrics)
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
-        """Return the parts of the loss for the log: where val images get no answers, without the terms for val."""
+        """Return the parts of the loss for the log; parts of val lack the terms if val images get no answers."""
         parts = super().label_loss_items(loss_items, prefix)
         if prefix != "val" or self.distiller is None or self.distillation.answers_val:  # type: ignore[union-attr]
             return parts
