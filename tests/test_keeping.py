@@ -13,6 +13,7 @@ from conftest import NAMES, QUICK, STUDENT, draw_dataset, make_model, save_model
 from task_models import task_model
 from test_ddp import ARGS, launching, read
 from test_own_trainer import OwnDataset
+from test_teachers import build
 from test_training import results
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, YAML
@@ -591,6 +592,15 @@ def test_weights_without_a_class_of_the_data_score_nothing_there(place, tmp_path
     args = {"data": str(tmp_path / "other.yaml"), "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
     row = score_kept(place.old, args, None)
     assert row["unmatched"] == ["star", "moon"] and row["scores"]["end2end"] == {"score": 0.0, "second": 0.0}
+
+
+def test_detector_of_another_kind_without_a_class_of_the_data_scores_nothing_there(place, tmp_path):
+    detector = build("yolov8n-rtdetr.yaml")
+    detector.names, detector.task = {0: "comet", 1: "planet", 2: "moon"}, "detect"
+    torch.save({"model": detector, "train_args": {"task": "detect"}}, tmp_path / "rtdetr.pt")
+    args = {"data": place.new, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu"}
+    row = score_kept(str(tmp_path / "rtdetr.pt"), args, None)
+    assert row["scores"] == {"output": {"score": 0.0, "second": 0.0}}
 
 
 def test_model_with_masks_is_scored_as_the_detector_that_teaches(place, tmp_path):

@@ -46,14 +46,8 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto", task: str |
     assert teacher.classes is not None
     if task == "pose":
         check_scorable(teacher, check_det_dataset(data))
-    model = load(weights, teacher)
-    if task in GRID_TASKS and teacher.layout is not None:
-        heads = outputs.layout(model.model).branches
-        scores = {NMS: _score(model, args, {"nms": None})}
-        if outputs.ONE2ONE in heads:  # loaded again: validation fuses a model, which removes the unused head
-            scores[END2END] = _score(load(weights, teacher), args, {"nms": False})
-    else:
-        scores = {ONE: _score(model, args, {})}
+    # Validation fuses a model, which removes the head that it does not use, so each head gets a model of its own
+    scores = {head: _score(load(weights, teacher), args, given) for head, given in _heads(teacher, task).items()}
     return {
         "scores": scores,
         "parameters": get_num_params(teacher.original),
@@ -90,14 +84,29 @@ def _score_or_zero(weights: str, args: dict[str, Any], classes: Any, task: str |
     try:
         return score(weights, args, classes, task)
     except NoSharedClassError:
-        model = YOLO(weights)
-        heads = (NMS, END2END)[: len(outputs.layout(model.model).branches)]
+        task = task or str(YOLO(weights).task)
+        teacher = open_teacher(weights, task, trust=True)
         return {
-            "scores": {head: {"score": 0.0, "second": 0.0} for head in heads},
-            "parameters": get_num_params(model.model),
+            "scores": {head: {"score": 0.0, "second": 0.0} for head in _heads(teacher, task)},
+            "parameters": get_num_params(teacher.original),
             "weights": str(Path(weights).absolute()),
-            "unmatched": list(class_names_of(str(args["data"]), model.task).values()),
+            "unmatched": list(class_names_of(str(args["data"]), task).values()),
         }
+
+
+def _heads(teacher: Teacher, task: str) -> dict[str, dict[str, Any]]:
+    """Return a model's heads, and the argument with which Ultralytics validates each.
+
+    Args:
+        teacher (Teacher): The model as a teacher.
+        task (str): The task that it is scored for.
+    """
+    if task not in GRID_TASKS or teacher.layout is None:
+        return {ONE: {}}
+    heads: dict[str, dict[str, Any]] = {NMS: {"nms": None}}
+    if outputs.ONE2ONE in teacher.layout.branches:
+        heads[END2END] = {"nms": False}
+    return heads
 
 
 def load(weights: str, teacher: Teacher) -> YOLO:
@@ -108,12 +117,12 @@ def load(weights: str, teacher: Teacher) -> YOLO:
         teacher (Teacher): The same model as a teacher, its channels and classes matched with those of the data set.
 
     Raises:
-        KDError: If the model has others and cannot be validated on these.
+        KDError: If the model has other channels or classes and cannot be validated on those of the data set.
     """
     model = YOLO(weights)
     assert teacher.classes is not None
     if outputs.takes_prompts(model.model) or teacher.task != model.task:
-        # For Ultralytics it is a model of prompts or of masks, with a `val` of its own; what teaches is a plain model
+        # Ultralytics would validate it with prompts or masks; the teacher that was made from it is a plain model
         model.__class__, model.task, model.overrides["task"] = YOLO, teacher.task, teacher.task
         names = teacher.classes.student_names
         model.model = teacher.validator_model(len(names), names)
