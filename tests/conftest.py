@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -60,6 +61,21 @@ def pytest_collection_modifyitems(items: list) -> None:
     """Order files by how long they take; the order within a file stays."""
     rank = {f"test_{name}.py": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_runtest_setup() -> None:
+    """Hide the objects that there are from the garbage collector: Ultralytics runs it several times in a training.
+
+    Imported modules have a million objects, and to look at them took a third of the tests' time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Show them again after the last test of a file, whose fixtures may be garbage then."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.unfreeze()
 
 
 def draw_dataset(folder: Path, images: int = 8, names: dict[int, str] | None = None, seed: int = 0) -> Path:
