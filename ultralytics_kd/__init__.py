@@ -48,7 +48,7 @@ class _Gate:
     """A meta path finder that finds no module, but checks Ultralytics before a module of this package is imported.
 
     If a part of Ultralytics is missing, the error is then a sentence that says what to install, whichever module is
-    imported first. Without it the error would be an ImportError from the middle of some module.
+    imported first. Without this check the error would be an ImportError from the middle of some module.
     """
 
     open = False  # whether all parts have been checked

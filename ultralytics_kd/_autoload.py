@@ -15,7 +15,7 @@ class _Finder:
     """A meta path finder that lets the others find two modules of Ultralytics, and calls a hook after each has run."""
 
     def find_spec(self, name, path=None, target=None):
-        """Return the spec of the other finders, with a loader that calls the hook after the module has run."""
+        """Return the spec that another finder returns, with a loader that calls the hook after the module has run."""
         if name not in _HOOKS:
             return None
         for finder in sys.meta_path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import KDError
 
-# One line, as .pth files need; silent if the package was uninstalled, so that this breaks nothing
+# Python runs each line of a .pth file on its own, so this is one line; it does nothing after an uninstallation
 LINE = "import sys; exec('try:\\n import ultralytics_kd._autoload\\nexcept ImportError:\\n pass')\n"
 
 

@@ -18,8 +18,8 @@ from .config.input_errors import is_input_error
 from .errors import KDError, KDTypeError
 
 HELP_WORDS = {"help", "h"}
-OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # Ultralytics' commands that are added to
-SPECIAL = {*HELP_WORDS, *("settings", "hub", "login", "logout", "solutions")}  # its others that are no mode
+OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # this package adds to their output
+SPECIAL = {*HELP_WORDS, *("settings", "hub", "login", "logout", "solutions")}  # Ultralytics' other non-modes
 LISTS = "'yolo-kd help' and 'yolo-kd cfg' list the arguments."
 READ_EARLY = ("mode", "model", "task")  # arguments that Ultralytics reads before it checks any
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _short_errors() -> Iterator[None]:
-    """Print one line instead of Ultralytics' help within a block: for a misspelt name it fills several screens."""
+    """Within a block, print one line instead of Ultralytics' help: after a misspelt name it fills several screens."""
 
     def shorten(record: logging.LogRecord) -> bool:
         """Shorten the record of the help."""
@@ -125,7 +125,7 @@ def _yolo(args: list[str]) -> None:
     _check_line(args)
     _warn_of_idle(args)
     before = ul_cfg.ARGV[:]
-    ul_cfg.ARGV[:] = ["yolo", *args]  # in `install.CHANGES`; by 'yolo' Ultralytics tells its CLI from Python
+    ul_cfg.ARGV[:] = ["yolo", *args]  # see `install.CHANGES`; 'yolo' tells Ultralytics that its CLI runs
     try:
         ul_cfg.entrypoint()
     finally:
@@ -145,7 +145,8 @@ def _check_line(args: list[str]) -> None:
     """Check a command line: its recipes, and what Ultralytics reads before it checks arguments.
 
     Raises:
-        KDError: If `cfg` is not a YAML of arguments, or a mode, task or model is not a text.
+        KDError: If `cfg` is not a YAML of arguments, a kd argument has no value, or a mode, task or model is not a
+            text.
     """
     _merged(args)  # raises if nothing stands before an '='
     line = recipes.check_line(args)
@@ -165,7 +166,7 @@ def _check_line(args: list[str]) -> None:
 
 
 def _merged(args: list[str]) -> list[str]:
-    """Return arguments with those that were split at spaces joined again.
+    """Return the arguments; parts that the shell split at spaces are joined again.
 
     Raises:
         KDError: If nothing stands before an '='.
@@ -184,7 +185,7 @@ def _warn_of_idle(args: list[str]) -> None:
 
 
 def _add_to_special(command: str) -> bool:
-    """Add to the output of one of Ultralytics' special commands; return whether it was one."""
+    """Add to the output of one of Ultralytics' special commands; return whether the command is special."""
     if command == "cfg":
         LOGGER.info(config.cfg_text())
     elif command in {"version", "v"}:
@@ -254,9 +255,9 @@ def _key_values(
     """Return the `key=value` arguments of a command of this package, or print its help and return None.
 
     Args:
-        command (str): Its name.
+        command (str): The command.
         args (list[str]): Its arguments as they were typed.
-        own (Mapping): Defaults of the arguments that it alone has, for the help.
+        own (Mapping): Defaults of the arguments that only this command has, for the help.
         shared (Sequence[str]): Names of the other arguments that it takes, if they are few, for the help.
 
     Raises:

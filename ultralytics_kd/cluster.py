@@ -51,7 +51,7 @@ def connected(requirement: str) -> Iterator[Any]:
 def _check_address(address: str) -> None:
     """Raise if nothing answers at an address: Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():  # none, or "auto"
+    if not port.isdecimal():  # no port, or "auto"
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()

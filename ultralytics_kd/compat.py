@@ -19,7 +19,7 @@ OLDEST, NEWEST = "8.4.153", "8.4.190"
 TESTED = f">={OLDEST},<={NEWEST}"
 
 # By module: names, attributes of classes and of their objects, and in brackets a parameter that a part must take.
-# Parts that some tested releases lack, as a task, are not here: the code that uses them checks whether they exist.
+# Parts that some tested releases lack, such as a task, are not here: the code that uses them checks whether they exist.
 INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics": ("__version__",),
     "ultralytics.utils": (
@@ -174,7 +174,7 @@ def check_parts(parts: Mapping[str, tuple[str, ...]], version: str | None = None
         version (str, optional): Ultralytics release; the installed one if None.
 
     Raises:
-        KDError: If one has moved or takes other parameters; the message names it.
+        KDError: If a part has moved or takes other parameters; the message names it.
     """
     missing = [name for module in parts for part in parts[module] if (name := _missing(module, part))]
     if "ultralytics.utils.loss" in parts and not missing and not _loss_names_its_parts():

@@ -28,7 +28,7 @@ YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, Rec
 UNPRINTABLE = re.compile(r"[^\x09\x0A\x0D\x20-\x7E\x85\xA0-\uD7FF\uE000-\uFFFD\U00010000-\U0010ffff]+")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
-# A drive that is gone, mostly one of the network
+# A drive that is gone, mostly a network drive
 UNREACHABLE = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ESTALE}
 STORED = "what is stored stays; make room and run the same command again to finish."
 PROBE_BYTES = 2**20  # size of the file that tests whether a disk is full
@@ -50,7 +50,7 @@ def load_yaml(file: Any) -> dict:
         file (str | Path): A YAML as Ultralytics finds it: a path, a URL, or the name of a file of Ultralytics.
 
     Raises:
-        KDError: If it holds no mapping, or more than a file of arguments or class names can hold.
+        KDError: If it cannot be read, holds no mapping, or is too large for a file of arguments or class names.
         FileNotFoundError: If it does not exist.
     """
     if not isinstance(file, (str, Path)):
@@ -71,7 +71,7 @@ def load_yaml(file: Any) -> dict:
 
 
 def check_yaml_text(text: str) -> None:
-    """Raise if a text is not YAML or grows too large.
+    """Raise if a text is not YAML, or too large with every alias written out.
 
     Aliases repeat the content of an anchor, so that a few lines can stand for more text than fits in memory.
 
@@ -153,7 +153,7 @@ def output_folder(args: Any) -> Path:
 
 
 def lock_file(folder: Path) -> Path:
-    """Return the file by which processes take turns in a folder.
+    """Return the file that processes lock to take turns in a folder.
 
     Args:
         folder (Path): The folder.

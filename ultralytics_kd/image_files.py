@@ -40,7 +40,7 @@ def find_unlabeled(source: Any) -> list[str]:
         source (str | Path | list): Folder with images, file with a list of them, or several.
 
     Raises:
-        KDError: If there are none.
+        KDError: If there are no images, or a source is an image itself or cannot be read.
     """
     files = [str(s) for s in (source if isinstance(source, (list, tuple)) else [source])]
     for file in files:

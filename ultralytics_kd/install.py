@@ -55,7 +55,7 @@ def _checked_train(stock: Callable[..., Any]) -> Callable[..., Any]:
         check_call(kwargs)
         check_unfinished(self, kwargs)
         if trainer is None and has_teacher(kwargs):
-            distilling_model()  # or the trainer of Ultralytics would say that it does not distil, and not why
+            distilling_model()  # raises with the reason; Ultralytics' trainer would only say that it does not distil
         return stock(self, trainer=trainer, **kwargs)
 
     return train
@@ -148,7 +148,7 @@ def distilling_model() -> ModuleType:
     """Return the module of the `YOLO` that distils, which imports all trainers.
 
     Raises:
-        KDError: If Ultralytics lacks a part that they need, or the installation of this package is not whole.
+        KDError: If Ultralytics lacks a part that they need, or the installation of this package is incomplete.
     """
     try:
         return importlib.import_module(f"{__package__}.model")
@@ -160,7 +160,8 @@ def distilling_model() -> ModuleType:
 def _trainer_replacement() -> Callable[[TaskMap], TaskMap] | None:
     """Return the function that puts trainers that distil into a task map; None if they cannot be imported.
 
-    Then plain training still works, after a warning, and a training with a teacher raises the reason.
+    Without them plain training still works, after a warning, and a training with a teacher raises an error with the
+    reason.
     """
     try:
         replacement: Callable[[TaskMap], TaskMap] = distilling_model().with_distilling_trainers

@@ -1,4 +1,4 @@
-"""What Ultralytics logs, made less where it would be said twice or is of no use."""
+"""Silence Ultralytics' log where its messages are repetitions or of no use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ultralytics.utils import LOGGER
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let Ultralytics log warnings alone within a block."""
+    """Let Ultralytics log only warnings and errors within a block."""
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:

@@ -14,7 +14,7 @@ WIDTH = 80  # columns; a word that is longer, such as a path, stays whole
 INDENT = 4
 LONGEST_NAME = 24  # of a row of a table
 MINUTE, HOUR = 60, 3600  # seconds
-UNIT = re.compile(r"(?<=\d) (?=(?:px|ms|s|min|h|[GMk]i?B|GFLOPs)\b)")  # the space before it, where no line ends
+UNIT = re.compile(r"(?<=\d) (?=(?:px|ms|s|min|h|[GMk]i?B|GFLOPs)\b)")  # the space before a unit, where no line ends
 JOINED = "\xa0"  # in place of that space
 KB, MB, GB = 10**3, 10**6, 10**9  # bytes
 
@@ -94,7 +94,8 @@ def command_line(name: str, given: Mapping[str, Any]) -> str:
 def table(lines: Sequence[Sequence[str]], indent: int = INDENT) -> list[str]:
     r"""Return a table in lines: names to the left, figures to the right.
 
-    Columns that do not fit beside the others follow below, after the names again. Rows without figures are left out.
+    Columns that do not fit beside the others follow below, after a second column of names. Rows without figures are
+    left out.
 
     Args:
         lines (Sequence[Sequence[str]]): Cells, the header first. The first cell of each is its name.
@@ -137,7 +138,7 @@ def shortened(name: str) -> str:
 
 
 def near(path: str | Path) -> str:
-    """Return a path as short as it can be typed here: below the current folder without the way to that folder.
+    """Return a path as short as it can be typed here: relative if it lies below the current folder.
 
     Args:
         path (str | Path): The path.

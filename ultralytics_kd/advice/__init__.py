@@ -8,7 +8,7 @@ Files:
     contradictions: training images on which teacher and labels contradict each other.
     steps: trainings without a teacher, with one, and with its stored answers.
     trial: trainers that take a few steps, and a short training of the student alone.
-    gradients: whether labels and terms pull into the same direction.
+    gradients: whether labels and terms pull in the same direction.
     costs: time and memory of a step, with and without teacher.
     verdict: the rule that says go or no-go.
     commands: the command to run next.

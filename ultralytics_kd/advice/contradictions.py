@@ -32,12 +32,13 @@ def find_contradictions(
         task (str): Its task.
         names (Mapping[int, str]): Class names of the data.
         min_conf (float): Confidence from which on a detection, or a class of an image, counts.
-        taught (set[int]): Classes that the teacher knows; it can contradict no others.
+        taught (set[int]): Classes that the teacher knows. It misses no label of others, but may take one for its own.
 
     Returns:
-        (dict): "images", the number of images looked at, and "rows" with "file" and "weight", most first. With boxes
-            the rows have counts of `KINDS`. The whole has them too, the numbers of "labels" and of those with a
-            "confident" box of whatever class on them, and in "swaps" how often one class was taken for another.
+        (dict): "images", the number of images looked at, and "rows" with "file" and "weight", most first. With boxes,
+            the rows and the dict have counts of `KINDS`. The dict then also has "labels", the number of labels of
+            `taught` classes; "confident", the number of labels of any class with a box that counts on them; and
+            "swaps", how often one class was taken for another.
     """
     if result.labels:
         return _of_boxes(result, names, min_conf, taught)
@@ -99,8 +100,8 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
     Returns:
         (dict): "boxes", the detections that count; "extra", indices of those on no label; "missed", indices of labels
             that no detection is on, not even one of little confidence; "swapped", pairs of label and detection of
-            another class; "paired", the number of labels with a detection that counts; "weight", the confidence of the
-            extra and swapped ones, plus what the teacher lacks of seeing the missed ones.
+            another class; "paired", the number of labels with a detection that counts; "weight", the summed
+            confidence of extra and swapped detections, plus 1 minus the best confidence on each missed label.
     """
     boxes = detections.confident(min_conf)
     paired = pairs(labels, boxes, MIN_IOU)

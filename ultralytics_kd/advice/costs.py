@@ -18,7 +18,7 @@ import torch
 from .trial import Trial
 
 ROUNDS, WARM_UP = 7, 1  # timed steps of every arm, and untimed ones before them
-FEWEST, MOST_SECONDS = 2, 60.0  # timed steps at least; after so many seconds there are no more
+FEWEST, MOST_SECONDS = 2, 60.0  # at least this many timed steps; after this many seconds no more
 
 
 def build_measured(
@@ -72,12 +72,12 @@ def loading_seconds(trial: Trial) -> float:
 
 
 def hours(step: float, loading: float, workers: int, steps: int) -> float:
-    """Return the hours of so many steps, validation not included.
+    """Return the hours of a number of steps, validation not included.
 
     Args:
         step (float): Seconds of a step without loading.
         loading (float): Seconds to load a batch in one process.
-        workers (int): Processes that load; they do so while the student trains, 0 load in turn with it.
+        workers (int): Processes that load while the student trains; with 0, loading and training take turns.
         steps (int): Number of steps.
     """
     return steps * (max(step, loading / workers) if workers else step + loading) / 3600
@@ -105,7 +105,7 @@ class _GPUMemory:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
-        """Return the largest allocation since then."""
+        """Return the largest allocation since `reset_peak`."""
         return torch.cuda.max_memory_allocated(self._device)
 
 
@@ -128,11 +128,11 @@ class _ProcessMemory:
         if self.status.exists():
             try:
                 self.peaks.write_text("5")
-            except OSError:  # a container without the right; the peak of the whole process counts then
+            except OSError:  # a container without the permission; then the peak of the whole process counts
                 return
 
     def peak(self) -> int | None:
-        """Return the largest resident memory since then."""
+        """Return the largest resident memory since `reset_peak`."""
         if not self.status.exists():
             return None
         line = next(row for row in self.status.read_text().splitlines() if row.startswith("VmHWM"))

@@ -23,7 +23,7 @@ class Shown:
 
     Attributes:
         result (ValidationResult): Its predictions on training images.
-        rows (list[dict]): Its contradictions to their labels, most first.
+        rows (list[dict]): Images on which it contradicts the labels, most first.
         taught (set[int]): Classes that it knows.
     """
 

@@ -1,4 +1,4 @@
-"""Whether labels and terms pull the student into the same direction: ratio and cosine of their gradients."""
+"""Whether labels and terms pull the student in the same direction: ratio and cosine of their gradients."""
 
 from __future__ import annotations
 

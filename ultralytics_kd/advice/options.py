@@ -25,7 +25,7 @@ from ..image_files import image_files
 from ..model import YOLO
 from ..report.options import QUIET
 
-# Arguments that this command alone has, with their defaults
+# Arguments that only this command has, with their defaults
 ADVICE_ONLY: dict[str, Any] = {
     "teacher": None,
     "baseline": None,
@@ -56,7 +56,7 @@ class Options:
 
     Attributes:
         task (str): Task of the student.
-        training (dict[str, Any]): Arguments of the training that is asked about, without teacher and place.
+        training (dict[str, Any]): Arguments of the training that is asked about, without teacher and output folder.
         args (Namespace): All of Ultralytics' arguments for a validation of the student.
         teachers (list[str]): The teachers, each judged by itself.
         teacher_imgsz (int | None): Size of their images in pixels; None for the student's.
@@ -144,7 +144,7 @@ def _teachers(value: Any) -> list[str]:
     """Return the teachers: one, a list, or a text with commas.
 
     Raises:
-        KDError: If there is none, or one is not named.
+        KDError: If there is none, or one is an object in memory, "ema" or given twice.
     """
     if isinstance(value, str) and not exists(value):
         value = [part.strip().strip("'\"") for part in value.strip().strip("[]").split(",")]
@@ -173,7 +173,7 @@ def _check_training(training: Mapping[str, Any]) -> None:
     for name, advice in REFUSED.items():
         if training.get(name) not in (None, False, ARGUMENTS[name].default if name in ARGUMENTS else None):
             raise KDError(f"'yolo-kd advise' takes no '{name}={training[name]}': {advice}.")
-    if training.get("kd_keep"):  # of a recipe too: it is another training without it
+    if training.get("kd_keep"):  # in a recipe too: without it the training would be another one
         raise KDError(
             f"'yolo-kd advise' takes no 'kd_keep={training['kd_keep']}': it judges teachers by the classes that the "
             "data label, and kd_keep needs one for those that they do not: drop it."
@@ -192,7 +192,7 @@ def _task_of(source: Any, asked: Any) -> str:
     """Return the task of the student.
 
     Raises:
-        KDError: If the model cannot be read, or is none that can be distilled.
+        KDError: If the model cannot be read or distilled, or has another task than `asked`.
     """
     try:
         model = YOLO(source)
@@ -215,7 +215,7 @@ def _check_images(data: str, task: str, split: str | None) -> None:
     split = split or "val"
     try:
         described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
-    except SyntaxError as e:  # Ultralytics' error for a data.yaml without one of the two
+    except SyntaxError as e:  # Ultralytics' error for a data.yaml without `train` or `val`
         raise KDError(f"data={data} lacks train: or val: images, and advice needs both: add them to it.") from e
     except FileNotFoundError as e:
         raise KDError(f"data={data} cannot be read: {first_line(e)}") from e

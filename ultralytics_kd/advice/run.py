@@ -43,8 +43,8 @@ def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
             the training that is asked about.
 
     Returns:
-        (dict): The content of `advice.json`: "teachers", each with "verdict", "reason", "command" and what they are
-            from; "best", the file of the teacher to take, None if there is none; "save_dir" and "page".
+        (dict): The content of `advice.json`: "teachers", each with "verdict", "reason", "command" and what they
+            follow from; "best", the file of the teacher to take, None if there is none; "save_dir" and "page".
 
     Raises:
         KDError: If an argument is missing or invalid, or a model cannot be judged; nothing is written then.
@@ -60,7 +60,7 @@ def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
         with quietly():
             options = check_options(given)
             advisor = Advisor(options, Path(scratch), command_line("advise", given))
-        make_folder(options.folder)  # now, as it may not be allowed
+        make_folder(options.folder)  # before the measurements, as it may fail
         try:
             advice = advisor.advise()
         except Exception:  # it is raised again; an empty folder is of no use
@@ -76,13 +76,13 @@ class Advisor:
 
     Attributes:
         options (Options): The checked arguments.
-        scratch (Path): Folder for what is removed at the end.
+        scratch (Path): Folder for temporary files.
         command (str): Command line that asks for the advice.
         judge (Judge): How models are scored.
         candidates (list[ComparedModel]): The teachers.
         baseline (ComparedModel | None): The student trained alone, if it is given.
         alone (tuple | None): Figures of the student without a teacher, and where they are from.
-        probed (Probe | None): How long the student was trained for, if it was.
+        probed (Probe | None): How long the student was trained alone; None if it was not.
         steps (Steps): The trainings whose steps are measured.
     """
 
@@ -186,7 +186,7 @@ class Advisor:
         }
 
     def _probe(self) -> ComparedModel | None:
-        """Train the student alone for a short time and return it; None if it did not get as far as a checkpoint."""
+        """Train the student alone for a short time and return it; None if no checkpoint was saved."""
         options = self.options
         self._say(f"at most {options.probe:.0f} seconds of training without a teacher")
         weights, self.probed = train_alone(alone(options.training), self.scratch / "probe", options.probe)
@@ -216,7 +216,7 @@ class Advisor:
         return figures, result, found
 
     def _judged(self, candidate: ComparedModel, figures: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-        """Return all that is told of a teacher: gradients, costs and verdict too."""
+        """Return all that the advice says about a teacher, gradients, costs and verdict included."""
         teacher, options = candidate.loaded, self.options
         assert teacher.classes is not None
         unmatched = [str(name) for name in teacher.classes.unmatched]

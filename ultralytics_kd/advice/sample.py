@@ -1,4 +1,4 @@
-"""A part of a data set: one that is too large is not looked at as a whole.
+"""A part of a data set that is too large to be measured as a whole.
 
 The images of a part lie in a folder of their own, as links. So the label cache that Ultralytics keeps beside the labels
 of the whole set stays valid.
@@ -25,9 +25,9 @@ class Part:
     """Images of one split of a data set.
 
     Attributes:
-        data (str): Data set that has them, as `data=` takes it.
-        split (str): Split of that data set that they are.
-        used (int): Their number.
+        data (str): Data set that has the images, as `data=` takes it.
+        split (str): Split of that data set that has the images.
+        used (int): Number of the images.
         total (int): Number of images of the whole split.
     """
 
@@ -38,15 +38,15 @@ class Part:
 
 
 def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: bool = False) -> Part:
-    """Return a part of a split: all of it, or images at equal distances in the order of their files.
+    """Return a part of a split: all of it, or evenly spaced images in the order of their files.
 
     Args:
         data (str): Data set as `data=` takes it.
         task (str): Task of the models.
         split (str): "train", "val" or "test".
         most (int): Largest number of images.
-        folder (Path): An empty folder for what is made.
-        copies (bool): Whether a data set of its own is made even if the split is small enough.
+        folder (Path): An empty folder for the part.
+        copies (bool): Whether to make a separate data set even if the split is small enough.
     """
     described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     files = sorted(image_files(described[split]))
@@ -58,7 +58,7 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
     if task in GRID_TASKS:
         place = "images"
         _link_labelled(chosen, folder)
-    else:  # their labels are images, found by rules of their own
+    else:  # labels of semantic and depth are images, which Ultralytics finds by other rules
         place = "images.txt"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text("\n".join(chosen) + "\n", encoding="utf-8")

@@ -70,7 +70,7 @@ def make_judge(args: Namespace, task: str, model: str, folder: Path) -> Judge:
 
 
 def open_candidate(source: str, args: Namespace, task: str, imgsz: int | None) -> ComparedModel:
-    """Open a teacher that shall be judged, its classes matched with those of the data.
+    """Open a teacher that is to be judged, its classes matched with those of the data.
 
     Args:
         source (str): The teacher.
@@ -135,7 +135,7 @@ def _open(source: str, args: Namespace, task: str) -> Teacher:
     """Open a model that reads the images of the data and can be scored.
 
     Raises:
-        KDError: If it cannot.
+        KDError: If it cannot be opened, read the images or be scored.
     """
     model = open_teacher(source, task, trust=bool(args.kd_trust_teacher))
     match_channels(model, channels_of(args.data, task))
@@ -153,7 +153,7 @@ def taught(model: ComparedModel) -> set[int]:
 
 
 def figures(model: ComparedModel, result: ValidationResult, imgsz: int) -> dict[str, Any]:
-    """Return what is told of a model's score.
+    """Return what the advice says about a model's score.
 
     Args:
         model (ComparedModel): The model.
@@ -179,7 +179,7 @@ def lead(teacher: Mapping[str, Any], alone: Mapping[str, Any], unmatched: list[s
 
     Args:
         teacher (Mapping): The teacher's figures.
-        alone (Mapping): The student's.
+        alone (Mapping): The student's figures.
         unmatched (list[str]): Classes that the teacher does not know: the student learns them from labels alone.
     """
     if not unmatched:
@@ -192,7 +192,7 @@ def lead_by(teacher: Mapping[str, Any], alone: Mapping[str, Any], what: str, unm
 
     Args:
         teacher (Mapping): The teacher's figures.
-        alone (Mapping): The student's.
+        alone (Mapping): The student's figures.
         what (str): "classes" or "sizes".
         unmatched (list[str]): Classes that the teacher does not know.
     """
@@ -204,7 +204,7 @@ def lead_by(teacher: Mapping[str, Any], alone: Mapping[str, Any], what: str, unm
 
 
 def _difference(ours: float, theirs: float) -> float:
-    """Return the difference of two scores as they are shown, with three digits, so that a reader gets the same."""
+    """Return the difference of two scores rounded to three digits, which is what a reader of these scores computes."""
     return round(round(ours, 3) - round(theirs, 3), 3)
 
 
@@ -214,7 +214,7 @@ def computes_more(teacher: Mapping[str, Any], student: Any, imgsz: int) -> float
     Args:
         teacher (Mapping): The teacher's figures.
         student (nn.Module): The student.
-        imgsz (int): Its image size in pixels.
+        imgsz (int): The student's image size in pixels.
     """
     from ultralytics.utils.torch_utils import get_flops
 

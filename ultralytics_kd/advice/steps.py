@@ -26,7 +26,7 @@ from .sample import part_of
 from .trial import Trial
 
 PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
-ANSWERED = 32  # training images that are answered to see what stored answers cost, and at least a batch
+ANSWERED = 32  # training images on which the cost of stored answers is measured; at least a batch
 
 
 class Steps:
@@ -67,7 +67,7 @@ class Steps:
         Returns:
             gradients (dict): As `compare_gradients` returns them.
             costs (dict): "steps" of the whole training, "arms" as `costs.rows` returns them, with "making_hours" for
-                stored answers, and "not_stored", why these were not measured.
+                stored answers, and "not_stored", why stored answers were not measured; empty if they were.
         """
         trials, memory = {PLAIN: self.plain}, {PLAIN: self._memory}
         trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(

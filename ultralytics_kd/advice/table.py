@@ -11,10 +11,10 @@ from ..screen import HOUR, command, counted, duration, near, row
 from .gradients import TOGETHER
 from .verdict import GO, NO_GO, SHORTLY, TRAINED
 
-COLUMN = 19  # of the terminal, where texts begin
+COLUMN = 19  # of the terminal, at which texts begin
 COLOURS = {GO: "green", NO_GO: "red"}
 MOST = 4  # classes that are named
-FEW_LABELS = 30  # a score of fewer says little
+FEW_LABELS = 30  # a score on fewer labels says little
 
 
 def to_text(advice: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def better_text(teacher: dict[str, Any]) -> str:
 
 
 def _few(labels: int) -> str:
-    """Return the number of labels behind a score where they are so few that it says little."""
+    """Return the number of labels behind a score if it is below `FEW_LABELS`, else an empty text."""
     return f" ({labels} labels)" if labels < FEW_LABELS else ""
 
 

@@ -1,4 +1,4 @@
-"""Trainers that take a few steps, and a short training of the student alone: no tracker hears of them."""
+"""Trainers that take a few steps, and a short training of the student alone, both without experiment trackers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Trial:
 
 
 def make_trainer(training: dict[str, Any], folder: Path) -> Any:
-    """Return a trainer whose events no tracker hears.
+    """Return a trainer without the callbacks of experiment trackers.
 
     Args:
         training (dict): Arguments of the training.
@@ -93,7 +93,7 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
     base: Any = model.task_map[model.task]["trainer"]
 
     class Unheard(base):
-        """The task's trainer with none but Ultralytics' own callbacks.
+        """The task's trainer with only Ultralytics' default callbacks.
 
         Attributes:
             most_epochs (int | None): Epochs that it trains at most, even if it has time for more.
@@ -134,7 +134,7 @@ class Probe:
     Attributes:
         epochs (int): Epochs that it began.
         asked (int): Epochs of the training that is asked about.
-        seconds (float): Seconds that these took.
+        seconds (float): Seconds that the training took.
     """
 
     epochs: int
@@ -150,11 +150,11 @@ class Probe:
 
 
 def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> tuple[str | None, Probe]:
-    """Train the student without a teacher for a short time, and return the path of its weights, and how long it was.
+    """Train the student without a teacher for a short time, and return the path of its weights and how long it trained.
 
-    It ends after the epochs of the training that is asked about. If there is time for all of them, it is that training
-    without its validations, which draw random numbers; else its schedule is fitted to those there is time for. The path
-    is None if there is no checkpoint yet.
+    It trains at most the epochs of the training that is asked about. If there is time for all of them, it is that
+    training without its validations, which draw random numbers. Otherwise its schedule is fitted to the epochs that
+    there is time for. The path is None if no checkpoint was saved.
 
     Args:
         training (dict): Arguments of the training, without those of a distillation.

@@ -2,12 +2,12 @@
 
 A student can learn from a teacher what it would not learn from the labels by itself. So the rule compares the teacher's
 score with that of the student trained alone, on the same val images. A class that the teacher does not know counts 0,
-because the student learns it from labels alone. In the study of this project most students closed a fifth of it or
-more (examples/advice/check.py prints the table), so a lead below `MARGIN` may gain less than two seeds differ by.
+because the student learns it from labels alone. In the study of this project most students closed a fifth of this
+lead or more (examples/advice/check.py prints the table). So a lead below `MARGIN` may gain less than a change of seed.
 
-Without the score of a finished student the lead is not known. Then what is known must be enough: the student's score as
-it is, or after a short training alone, is a bound from below, and no teacher below it can help. Above it a teacher must
-have more to see with than the student, by its size or its images, and its gradients must agree with the labels.
+Without the score of a finished student the lead is not known. Then a lower bound must be enough: the student's score as
+it is, or after a short training alone. No teacher below this bound can help. A teacher above it must compute more than
+the student, by its size or its images, and its gradients must agree with the labels.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..distillation.balance import FADES, OFF
 
 GO, NO_GO, UNCERTAIN = "GO", "NO GO", "UNCERTAIN"
 MARGIN = 0.02  # of the score, 0 to 1
-MORE = 1.5  # a teacher that computes less than so many times what the student does has no more to see with
+MORE = 1.5  # times the student's computation that a teacher needs where its lead is not known
 MANY_SWAPS = 0.5  # share of the labels that the teacher sees with confidence, but as another class
-FEWEST_CONFIDENT = 10  # of fewer labels such a share says nothing
+FEWEST_CONFIDENT = 10  # a share of fewer labels says nothing
 TRAINED, SHORTLY, ITSELF = "trained", "shortly", "itself"  # where the score of the student alone is from
 
 
@@ -32,9 +32,9 @@ class Facts:
     Attributes:
         score (float): The teacher's score on the val images.
         alone (float | None): Score of the student without a teacher; None if it has none.
-        origin (str | None): Where that is from: `TRAINED` (a finished training, `baseline=`), `SHORTLY` (a training of
-            a minute) or `ITSELF` (the student as it is given).
-        lead (float | None): Mean over classes of what the teacher scores more; 0 for classes that it does not know.
+        origin (str | None): Where `alone` is from: `TRAINED` (a finished training, `baseline=`), `SHORTLY` (a training
+            of a minute) or `ITSELF` (the student as it is given).
+        lead (float | None): The teacher's score minus the student's; a class that the teacher does not know counts 0.
         cosine (float | None): Cosine between the gradients of the labels and of all terms; None if it is not known.
         computes (float | None): The teacher's computation over the student's, each at its own image size.
         covered (int): Classes that the teacher knows.
@@ -82,7 +82,7 @@ def _by_lead(facts: Facts) -> tuple[str, str]:
 
 
 def _without_lead(facts: Facts) -> tuple[str, str]:
-    """Return the verdict where nobody has trained the student alone."""
+    """Return the verdict where the score of the finished student is not known."""
     if facts.cosine is not None and facts.cosine < OFF:
         return NO_GO, f"its gradients do not agree with the labels' ({_cosine(facts)})."
     if facts.cosine is not None and facts.cosine < FADES:
@@ -122,7 +122,7 @@ def _covered(facts: Facts) -> str:
 
 
 def _names(facts: Facts) -> str:
-    """Return a doubt about the names of its classes, if it takes most objects for others."""
+    """Return a doubt about the teacher's class names, if it takes most objects for other classes."""
     if facts.swapped < MANY_SWAPS:
         return ""
     return (

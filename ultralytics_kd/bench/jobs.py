@@ -52,7 +52,7 @@ class Runner(Protocol):
     at_once: int
 
     def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
-        """Run a job in the bench's folder `root`, and return why it failed, empty if it did not.
+        """Run a job in the bench's folder `root`, and return why it failed; empty after success.
 
         Args:
             root (Path): Folder of the bench.
@@ -77,7 +77,7 @@ class LocalRunner:
         self._stopped = False
 
     def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
-        """Run a job and return why it failed, empty if it did not; see `Runner`."""
+        """Run a job and return why it failed, empty after success; see `Runner`."""
         file, log = job_file(root, "jobs", name), job_file(root, "logs", name, ".log")
         file.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
         with log.open("w", encoding="utf-8") as out:

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-KILLED = (-9, -15)  # exit statuses of a process that was killed from outside: by memory's guard, a scheduler or a user
-TEXTS = {".csv", ".json", ".txt", ".yaml"}  # files of a bench in which its folder may be named
+KILLED = (-9, -15)  # exit statuses of a process that was killed from outside: out of memory, by a scheduler or a user
+TEXTS = {".csv", ".json", ".txt", ".yaml"}  # files of a bench that may name the bench's folder
 
 
 def run_there(
@@ -28,7 +28,7 @@ def run_there(
     Args:
         root (str): Folder of the bench, as an absolute path.
         name (str): Name of the job.
-        job (str): Content of its file, which the other side has written there too.
+        job (str): Content of its file, which the driver has also written to the folder.
         needs (list[tuple[str, str]]): Argument and path of files outside the folder that the job reads.
         sent (dict[str, Any]): Files in the folder that the job reads, by relative path, as references of Ray.
         environment (dict[str, str]): Variables to set for the training.
@@ -63,7 +63,7 @@ def run_there(
 
 
 def shares_folder(root: str, name: str, job: str) -> bool:
-    """Return whether this machine sees the bench's folder of the other side: the job's file with its random token.
+    """Return whether this machine sees the driver's folder: it then finds the job's file with its random token.
 
     Args:
         root (str): Folder of the bench.
@@ -121,11 +121,11 @@ def last_line(log: Path) -> str:
 
 
 def moved(text: str, old: str, new: str) -> str:
-    """Return a text in which the paths in a folder are those in another.
+    """Return a text in which paths in one folder are replaced by paths in another.
 
     Args:
         text (str): Text with absolute paths, each at the start of a line or after a blank or a quote.
-        old (str): The folder that it names.
+        old (str): The folder that the text names.
         new (str): The other folder.
     """
     return re.sub(rf"(?<![^\s\"']){re.escape(old)}(?=[/\\])", lambda _: new, text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import KDError
 
-MOST_CPUS = 8  # Ultralytics trains with at most so many threads on a CPU
+MOST_CPUS = 8  # Ultralytics trains with at most this many threads on a CPU
 
 
 @dataclass(frozen=True)

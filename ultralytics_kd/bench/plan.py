@@ -53,7 +53,7 @@ class Plan:
         task (str): Task of all models.
         trust (bool): Whether teachers may run code when they are opened.
         keeps (bool): Whether an arm keeps classes that the data do not label (`kd_keep`).
-        kept (str | None): Its `kd_keep_data`, on which all models are scored too.
+        kept (str | None): The `kd_keep_data` of that arm, on which all models are scored too.
         ray (bool | int): Whether a Ray cluster trains, and how many trainings at the same time; True for as many as
             have room.
     """

@@ -39,7 +39,7 @@ def ray_runner(at_once: bool | int, device: Any) -> Iterator[RayRunner]:
         device (Any): The `device` argument of the bench.
 
     Raises:
-        KDError: If Ray is missing, or the cluster does not answer or has not the devices.
+        KDError: If Ray is missing, or the cluster does not answer or lacks the devices.
     """
     with connected("ray>=2.40") as ray:
         runner = RayRunner(ray, at_once, device)
@@ -93,7 +93,7 @@ class RayRunner:
             LOGGER.warning("no machine of the Ray cluster has a CPU for trainings: they wait until one joins.")
 
     def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
-        """Run a job until it has left a record, and return why it failed, empty if it did not.
+        """Run a job until it has left a record, and return why it failed; empty after success.
 
         Args:
             root (Path): Folder of the bench.
@@ -163,7 +163,7 @@ class RayRunner:
 
     @staticmethod
     def _save(root: Path, name: str, outcome: Mapping[str, Any]) -> None:
-        """Write what came back, the record at the end: another machine's files may not be visible here yet."""
+        """Write the files that came back, then the record, which may not be visible here yet in a shared folder."""
         for path, data in outcome["files"].items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(root / path, data)

@@ -149,7 +149,7 @@ class Bench:
             if not arm.teacher_key:
                 continue
             source, classes = arm.args[arm.teacher_key] or str(trained), self._classes(arm)
-            key = f"{source} {classes}"  # of a teacher of words, the words are a part of what it is
+            key = f"{source} {classes}"  # the prompts of a prompted teacher are part of its identity
             if key not in by_source:
                 trust = self.plan.trust or bool(arm.args.get("kd_trust_teacher"))
                 by_source[key] = self._resolve(source, trust, classes)
@@ -169,7 +169,7 @@ class Bench:
             pending: dict[Future, Job] = {pool.submit(self.folder.run, job): job for job in unfinished}
             try:
                 while pending:
-                    # A limit, or Ray keeps a Ctrl-C from us until a training ends
+                    # With a timeout, because Ray would otherwise hold back Ctrl-C until a training ends
                     for future in wait(pending, timeout=1, return_when=FIRST_COMPLETED).done:
                         self._finish(pending.pop(future), future)
             finally:  # after an interruption, running trainings must end and no others may start
@@ -249,9 +249,9 @@ class Bench:
         return arm.args.get("kd_classes", self.plan.classes)
 
     def _resolve(self, source: Any, trust: bool, classes: Any) -> dict[str, Any]:
-        """Return the local files of a teacher, after a download if needed, and the hash of its weights and words.
+        """Return the local files of a teacher, after a download if needed, and the hash of its weights and prompts.
 
-        The file's own hash would do less: a teacher that is trained again has the same weights and another date.
+        A hash of the file would be worse: a teacher that is trained again has the same weights and another date.
 
         Args:
             source (str | list[str]): The teacher, or a list.
@@ -259,8 +259,8 @@ class Bench:
             classes (Any): How its classes map to those of the data set.
 
         Returns:
-            (dict): "path", a list for a list; "sha256"; and "scored", path and hash of the one model in it that
-                predicts, None if there is none, or several, which predict as none of them does.
+            (dict): "path", a list for a list; "sha256"; and "scored", path and hash of the only model in it that
+                predicts. "scored" is None if no model predicts, or several together.
 
         Raises:
             KDError: If it cannot be opened as a teacher.

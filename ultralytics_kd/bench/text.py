@@ -79,7 +79,7 @@ def losses(report: dict[str, Any]) -> list[str]:
 
 
 def _with_heads(found: list[tuple[str, str]], heads: list[str]) -> str:
-    """Return names of arms as text, each with its head if that is not true of all heads.
+    """Return names of arms as text, each with its heads unless it was found with all heads.
 
     Args:
         found (list[tuple[str, str]]): Arms and heads.

@@ -130,7 +130,7 @@ def coarsest_stride(teachers: list[Teacher]) -> int:
 
 
 def match_across_scales(scales: list[Detections], base: int) -> tuple[Detections, Tensor]:
-    """Match detections of one image across scales; objects at the base scale keep their boxes and classes from it.
+    """Match detections of one image across scales; an object found at the base scale keeps that box and its classes.
 
     A detection that overlaps several objects belongs to the one with the largest IoU times confidence. So a weak
     duplicate of an object does not take detections from it.

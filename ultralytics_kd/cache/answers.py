@@ -35,7 +35,7 @@ class StoredAnswers:
             files (list[str]): Images of the data set.
             classes (ClassMap): Match of the cache's classes to the student's.
             imgsz (int): Image size of the training in pixels.
-            spare (Path, optional): Folder for a copy of the answers if the cache's cannot be written to.
+            spare (Path, optional): Folder for a copy of the answers if the cache folder cannot be written to.
 
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
@@ -65,7 +65,7 @@ class StoredAnswers:
             rows (np.ndarray): One row per box from `encode_rows`, float32.
 
         Raises:
-            KeyError: If the image is not of the data set.
+            KeyError: If the image is not in the data set.
             KDError: If the answer is damaged.
         """
         found = self._recent.get(file)
@@ -84,7 +84,7 @@ class StoredAnswers:
             raise KeyError(file)
         row = self.lookup[self._keys[place].tobytes().hex()]
         top_prob = row.probs.max(1, initial=0)
-        probs, best = row.probs, top_prob  # an identity is most common, and this runs for every image
+        probs, best = row.probs, top_prob  # equal classes are the common case, and this runs for every image
         if not self._identity:
             probs = map_probabilities(row.probs, self.classes)
             best = probs.max(1, initial=0)

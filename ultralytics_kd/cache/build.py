@@ -104,8 +104,8 @@ def build_cache(
         args (Namespace): Arguments of a training, those in `USED` at least.
         sources (list): Teachers: paths, names that Ultralytics downloads, or models.
         options (dict): Options of the cache, from `check_options`.
-        needs_words (bool): Whether `kd_classes` is given for teachers of words, so that there must be one.
-        names (Mapping[int, str], optional): The student's classes, which teachers of words look for; those of the data
+        needs_words (bool): Whether there must be a prompted teacher, because `kd_classes` is given for it.
+        names (Mapping[int, str], optional): The student's classes, which prompted teachers look for; the data's classes
             if None.
 
     Returns:
@@ -164,10 +164,10 @@ def _answer_missing(store: Store, work: Work, files: list[str], size: int, execu
 
     Args:
         store (Store): The cache, its lock held.
-        work (Work): What is asked, and of whom.
+        work (Work): The teachers and the settings of the answers.
         files (list[str]): Image files.
         size (int): Images per shard.
-        executor (Executor): Who answers.
+        executor (Executor): Computes the answers, here or on a cluster.
     """
     store.begin(work.manifest)
     for path in store.damaged():

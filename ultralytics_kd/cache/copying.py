@@ -1,6 +1,6 @@
 """Making the file of single answers: a copy of the shards that is written whole or not at all.
 
-It is replaced, never changed, so that a process that has it open reads on.
+The file is replaced, never changed, so that a process that has it open can go on reading.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TABLES = (
 )
 INDEX = "CREATE INDEX answers_by_key ON answers (key)"
 SORT_KIB = 2**16  # memory for making the index
-NOTED = 32  # shards from which on copying shows a progress bar
+NOTED = 32  # smallest number of new shards for a progress bar
 ADVICE = "make room, or run yolo-kd cache where the folder can be written to."
 
 Notes = dict[str, tuple[int, int]]  # size and time in nanoseconds of each shard, by its name
@@ -46,12 +46,12 @@ class UnwritableError(KDError):
 def open_lookup(store: Store, keys: np.ndarray, spare: Path | None = None) -> tuple[Lookup, list[int]]:
     """Return the file of a cache's answers, and the places of the keys that the cache has no answer to.
 
-    The file is made, or made again with what is new, if it does not have all that the shards have to these keys.
+    The file is made if it is missing or damaged, and made again if the shards have more answers to these keys.
 
     Args:
         store (Store): The cache.
         keys (np.ndarray): Keys of the images that will be read, shape (n, 16), uint8.
-        spare (Path, optional): Folder for the file if that of the cache cannot be written to.
+        spare (Path, optional): Folder for the file if the cache folder cannot be written to.
 
     Raises:
         KDError: If a shard is damaged, or if the file cannot be written.
@@ -72,7 +72,7 @@ def open_lookup(store: Store, keys: np.ndarray, spare: Path | None = None) -> tu
 
 
 def write_lookup(store: Store, folder: Path) -> None:
-    """Make the file of a cache's answers, or make it again with those of new shards, unless it has all of them.
+    """Make the file of a cache's answers, or make it again with new shards, unless it has all shards.
 
     Args:
         store (Store): The cache.
@@ -92,7 +92,7 @@ def write_lookup(store: Store, folder: Path) -> None:
         if known:
             shutil.copyfile(file, part)
         with closing(sqlite3.connect(part, isolation_level=None)) as db:
-            # The part is thrown away if anything fails
+            # The partial file is thrown away if anything fails
             db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{SORT_KIB}; BEGIN")
             if not known:
                 for statement in TABLES:
@@ -111,7 +111,7 @@ def write_lookup(store: Store, folder: Path) -> None:
 
 
 def complete_lookup(store: Store, keys: Iterable[str]) -> None:
-    """Make the file in a cache whose lock is held hold all of its answers, also after damage.
+    """Complete the file of answers in a cache whose lock is held, or repair it after damage.
 
     Args:
         store (Store): The cache.
@@ -207,7 +207,7 @@ def _notes_in(store: Store, file: Path) -> Notes | None:
 
 
 def _check_changed(store: Store, known: Notes, shards: Notes) -> None:
-    """Read the shards whose size or time is no longer that of the notes.
+    """Read, and so check, the shards whose size or time differs from the notes.
 
     Raises:
         KDError: If one is damaged.

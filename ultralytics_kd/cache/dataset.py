@@ -19,7 +19,7 @@ class AnsweredDataset(YOLODataset):
 
     Attributes:
         plain (type): Class of the same data set without answers.
-        adopted (type): Class that the data set was given; code of the user's may give it another.
+        adopted (type): Class that `adopt` gave the data set; user code may change it.
         answers (StoredAnswers): Boxes and rows of every image.
     """
 
@@ -36,7 +36,7 @@ class AnsweredDataset(YOLODataset):
             answers (StoredAnswers): Answers to its images.
 
         Raises:
-            KDError: If its class or one of its augmentations is not supported.
+            KDError: If the class of the data set or one of its augmentations is not supported.
         """
         cls.check(dataset)
         dataset.__class__ = dataset.adopted = cls
@@ -60,10 +60,10 @@ class AnsweredDataset(YOLODataset):
             )
 
     def check_intact(self) -> None:
-        """Raise if code of the user's has changed the data set since it carries answers.
+        """Raise if user code has changed the data set since `adopt`.
 
         Raises:
-            KDError: If a transform is unknown, or if a method was replaced.
+            KDError: If a transform is unknown, or if a method or the class was replaced.
         """
         replaced = [name for name in ("get_image_and_label", "build_transforms", "__getitem__") if name in vars(self)]
         if replaced or type(self) is not self.adopted:

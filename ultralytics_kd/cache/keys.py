@@ -42,7 +42,7 @@ def hash_images(files: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def path_digests(files: Collection[str]) -> np.ndarray:
-    """Return 16 bytes for each path that stand for it, shape (n,), S16.
+    """Return a digest of 16 bytes for each path, shape (n,), S16.
 
     Args:
         files (Collection[str]): Paths.
@@ -51,7 +51,7 @@ def path_digests(files: Collection[str]) -> np.ndarray:
 
 
 def path_digest(file: str) -> bytes:
-    """Return 16 bytes that stand for a path.
+    """Return a digest of a path: 16 bytes without zeros.
 
     Args:
         file (str): The path.
@@ -128,7 +128,7 @@ class KeyIndex:
             hash_all (Callable, optional): Takes image files and yields path and key of each; `hash_images` if None.
         """
         known = self._sorted()
-        known_paths = known["path"].copy()  # side by side, as they are searched
+        known_paths = known["path"].copy()  # contiguous, because they are searched
         keys, stats, same = np.zeros((len(files), 16), np.uint8), np.zeros(len(files), STAT), np.zeros(len(files), bool)
         for first in range(0, len(files), ROWS_AT_ONCE):
             part, place = files[first : first + ROWS_AT_ONCE], slice(first, first + ROWS_AT_ONCE)
@@ -163,7 +163,7 @@ class KeyIndex:
 
 
 def _entries(table: pl.DataFrame) -> np.ndarray:
-    """Return the rows of an index file in the type `ENTRY`; rows whose key is not that of an image are left out.
+    """Return the rows of an index file in the type `ENTRY`; rows without a valid image key are left out.
 
     Args:
         table (pl.DataFrame): The rows.

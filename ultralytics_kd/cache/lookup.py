@@ -24,7 +24,7 @@ from .shards import TOLERANCE, StoredRow
 # Of several answers to an image the last one counts, as in the order of the shards
 ROW = "SELECT width, height, boxes, probs, seen, crc FROM answers WHERE key = ? ORDER BY rowid DESC LIMIT 1"
 AT_ONCE = 500  # keys in one query
-DAMAGE = (sqlite3.Error, ValueError)  # what reading a damaged file raises; the second for bytes that are no text
+DAMAGE = (sqlite3.Error, ValueError)  # what reading a damaged file raises; ValueError for bytes that are not text
 
 
 class Lookup:

@@ -12,7 +12,7 @@ from ..errors import KDError, KDTypeError
 
 # Options that only `yolo-kd cache` has, with their defaults
 CACHE_ONLY: dict[str, Any] = {
-    "kd_cache_imgsz": None,  # None: kd_teacher_imgsz, or imgsz without that
+    "kd_cache_imgsz": None,  # None: kd_teacher_imgsz if it is given, else imgsz
     "kd_cache_conf": 0.05,
     "kd_cache_iou": 0.7,
     "kd_cache_topk": 100,

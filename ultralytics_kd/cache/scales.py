@@ -18,7 +18,7 @@ from torch import Tensor
 def encode_rows(probs: np.ndarray, top_prob: np.ndarray, scale_confidence: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Return one row of numbers per instance, which augmentation carries.
 
-    With several scales it holds class shares, `probs / top_prob`. `decode_rows` multiplies them by the confidence at
+    With several scales a row holds class shares, `probs / top_prob`. `decode_rows` multiplies them by the confidence at
     the size that the student sees.
 
     Args:

@@ -175,7 +175,7 @@ class Store:
         """Return whether a file exists.
 
         Raises:
-            KDError: If a folder has its name, or a link that leads out of the cache.
+            KDError: If the name is that of a folder, or of a link that leads out of the cache.
         """
         if own_file(file):
             return True

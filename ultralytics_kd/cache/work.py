@@ -46,7 +46,7 @@ class Work:
         batch (int): Images per batch.
         workers (int): Processes that read images.
         trust (bool): Whether files of teachers may run code when they are opened.
-        words (Words | None): What teachers of words look for.
+        words (Words | None): What prompted teachers look for.
     """
 
     folder: str

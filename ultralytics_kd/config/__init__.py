@@ -11,6 +11,8 @@ Files:
     registration: the changes in Ultralytics that make the arguments known.
     changes: makes and undoes changes in Ultralytics.
     input_errors: errors in the user's input, told from faults in the code.
+    kept_classes, sure_boxes, teacher_size: `kd_keep`, `kd_unlabeled_boxes` and `kd_teacher_imgsz`.
+    label_free: data sets without training images.
 """
 
 from .arguments import ARGUMENTS, GRID_TASKS, GROUPS, TASK_WEIGHTS, TASKS, as_list, has_teacher, parse_list

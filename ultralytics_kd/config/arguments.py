@@ -30,7 +30,7 @@ TASK_WEIGHTS: dict[str, tuple[str, ...]] = {
 }
 TASKS = tuple(TASK_WEIGHTS)  # tasks that can be distilled
 GRID_TASKS = ("detect", "segment", "pose", "obb")  # tasks whose heads score classes and boxes at anchor points
-# Losses on class logits by task, its default first: detectors score classes by sigmoids, other heads by a softmax
+# Losses on class logits by task, the default first: detectors score classes by sigmoids, other heads by a softmax
 CLASS_LOSSES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GRID_TASKS, ("bckd", "qfl", "kl")),
     "classify": ("kl", "dkd", "dist"),

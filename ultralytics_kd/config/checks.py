@@ -185,7 +185,7 @@ def check_own_command(given: Iterable[str]) -> None:
         given (Iterable[str]): Names of the arguments.
 
     Raises:
-        KDError: If one is among them.
+        KDError: If an argument of `yolo-kd cache` is among them.
     """
     for name in given:
         if str(name).startswith("kd_cache_"):  # a recipe's name may be a number, which another check refuses
@@ -196,7 +196,7 @@ def check_own_command(given: Iterable[str]) -> None:
 
 
 def check_teacher_given(given: Collection[str], arguments: Mapping[str, Any]) -> None:
-    """Raise if a command or call gives a kd argument of any value, but no teacher.
+    """Raise if a command or call gives a kd argument, even with its default value, but no teacher.
 
     A call that gives `teacher=None` itself is left to `check_combination`: Ultralytics' tuner passes every argument on.
 
@@ -244,7 +244,7 @@ def check_user_losses(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): All arguments of the training.
 
     Raises:
-        KDError: If one cannot be imported.
+        KDError: If a loss cannot be imported.
     """
     for weight in TASK_WEIGHTS[cfg["task"]]:
         loss = cfg.get(f"{weight}_loss")
@@ -327,11 +327,13 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
 def check_plain(given: Mapping[str, Any]) -> None:
     """Raise if the name of an argument is not a text, or its value is too large or nested too deeply to print.
 
+    A list may contain itself, and a few lines of YAML aliases can stand for a huge list.
+
     Args:
         given (Mapping): Arguments.
 
     Raises:
-        KDTypeError: If so. A list may contain itself, and a few lines of YAML aliases can stand for a huge list.
+        KDTypeError: If a name is not a text, or a value has too many parts or is nested too deeply.
     """
     for name, value in given.items():
         if not isinstance(name, str):
@@ -359,7 +361,7 @@ def check_names(command: str, given: Iterable[str], allowed: Collection[str]) ->
         allowed (Collection[str]): Names that it knows.
 
     Raises:
-        KDError: If a name is not among them.
+        KDError: If a name is not among `allowed`.
     """
     for name in given:
         if name not in allowed:
@@ -374,7 +376,7 @@ def whole_number(name: str, value: Any) -> int:
         value (Any): Its value.
 
     Raises:
-        KDError: If it is another value.
+        KDError: If it is not a whole number of 1 or more, or has more than 64 bits.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= sys.maxsize:
         raise KDError(

@@ -1,4 +1,4 @@
-"""What the help of each command of `yolo-kd` says: its purpose, an example, and the arguments that it alone has."""
+"""What the help of each command of `yolo-kd` says: its purpose, an example, and the arguments that only it has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Command:
     Attributes:
         purpose (str): What it is for.
         example (str): A command line.
-        own (Mapping[str, str]): Help of each argument that it alone has.
+        own (Mapping[str, str]): Help of each argument that only this command has.
         others (str): A sentence on the arguments that it also takes; {} stands for their names.
     """
 
@@ -120,7 +120,7 @@ def command_help(name: str, defaults: Mapping[str, Any], shared: Sequence[str] =
 
     Args:
         name (str): The command.
-        defaults (Mapping): Defaults of the arguments that it alone has.
+        defaults (Mapping): Defaults of the arguments that only this command has.
         shared (Sequence[str]): Names of the other arguments that it takes, if they are few.
     """
     its = COMMANDS[name]

@@ -1,4 +1,4 @@
-"""The kd arguments as text: for `yolo-kd help`, and as Ultralytics' default.yaml has its own."""
+"""The kd arguments as text: for `yolo-kd help`, and in the format of Ultralytics' default.yaml."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def cfg_text() -> str:
 
 
 def _default(argument: Argument) -> str:
-    """Return the default of an argument as a YAML or a command line has it."""
+    """Return the default of an argument as it is written in a YAML or on a command line."""
     return "" if argument.default is None else str(argument.default)
 
 
 def _sentence(argument: Argument) -> str:
-    """Return help and accepted values in one line; that of a plain number or switch needs no values."""
+    """Return help and accepted values in one line; plain numbers and switches need no accepted values."""
     plain = not (argument.values or argument.choices or argument.bounds)
     return argument.help if plain else f"{argument.help} [{argument.range}]"

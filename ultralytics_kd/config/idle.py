@@ -63,7 +63,7 @@ def _off(cfg: Mapping[str, Any], weight: str) -> str:
 
 
 def _unlabeled(cfg: Mapping[str, Any]) -> Iterator[Idle]:
-    """Yield the ratio of images without labels to those with, if there are none of one kind."""
+    """Yield `kd_unlabeled_ratio` if images without labels, or training images with labels, are missing."""
     alone = lacks_training_images(cfg.get("data"), cfg["task"])
     if (alone or not cfg["kd_unlabeled"]) and _set(cfg, "kd_unlabeled_ratio"):
         reason = "data= has no training images with labels" if cfg["kd_unlabeled"] else "kd_unlabeled is not set"
@@ -78,7 +78,7 @@ def _precision(cfg: Mapping[str, Any], own_precision: bool) -> Iterator[Idle]:
     if cfg["kd_cache"]:
         reason = "with kd_cache no teacher runs while the student trains"
     for name in ("kd_precision", "kd_compile"):
-        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the cache is made in it first
+        stored_now = name == "kd_precision" and cfg["kd_cache"] is True  # the cache is first made in this precision
         if _set(cfg, name) and not stored_now:
             yield Idle(name, cfg[name], reason)
 

@@ -23,7 +23,7 @@ CHECKS = {  # functions of Ultralytics that check one argument, by module: `devi
     ("ultralytics.data.utils", "find_dataset_yaml"),
 }
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
-DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # it calls them
+DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # modules of its checks
 
 
 def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = tuple) -> bool:

@@ -19,7 +19,7 @@ def check_keep(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): Arguments.
 
     Raises:
-        KDTypeError: If one is of another type.
+        KDTypeError: If one of them has an invalid value.
     """
     keep, data = cfg.get("kd_keep"), cfg.get("kd_keep_data")
     if keep is not None and not isinstance(keep, bool) and keep not in ORDERS:
@@ -40,13 +40,13 @@ def first_classes(keep: bool | str) -> str:
 
 
 def check_keeping(cfg: Mapping[str, Any]) -> None:
-    """Check the other arguments of a training that keeps classes; nothing in one that keeps none.
+    """Check the other arguments of a training that keeps classes; if it keeps none, check only `kd_keep_data`.
 
     Args:
         cfg (Mapping): All arguments of the training, with a teacher.
 
     Raises:
-        KDError: If the training cannot keep classes.
+        KDError: If the training cannot keep classes, or `kd_keep_data` is given without `kd_keep`.
     """
     if not cfg.get("kd_keep"):
         if cfg.get("kd_keep_data") is not None:

@@ -1,4 +1,4 @@
-"""Data sets that have class names and a val set, and no training images: a teacher labels others."""
+"""Data sets with class names and a val set, but without training images: a teacher labels other images."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def lacks_training_images(data: Any, task: str) -> bool:
 
 
 def with_train_entry(data: Any, folder: Path) -> str:
-    """Return a data.yaml without training images as Ultralytics can read it: the entry must be there and may be empty.
+    """Return the path of a data.yaml that Ultralytics can read: it needs a `train` entry, which may be empty.
 
     Args:
-        data (str | Path): The data.yaml.
+        data (str | Path): A data.yaml without training images.
         folder (Path): Folder for a copy with absolute paths, if the file lacks the entry.
     """
     described = load_yaml(data)

@@ -59,7 +59,7 @@ def check_arguments(recipe: Mapping[str, Any], place: str, given: Mapping[str, A
         given (Mapping): Arguments that the command or call itself gives.
 
     Raises:
-        KDError: If they do either.
+        KDError: If they name such code or grant trust.
     """
     if recipe.get(TRUST) and TRUST not in given:
         raise KDError(
@@ -85,7 +85,7 @@ def _names_code(argument: str, value: Any) -> bool:
 def check_call(arguments: Mapping[str, Any]) -> None:
     """Check a call of `train` or `tune`: its recipe, the recipes of Ultralytics' command line, and its teacher.
 
-    Ultralytics' command line makes such a call too. Any other program's command line is its own business.
+    Ultralytics' command line makes such a call too. The command lines of other programs are not checked.
 
     Args:
         arguments (Mapping): Arguments of the call.

@@ -9,7 +9,7 @@ from ..errors import KDError, KDTypeError
 
 NAME = "kd_unlabeled_boxes"
 DEFAULT_CONFIDENCE = 0.5  # of kd_unlabeled_boxes=True
-BOX_TASKS = ("detect", "obb")  # masks and keypoints of a teacher are no labels yet
+BOX_TASKS = ("detect", "obb")  # masks and keypoints of a teacher cannot be labels yet
 
 
 def check_sure_boxes(value: Any) -> None:
@@ -20,7 +20,7 @@ def check_sure_boxes(value: Any) -> None:
 
     Raises:
         KDTypeError: If it is neither True nor a number.
-        KDError: If it is no confidence.
+        KDError: If it is a number that is not between 0 and 1.
     """
     if value is None or value is True:
         return
@@ -37,7 +37,7 @@ def check_boxes_fit(cfg: Mapping[str, Any]) -> None:
         cfg (Mapping): All arguments of the training.
 
     Raises:
-        KDError: If not.
+        KDError: If the task has no box labels, or `kd_unlabeled` is not given.
     """
     given = f"'{NAME}={cfg[NAME]}'"
     if cfg["task"] not in BOX_TASKS:

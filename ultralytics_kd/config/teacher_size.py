@@ -21,7 +21,7 @@ def check_teacher_size(value: Any) -> None:
         value (Any): None, a factor, or a size in pixels.
 
     Raises:
-        KDTypeError: If it is no number.
+        KDTypeError: If it is not a number.
         KDError: If it is neither a factor nor a size.
     """
     if value is None:
@@ -40,7 +40,7 @@ def teacher_size(value: float, imgsz: Any, multiple: int = 1) -> int:
 
     Args:
         value (float): The checked argument: a size in pixels, or a factor.
-        imgsz (int | list[int]): The student's image size in pixels; of a list the largest counts, as for Ultralytics.
+        imgsz (int | list[int]): The student's image size in pixels; the largest one of a list, as in Ultralytics.
         multiple (int): The side is rounded up to a multiple of this.
     """
     side = value * student_size(imgsz) if value <= LARGEST_FACTOR else value

@@ -84,7 +84,7 @@ def run_user_code(argument: str, text: str, make: Callable[[], Any], *passed: ty
         *passed (type[Exception]): Errors that the caller handles.
 
     Raises:
-        KDError: If the code raises another error. It names the file and line of a SyntaxError.
+        KDError: If the code raises another error. For a SyntaxError, the message names file and line.
     """
     try:
         return make()
@@ -98,7 +98,7 @@ def run_user_code(argument: str, text: str, make: Callable[[], Any], *passed: ty
 def _working_folder_on_path() -> Iterator[None]:
     """Search the working folder for modules too, as `python -m` does and installed scripts do not.
 
-    Afterwards it stays the last place to search, for modules that the user's code imports when it is called.
+    Afterwards the folder stays the last place to search, for modules that the user's code imports when it is called.
     """
     folder = str(Path.cwd())
     added = folder not in sys.path

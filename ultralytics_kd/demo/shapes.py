@@ -254,7 +254,7 @@ def draw_dataset(
         val_images (int): Number of validation images.
         size (int): Side of the images in pixels.
         seed (int): The same seed draws the same data set.
-        classes (Sequence[str]): Classes to draw, of `CLASS_NAMES`. Few that look different are learnt sooner.
+        classes (Sequence[str]): Classes to draw, of `CLASS_NAMES`. A few classes that look different are learnt sooner.
 
     Returns:
         (Path): The data set's `data.yaml`.

@@ -49,7 +49,7 @@ def assign(
     target, teacher_boxes = matched.new_zeros((len(row), matched.shape[-1])), boxes.new_zeros((len(row), 4))
     foreground = row >= 0
     if len(assigned.target_score):
-        # For all rows, and then only those of the foreground: choosing them first would make the host wait for a GPU
+        # Computed for all rows, then masked: selecting the foreground rows first would make the host wait for a GPU
         row = row.clamp(min=0)
         instance, inside = assigned.instance[row], foreground[:, None]
         probs = answer.probs[instance].to(target.dtype) * assigned.relative_score[row, None]

@@ -1,9 +1,9 @@
 """Automatic weights of the terms (`kd_weight`), from gradients that are measured every few steps.
 
-A constant weight means something else for every student: beside labels that a good student has learnt, a term of the
-same weight pulls several times as hard as in a student that has just begun. `Balance` measures what reaches the student
-instead. At the feature maps that enter the head it takes the gradient of the base loss and of each term. A term is
-scaled so that its gradient is a given share of the base loss's, and it is taken back while it does not agree with it.
+A constant weight has a different effect on every student. When a student has learnt its labels, their gradient is
+small, and the same weight pulls it several times as hard as a student that has just begun. `Balance` therefore measures
+the gradient of the base loss and of each term, at the feature maps that enter the head. It scales a term so that its
+gradient is a given share of the base loss's gradient. A term fades while the two gradients do not agree.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 EVERY = 50  # steps between two measurements; the first ones come at steps 0, 1, 2, 4, 8, 16 and 32
 MOMENTUM = 0.8  # of the moving averages, per measurement
 LARGEST = 4.0  # a term is never scaled up by more: where student and teacher agree, its gradient may be tiny
-# Below the first cosine a term fades, at the second it is off. The terms of good teachers began with 0.3 to 0.6, those
-# of a teacher of one epoch fell from 0.15 to 0.02, and classes in a wrong order had -0.1. As the student learns what a
-# good teacher knows, its terms' cosines fall too, to 0.04 to 0.5 at the end; by then they have done their work
+# Cosines of the two gradients: a term fades below the first and is off below the second. The terms of good teachers
+# began with 0.3 to 0.6. A teacher trained for one epoch fell from 0.15 to 0.02, and classes in a wrong order had -0.1.
+# Good teachers end with 0.04 to 0.5, because the student has learnt what they know; by then it no longer needs them
 FADES, OFF = 0.25, 0.12
 TINY = 1e-20
 
@@ -30,7 +30,7 @@ class Balance:
     """Scales terms to a share of the base loss's gradient.
 
     Attributes:
-        shares (dict[str, float]): For each term, norm of its gradient relative to that of the base loss.
+        shares (dict[str, float]): For each term, the wanted norm of its gradient relative to the base loss's gradient.
         step (int): Number of training steps so far.
     """
 
@@ -38,11 +38,11 @@ class Balance:
         """Take the shares.
 
         Args:
-            shares (Mapping[str, float]): For each term, norm of its gradient relative to that of the base loss.
+            shares (Mapping[str, float]): For each term, the wanted norm of its gradient relative to the base loss's.
         """
         self.shares, self.step = dict(shares), 0
         self._averages: Tensor | None = None  # shape (terms, 3): squared norms of base and term, and their product
-        self._weight = 0.0  # of all measurements in the moving averages, which begin with 0
+        self._weight = 0.0  # total weight of the measurements: the moving averages begin with 0
         self._factors: Tensor | None = None
         self._off: set[str] = set()
         self._unseen: set[str] = set()
@@ -55,9 +55,9 @@ class Balance:
         Args:
             base (Tensor): The base loss, a scalar.
             terms (Mapping[str, Tensor]): The terms of `shares`, scalars on the scale of `base`.
-            points (Sequence[Tensor]): Outputs of layers of the student at which gradients are compared, images first.
+            points (Sequence[Tensor]): Outputs of student layers at which gradients are compared, batch dimension first.
             labeled (int, optional): Number of images with labels, which come first; None if all have labels. The others
-                are not compared: the base loss has no gradient there, or that of the teacher's own boxes.
+                are not compared: the base loss has no gradient there, or only one from the teacher's own boxes.
         """
         if self._due():
             self._measure(base, [terms[name] for name in self.shares], points, labeled)
@@ -70,7 +70,7 @@ class Balance:
     def _measure(
         self, base: Tensor, terms: Sequence[Tensor], points: Sequence[Tensor], labeled: int | None = None
     ) -> None:
-        """Add the gradients of a step to the moving averages, and compute the factors anew."""
+        """Add the gradients of a step to the moving averages, and compute the factors again."""
         gradients = [_gradient(loss, points, labeled) for loss in (base, *terms)]
         own = gradients[0]
         norm = own.dot(own)
@@ -84,7 +84,7 @@ class Balance:
         self._factors = self._compute()
 
     def ratios(self) -> Tensor:
-        """Return norm of each term's gradient over that of the base loss, shape (len(shares),)."""
+        """Return the norm of each term's gradient divided by the base loss's gradient norm, shape (len(shares),)."""
         base, term, _ = self._columns()
         return (term / base.clamp(min=TINY)).sqrt()
 
@@ -98,7 +98,7 @@ class Balance:
         return self._factors
 
     def _compute(self) -> Tensor:
-        """Return the factors from the moving averages: 1 for a term that has no gradient where they are compared."""
+        """Return the factors from the moving averages: 1 if the term or the base loss has no gradient at the points."""
         ratios = self.ratios()
         shares = ratios.new_tensor(list(self.shares.values()))
         agrees = ((self.cosines() - OFF) / (FADES - OFF)).clamp(0, 1)
@@ -111,9 +111,9 @@ class Balance:
         return (base > 0) & (term > 0)
 
     def news(self) -> list[str]:
-        """Return a sentence for each term that was taken back, or is back, since the last call.
+        """Return a sentence for each term that was turned off, turned on again or has no gradient, since the last call.
 
-        It waits for the device.
+        This waits for the device.
         """
         factors = self.factors()
         if factors is None:

@@ -1,8 +1,8 @@
-"""Background that the base loss ignores: where nobody knows whether an object of a class is there.
+"""Background that the base loss ignores, because it is unknown whether an object of a class is there.
 
 A label file that lacks objects teaches the student that they are background. `ignored_background` keeps chosen entries
 (image, anchor point, class) out of the class loss of Ultralytics' losses for heads with anchor points. An entry with a
-positive target stays: an object that a label or a pseudo-box is assigned to is known. Pseudo-boxes and kept classes
+positive target is never ignored: a label or a pseudo-box is assigned to it. Pseudo-boxes and kept classes
 (`kd_keep`) both use it.
 """
 
@@ -30,7 +30,7 @@ def check_ignores_background(bases: Mapping[str, Any], argument: str) -> None:
         argument (str): The argument that needs it, for the error.
 
     Raises:
-        KDError: If so.
+        KDError: If a base loss has no function `bce`.
     """
     for base in bases.values():
         if not callable(getattr(base, "bce", None)):
@@ -41,10 +41,10 @@ def check_ignores_background(bases: Mapping[str, Any], argument: str) -> None:
 
 @contextmanager
 def ignored_background(bases: Mapping[str, Any], ignored: Mapping[str, Tensor | Choice]) -> Iterator[None]:
-    """Let base losses ignore background within a block; blocks in each other add up.
+    """Let base losses ignore background within a block; nested blocks add up.
 
-    The loss and its gradient are those of Ultralytics, without the class loss of the ignored entries. Its divisor, the
-    sum of the targets, does not change, because their target is 0.
+    The loss and its gradient are those of Ultralytics, without the class loss of the ignored entries. The divisor, the
+    sum of the targets, does not change, because ignored entries have a target of 0.
 
     Args:
         bases (Mapping[str, Any]): Base loss of each head branch, `DistillationLoss.bases`.
@@ -77,11 +77,11 @@ def _without(bce: Callable[[Tensor, Tensor], Tensor], ignored: Tensor | Choice) 
 
 @torch.no_grad()
 def entries_inside(instances: Instances, classes: Tensor, assigner: Any, points: Tensor, images: int) -> Tensor:
-    """Return which entries lie inside instances, as the base loss decides which anchor points a label may have.
+    """Return which entries lie inside instances, by the rule of the base loss for the anchor points of a label.
 
     Args:
         instances (Instances): N instances, in pixels.
-        classes (Tensor): Classes that each stands for, bool, shape (N, nc).
+        classes (Tensor): Classes that each instance stands for, bool, shape (N, nc).
         assigner (TaskAlignedAssigner): The base loss's assigner.
         points (Tensor): Anchor points in pixels, shape (A, 2).
         images (int): Number of images in the batch, B.
@@ -99,7 +99,7 @@ def entries_inside(instances: Instances, classes: Tensor, assigner: Any, points:
 def check_levels(given: str, distiller: Any, teacher: Teacher) -> None:
     """Raise if a teacher finds objects on levels that the student lacks: they would be background.
 
-    A teacher that answers with detections tells of all objects that it finds, on whatever level.
+    A teacher that answers with detections is never refused: it reports objects of all its levels.
 
     Args:
         given (str): The argument that lets the teacher decide what is background, and its value.
@@ -107,7 +107,7 @@ def check_levels(given: str, distiller: Any, teacher: Teacher) -> None:
         teacher (Teacher): The teacher, inspected.
 
     Raises:
-        KDError: If so.
+        KDError: If the student lacks a level of the teacher.
     """
     if not distiller.teacher_heads:
         return

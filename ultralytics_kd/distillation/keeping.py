@@ -1,15 +1,15 @@
-"""New classes without forgetting (`kd_keep`): objects that the data do not label are no background.
+"""New classes without forgetting (`kd_keep`): objects that the data do not label are not background.
 
 The data label some of the student's classes. The others are kept: the teacher alone knows where their objects are.
 In the base loss an object without a label is background. Here the target of a kept class counts only where it is
 right:
 
 - Where the teacher sees an object of a kept class, the base loss ignores that class, and the teacher's terms teach it.
-- Where the base loss assigns a label, the object is known. It is no object of a kept class, whatever the teacher sees
-  there: a teacher that never saw a sheep takes it for a cow. The teacher's answer is corrected in the same way.
+- Where the base loss assigns a label, the object is known. It is not of a kept class, whatever the teacher sees there:
+  a teacher that never saw a sheep takes it for a cow. The teacher's answer is corrected in the same way.
 
 Pseudo-labels of earlier work follow the same rules (Shmelkov et al., ICCV 2017, https://arxiv.org/abs/1708.06977; Mo
-et al., ECCV 2024, https://arxiv.org/abs/2407.11499), with boxes in the place of anchor points.
+et al., ECCV 2024, https://arxiv.org/abs/2407.11499), with boxes in place of anchor points.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ..teachers.answers import SetAnswer, corners
 from ..teachers.class_map import UNKNOWN
 from .ignored_background import entries_inside, ignored_background
 
-SEEN = 0.05  # probability from which on the teacher sees an object, as for detections that it answers with
+SEEN = 0.05  # probability above which the teacher sees an object, as for its detections
 SEEN_LOGIT = log(SEEN / (1 - SEEN))
-SAME_OBJECT = 0.7  # overlap from which on a teacher's box and a label's are of one object
+SAME_OBJECT = 0.7  # IoU above which a teacher's box and a label's box are one object
 
 
 class Unlabelled:
@@ -52,8 +52,8 @@ class Unlabelled:
         Args:
             seen (Tensor): As the attribute.
             count (int): As the attribute.
-            earlier (Unlabelled, optional): That of a branch which is computed before this one. Its labels count too: it
-                assigns a label to more anchor points, on the same grid.
+            earlier (Unlabelled, optional): The object of a branch that is computed before this one. Its labels
+                count too: that branch assigns a label to more anchor points, on the same grid.
         """
         self.seen, self.count, self.earlier = seen, count, earlier
         self.labelled: Tensor | None = None
@@ -126,12 +126,12 @@ class ClassKeeper:
         """Return where the teacher sees objects of kept classes.
 
         Args:
-            answer (Answer | list[Answer] | SetAnswer): The teacher's answer; of several any one sees.
+            answer (Answer | list[Answer] | SetAnswer): The teacher's answer, or several: one that sees is enough.
             student (Mapping[str, Branch]): The student's raw outputs by branch.
             bases (Mapping[str, Any]): Base loss of each branch.
 
         Returns:
-            (dict[str, Tensor]): For each branch of the student bool, shape (B, A, nc), False for labelled classes.
+            (dict[str, Tensor]): For each branch, bool, shape (B, A, nc); False for classes that the data label.
         """
         answers = answer if isinstance(answer, list) else [answer]
         return {
@@ -150,14 +150,14 @@ class ClassKeeper:
             classes &= self.flags(device)
             instances = answer.instances((height, width))
             return entries_inside(instances, classes, base.assigner, points * strides, len(student.scores))
-        # A branch that the teacher lacks is not taught. What its other branch sees is no background there either
+        # A teacher without this branch does not teach it. What its one2many branch sees is not background here either
         branch = answer.branches.get(name) or answer.branches[ONE2MANY]
         at_points = torch.zeros((*branch.scores.shape[:2], self.layout.nc), dtype=torch.bool, device=device)
         at_points[..., columns] = branch.scores > SEEN_LOGIT
         return self._on_all_levels(at_points, student) & self.flags(device)
 
     def _on_all_levels(self, seen: Tensor, student: Branch) -> Tensor:
-        """Return values of the compared levels on all levels; on the others nobody knows, so all is ignored."""
+        """Return values of the compared levels on all levels; everything is ignored on levels that are not compared."""
         sizes = [f.shape[-2] * f.shape[-1] for f in student.feats]
         by_stride = dict(zip(self.layout.strides, sizes))
         known = dict(zip(self.strides, seen.split([by_stride[s] for s in self.strides], 1)))
@@ -168,7 +168,7 @@ class ClassKeeper:
     def masking(
         self, bases: Mapping[str, Any], seen: Mapping[str, Tensor], count: int
     ) -> Iterator[dict[str, Unlabelled]]:
-        """Let the base losses ignore what is seen within a block.
+        """Within a block, let the base losses ignore what the teacher sees.
 
         Args:
             bases (Mapping[str, Any]): Base loss of each branch, in the order in which they are computed.
@@ -179,7 +179,7 @@ class ClassKeeper:
             (dict[str, Unlabelled]): What each base loss ignores, and where its labels are.
 
         Raises:
-            KDError: If a base loss did not use it.
+            KDError: If a base loss did not call its `bce`, which is masked.
         """
         masked: dict[str, Unlabelled] = {}
         for name in bases:
@@ -196,7 +196,7 @@ class ClassKeeper:
         """Return an answer that sees no kept class where a label is assigned.
 
         Args:
-            answer (Answer | list[Answer] | SetAnswer): The teacher's answer. A set was corrected before.
+            answer (Answer | list[Answer] | SetAnswer): The teacher's answer. A set stays as it is.
             masked (Mapping[str, Unlabelled]): Where labels are assigned, by branch.
             student (Mapping[str, Branch]): The student's raw outputs by branch, for all images.
         """
@@ -215,6 +215,6 @@ class ClassKeeper:
         return replace(answer, branches=branches)
 
     def _on_levels_of(self, student: Branch, values: Any) -> Tensor:
-        """Return values of all anchor points, shape (B, A), at those of the compared levels."""
+        """Return the part of values (B, A) that belongs to anchor points of the compared levels."""
         levels = values.split([f.shape[-2] * f.shape[-1] for f in student.feats], 1)
         return torch.cat([levels[self.layout.strides.index(s)] for s in self.strides], 1)

@@ -27,7 +27,7 @@ FINITE_FACTOR = "kd_finite_factor"  # in a batch: 0 if the answer contained NaN 
 class DistillationLoss:
     """A YOLO loss that adds the terms for the teacher's answer in the batch.
 
-    It asks for the answer itself if the batch has none, so that no trainer can train around the teacher. Without an
+    It asks for the answer itself if the batch has none, so that no trainer can bypass the teacher. Without an
     answer it is the base loss, bit for bit. Images without labels come last in a batch. They enter the terms and not
     the base loss, unless the teacher's boxes are their labels. A copy or a pickle of it is the base loss alone, so that
     no copy of a model holds a teacher.
@@ -39,8 +39,8 @@ class DistillationLoss:
         trains (bool): Whether that model trains. Its moving average does not.
         ask (Callable | None): Adds the teacher's answer to a batch that lacks it.
         pseudo (PseudoBoxes | None): The teacher's boxes as labels of images without labels.
-        inspect (Callable | None): Called with a training batch, its terms, and what enters the loss of them, until the
-            epoch's first batch is checked.
+        inspect (Callable | None): Called with a training batch, its terms, and the terms as they enter the loss, until
+            the epoch's first batch is checked.
         first_nonfinite (FirstNonFinite): Which part of the loss became NaN or Inf first.
         keeper (ClassKeeper | None): Classes that the student keeps although the data do not label them.
     """
@@ -92,7 +92,7 @@ class DistillationLoss:
             items (dict[str, Tensor]): The same by name, without gradient and not times batch size.
 
         Raises:
-            KDError: If a base loss of the user's does not return its parts by name.
+            KDError: If a user's base loss does not return its parts by name.
         """
         if self.keeper is not None:  # what the teacher sees decides what the base loss ignores
             self._ask(batch)
@@ -146,7 +146,7 @@ class DistillationLoss:
     def _keeping(
         self, keeper: ClassKeeper, preds: Any, batch: dict[str, Any], answer: Any
     ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Return the base loss without what the data do not label, and the answer without what they do."""
+        """Return the base loss that ignores unlabelled objects of kept classes, and the corrected answer."""
         student, answer = outputs.branches(preds), keeper.without_labelled(answer, batch)
         seen = keeper.seen(answer, student, self.bases)
         with keeper.masking(self.bases, seen, batch.get(LABELED, len(batch["img"]))) as masked:
@@ -165,7 +165,7 @@ class DistillationLoss:
         return terms if factors is None else {**terms, **{n: f * terms[n] for n, f in zip(balance.shares, factors)}}
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the base loss, which callbacks of the user's may know."""
+        """Return an attribute of the base loss, which user callbacks may read."""
         if name == "base":
             raise AttributeError(name)
         return getattr(self.base, name)

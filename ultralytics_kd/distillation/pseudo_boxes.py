@@ -1,9 +1,9 @@
-"""Pseudo-boxes: what a teacher is sure of in images without labels enters the base loss (`kd_unlabeled_boxes`).
+"""Pseudo-boxes: a teacher's confident detections in images without labels are labels (`kd_unlabeled_boxes`).
 
 A detection with the given confidence or more is a label like any other. A less confident one, down to `DOUBT`, may be
 an object or not: there the base loss ignores its class (`ignored_background`). All else is background. The two
-thresholds are those of Xu et al., Efficient Teacher (https://arxiv.org/abs/2302.07577), who give what is between them a
-soft target; here that is the part of the terms.
+thresholds are those of Xu et al., Efficient Teacher (https://arxiv.org/abs/2302.07577), who give detections between
+them a soft target; here the terms give it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DOUBT = 0.1  # a detection of less confidence is background
 MOST = 300  # detections in an image, as in Ultralytics' validation
 STORED = 100  # detections in an image that a cache must have room for
 IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
-CHANGED = 1.5  # an epoch with so many times more or fewer boxes than the last that was logged is logged too
+CHANGED = 1.5  # an epoch is logged if it has this many times more or fewer boxes than the last logged one
 DUPLICATE_IOU = 0.5  # a doubtful detection with a larger overlap with a more confident one shows the same object
 
 
@@ -70,7 +70,7 @@ class Found:
         bboxes (Tensor): Boxes of which the teacher is sure: x, y, w, h as shares of the image, shape (N, 4), or with
             their angle, shape (N, 5).
         labels (Tensor): Class of each, shape (N,).
-        image (Tensor): Index of its image in the batch, ascending, shape (N,).
+        image (Tensor): Index of each box's image in the batch, ascending, shape (N,).
         ignored (Tensor): Entries of the class loss that are ignored unless they have an object, bool, shape (B, A, nc).
         doubtful (Tensor): Number of detections in doubt, a scalar on the device: nothing waits for it.
     """
@@ -89,7 +89,7 @@ class PseudoBoxes:
         confidence (float): Confidence from which on a detection is a label.
         student (Layout): The student's head.
         teacher (Layout | None): The teacher's head; None if it predicts sets.
-        thresholds (Thresholds): Which of its detections are looked at.
+        thresholds (Thresholds): Which of the teacher's detections are used.
         counts (Counts): Boxes in the images so far.
     """
 
@@ -98,17 +98,17 @@ class PseudoBoxes:
         self.confidence, self.student, self.teacher = confidence, student, teacher
         self.thresholds = Thresholds(min(DOUBT, confidence), IOU, MOST)
         self.counts = Counts()
-        self._last: dict[str, Tensor] = {}  # those of the last batch, as labels of its images without labels
+        self._last: dict[str, Tensor] = {}  # pseudo-boxes of the last batch, as labels of its images without labels
         self._labeled = 0  # images with labels in it
-        self._logged = -1.0  # pseudo-boxes for each image in the last sentence
+        self._logged = -1.0  # pseudo-boxes for each image when last logged; -1 before that
 
     def loss(
         self, base: Any, bases: Mapping[str, Any], preds: Any, batch: Mapping[str, Any], labeled: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the base loss of all images of a batch; those without labels have pseudo-boxes.
 
-        It is the loss of a batch of labels, on the scale of the labelled images alone: a pseudo-box counts as a label
-        does, and the terms keep their share.
+        A pseudo-box counts like a label. The loss is scaled to the number of labelled images, so that the terms keep
+        their share.
 
         Args:
             base (Any): Ultralytics' loss of the student.
@@ -206,7 +206,7 @@ class PseudoBoxes:
     def _detections(self, answer: Any, images: Tensor, labeled: int) -> SetAnswer:
         """Return the detections in the images without labels, as `Found` holds boxes.
 
-        The index of an image is that in the whole batch.
+        Image indices are those of the whole batch.
         """
         if isinstance(answer, SetAnswer):
             rows = (answer.batch_idx >= labeled).nonzero().flatten()
@@ -246,7 +246,7 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
         teacher (Teacher): The teacher, inspected.
 
     Raises:
-        KDError: If the teacher finds objects on levels that the student lacks.
+        KDError: If several teachers answer, or the teacher finds objects on levels that the student lacks.
     """
     given = args.kd_unlabeled_boxes
     if given is None:
@@ -264,12 +264,12 @@ def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, mos
     Args:
         given (bool | float): The argument `kd_unlabeled_boxes`.
         cache (str | Path | bool): The argument `kd_cache`, for the error.
-        conf (float): Confidence from which on detections are stored.
-        iou (float): Overlap from which on the less confident of two is not stored.
+        conf (float): Lowest confidence of a stored detection.
+        iou (float): Overlap above which the less confident of two detections is not stored.
         most (int): Most detections of an image and scale.
 
     Raises:
-        KDError: If so.
+        KDError: If the cache lacks detections that pseudo-boxes need.
     """
     lowest = min(DOUBT, sure_confidence(given))
     limits = (
@@ -286,14 +286,14 @@ def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, mos
 
 
 def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:
-    """Return which boxes no more confident one of their image suppresses, whatever their classes are."""
+    """Return which boxes survive NMS within their image, whatever their classes are."""
     from torchvision.ops import batched_nms  # scoped: slow to import
 
     kept = torch.zeros_like(confidence, dtype=torch.bool)
     if boxes.shape[1] == 4:
         kept[batched_nms(boxes, confidence, image, iou)] = True
         return kept
-    for each in image.unique():  # of all images at once the overlaps would take memory with the square of their number
+    for each in image.unique():  # for all images at once, overlaps need memory in the square of their boxes
         rows = (image == each).nonzero().flatten()
         kept[rows[TorchNMS.fast_nms(boxes[rows], confidence[rows], iou, iou_func=batch_probiou)]] = True
     return kept

@@ -25,7 +25,7 @@ from ..teachers.detections import group_starts
 
 ROUNDING = 1e-3  # largest difference of target scores that counts as rounding
 MAX_TIES = 0.02  # largest share of anchor points that may go to another instance with an equal claim
-BATCHES = 3  # that must disagree before the rule does: a batch of few anchor points may have more ties than that
+BATCHES = 3  # batches that must disagree: one with few anchor points may have more ties than `MAX_TIES`
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Assignment:
 
     @property
     def relative_score(self) -> Tensor:
-        """The target score over that of the instance's best anchor point, from 0 to 1, shape (P,)."""
+        """The target score divided by the score of the instance's best anchor point, from 0 to 1, shape (P,)."""
         best = self.target_score.new_zeros(self.count).scatter_reduce_(0, self.instance, self.target_score, "amax")
         return self.target_score / best[self.instance].clamp(min=1e-9)
 
@@ -120,7 +120,7 @@ def _first_of_largest(values: Tensor, cell: Tensor, total: int) -> Tensor:
 class InstanceAssigner:
     """Assigns instances by the sparse rule if it agrees with the installed assigner, else by that assigner.
 
-    For each head branch the first batch decides that agrees, or the third that does not.
+    For each head branch, the first batch on which both agree decides, or the third on which they differ.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ Files:
     weight_selection: the weights that a student takes from a bigger teacher (`kd_init`).
     channel_picks, output_channels: the channels that it takes, of hidden layers and of a head's output layers.
     weight_fitting: selected weights refitted to the teacher's activations (`kd_init=fit`).
-    block_counterparts: what it fits blocks to whose layout the teacher does not have.
+    block_counterparts: what blocks are fitted to if the teacher's blocks have another layout.
     norm_statistics: BatchNorm statistics measured anew on images.
     weight_origin: which of a model's weights are trained.
 """

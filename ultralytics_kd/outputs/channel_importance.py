@@ -1,15 +1,15 @@
 """Which channels of a teacher a narrower student should take.
 
-Those that matter most to what the teacher predicts, as long as the others cannot be computed from them. Both are
-measured on images:
+It takes the channels that matter most to the teacher's predictions, but none that can be computed from those taken
+already. Both are measured on images:
 
     How much a channel matters is how much the predictions would change if its activations were replaced by their mean:
         to first order activation times gradient, squared (Molchanov et al., CVPR 2019,
         https://arxiv.org/abs/1906.10771). There the gradient is that of the loss. Here it is that of all predictions,
         each with a random factor, so that no labels are needed. Confident predictions of a detector count more.
     What can be computed from channels that are taken need not be taken: later layers are refitted (`weight_fitting`).
-        So channels are chosen one by one. The importance of each is multiplied by the share of its variance that those
-        before it leave unexplained.
+        So channels are chosen one by one. The importance of each is multiplied by the share of its variance that the
+        channels taken before leave unexplained.
 
 `examples/study/README.md` has figures of this choice and of others.
 """
@@ -28,13 +28,13 @@ from .grid import branches
 from .heads import TASK_OF, find_head
 from .weight_fitting import evaluating
 
-IMAGES = 64  # most images that are looked at
+IMAGES = 64  # most images that are measured
 PIXELS = 2**16  # pixels of the images that run at a time; their activations are kept for the gradients
 SMALL = 1e-12  # smallest share of a variance
 
 
 class Importance(NamedTuple):
-    """What is measured of the channels that a convolution puts out, or of some that several convolutions share.
+    """Measurements of a convolution's output channels, or of channels that several convolutions share.
 
     Attributes:
         change (Tensor): How much the predictions change without a channel, shape (channels,).
@@ -45,12 +45,12 @@ class Importance(NamedTuple):
     covariance: Tensor
 
     def part(self, start: int, count: int) -> Importance:
-        """Return that of some channels that follow one another."""
+        """Return the importance of `count` consecutive channels, from channel `start` on."""
         chosen = slice(start, start + count)
         return Importance(self.change[chosen], self.covariance[chosen, chosen])
 
     def __add__(self, other: Any) -> Importance:
-        """Return that of channels that two convolutions share, or of two batches."""
+        """Return the importance of channels that two convolutions share, or of channels in two batches."""
         return Importance(self.change + other.change, self.covariance + other.covariance)
 
 
@@ -58,11 +58,11 @@ def foremost(importance: Importance, count: int) -> Tensor:
     """Return the channels to take, in rising order.
 
     Args:
-        importance (Importance): What is measured of all channels.
+        importance (Importance): Measurements of all channels.
         count (int): Number of channels to take.
     """
     covariance, variance = importance.covariance, importance.covariance.diagonal().clamp(min=SMALL)
-    left = variance.clone()  # of each channel's variance, what those that are taken do not explain
+    left = variance.clone()  # the part of each channel's variance that taken channels do not explain
     rows = torch.zeros(count, len(left), dtype=left.dtype)  # of a Cholesky decomposition of the covariance
     taken: list[int] = []
     for i in range(count):
@@ -77,15 +77,15 @@ def foremost(importance: Importance, count: int) -> Tensor:
 
 
 def measure_importance(model: Any, images: Tensor) -> dict[str, Importance]:
-    """Return how much each channel that a model's convolutions put out matters to what it predicts.
+    """Return how much each output channel of a model's convolutions matters to the model's predictions.
 
     Args:
         model (nn.Module): Ultralytics model in float32; it is not changed.
-        images (Tensor): Images, shape (N, C, H, W), on its device.
+        images (Tensor): Images, shape (N, C, H, W), on the model's device.
 
     Returns:
         (dict[str, Importance]): In float64 on the CPU, by the name of the convolution; empty for a head that is not
-            known. Convolutions that run twice are left out.
+            known. If a convolution runs twice, only its last run is measured.
     """
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Importance] = {}
@@ -116,15 +116,15 @@ def _importance(output: Tensor, gradient: Tensor) -> Importance:
 
 @contextmanager
 def _keeping_outputs(model: Any, outputs: dict[str, Tensor]) -> Iterator[None]:
-    """Keep what a model's convolutions put out, after norm and activation, within a block.
+    """Within a block, keep the outputs of a model's convolutions after norm and activation.
 
     Args:
         model (nn.Module): The model.
-        outputs (dict[str, Tensor]): Gets the outputs by the name of the convolution.
+        outputs (dict[str, Tensor]): Filled with the outputs, by the name of the convolution.
     """
 
     def keep(name: str, output: Tensor) -> None:
-        # Frozen weights give no gradient, and the second head of YOLO26 reads maps that carry none
+        # Outputs of frozen weights carry no gradient, and the one2one head of YOLO26 reads detached maps
         outputs[name] = output if output.requires_grad else output.requires_grad_()
 
     modules = dict(model.named_modules())

@@ -1,18 +1,18 @@
 """The teacher's channels that each of a student's convolutions takes (`kd_init`).
 
-    Convolutions and BatchNorm: evenly spaced output channels, and the input channels that its sources selected. Where
-        the importance of channels is known, those that matter most instead (`channel_importance`).
+    Convolutions and BatchNorm: evenly spaced output channels, and the input channels that the layers before selected.
+        Where the importance of channels is known, the most important ones instead (`channel_importance`).
     Concatenations: the channels of each source, at their positions in the teacher's concatenation.
     Split blocks (C2f, C3k2, A2C2f, C2PSA): channels of each chunk, never across chunks. The last chunk runs through the
         inner blocks, which add to it: all of them take the same channels.
-    Attention: whole heads, chosen alike. A head keeps its queries, keys and values together; single channels would
+    Attention: whole heads, chosen likewise. A head keeps its queries, keys and values together; single channels would
         turn queries into keys. `proj` and `pe` take the channels of the same heads. If the heads differ in width
         (`head_dim`), whole heads do not fit: `qkv`, `proj` and `pe` take evenly spaced channels, and queries and keys
         may mix.
 
 Blocks are recognised by their types, and by the names that Ultralytics gives their parts: cv1, cv2, m, qkv, proj, pe.
-Evenly spaced channels are the same everywhere, so they need no care. Important ones are taken only where all that
-read or add to them are known.
+Evenly spaced channels are the same in every layer. Important ones are taken only where all layers that read them or
+add to them are known.
 """
 
 from __future__ import annotations
@@ -93,16 +93,16 @@ class Picks:
         return next((n for n in names if isinstance(self.student.get(n), nn.Conv2d) and n in self.teacher), "")
 
     def _foremost(self, names: Sequence[str], count: int, total: int, start: int = 0) -> Pick:
-        """Return those that matter most of the channels that some of the teacher's convolutions share.
+        """Return the most important of the channels that some of the teacher's convolutions share.
 
         Args:
             names (Sequence[str]): The convolutions.
             count (int): Number of channels that the student has.
             total (int): Number of channels that the teacher has.
-            start (int): The first of them in the first convolution; in the others it is 0.
+            start (int): Index of the first channel in the first convolution; 0 in the others.
 
         Returns:
-            (Tensor): In rising order; evenly spaced if the importance is not known, or the student has more.
+            (Tensor): Indices in rising order; evenly spaced if the importance is not known, or the student has more.
         """
         if count > total or not all(name in self.importance for name in names):
             return evenly(count, total)
@@ -156,7 +156,7 @@ class Picks:
         return pick
 
     def _follow_tower(self, name: str, tower: nn.Module, source: Pick | None) -> None:
-        """Set the channels of a tower of a head, but for what its last convolution puts out.
+        """Set the channels of a tower of a head, except the output channels of its last convolution.
 
         Args:
             name (str): Name of the tower.
@@ -177,7 +177,7 @@ class Picks:
                 self.outputs[path] = source
 
     def _concatenated(self, sources: list[Pick | None], layers: list[int]) -> Pick | None:
-        """Return the channels of a concatenation, at their positions in the teacher's."""
+        """Return the channels of a concatenation, at their positions in the teacher's concatenation."""
         offset, parts = 0, []
         for pick, layer in zip(sources, layers):
             width = self._teacher_width(layer)
@@ -229,7 +229,7 @@ class Picks:
             name (str): Its name.
             block (nn.Module): The student's block; `cv1` puts out chunks, the last of which the inner blocks read.
             width (int): Channels of a chunk.
-            its_width (int): Channels of a chunk of the teacher's.
+            its_width (int): Channels of a chunk of the teacher's block.
             chunks (int): Number of chunks that `cv2` reads.
         """
         first = f"{name}.cv1.conv"
@@ -237,7 +237,7 @@ class Picks:
         inner = [f"{name}.m.{i}" for i in range(len(block.m))]
         ends = [_end(path, self.teacher.get(path)) for path in inner]
         chain = evenly(width, its_width)
-        if all(ends):  # the blocks add to the chain, so what it holds matters wherever one ends
+        if all(ends):  # the blocks add to the chain, so its channels matter at the end of each
             chain = self._foremost([first, *ends], width, its_width, (split - 1) * its_width)
         side = self._foremost([first], width, its_width)
         picks = [side] * (split - 1) + [chain] * (chunks - split + 1)
@@ -248,7 +248,7 @@ class Picks:
             self._follow_inner(path, chain)
 
     def _follow_inner(self, name: str, chain: Pick) -> None:
-        """Set the channels of an inner block that reads the channels of a chain, and puts out the same."""
+        """Set the channels of an inner block that reads the channels of a chain, and puts out the same channels."""
         block = self.student[name]
         if not self.alike(name):  # `block_counterparts` says what it is fitted to
             return
@@ -286,7 +286,7 @@ def evenly(student: int, teacher: int) -> Pick:
 
 
 def _end(name: str, block: Any) -> str:
-    """Return the convolution that an inner block of the teacher's ends with; empty if the block is not known.
+    """Return the name of the last convolution of a teacher's inner block; empty if the block is not known.
 
     Args:
         name (str): Name of the block.
@@ -318,9 +318,9 @@ def _adds_its_input(layer: Any) -> bool:
 
 
 def _free_layers(model: Any) -> set[int]:
-    """Return the layers whose output channels can be chosen: all that read them do so in a way that is known."""
+    """Return the layers whose output channels can be chosen, because all their readers are of a known kind."""
     readers: dict[int, set[int]] = {i: set() for i in range(len(model.model))}
-    for i in reversed(range(len(model.model))):  # what reads a layer that passes channels on reads its sources too
+    for i in reversed(range(len(model.model))):  # a layer that passes channels on shares its readers with its sources
         layer = model.model[i]
         passes = _adds_its_input(layer) or not any(True for _ in layer.parameters())
         for source in _sources(layer, i) if i else ():

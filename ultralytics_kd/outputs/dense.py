@@ -103,7 +103,7 @@ def capture_maps(model: nn.Module, receive: Callable[[list[Tensor]], None], side
 def dense_maps(model: nn.Module, task: str, channels: int, side: int = SIDE) -> FeatureLayout:
     """Return the layout of the maps that enter a model's head.
 
-    A classifier has one map. Its stride is 0 in every family, so that student and teacher have the same. The layout of
+    A classifier has one map. Its stride is 0 in every family, so that student and teacher match. The layout of
     another library's classifier is empty if no map is found.
 
     Args:

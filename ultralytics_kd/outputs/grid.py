@@ -221,7 +221,7 @@ def anchors(feats: list[Tensor], head_layout: Layout) -> tuple[Tensor, Tensor]:
     return _anchors(sizes, tuple(head_layout.strides), feats[0].device)
 
 
-@functools.lru_cache(maxsize=32)  # every level costs a GPU two waits for the host; multi_scale needs several grids
+@functools.lru_cache(maxsize=32)  # else a GPU waits for the host twice per level; multi_scale needs several grids
 def _anchors(
     sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -241,8 +241,8 @@ def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
         boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
-    # Without DFL a distance may be negative. It must be where the anchor point lies outside a small object's box. If
-    # opposite sides cross, the IoU is meaningless: both move to the middle, and a gradient can part them again.
+    # Without DFL a distance may be negative. It must be negative where the anchor point lies outside a small object's
+    # box. If opposite sides cross, the IoU is meaningless: both move to the middle, and a gradient can part them again.
     left_top, right_bottom = boxes.chunk(2, -1)
     crossing = (-(left_top + right_bottom)).clamp(min=0).detach() / 2
     return torch.cat((left_top + crossing, right_bottom + crossing), -1)

@@ -49,7 +49,7 @@ def head_fault(model: nn.Module) -> str | None:
 
 
 def branch_fault(head: Any) -> str | None:
-    """Return which branch `fuse()` has removed from a head, as the rest of a sentence about its model; None if none."""
+    """Return that `fuse()` has removed a branch of a head, as the rest of a sentence about its model; else None."""
     # fuse() sets the branch that it removes to None; a branch that the head never had is not an attribute
     if head.cv2 is None or head.cv3 is None or ("one2one_cv2" in vars(head)["_modules"] and head.one2one_cv2 is None):
         return "was fused for inference and lost a branch of its head: give the checkpoint that train() saved"
@@ -74,7 +74,7 @@ def layout(model: nn.Module) -> Layout:
 
 
 def layout_of(head: Any, task: str) -> Layout:
-    """Return the layout of a head that has the towers of a detection-like one, for a task.
+    """Return the layout of a head that has the towers of a detection-like head.
 
     Args:
         head (Detect): The head.
@@ -118,7 +118,7 @@ def towers(head: Any, branch: str) -> dict[str, Any]:
 
 
 def class_rows(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the layers that score classes, a row for each class, by branch and level.
+    """Return weights and biases of the layers that score classes, a row per class, by name ("one2many.0.weight").
 
     Args:
         model (nn.Module): Model with a detection-like head.
@@ -297,7 +297,7 @@ def first_conv(module: nn.Module) -> nn.Conv2d:
 def read_grey(model: Any) -> None:
     """Let a model of colour images read grey ones, in place, as three equal channels.
 
-    A convolution is linear: with the sum of its weights over the three channels it computes the same from one.
+    A convolution is linear: with the sum of its weights over the three channels it computes the same from one channel.
 
     Args:
         model (BaseModel): The model; its first convolution reads the images.

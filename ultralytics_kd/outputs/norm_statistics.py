@@ -1,8 +1,8 @@
 """BatchNorm statistics of a model, measured anew on images.
 
 A student that begins with channels of its teacher's layers sums over fewer inputs. The teacher's statistics do not fit
-what its layers put out. Training does not read them, but whoever runs the student in eval mode does: validation, and
-the calibration of activation ranges with `quantize=8`, which are fixed before the first step.
+what its layers put out. Training does not read them, but the student in eval mode does: in validation, and in the
+calibration of activation ranges with `quantize=8`, which are fixed before the first step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def measure_statistics(model: Any, images: Tensor) -> None:
         images (Tensor): Images as the model sees them in training, shape (N, C, H, W), on its device.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    # Batches of equal size: a small rest would have statistics of its own and count as much as the others
+    # Batches of equal size: a small last batch would have statistics of its own and count as much as the others
     batches = -(-len(images) * images.shape[2] * images.shape[3] // PIXELS)
     with _measuring(model, norms):
         for batch in images.tensor_split(min(batches, len(images))):
@@ -36,7 +36,7 @@ def measure_statistics(model: Any, images: Tensor) -> None:
 
 @contextmanager
 def _measuring(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    """Let the BatchNorms, and nothing else, train, and average all batches alike."""
+    """Put only the BatchNorms into training mode, and let them average all batches with equal weight."""
     modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     model.eval()  # neither dropout nor a head in training mode

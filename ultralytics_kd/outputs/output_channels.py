@@ -1,4 +1,4 @@
-"""What the output channels of a head mean, and which of a teacher's mean the same as a student's (`kd_init`).
+"""What the output channels of a head mean, and which channels of teacher and student mean the same (`kd_init`).
 
 Hidden channels are features, and evenly spaced ones of a bigger model are features too. An output channel means one
 thing, and takes the teacher's channel of the same meaning or none:
@@ -6,9 +6,9 @@ thing, and takes the teacher's channel of the same meaning or none:
     Class scores: those of the matching class.
     Keypoints: x, y, visibility and deviations of the keypoint of the same name. Without names, of the same number, if
         both models have as many keypoints.
-    Mask coefficients: each belongs to one prototype, so evenly spaced ones, and the prototypes at the same positions.
+    Mask coefficients: each belongs to one prototype, so both take evenly spaced channels at the same positions.
     All others (box sides, bins of DFL, angles, text embeddings, depth, a head of the user's own): only if both models
-        have as many.
+        have the same number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ultralytics.nn.modules.head import Pose, Segment, WorldDetect, YOLOEDetect,
 
 from .channel_picks import Pick, evenly
 
-# Parts of heads by name. `one2one_` before it is the same part of the other branch
+# Parts of heads by name; the prefix `one2one_` marks the same part of the other branch
 CLASS_SCORES = {"cv3", "semseg", "classifier", "aux_head", "linear", "enc_score_head", "dec_score_head"}
 FED_BY = {"linear": "conv", "cv4_kpts": "cv4", "cv4_sigma": "cv4"}  # parts that read the features of another part
 
@@ -59,17 +59,17 @@ class OutputChannels:
         return {i: i for i in range(count)} if count == source_count else {}
 
     def rows(self, path: str, ours: int, theirs: int) -> tuple[Pick, Pick] | None:
-        """Return the student's output channels that are set, and the teacher's channels that they take.
+        """Return the student's output channels that are set, and the teacher's channels that they take; None for none.
 
         Args:
             path (str): Name of the output layer within the head.
             ours (int): Number of the student's output channels.
-            theirs (int): Number of the teacher's.
+            theirs (int): Number of the teacher's output channels.
         """
         parts = {part.removeprefix("one2one_") for part in path.split(".")}
         pairs: Mapping[int, int] | None = None
         if "dfl" in parts and self.student.reg_max != self.teacher.reg_max:
-            return None  # it holds the number of each bin
+            return None  # its weights are the bin numbers
         if parts & CLASS_SCORES and self._scores(ours, theirs):
             pairs = self.classes
         elif self._poses() and parts & {"cv4", "cv4_kpts", "cv4_sigma"}:
@@ -86,7 +86,7 @@ class OutputChannels:
         return _indices(pairs.keys()), _indices(pairs.values())
 
     def _scores(self, ours: int, theirs: int) -> bool:
-        """Return whether a layer of so many outputs scores classes, and not the similarity to texts."""
+        """Return whether layers with these numbers of outputs score classes, and not the similarity to texts."""
         heads = (self.student, self.teacher)
         if any(isinstance(h, (WorldDetect, YOLOEDetect)) and not getattr(h, "is_fused", False) for h in heads):
             return False
@@ -129,5 +129,5 @@ def keypoint_names(names: Any) -> list[str] | None:
 
 
 def _indices(values: Any) -> Pick:
-    """Return integers as indices; a list of none would not be integers to PyTorch."""
+    """Return integers as indices; PyTorch would make floats of an empty list."""
     return torch.tensor(list(values), dtype=torch.long)

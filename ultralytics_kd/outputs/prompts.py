@@ -1,4 +1,4 @@
-"""Models whose classes are texts, YOLO-World and YOLOE: their texts are fixed, and plain YOLO models are left.
+"""YOLO-World and YOLOE, whose classes are texts: with fixed texts they become plain YOLO models.
 
 YOLOE scores a class by a product of an anchor point's features with the text's vector. With fixed texts this is a 1x1
 convolution, and the head is a plain `Detect` or `Segment`. YOLO-World also normalises the features, and reads the texts
@@ -31,29 +31,29 @@ def takes_prompts(model: nn.Module) -> bool:
 
 
 def is_fixed(model: nn.Module) -> bool:
-    """Return whether the texts of such a model are part of its weights, so that it takes no others."""
+    """Return whether a prompted model's texts are part of its weights, so that it takes no others."""
     head = find_head(model)
     return isinstance(head, YOLOEDetect) and (head.is_fused or hasattr(head, "lrpc"))
 
 
 def text_encoder_of(model: Any) -> str:
-    """Return the name of the text encoder that such a model was trained with, as Ultralytics names it."""
+    """Return the name of the text encoder that a prompted model was trained with, as Ultralytics names it."""
     return "clip:ViT-B/32" if _is_world(model) else getattr(model, "text_model", "mobileclip:blt")
 
 
 def prompted_layout(model: nn.Module) -> Layout:
-    """Return the layout of a head that needs prompts; its number of classes means nothing before they are fixed."""
+    """Return the layout of a head that needs prompts; its number of classes means nothing before `fix_texts`."""
     head = find_head(model)
     return layout_of(head, "segment" if isinstance(head, YOLOESegment) else "detect")
 
 
 def prompted_fault(model: nn.Module) -> str | None:
-    """Return why such a model cannot teach, as the rest of a sentence about it; None if it can."""
+    """Return why a prompted model cannot teach, as the rest of a sentence about it; None if it can."""
     return branch_fault(find_head(model))
 
 
 def encode_texts(model: Any, texts: list[str]) -> Tensor:
-    """Return what the text encoder of such a model makes of texts; Ultralytics loads it, and it is freed afterwards.
+    """Return a prompted model's embeddings of texts; Ultralytics loads the text encoder, which is freed afterwards.
 
     Args:
         model (nn.Module): The model.
@@ -65,7 +65,7 @@ def encode_texts(model: Any, texts: list[str]) -> Tensor:
     own = {} if _is_world(model) else {"without_reprta": True}
     saved = getattr(model, "clip_model", None) is not None  # in files of some releases
     vectors = model.get_text_pe(texts, cache_clip_model=saved, **own)
-    return vectors[0].detach().float().cpu().clone()  # a clone is no inference tensor
+    return vectors[0].detach().float().cpu().clone()  # the clone is not an inference tensor
 
 
 def own_texts(model: Any, count: int) -> Tensor | None:
@@ -98,7 +98,7 @@ def drop_text_encoder(model: Any) -> None:
 
 
 def fix_texts(model: Any, texts: Tensor | None = None) -> None:
-    """Make a plain model of a prompted one, in place.
+    """Turn a prompted model into a plain one, in place.
 
     Args:
         model (nn.Module): A float32 model of YOLO-World or YOLOE in eval mode.
@@ -119,7 +119,7 @@ def fix_texts(model: Any, texts: Tensor | None = None) -> None:
 
 
 def drop_masks(model: Any) -> None:
-    """Make a detector of a model for instance segmentation, in place.
+    """Turn an instance segmentation model into a detector, in place.
 
     Args:
         model (SegmentationModel): The model.

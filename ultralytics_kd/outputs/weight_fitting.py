@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .weight_origin import is_trained
 
-POSITIONS = 12_000  # places in all feature maps of a layer that enter its regression
+POSITIONS = 12_000  # positions over all images that enter the regression of a layer
 PENALTY = 0.01  # of the ridge regression, as a share of the mean variance of the inputs
 PIXELS = 2**18  # pixels of the images that run at a time
 SMALL = 1e-12  # smallest variance
@@ -32,8 +32,8 @@ class Target(NamedTuple):
 
     Attributes:
         channels (Tensor): The student's output channels that are set.
-        source (str): Name of the teacher's convolution; what its BatchNorm puts out counts, if it has one.
-        taken (Tensor): The teacher's channels, as many.
+        source (str): Name of the teacher's convolution; if it has a BatchNorm, the BatchNorm's output counts.
+        taken (Tensor): The teacher's channels, one for each of `channels`.
     """
 
     channels: Tensor
@@ -54,8 +54,8 @@ def fit_weights(
         student (nn.Module): Ultralytics model whose weights were selected; changed in place.
         teacher (nn.Module): The model that they were selected from, on the same device; it is not changed.
         images (Tensor): Training images as the student sees them, shape (N, C, H, W).
-        wanted (Mapping[str, Target]): Targets by the name of each convolution that is fitted. Those of another name in
-            the teacher have no weights to begin with, and their fit is pulled towards zero.
+        wanted (Mapping[str, Target]): Targets by the name of each convolution that is fitted. A convolution whose
+            source has another name has no selected weights, and its fit is pulled towards zero.
 
     Returns:
         (dict[str, float]): Share of the variance of the teacher's activations that each convolution explains (R2).
@@ -82,7 +82,7 @@ def fit_weights(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode."""
+    """Put a model into eval mode within a block."""
     training = model.training
     model.eval()
     try:
@@ -238,7 +238,7 @@ class _Fit:
     """
 
     def __init__(self, conv: Any, norm: Any, channels: Tensor, inputs: Tensor, target: Tensor, begins: bool = True):
-        """Solve it, in float64 where it is small.
+        """Solve the regression: sums over samples in the inputs' precision, all else in float64.
 
         Args:
             conv (nn.Conv2d): The student's convolution.

@@ -1,7 +1,7 @@
-"""Which of a model's weights are trained, seen on the weights themselves.
+"""Which of a model's weights are trained, judged by the weights themselves.
 
-How a model was asked for does not tell: `pretrained=` may fit nothing, a file may hold a model that was saved before it
-was trained, and a trainer of the user's may build models in its own way.
+The arguments do not tell: `pretrained=` may fit nothing, a file may hold a model that was saved before it was trained,
+and a user's own trainer may build models in its own way.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def never_trained(model: Any) -> bool:
 def trained_parameters(model: Any) -> Iterator[tuple[Tensor, bool]]:
     """Yield every parameter of a model with whether it is trained.
 
-    A norm layer tells by its statistics, its weight and its bias. A layer beside a norm layer, as in Ultralytics'
-    `Conv`, is as trained as the norm. Of some files only the norm fits: then it has learned weights, and those of its
-    convolution are still in the range of random ones, which others have left. Others, such as the last layers of a
-    head, are untrained if their bias is a constant, as Ultralytics sets it, and else as trained as most norm layers
-    around them.
+    A norm layer is trained if its statistics, weight or bias differ from those of a new one. A layer beside a norm
+    layer, as in Ultralytics' `Conv`, is as trained as the norm, with one exception. From some files only the norms fit
+    a model. Then a norm has learned weights, but the weights of its convolution are still in the range of random ones,
+    which other convolutions have left. Layers without a norm, such as the last layers of a head, are untrained if
+    their bias is a constant, as Ultralytics sets it. Otherwise they are as trained as most norm layers around them.
 
     Args:
         model (nn.Module): The model. Without norm layers, all of it counts as trained.
     """
     modules = dict(model.named_modules())
     norms = {name: is_trained(module) for name, module in modules.items() if _is_norm(module)}
-    convs = [m for m in modules.values() if isinstance(m, nn.Conv2d) and m.weight.requires_grad]  # not that of DFL
+    convs = [m for m in modules.values() if isinstance(m, nn.Conv2d) and m.weight.requires_grad]  # without DFL's
     some_left = not all(_in_initial_range(conv) for conv in convs)
     for name, module in modules.items():
         parameters = [p for p in module.parameters(recurse=False)]
@@ -85,7 +85,7 @@ def _in_initial_range(conv: nn.Conv2d) -> bool:
 
 
 def _siblings(modules: dict[str, nn.Module], name: str) -> list[str]:
-    """Return the names of the modules beside one, if it stands in a block of a few layers and not in a list."""
+    """Return the names of the children of a module's parent; none if the parent is a list or sequence."""
     parent = name.rpartition(".")[0]
     if name == parent or isinstance(modules[parent], (nn.Sequential, nn.ModuleList)):
         return []

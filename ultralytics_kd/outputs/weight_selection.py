@@ -3,7 +3,7 @@
 Xu et al., "Initializing Models with Larger Ones" (ICLR 2024, https://arxiv.org/abs/2311.18823): the smaller model takes
 evenly spaced channels of every layer of the bigger one. Here each convolution takes the input channels that the layers
 before it selected. So student and teacher compute related features. `channel_picks` selects the channels of hidden
-layers. The channels of the head's output layers mean something, and `output_channels` selects them.
+layers. Each output channel of the head has a meaning, so `output_channels` selects them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def select_weights(
     images: Tensor | None = None,
     fit: bool = True,
 ) -> int:
-    """Copy an evenly spaced part of a teacher's weights into a student.
+    """Copy a part of a teacher's weights into a student, and refit it on images if there are any.
 
     Args:
         student (nn.Module): Ultralytics model, changed in place.
@@ -44,9 +44,10 @@ def select_weights(
             classes keep their weights. None if both have the same classes in the same order.
         keypoints (Sequence[str], optional): Names of the student's keypoints, None if they are unknown.
         images (Tensor, optional): Training images, shape (N, C, H, W). Without them the student has the teacher's
-            BatchNorm statistics, which fit only a copy of it: a student of the teacher's size.
-        fit (bool): Refit the selected weights to the teacher's activations on the images. If False, only the BatchNorm
-            statistics are measured on them. A copy needs neither.
+            BatchNorm statistics, which fit only a student of the teacher's size.
+        fit (bool): Take the channels that matter most on the images, and refit their weights to the teacher's
+            activations. If False, channels are evenly spaced, and only the BatchNorm statistics are measured on the
+            images. A student of the teacher's size needs neither.
 
     Returns:
         (int): Number of the student's parameters that were set; 0 if the architectures differ or the teacher is
@@ -83,10 +84,10 @@ def select_weights(
 
 
 def _importance(teacher: Any, images: Tensor) -> dict[str, Importance]:
-    """Return how much each channel of a teacher matters; nothing, and a warning, if it has no gradients."""
+    """Return how much each channel of a teacher matters; an empty dict, after a warning, if it has no gradients."""
     try:
         return measure_importance(teacher, images)
-    except RuntimeError as e:  # a module of the user's changes its input in place, or memory is short
+    except RuntimeError as e:  # a user's own module changes its input in place, or memory is short
         LOGGER.warning(
             f"kd_init: the teacher's channels are taken evenly spaced, as it gives no gradients: {first_line(e)}"
         )
@@ -128,11 +129,11 @@ def _fit(
 def _plan(picks: Picks, head: str, channels: OutputChannels) -> dict[str, Rows]:
     """Return which output channels each of the student's layers takes.
 
-    The head's output layers take theirs only if the layers that they read take theirs too.
+    The head's output layers take channels only if the layers that they read take channels too.
 
     Args:
         picks (Picks): Channels of hidden layers.
-        head (str): Beginning of the names of the head's layers.
+        head (str): Prefix of the names of the head's layers.
         channels (OutputChannels): Channels of the head's output layers.
     """
     plan: dict[str, Rows] = {}
@@ -178,7 +179,7 @@ def _rows(picks: Picks, name: str, output: str, channels: OutputChannels) -> Row
 
 
 def _fits(module: Any, source: Any, norms: tuple[Any, Any]) -> bool:
-    """Return whether a layer could take weights of the teacher's.
+    """Return whether a layer could take weights of the teacher's layer.
 
     A fused teacher has biases instead of BatchNorm: its convolutions do not fit a student with BatchNorm.
 
@@ -189,7 +190,7 @@ def _fits(module: Any, source: Any, norms: tuple[Any, Any]) -> bool:
     """
     if (module.bias is None) != (source.bias is None) or (norms[0] is None) != (norms[1] is None):
         return False
-    if isinstance(module, nn.Linear):  # of a classifier, a flow or a transformer: as many inputs at every scale
+    if isinstance(module, nn.Linear):  # in a classifier, flow or transformer: as many inputs at every scale
         return module.in_features == source.in_features
     if module.kernel_size != source.kernel_size or (module.groups > 1) != (source.groups > 1):
         return False

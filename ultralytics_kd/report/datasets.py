@@ -1,4 +1,4 @@
-"""What a model gets from a data set: its class names, and the channels of its images; and data sets made of others."""
+"""Class names and image channels of data sets, and data.yaml files for images of other data sets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save_data_yaml(described: Mapping[str, Any], folder: Path, train: str, val: 
         described (Mapping[str, Any]): The data set, as Ultralytics describes it.
         folder (Path): Folder that the data.yaml is written into.
         train (str): Training images: a folder, or a file that lists them, in that folder.
-        val (str): Val images, likewise.
+        val (str): Val images, in the same form.
     """
     rest = {name: value for name, value in described.items() if name not in PLACES}
     YAML.save(folder / "data.yaml", {"path": str(folder.absolute()), "train": train, "val": val, **rest})

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from .datasets import distinct
 
 SIDE = 96  # pixels along the longer side of a kept map, so that a val set fits into memory
-MAX_RATIO = 1.25  # of two depths that agree, as in delta1
+MAX_RATIO = 1.25  # largest ratio of two depths that agree, as in delta1
 UNLABELED = 255  # Ultralytics' class of pixels without a label
 
 
@@ -53,7 +53,7 @@ def recording_dense_validator(validator: Any, task: str) -> Any:
             self.truth: dict[str, DensePrediction] = {}
 
         def get_dataloader(self, dataset_path: Any, batch_size: int) -> Any:
-            """Return the loader. One of a classification must not shuffle: files are matched by their order."""
+            """Return the loader. For classification it must not shuffle: files are matched by their order."""
             loader = super().get_dataloader(dataset_path, batch_size)
             if task != "classify":
                 return loader
@@ -141,7 +141,7 @@ def difference(
 
     Args:
         first (DensePrediction): One model's prediction.
-        second (DensePrediction): The other's.
+        second (DensePrediction): The other model's prediction.
         task (str): Their task.
         truth (DensePrediction | None): Labels; pixels without a label, padding among them, do not count in "semantic".
 

@@ -54,7 +54,7 @@ def draw_feature_maps(
 
 
 def _letterboxed(file: str, side: int) -> np.ndarray:
-    """Return an image file in BGR, padded to a square of so many pixels."""
+    """Return an image file in BGR, padded to a square with sides of `side` pixels."""
     return np.ascontiguousarray(LetterBox((side, side), auto=False)(image=imread(file)))
 
 

@@ -15,7 +15,7 @@ from .compared_model import ComparedModel
 from .score_names import END2END
 
 ROUNDS, WARM_UP = 30, 3  # timed runs of each model, and untimed runs before them
-MAX_SECONDS = 5.0  # for each model; a slow one has fewer runs
+MAX_SECONDS = 5.0  # as soon as one model has taken longer, timing ends for all
 CONF = 0.25  # lowest confidence that NMS keeps: Ultralytics' default for predictions
 
 

@@ -53,11 +53,11 @@ def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_
         min_conf (float): Lowest confidence of the detections that are compared.
 
     Returns:
-        (dict): "teacher_detections" and "own_detections", the numbers of the teacher's and of the model's; "found50"
-            and "found75", the shares of the teacher's that the model has at IoU 0.5 and 0.75; "same_class", the share
-            of the pairs at IoU 0.5 with equal classes; "extra", the share of the model's detections without a pair;
-            "bias" and "difference", the mean and the mean absolute difference of the model's confidence to the
-            teacher's, over the pairs. A value without data is None.
+        (dict): "teacher_detections" and "own_detections", the numbers of detections of the teacher and of the model;
+            "found50" and "found75", the shares of the teacher's detections that the model has at IoU 0.5 and 0.75;
+            "same_class", the share of the pairs at IoU 0.5 with equal classes; "extra", the share of the model's
+            detections without a pair; "bias" and "difference", the mean and the mean absolute difference of the model's
+            confidence to the teacher's, over the pairs. A value without data is None.
     """
     ious: list[float] = []
     same_class: list[bool] = []

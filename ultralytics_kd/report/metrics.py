@@ -23,7 +23,7 @@ def collect_metrics(
     """Return all numbers of a report.
 
     Args:
-        models (Sequence[ComparedModel]): The student and, if there are, teacher and baseline; validated and timed.
+        models (Sequence[ComparedModel]): The student and, if given, teacher and baseline; validated and timed.
         preferred_head (str): Head that is compared, if a model has it.
         imgsz (int): Image size in pixels.
         min_conf (float): Lowest confidence of the detections that are compared.
@@ -70,7 +70,7 @@ def _model_metrics(model: ComparedModel, preferred_head: str, imgsz: int) -> dic
 
 
 def short_name(model: ComparedModel) -> str:
-    """Return a short name: the file's, after the run's if it is the run's best or last weights.
+    """Return a short name: the name of the file, after the name of its run if the file is best.pt or last.pt.
 
     Args:
         model (ComparedModel): The model.

@@ -37,10 +37,10 @@ def write_page(report: dict[str, Any], folder: Path) -> None:
 
 
 def environment(*rooms: str) -> jinja2.Environment:
-    """Return the environment of pages whose templates are in some rooms of this package.
+    """Return a Jinja environment for pages whose templates are in some rooms (folders) of this package.
 
     Args:
-        *rooms (str): The rooms, the first one with a template wins.
+        *rooms (str): The rooms; the first one that has a template wins.
     """
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader("ultralytics_kd", room) for room in rooms])
     # A class or head that a model lacks is undefined in the template, and the page shows a dash
@@ -84,10 +84,10 @@ def verdict(report: dict[str, Any]) -> list[str]:
 
 
 def _inherited(models: dict[str, Any]) -> list[str]:
-    """Return what the teacher's weights mean for a student that began with them, and how to tell the parts apart."""
+    """Return sentences that the student began with its teacher's weights, and how to measure what they bring."""
     student, teacher = models[STUDENT], models[TEACHER]
     text = "A training with kd_init=False shows what teaching brings without them"
-    # Of a teacher of another size it took a part, which no other command does
+    # From a teacher of another size the student took a part of the weights, which no other command does
     if student["parameters"] == teacher["parameters"]:
         text += f", and one of 'yolo train model={near(teacher['source'])}' what they bring without teaching"
     return ["It began with weights of its teacher (kd_init), and so with the teacher's epochs.", f"{text}."]

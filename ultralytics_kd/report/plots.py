@@ -79,7 +79,7 @@ def plot_classes(report: dict[str, Any], file: Path, most: int = 30) -> bool:
     ax.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold a $
     ax.invert_yaxis()
     ax.set_xlabel(report["metrics"][0])
-    ax.locator_params(axis="x", nbins=6)  # or the numbers of small scores overlap
+    ax.locator_params(axis="x", nbins=6)  # otherwise the numbers of small scores overlap
     ax.grid(axis="x", alpha=0.3)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08 - 0.9 / (len(names) + 4)), ncols=3, frameon=False)
     fig.savefig(file, dpi=DPI)
@@ -136,10 +136,10 @@ def read_curves(source: str) -> pl.DataFrame | None:
 
 
 def validated_head(source: str) -> str:
-    """Return the head of a model with two that Ultralytics validated while it trained.
+    """Return which of a model's two heads Ultralytics validated while it trained.
 
     Args:
-        source (str): Path of weights, beside whose folder the run's `args.yaml` lies.
+        source (str): Path of weights in RUN/weights; the run's `args.yaml` is in RUN.
     """
     file = Path(source).parent.parent / "args.yaml"
     try:

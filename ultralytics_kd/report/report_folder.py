@@ -59,7 +59,7 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
     """Validate and time models, and write the page, its pictures and its metrics.
 
     Args:
-        models (Sequence[ComparedModel]): The student and, if there are, teacher and baseline, their classes matched.
+        models (Sequence[ComparedModel]): The student and, if given, teacher and baseline, their classes matched.
         setup (EvaluationSetup): How they are evaluated.
         options (Options): The checked options.
 

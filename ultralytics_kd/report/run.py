@@ -83,9 +83,9 @@ def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str,
 
 
 def _initialized(given: Mapping[str, Any]) -> int | None:
-    """Return how many parameters of the student began with the teacher's weights; None if its run's report lacks it.
+    """Return how many parameters of the student began with the teacher's weights; None if that is not known.
 
-    The run may have had another teacher than the report. Then it is not known either.
+    The report of the student's run has the number. It counts only if the run had the same teacher.
     """
     file = Path(str(given["student"])).parent.parent / "report" / "report.json"
     try:
@@ -163,7 +163,7 @@ def _task_of(student: Any) -> str:
     """Return the task of the student.
 
     Raises:
-        KDError: If the file is missing or no checkpoint, or its task cannot be distilled.
+        KDError: If the file is missing or is not a checkpoint, or its task cannot be distilled.
     """
     if Path(str(student)).suffix.lower() != ".pt":
         raise KDError(f"student={student} is not a PyTorch checkpoint: give trained weights (.pt).")

@@ -6,16 +6,16 @@ Files:
     base: the steps from images to an answer, which all teachers share.
     grid, sets, dense, ensemble, ema: kinds of teachers.
     backbone, beside: foundation models whose features teach, alone or beside others.
-    prompted: teachers whose classes are words.
+    prompted: teachers whose classes are text prompts.
     custom, exported, zoo: teachers from other libraries.
     answers: what teachers return.
     class_map, plurals: which teacher class teaches which student class.
     detections: suppression and fusion.
     inference: fast copies of frozen models.
     finite: the check for NaN and Inf.
-    grey: teachers of colour images for students of grey ones.
+    grey: teachers trained on colour images for students of grey images.
     validation: teachers as models that a validator scores.
-    sizes: the image size that a teacher was trained at, beside the one that it sees.
+    sizes: the image size that a teacher was trained at, compared with the size that it sees.
 """
 
 from .answers import Answer, DenseAnswer, Instances, Reads, SetAnswer

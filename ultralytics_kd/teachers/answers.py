@@ -52,7 +52,7 @@ class DenseAnswer:
 
     Attributes:
         value (Tensor): Class logits (B, k), per-pixel logits (B, k, H, W) of `classes`, or depth (B, 1, H, W). Depth is
-            infinite where the teacher is at its limits.
+            infinite where the teacher predicts a limit of its range.
         classes (Tensor | None): Student classes of the logits; None for all classes in order.
         features (list[list[Tensor]]): Feature maps of each model behind the answer, one list of levels each.
     """
@@ -68,9 +68,9 @@ class Instances:
 
     Attributes:
         boxes (Tensor): Corners in pixels of the input, shape (N, 4).
-        labels (Tensor): Class of each, shape (N,).
-        image (Tensor): Index of the image of each, shape (N,), int64.
-        confidence (Tensor): The teacher's confidence in each, shape (N,); 1 for labels.
+        labels (Tensor): Class index of each instance, shape (N,).
+        image (Tensor): Image index of each instance, shape (N,), int64.
+        confidence (Tensor): The teacher's confidence in each instance, shape (N,); 1 for labels.
     """
 
     boxes: Tensor
@@ -80,11 +80,14 @@ class Instances:
     _inside: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def pairs(self, assigner: Any, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices of instances and anchor points that may be assigned; computed once for all branches.
+        """Return the pairs of instance and anchor point that may be assigned; computed once for all branches.
 
         Args:
             assigner (TaskAlignedAssigner): The base loss's assigner.
             points (Tensor): Anchor points in pixels of the input, shape (A, 2).
+
+        Returns:
+            (tuple[Tensor, Tensor]): Index of the instance and of the anchor point of each pair, both of shape (P,).
         """
         if assigner.stride_val not in self._inside:
             valid = torch.ones(1, len(self.boxes), 1, device=points.device)
@@ -131,5 +134,5 @@ def corners(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
         bboxes (Tensor): Boxes of shape (N, 4): x, y, w, h as fractions of the image.
         size (tuple[int, int]): Height and width of the image in pixels.
     """
-    x, y = bboxes.float().view(-1, 2, 2).unbind(-1)  # a tensor (width, height) would come from the host
+    x, y = bboxes.float().view(-1, 2, 2).unbind(-1)  # a tensor (width, height) would be copied from the host
     return xywh2xyxy(torch.stack((x * size[1], y * size[0]), -1).view(-1, 4))

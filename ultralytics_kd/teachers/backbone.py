@@ -22,17 +22,17 @@ from .class_map import ClassMap
 from .inference import to_device
 
 LIBRARY = "timm:"
-CELLS = (3, 4)  # height and width, in cells of the coarsest map, of the image that shows whether a model reads any size
+CELLS = (3, 4)  # an image that tests whether a model reads any size: height and width in cells of the coarsest map
 NORMALISATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's, where timm names no other
 MISSING = "needs timm, which is not installed: pip install ultralytics_kd[timm]."
 
 
 class Backbone(nn.Module):
-    """A model of timm that returns maps: of a transformer its patch tokens, of a CNN the last map of each stride.
+    """A model of timm that returns maps: the patch tokens of a transformer, or the last map of each stride of a CNN.
 
     Attributes:
         inner (nn.Module): The model.
-        indices (list[int]): Its intermediate results that are returned.
+        indices (list[int]): Indices of the intermediate results that are returned.
     """
 
     def __init__(self, inner: Any, indices: Sequence[int]):
@@ -82,14 +82,14 @@ class BackboneTeacher(Teacher):
         """Find the model's maps.
 
         Raises:
-            KDError: If it has none.
+            KDError: If the model has no maps.
         """
         if self.maps:
             return
         model = self.original.inner
         try:
             maps = self._probe(model, self._native)
-        except Exception as e:  # timm's models raise what they like
+        except Exception as e:  # a model of timm may raise any error
             reason = "" if isinstance(e, AttributeError) else f": {first_line(e).rstrip('.')}"
             raise ModelError(self.source, f"is a backbone without maps{reason}. Give one with feature maps.") from e
         strides = [round(self._native[1] / m.shape[-1]) for m in maps]
@@ -108,7 +108,7 @@ class BackboneTeacher(Teacher):
     @staticmethod
     @torch.no_grad()
     def _probe(model: Any, size: tuple[int, int]) -> list[Tensor]:
-        """Return all maps of a model for a grey image."""
+        """Return all maps of a model for a grey image; none if one of its results is not a map (B, C, H, W)."""
         images = torch.full((1, 3, *size), 0.5)
         maps = model.eval().forward_intermediates(
             images, indices=None, norm=True, output_fmt="NCHW", intermediates_only=True
@@ -145,7 +145,7 @@ class BackboneTeacher(Teacher):
         return raw
 
     def _answer(self, raw: list[Tensor], images: Tensor) -> SetAnswer | DenseAnswer:
-        """Return an answer without predictions, and with the maps."""
+        """Return an answer with the maps and without predictions."""
         empty = images.new_zeros(0)
         if self.task in DENSE_TASK_OF.values():
             return DenseAnswer(empty, None, [raw])
@@ -155,7 +155,7 @@ class BackboneTeacher(Teacher):
 def names_backbone(source: Any, task: str) -> bool:
     """Return whether a `teacher` argument names a model of timm that teaches by its features.
 
-    For a classifier, a model of timm with classes is a classifier.
+    For a student that classifies, a model of timm with classes teaches as a classifier instead.
 
     Args:
         source (Any): The argument.
@@ -169,7 +169,7 @@ def names_backbone(source: Any, task: str) -> bool:
         import timm
 
         config = timm.get_pretrained_cfg(parts_of(source)[0])
-    except Exception:  # loading it says what is wrong
+    except Exception:  # loading the model raises the reason
         return False
     return config is not None and not config.num_classes
 
@@ -186,7 +186,7 @@ def parts_of(source: str) -> tuple[str, Path | None]:
 
 
 def absolute(source: Any) -> Any:
-    """Return a source with the path of its weights made absolute; one that names no file as it is.
+    """Return a source with an absolute path to its weights; a source without a file stays as it is.
 
     Args:
         source (Any): `timm:NAME@FILE`, or any other source.
@@ -231,17 +231,17 @@ def _created(timm: Any, name: str, options: dict[str, Any]) -> Any:
     """Return a model that reads images of any size, if it can."""
     try:
         return timm.create_model(name, **options, dynamic_img_size=True)
-    except TypeError as e:  # most CNNs read any size without asking
+    except TypeError as e:  # most CNNs read any size and lack this option
         if "dynamic_img_size" not in str(e):
             raise
         return timm.create_model(name, **options)
 
 
 def _load_weights(timm: Any, model: Any, file: Path) -> None:
-    """Load a file of weights into a model; nothing in it runs.
+    """Load a file of weights into a model; no code in the file runs.
 
     Raises:
-        ValueError: If it lacks some of the model's weights.
+        ValueError: If the file lacks some of the model's weights.
     """
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     loaded = timm.models.load_checkpoint(model, str(file), strict=False, filter_fn=convert, weights_only=True)

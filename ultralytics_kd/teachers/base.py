@@ -22,7 +22,7 @@ from .class_map import ClassMap, match_classes
 from .detections import Detections, Thresholds
 from .finite import FiniteCheck
 
-FINGERPRINT = "kd_fingerprint"  # in a file that a run keeps of a teacher of words: its fingerprint, words included
+FINGERPRINT = "kd_fingerprint"  # key in the file that a run saves of a prompted teacher: its fingerprint
 
 
 class Teacher:
@@ -44,8 +44,8 @@ class Teacher:
         maps (list[FeatureLayout]): Feature maps that it offers, one entry for each model behind it.
         classes (ClassMap | None): How its classes teach the student's; set by `match`.
         shares (list[float]): Weight of each member; they sum to 1.
-        backbones (list[Teacher]): Those of its members that teach by features alone.
-        backbone_shares (list[float]): Weight of each of these; they sum to 1.
+        backbones (list[Teacher]): Members that teach by features alone.
+        backbone_shares (list[float]): Weight of each backbone; they sum to 1.
         model (Any): The model that runs; set by `prepare`.
         dtype (torch.dtype): Precision that it runs in.
     """
@@ -66,7 +66,7 @@ class Teacher:
     float32_advice: str = "its weights are broken, give others"  # in the error about NaN or Inf in float32
 
     def __init__(self, original: Any, source: str, task: str, names: Mapping[int, str]):
-        """Store a float32 model; each argument becomes the attribute of its name."""
+        """Store a float32 model; each argument becomes the attribute of the same name."""
         self.original, self.source, self.task, self.names = original, source, task, dict(names)
         self.classes: ClassMap | None = None
         self.maps: list[FeatureLayout] = []

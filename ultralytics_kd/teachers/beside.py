@@ -25,8 +25,8 @@ class BesideBackbones(Ensemble):
 
         Args:
             members (Sequence[Teacher]): The teachers.
-            weights (Sequence[float], optional): Weight of each. Those that predict are weighed against each other, and
-                so are the backbones.
+            weights (Sequence[float], optional): Weight of each. The weights of the teachers that predict and those of
+                the backbones are normalised separately.
 
         Raises:
             KDError: If their tasks differ, or there is not one weight for each.
@@ -44,16 +44,16 @@ class BesideBackbones(Ensemble):
 
     @property
     def predictor(self) -> Teacher:
-        """The teacher that predicts, or several as one; the first backbone where none predicts."""
+        """The teacher that predicts, or several as one; the first backbone if none predicts."""
         return self._predictor
 
     @property
     def predicts(self) -> bool:
-        """Whether there is more than features."""
+        """Whether a teacher predicts, so that the answer holds more than features."""
         return not isinstance(self.predictor, BackboneTeacher)
 
     def inspect(self) -> None:
-        """Inspect all teachers; what they predict is that of the predictor.
+        """Inspect all teachers, and take over the predictor's channels, layout and names.
 
         Raises:
             KDError: If one cannot teach.
@@ -109,11 +109,11 @@ class BesideBackbones(Ensemble):
     def _detections(
         self, raw: Any, images: Tensor, thresholds: Thresholds
     ) -> tuple[list[Detections], list[list[Tensor]]]:
-        """Raise: detections are stored, and features belong to augmented images."""
+        """Raise: features belong to augmented images, so they cannot be stored."""
         raise KDError(f"teacher={self.source}: features of images cannot be stored.")
 
     def unprepared_copy(self) -> Teacher:
-        """Return teachers of the same models and classes, to be prepared in another way."""
+        """Return an unprepared copy of the predictor, without the backbones."""
         return self.predictor.unprepared_copy()
 
     def validator_model(self, nc: int, names: Mapping[int, str]) -> Any:

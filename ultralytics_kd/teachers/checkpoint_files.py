@@ -1,4 +1,4 @@
-"""The model in a `.pt` file: opened without running code that the file names, unwrapped, or refused with the way on."""
+"""The model in a `.pt` file: opened without running code that the file names, unwrapped, or refused with advice."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ UNTRUSTED = "if you trust its origin, set kd_trust_teacher=True"
 # Classes of models in the repositories of YOLOv5 and YOLOv7; Ultralytics cannot run them
 FOREIGN = re.compile(r"models\.yolo\.(Base|Detection|Segmentation|Classification)?Model")
 FOREIGN_MODULES = {"models", "models.yolo"}
-# Names in older files for which Ultralytics itself takes others
+# Names in older files that Ultralytics itself replaces
 RENAMED = {"ultralytics.nn.modules.block.Silence", "ultralytics.nn.tasks.YOLOv10DetectionModel"}
-LAYERS = ("ultralytics.nn.modules.", "ultralytics.nn.tasks.")  # to import others may install packages
+LAYERS = ("ultralytics.nn.modules.", "ultralytics.nn.tasks.")  # only these are imported: others may install packages
 # Wrappers by their names in a file, and the attribute that holds the model
 WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
@@ -52,7 +52,7 @@ def load_model(path: str, source: Any, trust: bool) -> tuple[nn.Module, Any]:
         trust (bool): Whether the file may run code.
 
     Raises:
-        KDError: If it holds no model that can be opened, or needs trust.
+        KDError: If the file is missing, holds no model that can be opened, or would run code and is not trusted.
     """
     code = _named_code(path)
     _check_openable(source, code)
@@ -65,7 +65,7 @@ def load_model(path: str, source: Any, trust: bool) -> tuple[nn.Module, Any]:
         raise ModelError(source, f"was not found: {SEVERAL if ',' in path else NAMES}.") from e
     except Exception as e:  # a damaged file can make the unpickler raise any error
         raise _unreadable(path, source, e, code, trust) from e
-    if type(model) is nn.Sequential:  # of `torch.save(model, file)`, Ultralytics takes the layers and loses the names
+    if type(model) is nn.Sequential:  # from `torch.save(model, file)` Ultralytics takes the layers without the names
         raise ModelError(
             source,
             "is a bare model: save it in a dict, torch.save({'model': model}, FILE), as Ultralytics saves checkpoints.",
@@ -74,7 +74,7 @@ def load_model(path: str, source: Any, trust: bool) -> tuple[nn.Module, Any]:
 
 
 def plain_model(model: nn.Module, copied: bool = False) -> nn.Module:
-    """Return the model that predicts: without wrappers of torch, and the student of Ultralytics' own distillation.
+    """Return a model without wrappers of torch; from a model of Ultralytics' own distillation, its student.
 
     Args:
         model (nn.Module): A model.
@@ -97,10 +97,10 @@ def plain_model(model: nn.Module, copied: bool = False) -> nn.Module:
 
 # Before a file is opened ----------------------------------------------------------------------------------------------
 def _named_code(path: str) -> list[str]:
-    """Return the functions and classes that a file names, apart from torch's own; nothing in it runs."""
+    """Return the functions and classes that a file names, apart from torch's own; no code in the file runs."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # no file, none of torch, or damaged: opening it says so
+    except Exception:  # a missing, foreign or damaged file: opening it raises the reason
         return []
 
 
@@ -202,7 +202,7 @@ def _wrapped(source: Any, wrapper: str, trust: bool) -> ModelError:
 
 
 def _no_checkpoint(path: str, source: Any, error: Exception) -> ModelError:
-    """Return the error for a file for which there is no better one; a failed download is often a page of text."""
+    """Return the error for a file without a more specific reason; a failed download is often a page of text."""
     text = _first_text(path)
     reason = first_line(error) if text is None else f"it is a text, which begins with '{text}': download it again."
     return ModelError(source, f"could not be read as a YOLO checkpoint: {reason}")

@@ -60,7 +60,8 @@ class ClassMap:
         """Return the teacher's logits for the student's taught classes.
 
         Where several teacher classes teach one student class, the result is their maximum. For logits of a softmax it
-        is their logsumexp, which stands for the sum of their probabilities.
+        is their logsumexp, which stands for the sum of their probabilities. If only one class is taught, softmax logits
+        become its log-odds against all other classes.
 
         Args:
             scores (Tensor): Teacher logits (or probabilities, if not `softmax`) of shape (..., teacher nc).
@@ -187,10 +188,10 @@ def _match_names(
     """Match classes by name.
 
     Args:
-        students (Mapping[int, str]): The student's classes. One of several with the same name is not taught, because
-            the teacher cannot tell them apart.
+        students (Mapping[int, str]): The student's classes. Classes that share a name are not taught, because the
+            teacher cannot tell them apart.
         teachers (Mapping[int, str]): The teacher's classes.
-        merged (bool): Whether the student's classes are merged to one, so that it does not matter.
+        merged (bool): Whether the student's classes are merged to one; then shared names do not matter.
 
     Returns:
         pairs (list[tuple[int, int]]): Teacher and student index of every match.

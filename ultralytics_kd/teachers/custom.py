@@ -83,7 +83,7 @@ class CustomTeacher(SetTeacher):
         """Call `teach`, and return its result as a dict of tensors."""
         images = images.expand(-1, 3, -1, -1) if self.reads_grey else images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            returned = self.original.teach(images.to(torch.float32, copy=True))  # many normalise images in place
+            returned = self.original.teach(images.to(torch.float32, copy=True))  # many detectors normalise in place
         output = returned if isinstance(returned, Mapping) else {"detections": returned}
         detections = output.get("detections")
         if detections is None and not self.maps:
@@ -204,7 +204,7 @@ class CustomTeacher(SetTeacher):
         """Return a hash of the text that the object's `fingerprint()` returns.
 
         Raises:
-            KDError: If it has none.
+            KDError: If the object has no `fingerprint()`.
         """
         fingerprint: Callable[[], str] | None = getattr(self.original, "fingerprint", None)
         if not callable(fingerprint):

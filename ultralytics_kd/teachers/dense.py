@@ -41,7 +41,7 @@ class DenseTeacher(Teacher):
         """Inspect the model's output for a grey image, and its names.
 
         Raises:
-            KDError: If its output is not that of its task, or a class has no name.
+            KDError: If its output does not have the shape that its task needs, or a class has no name.
         """
         if self.maps:
             return

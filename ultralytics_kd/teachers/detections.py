@@ -10,7 +10,7 @@ from ultralytics.utils.nms import non_max_suppression
 
 from ..outputs import Branch, Layout, pixels
 
-BOXES_AT_ONCE = 8192  # that are compared in one call, as its memory grows with their square
+BOXES_AT_ONCE = 8192  # boxes compared in one call; its memory grows with the square of their number
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def suppress(branch: Branch, layout: Layout, thresholds: Thresholds) -> list[Det
     Args:
         branch (Branch): Raw outputs with scores and boxes.
         layout (Layout): Layout of the head that made them.
-        thresholds (Thresholds): Which are kept.
+        thresholds (Thresholds): Which detections are kept.
     """
     return suppress_boxes(pixels(branch, layout), branch.scores.float().sigmoid(), thresholds)
 
@@ -60,18 +60,18 @@ def suppress_boxes(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     Args:
         boxes (Tensor): Boxes in pixels, shape (B, n, 4) as x1, y1, x2, y2, or rotated (B, n, 5) as x, y, w, h, angle.
         probs (Tensor): Class probabilities of shape (B, n, nc).
-        thresholds (Thresholds): Which are kept.
+        thresholds (Thresholds): Which detections are kept.
     """
     from torchvision.ops import batched_nms  # scoped: slow to import
 
     if boxes.shape[-1] == 5:
         return _suppress_rotated(boxes, probs, thresholds)
-    # All images together, not one after another as Ultralytics does: each would make the host wait for a GPU five times
+    # All images at once: in Ultralytics' loop over images the host waits for a GPU five times per image
     confidence = probs.amax(-1)
     above = confidence > thresholds.conf
     counts = above.sum(1).tolist()
     image, place = above.nonzero(as_tuple=True)
-    precise = precise_dtype(boxes.device)  # because images are told apart by an offset of the coordinates
+    precise = precise_dtype(boxes.device)  # because batched_nms separates images by large offsets of coordinates
     found, confidence = boxes[image, place].to(precise), confidence[image, place].to(precise)
     kept, start = [], 0
     for count in _portions(counts):
@@ -101,13 +101,13 @@ def group_starts(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def image_of_each(detections: list[Detections], device: torch.device) -> Tensor:
-    """Return the index of the image of each detection, shape (N,), float32 as in Ultralytics' batches.
+    """Return the image index of each detection, shape (N,), float32 as in Ultralytics' batches.
 
     Args:
         detections (list[Detections]): Detections of each image.
         device (torch.device): Where the result is.
     """
-    counts = torch.tensor([len(d.boxes) for d in detections])  # repeated on the host: a GPU would make it wait
+    counts = torch.tensor([len(d.boxes) for d in detections])  # repeated on the host, which would wait for a GPU
     image = torch.arange(len(detections), dtype=torch.float32).repeat_interleave(counts)
     return image.to(device, non_blocking=True)
 
@@ -150,7 +150,7 @@ def most_confident(boxes: Tensor, probs: Tensor, thresholds: Thresholds) -> list
     Args:
         boxes (Tensor): Boxes of shape (B, n, 4) as x1, y1, x2, y2 in pixels.
         probs (Tensor): Class probabilities of shape (B, n, nc).
-        thresholds (Thresholds): Which are kept.
+        thresholds (Thresholds): Which detections are kept.
     """
     images, count = probs.shape[:2]
     order = probs.amax(-1).argsort(descending=True, stable=True)[:, : thresholds.topk]
@@ -165,7 +165,7 @@ def of_each_image(boxes: Tensor, probs: Tensor, image: Tensor, images: int, conf
     Args:
         boxes (Tensor): Boxes of all images, shape (N, 4).
         probs (Tensor): Class probabilities, shape (N, nc).
-        image (Tensor): Image of each, shape (N,).
+        image (Tensor): Image index of each detection, shape (N,).
         images (int): Number of images.
         conf (float): Confidence above which they are kept.
     """
@@ -175,7 +175,7 @@ def of_each_image(boxes: Tensor, probs: Tensor, image: Tensor, images: int, conf
 
 
 def _split(boxes: Tensor, probs: Tensor, image: Tensor, images: int, conf: float) -> list[Detections]:
-    """Return the sorted detections of all images as those of each, without the less confident ones."""
+    """Split the sorted detections of all images by image, and drop those with a confidence of `conf` or less."""
     kept = (probs.amax(1) > conf).nonzero().flatten() if len(probs) else image
     counts = image.new_zeros(images).index_add_(0, image[kept], torch.ones_like(kept)).tolist()
     return [Detections(*own) for own in zip(boxes[kept].split(counts), probs[kept].split(counts))]

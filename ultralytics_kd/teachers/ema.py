@@ -36,7 +36,7 @@ class MovingAverage(Teacher):
         """Create a teacher for a task; `follow` sets the student."""
         super().__init__(None, EMA, task, {})
         self._current: Callable[[], nn.Module] | None = None
-        self._heads: tuple[Any, Any] = (None, None)  # the average's head, and the raw head in its place during a run
+        self._heads: tuple[Any, Any] = (None, None)  # the average's head, and the raw head that replaces it in a run
 
     def follow(self, student: nn.Module, current: Callable[[], nn.Module]) -> None:
         """Take the student's layout."""
@@ -73,7 +73,7 @@ class MovingAverage(Teacher):
         model: Any = unwrap_model(self._current())
         training = model.training
         try:
-            # Ultralytics keeps the average in float32 and in eval mode. Until there is one, the student answers
+            # Ultralytics keeps the average in float32 and in eval mode. Until there is an average, the student answers
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 run = self._run_dense if self.layout is None else self._run_grid
                 return run(model.eval(), images.float())

@@ -126,7 +126,7 @@ class Ensemble(Teacher):
         return [self.classes.index(device, [taught.index(i) for i in each.student]) for each in maps]
 
     def unprepared_copy(self) -> Teacher:
-        """Return teachers of the same models and classes, to be prepared in another way."""
+        """Return an unprepared ensemble with the same models and classes."""
         twin: Any = super().unprepared_copy()
         twin._members = [m.unprepared_copy() for m in self._members]
         return twin
@@ -300,7 +300,11 @@ def _in_union(detections: Detections, classes: ClassMap, columns: Tensor, nc: in
 
 
 def ensemble(members: Sequence[Teacher], weights: Sequence[float] | None = None) -> Ensemble:
-    """Return several inspected teachers as one: averaged if they share a grid, else merged as sets of detections."""
+    """Return several inspected teachers as one.
+
+    Detectors are averaged if they share strides, else their detections are merged. For the other tasks with boxes the
+    student learns from each answer; the dense tasks have a `DenseEnsemble`.
+    """
     if members[0].task in outputs.DENSE_TASK_OF.values():
         return DenseEnsemble(members, weights)
     if members[0].task != "detect":

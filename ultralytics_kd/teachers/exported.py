@@ -72,7 +72,7 @@ class _ExportedModel:
     def _detect(self, images: Tensor, batch: int) -> list[Detections]:
         """Return the detections in at most `batch` images, in pixels of the file's input."""
         count = len(images)
-        if count < batch:  # its batch size is fixed
+        if count < batch:  # the file's batch size is fixed
             images = torch.cat((images, images.new_zeros(batch - count, *images.shape[1:])))
         out = self.backend(images)
         out = torch.as_tensor(out[0] if isinstance(out, (list, tuple)) else out)[:count].float().to(images.device)

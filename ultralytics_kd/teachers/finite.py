@@ -15,7 +15,7 @@ class FiniteCheck:
     device sync. There the check is delayed: a call returns the result of the previous batch, which has arrived by then.
 
     Attributes:
-        pending (Tensor | None): Whether the last outputs are finite, on their device; None if the call returned it.
+        pending (Tensor | None): Whether the last outputs are finite, on their device; None if the call returned this.
     """
 
     pending: Tensor | None = None
@@ -38,7 +38,7 @@ class FiniteCheck:
         filled = [x for x in tensors if x.numel()]
         if not filled:
             return True
-        # A sum is finite if all its terms are, and it takes one pass over memory
+        # A sum is NaN or Inf if one of its terms is, and it takes one pass over memory
         finite = torch.stack([x.sum(dtype=torch.float32) for x in filled]).isfinite().all()
         if self.first or not self.delayed:
             self.first, self.pending = False, None

@@ -22,17 +22,17 @@ def fuse(
     around the most confident one. A box is the mean of its group, weighted by confidence. A probability is the mean
     over all views whose teacher knows the class. So an object that is in only one view gets a lower probability.
 
-    Only who overlaps whom is looked at on the host, for all images at once: a GPU is waited for a few times, whatever
+    Only the grouping runs on the host, for all images at once. So the host waits for a GPU only a few times, whatever
     the number of boxes.
 
     Args:
-        views (Sequence[Sequence[Detections]]): Detections of every view: those of each image, boxes of shape (n, 4).
+        views (Sequence[Sequence[Detections]]): For every view, the detections of each image; boxes of shape (n, 4).
         known (Tensor): Summed weight of the views whose teacher knows each class, shape (nc,).
         conf (float): Lowest confidence of a detection that is kept.
         weights (Sequence[float], optional): Weight of every view, 1 if None.
 
     Returns:
-        (list[Detections]): For each image, most confident first.
+        (list[Detections]): Fused detections of each image, most confident first.
     """
     images = range(len(views[0]))
     parts = [(i, v, view[i]) for i in images for v, view in enumerate(views)]
@@ -56,7 +56,7 @@ def fuse(
 
 
 def _on(device: torch.device, values: np.ndarray) -> Tensor:
-    """Return an array of the host on a device, without waiting for it."""
+    """Copy an array from the host to a device, without waiting for the copy."""
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
@@ -75,13 +75,13 @@ def _overlaps(boxes: Tensor, counts: list[int]) -> list[np.ndarray]:
 
 
 def _groups(overlaps: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Group boxes around the most confident one that is free.
+    """Group boxes around the most confident one that is in no group yet.
 
     Args:
         overlaps (Sequence[np.ndarray]): For each image which boxes show one object, most confident first.
 
     Returns:
-        group (np.ndarray): Group of each box of all images, shape (N,); -1 for a box without area, which has none.
+        group (np.ndarray): Group of each box of all images, shape (N,); -1 for a box without area, which is in none.
         owner (np.ndarray): Image of each group, shape (G,).
     """
     groups: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -98,7 +98,7 @@ def _groups(overlaps: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _one_of_each_view(group: np.ndarray, view: np.ndarray, views: int) -> tuple[np.ndarray, list[int]]:
-    """Return the rows of the most confident box of each view in each group: first the first of all groups, and so on.
+    """Return the rows of the most confident box of each view in each group.
 
     Args:
         group (np.ndarray): Group of each box, most confident first, shape (N,); -1 for none.
@@ -106,8 +106,8 @@ def _one_of_each_view(group: np.ndarray, view: np.ndarray, views: int) -> tuple[
         views (int): Number of views.
 
     Returns:
-        rows (np.ndarray): The rows, shape (R,).
-        slots (list[int]): Numbers of rows that are the first of their group, the second, and so on.
+        rows (np.ndarray): The rows, shape (R,): the first row of every group, then the second rows, and so on.
+        slots (list[int]): Number of first rows, of second rows, and so on.
     """
     rows = np.flatnonzero(group >= 0)
     rows = rows[np.sort(np.unique(group[rows] * views + view[rows], return_index=True)[1])]
@@ -119,12 +119,12 @@ def _one_of_each_view(group: np.ndarray, view: np.ndarray, views: int) -> tuple[
 
 
 def _sums(values: Tensor, group: Tensor, slots: Sequence[int], groups: int) -> Tensor:
-    """Return the sum of each group, shape (groups, k), in the same order on every device.
+    """Return the sum of each group, shape (groups, k), added in the same order on every device.
 
     Args:
-        values (Tensor): Values of shape (R, k): first the first of all groups, and so on.
-        group (Tensor): Group of each, shape (R,).
-        slots (Sequence[int]): Numbers of values that are the first of their group, the second, and so on.
+        values (Tensor): Values of shape (R, k): the first value of every group, then the second values, and so on.
+        group (Tensor): Group of each value, shape (R,).
+        slots (Sequence[int]): Number of first values, of second values, and so on.
         groups (int): Number of groups.
     """
     total = values.new_zeros(groups, values.shape[1])

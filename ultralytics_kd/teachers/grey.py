@@ -1,4 +1,4 @@
-"""Teachers of colour images for students of grey ones."""
+"""Teachers trained on colour images for students of grey images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .custom import CustomTeacher
 def match_channels(teacher: Teacher, channels: int) -> None:
     """Let a teacher read images with the student's number of channels, in place.
 
-    A teacher of colour images reads a grey one as three equal channels, as Ultralytics loads grey files in colour.
+    A teacher trained on colour images reads a grey image as three equal channels, as Ultralytics loads grey files in
+    colour.
 
     Args:
         teacher (Teacher): The teacher, or several.
         channels (int): Channels of the data set's images.
 
     Raises:
-        KDError: If a teacher reads images of another number of channels.
+        KDError: If a teacher reads images with another number of channels.
     """
     for member in teacher.members:
         if (member.channels, channels) == (3, 1):
@@ -40,7 +41,7 @@ def _read_grey(teacher: Teacher) -> None:
     if isinstance(teacher, (CustomTeacher, BackboneTeacher)):
         teacher.reads_grey = True
     elif isinstance(teacher.original, BaseModel):
-        teacher.fingerprint()  # it stays that of the weights as they were given
+        teacher.fingerprint()  # stored now, so that it stays the fingerprint of the given weights
         outputs.read_grey(teacher.original)
     else:
         return

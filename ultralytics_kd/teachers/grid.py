@@ -36,7 +36,7 @@ class GridTeacher(Teacher):
         """Inspect the model's head and names.
 
         Raises:
-            KDError: If the head lost a branch, or a class has no name.
+            KDError: If the head is not a YOLO head or lost a branch, or a class has no name.
         """
         if fault := outputs.head_fault(self.original):
             foreign = self.task == "detect" and type(outputs.find_head(self.original)) not in outputs.TASK_OF
@@ -95,7 +95,7 @@ class GridTeacher(Teacher):
         return as_set(*self.detect(images, thresholds), self.classes, thresholds.conf, images)
 
     def finish(self, branch: str, stems: dict[str, list[Tensor]], feats: list[Tensor]) -> Branch:
-        """Run the rest of the frozen head on features of the student's head; the gradient reaches these."""
+        """Run the rest of the frozen head on features of the student's head; the gradient reaches these features."""
         return self._map_classes(outputs.finish_towers(self.head, branch, stems, feats, self.levels))
 
     @property
@@ -105,7 +105,7 @@ class GridTeacher(Teacher):
         return [self.layout.strides.index(s) for s in self._strides]
 
     def as_detector(self) -> GridTeacher:
-        """Return itself as a teacher of detectors, without masks."""
+        """Turn a segmentation teacher into a detection teacher, in place, and return it."""
         outputs.drop_masks(self.original)
         self.task = "detect"
         return self
@@ -128,5 +128,5 @@ class GridTeacher(Teacher):
         if not self.classes.identity:
             outputs.map_head_classes(model, self.classes.all_scores, nc)
             model.names = dict(names)
-        # Val images are padded for the student's strides, so their sides are multiples of 32 at least
+        # Val images are padded for the student's strides, so their sides are multiples of 32 or more
         return PaddedModel(self, model, nc, names) if max(self.layout.strides) > 32 else model

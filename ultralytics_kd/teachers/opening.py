@@ -48,8 +48,8 @@ def open_teacher(
 
     Args:
         source (Any): Trained weights as a name that Ultralytics downloads, a local path, a URL or a `ul://` URI; an
-            exported file; a backbone as `timm:NAME`, or a classifier so or as `torchvision:NAME`; `module:name` of a
-            Python object; "ema" for the student's own moving average; a `YOLO` or a model in memory, which is not
+            exported file; a backbone as `timm:NAME`; a classifier as `timm:NAME` or `torchvision:NAME`; `module:name`
+            of a Python object; "ema" for the student's own moving average; a `YOLO` or a model in memory, which is not
             changed; an object with `names` and `teach`; or a list of these.
         task (str): The student's task.
         weights (Sequence[float], optional): Weight of each teacher of a list; equal if None.

@@ -1,4 +1,4 @@
-"""Teachers whose classes are words: YOLO-World and YOLOE."""
+"""Teachers whose classes are text prompts: YOLO-World and YOLOE."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .base import Teacher
 from .class_map import load_map, match_key
 from .grid import GridTeacher
 
-# Vectors by text encoder and text, so that each text is embedded once, whatever opens the teacher again. A few kB each
+# Embeddings by text encoder and text: each text is embedded once, even if the teacher is opened again. A few kB each
 _known: dict[tuple[str, str], Tensor] = {}
 
 
 class PromptedTeacher(GridTeacher):
-    """A detector that finds what it is asked for in words. It gets its words when its classes are matched.
+    """A detector whose classes are text prompts. It gets its prompts when its classes are matched.
 
-    Then it is a plain YOLO model with these classes. Its text encoder is loaded for a moment, if at all.
+    After that it is a plain YOLO model with these classes. Its text encoder is loaded for a moment, if at all.
 
     Attributes:
-        prompts (dict[str, str]): Text by class name; empty before it is asked for any.
+        prompts (dict[str, str]): Text by class name; empty until `ask_for` is called.
     """
 
     def __init__(self, original: Any, source: str, names: Mapping[int, str]):
@@ -37,10 +37,10 @@ class PromptedTeacher(GridTeacher):
         self.prompts: dict[str, str] = {}
         self._saved_names = list(names.values())
         self._embedded, self._encoder = False, outputs.text_encoder_of(original)
-        self._identity = ""  # the fingerprint with the words
+        self._identity = ""  # the fingerprint with the prompts
 
     def inspect(self) -> None:
-        """Inspect the model's head; its names once it has words.
+        """Inspect the model's head, and its names once the prompts are embedded.
 
         Raises:
             KDError: If the head lost a branch, or a class has no name.
@@ -55,20 +55,20 @@ class PromptedTeacher(GridTeacher):
         self.channels = outputs.first_conv(self.original).in_channels
 
     def ask_for(self, prompts: Mapping[str, str]) -> None:
-        """Choose the words, without embedding them: what identifies the teacher's answers is known then.
+        """Set the prompts without embedding them; from then on `fingerprint` identifies the teacher's answers.
 
         Args:
             prompts (Mapping[str, str]): Text by class name.
 
         Raises:
-            KDError: If it has other words already.
+            KDError: If other prompts are embedded already.
         """
         if self._embedded and dict(prompts) != self.prompts:
             raise ModelError(self.source, "has its words already: open it again to ask for others.")
         self.prompts, self.names = dict(prompts), dict(enumerate(prompts))
 
     def embed(self) -> None:
-        """Embed the words, and make a plain model with these classes.
+        """Embed the prompts, and make a plain model with these classes.
 
         Raises:
             KDError: If the text encoder cannot be loaded.
@@ -88,14 +88,14 @@ class PromptedTeacher(GridTeacher):
         self.inspect()
 
     def _own_texts(self) -> Tensor | None:
-        """Return the vectors of the words if the model was saved with all of them, else None."""
+        """Return the embeddings of the prompts if the model was saved with all of them, else None."""
         own = outputs.own_texts(self.original, len(self._saved_names))
         index = {match_key(name): i for i, name in enumerate(self._saved_names)}
         keys = [match_key(name) for name in self.prompts]
         return None if own is None or not all(k in index for k in keys) else own[[index[k] for k in keys]]
 
     def _encode(self, texts: list[str]) -> Tensor:
-        """Return what the text encoder makes of texts, shape (texts, d); it is loaded only for texts that are new."""
+        """Return the embeddings of texts, shape (texts, d); the text encoder is loaded only for new texts."""
         encoder = self._encoder
         new = [text for text in dict.fromkeys(texts) if (encoder, text) not in _known]
         if new:
@@ -115,7 +115,7 @@ class PromptedTeacher(GridTeacher):
     def match(
         self, names: Mapping[int, str], spec: Any = "auto", keep: Iterable[int] | None = None, single_cls: bool = False
     ) -> None:
-        """Ask for the student's class names, or for the words of a map, and match these classes with the student's.
+        """Ask for the student's class names, or for the names in a map, and match these classes with the student's.
 
         Raises:
             KDError: If a prompt is empty, the text encoder cannot be loaded, or the map has an unknown class.
@@ -126,7 +126,7 @@ class PromptedTeacher(GridTeacher):
         super().match(names, spec, keep, single_cls)
 
     def fingerprint(self) -> str:
-        """Return a hash of the weights as they were given, and of the words with the name of their encoder."""
+        """Return a hash of the given weights, the prompts, and the prompts' encoder or saved embeddings."""
         if self._embedded:
             return self._identity
         weights = super().fingerprint()
@@ -138,28 +138,28 @@ class PromptedTeacher(GridTeacher):
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def as_detector(self) -> GridTeacher:
-        """Return itself as a teacher of detectors, without masks."""
+        """Turn a segmentation teacher into a detection teacher, in place, and return it."""
         self.task, self.layout = "detect", None
         return self
 
     def vectors(self) -> dict[tuple[str, str], Tensor]:
-        """Return the vectors of its words by text encoder and text, those that an encoder made."""
+        """Return the embeddings of its prompts that a text encoder made, by text encoder and text."""
         keys = [(self._encoder, text) for text in self.prompts.values()]
         return {key: _known[key] for key in keys if key in _known}
 
 
 def give_prompts(members: Sequence[Teacher], names: Mapping[int, str], spec: Any = "auto") -> list[PromptedTeacher]:
-    """Ask teachers of words for what the student learns.
+    """Ask prompted teachers for the classes that the student learns.
 
     Args:
-        members (Sequence[Teacher]): All teachers of a run, those of words and others.
+        members (Sequence[Teacher]): All teachers of a run, prompted or not.
         names (Mapping[int, str]): Classes of the data set.
-        spec (str | Mapping): The `kd_classes` argument. "auto" asks for the class names; of a name with synonyms
-            ("mug/cup") the first counts, as for Ultralytics. The keys of a map are prompts, except those that are
-            classes of another teacher.
+        spec (str | Mapping): The `kd_classes` argument. "auto" asks for the class names; a name with synonyms
+            ("mug/cup") stands for the first one, as in Ultralytics. The keys of a map are prompts, except those that
+            are classes of another teacher.
 
     Returns:
-        (list[PromptedTeacher]): The teachers of words.
+        (list[PromptedTeacher]): The prompted teachers.
 
     Raises:
         KDError: If a prompt is empty.
@@ -183,18 +183,18 @@ def give_prompts(members: Sequence[Teacher], names: Mapping[int, str], spec: Any
 
 @dataclass(frozen=True)
 class Words:
-    """What teachers look for, and its vectors, for another process that opens the same teachers.
+    """Prompts and their embeddings, for another process that opens the same teachers.
 
     Attributes:
         prompts (dict[str, str]): Text by class name.
-        vectors (dict[tuple[str, str], Tensor]): Vectors by text encoder and text.
+        vectors (dict[tuple[str, str], Tensor]): Embeddings by text encoder and text.
     """
 
     prompts: dict[str, str]
     vectors: dict[tuple[str, str], Tensor]
 
     def give(self, members: Sequence[Teacher]) -> None:
-        """Ask the teachers of words among some for these."""
+        """Ask the prompted teachers among `members` for these prompts, and embed them."""
         remember(self.vectors)
         for member in members:
             if isinstance(member, PromptedTeacher):
@@ -203,19 +203,19 @@ class Words:
 
 
 def words_of(members: Sequence[Teacher]) -> Words | None:
-    """Return what teachers of words were asked for, all for the same; None if there are none among them.
+    """Return the prompts, which all prompted teachers share, and their embeddings; None without a prompted teacher.
 
     Args:
-        members (Sequence[Teacher]): Teachers, of words or not.
+        members (Sequence[Teacher]): Teachers, prompted or not.
     """
     asked = [m for m in members if isinstance(m, PromptedTeacher)]
     return Words(asked[0].prompts, {k: v for m in asked for k, v in m.vectors().items()}) if asked else None
 
 
 def remember(vectors: Mapping[tuple[str, str], Tensor]) -> None:
-    """Take vectors of texts that are known already: those that a run was trained with, or that another process made.
+    """Store embeddings of texts that a run was trained with, or that another process made.
 
     Args:
-        vectors (Mapping): Vectors by text encoder and text.
+        vectors (Mapping): Embeddings by text encoder and text.
     """
     _known.update(vectors)

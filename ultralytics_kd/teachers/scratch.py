@@ -1,4 +1,4 @@
-"""Whether a teacher has learnt anything beside one data set: it has not, if it began with random weights there."""
+"""Whether a teacher has learnt from one data set only: it has if it began with random weights there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ RANDOM = (".yaml", ".yml")  # a model that is built from an architecture, and no
 
 
 def scratch_data(ckpt: Any) -> str | None:
-    """Return the data set that a checkpoint's model was trained on from random weights; None if it began with others.
+    """Return the data set that a checkpoint's model learnt from random weights; None if it began with trained weights.
 
-    A model that took weights from a teacher began with more than random ones. Where the checkpoint does not tell, the
-    model counts as one that began with trained weights.
+    A model that was trained with a teacher does not count: it may have begun with weights of the teacher. Where the
+    checkpoint does not tell, the model counts as one that began with trained weights.
 
     Args:
         ckpt (Any): The checkpoint, None if there is none.
@@ -30,6 +30,8 @@ def scratch_data(ckpt: Any) -> str | None:
 
 def same_data(first: Any, second: Any) -> bool:
     """Return whether two `data=` arguments name the same data set, which may lie elsewhere on another machine.
+
+    Only the name of the file or folder is compared.
 
     Args:
         first (str | Path): One argument, a file or a folder.

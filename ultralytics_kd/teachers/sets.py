@@ -57,7 +57,7 @@ def as_set(
     """
     height, width = images.shape[-2:]
     corners = torch.cat([d.boxes for d in detections]).float().view(-1, 2, 2)
-    x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)  # as labels end at the border
+    x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)  # labels end at the border too
     boxes = torch.stack((x, y), -1).view(-1, 4)
     probs = classes.map_scores(torch.cat([d.probs for d in detections]).float())
     image = image_of_each(detections, boxes.device)
@@ -125,6 +125,6 @@ class QueryTeacher(SetTeacher):
         """Return the most confident queries in pixels, and the feature maps that are read."""
         height, width = images.shape[-2:]
         x, y = xywh2xyxy(raw["boxes"].float()).unflatten(-1, (2, 2)).unbind(-1)
-        boxes = torch.stack((x * width, y * height), -1).flatten(-2)  # a tensor of the sides would come from the host
+        boxes = torch.stack((x * width, y * height), -1).flatten(-2)  # a tensor of sides would be copied from the host
         detections = most_confident(boxes, raw["scores"].float().sigmoid(), thresholds)
         return detections, [self._read_maps(raw["feats"], self.maps[0].strides)]

@@ -1,4 +1,4 @@
-"""The image size that a teacher was trained at, beside the size that it sees now."""
+"""The image size that a teacher was trained at, compared with the size that it sees now."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .base import Teacher
 # at 640 px, keeps 86% of its mAP on COCO images at 0.5 times that size and 93% at 1.5 times, but 71% at twice and 67%
 # at a third
 SMALLEST, TOO_LARGE = 0.5, 2.0
-LARGER = 1.5  # a teacher with fewer times the student's parameters has no lead but in the images that it sees
+LARGER = 1.5  # a teacher with fewer times the student's parameters leads only by larger images
 
 
 def train_args(ckpt: Any) -> Mapping[str, Any]:
-    """Return the arguments that a checkpoint's model was trained with; none if it does not tell.
+    """Return the arguments that a checkpoint's model was trained with; empty if the checkpoint does not tell.
 
     Args:
         ckpt (Any): The checkpoint, None if there is none.
@@ -27,7 +27,7 @@ def train_args(ckpt: Any) -> Mapping[str, Any]:
 
 
 def trained_size(ckpt: Any) -> int | None:
-    """Return the image size that a checkpoint's model was trained at; None if it does not tell.
+    """Return the image size that a checkpoint's model was trained at; None if the checkpoint does not tell.
 
     Args:
         ckpt (Any): The checkpoint, None if there is none.
@@ -70,10 +70,10 @@ def size_warnings(
 
 
 def no_lead_warnings(teachers: Iterable[Teacher], imgsz: int, parameters: int) -> list[str]:
-    """Return a sentence for each teacher that is no larger than the student, and sees less than it was trained with.
+    """Return a sentence for each teacher that is hardly larger than the student and sees smaller images than it knows.
 
-    Its lead was in the pixels. On circuit boards YOLO26n has 0.548 mAP50-95 at the 256 px that it was trained at, and
-    0.115 at the 128 px of its student, which reaches 0.205 without it (examples/study, `coco-deeppcb`).
+    Such a teacher led by its larger images. On circuit boards YOLO26n has 0.548 mAP50-95 at the 256 px that it was
+    trained at, and 0.115 at the 128 px of its student, which reaches 0.205 alone (examples/study, `coco-deeppcb`).
 
     Args:
         teachers (Iterable[Teacher]): The teachers.

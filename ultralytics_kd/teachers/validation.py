@@ -20,7 +20,7 @@ CONF, TOPK = 0.001, 300  # lowest confidence and number of detections in Ultraly
 
 
 def check_scorable(teacher: Teacher, data: Mapping[str, Any]) -> None:
-    """Raise if Ultralytics' validator cannot score a teacher on a data set, whose labels it compares.
+    """Raise if Ultralytics' validator cannot compare a teacher's predictions with the labels of a data set.
 
     Args:
         teacher (Teacher): The teacher, inspected.
@@ -59,7 +59,7 @@ class ValidationModel(nn.Module):
 
 
 class PaddedModel(ValidationModel):
-    """A YOLO model with a coarser stride than the student's val images are padded for; it pads them."""
+    """A YOLO model with a coarser stride than val images are padded for; it pads them to its own stride."""
 
     def __init__(self, teacher: Teacher, model: nn.Module, nc: int, names: Mapping[int, str]):
         """Wrap a copy of a teacher's model that predicts the student's classes.

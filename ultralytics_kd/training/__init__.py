@@ -4,9 +4,9 @@ Files:
     mixin: every method that Ultralytics' training loop calls.
     distillation: teacher, terms and answers of one run.
     answer_sources: the answer to a batch, from the teacher or from a cache.
-    first_step: checks of first batches: that they distil.
+    first_step: checks that the first batches distil.
     beginning: the weights that a student begins with (`kd_init`).
-    calibration: training batches that are looked at before the training, for that.
+    calibration: training batches for `kd_init`, drawn before the training.
     keeping: new classes without forgetting (`kd_keep`).
     autobatch: what AutoBatch profiles, so that the teacher fits in memory too.
     distributed: runs of several processes.

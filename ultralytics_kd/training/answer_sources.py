@@ -29,13 +29,13 @@ from ..teachers import SetAnswer, Teacher, sizes
 from ..teachers.class_map import ClassMap
 from .images.unlabeled_images import AnsweredUnlabeledImages, UnlabeledImages
 
-COPY = "answers"  # folder in that of a run, for a copy of stored answers whose own folder cannot be written to
-SAMPLED = 257  # one in so many values of a val batch is compared; a prime meets all columns of an image
+COPY = "answers"  # subfolder of the run's folder: a copy of stored answers if the cache folder is read-only
+SAMPLED = 257  # step between the compared values of a val batch; a prime step reaches all columns of an image
 VAL_BYTES = 2**30  # memory for the answers to val batches; an answer that does not fit is computed in every epoch
 
 
 class AnsweredImages:
-    """Tells whether the answer in a batch is that to its images, which code of the user's may have changed since."""
+    """Tells whether the answer in a batch still belongs to its images, which user code may have changed."""
 
     def __init__(self) -> None:
         """Start without images."""
@@ -43,7 +43,7 @@ class AnsweredImages:
         self._version = 0
 
     def note(self, images: Tensor) -> None:
-        """Note, weakly, the images of the last answer, and their version: PyTorch counts changes in place."""
+        """Keep a weak reference to the images of the last answer, and their version, which in-place changes raise."""
         self._images, self._version = weakref.ref(images), images._version
 
     def are(self, images: Tensor) -> bool:
@@ -56,7 +56,7 @@ class LiveTeacher:
 
     Attributes:
         teacher (Teacher): The teacher.
-        passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
+        passed_through (str | None): User code that batches pass through, such as a `preprocess_batch`.
     """
 
     answers_val = True  # whether `add_val_answer` adds answers, if the teacher is not the student itself
@@ -73,8 +73,8 @@ class LiveTeacher:
 
         Args:
             batch (dict): Prepared images under "img". The answer goes to "teacher". On a GPU in half precision with
-                `kd_precision=auto`, a 0/1 factor for the terms goes to "kd_finite_factor": whether the answer is finite
-                is known one batch later.
+                `kd_precision=auto`, a factor for the terms goes to "kd_finite_factor": 1 if the answer is finite, else
+                0. The host reads it one batch later.
         """
         images: Tensor = batch["img"]
         if "teacher" in batch and self._answered_images.are(images):
@@ -91,7 +91,7 @@ class LiveTeacher:
             batch (dict): Prepared images under "img", their files under "im_file" if the task's data set gives them.
             keep_features (bool): Whether the terms compare feature maps, so that they must be kept too.
         """
-        if self.teacher.ready and not self.teacher.follows_student:  # that teacher is the very model under validation
+        if self.teacher.ready and not self.teacher.follows_student:  # it would be the model under validation
             batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
 
     def imgsz(self, student: Any) -> int:
@@ -123,7 +123,8 @@ class LiveTeacher:
 class ValAnswers:
     """Answers to val batches, kept in CPU memory. The teacher does not change between epochs, and images seldom do.
 
-    A sample of the pixels is kept too: code of the user's may augment val images, and then the answer is computed anew.
+    A sample of the pixels is kept too. If user code augments val images, the sample differs, and the answer is computed
+    again.
 
     Attributes:
         limit (int): Bytes that may be kept.
@@ -165,9 +166,9 @@ class CachedTeacher:
 
     Attributes:
         store (Store): The cache.
-        manifest (Manifest): Whose answers it holds, and how they were computed.
+        manifest (Manifest): The teachers of the cache and the settings of their answers.
         classes (ClassMap): Match of the stored classes to the student's.
-        passed_through (str | None): Code of the user's that batches pass, such as a `preprocess_batch`.
+        passed_through (str | None): User code that batches pass through, such as a `preprocess_batch`.
     """
 
     answers_val = False  # a cache holds no answers to val images
@@ -191,10 +192,10 @@ class CachedTeacher:
         Args:
             dataset (YOLODataset): The data set; it is changed.
             imgsz (int): Image size of the training in pixels.
-            folder (Path): Folder of the run, for a copy of the answers if the cache's cannot be written to.
+            folder (Path): Folder of the run. A copy of the answers goes there if the cache folder cannot be written to.
 
         Raises:
-            KDError: If its class or one of its augmentations is not supported.
+            KDError: If the class of the data set or one of its augmentations is not supported.
         """
         kind = AnsweredUnlabeledImages if type(dataset) is UnlabeledImages else AnsweredDataset
         kind.check(dataset)
@@ -202,7 +203,7 @@ class CachedTeacher:
         kind.adopt(dataset, StoredAnswers(self.store, dataset.im_files, self.classes, imgsz, self._copy))
 
     def adopt_from(self, loader: Any, imgsz: int, folder: Path) -> None:
-        """Do so with the data set of a loader, if a trainer of the user's built both itself, and check the loader.
+        """Adopt the data set of a loader if a user's trainer built it without answers, and check the loader.
 
         Args:
             loader (DataLoader): The loader; its workers start again, because they have copies of the data set.
@@ -222,13 +223,13 @@ class CachedTeacher:
         self.check_loader(loader)
 
     def check_loader(self, loader: Any) -> None:
-        """Raise if code of the user's has put something into the way of the stored answers.
+        """Raise if user code changed a loader so that it may not carry the stored answers.
 
         Args:
             loader (DataLoader): The training loader.
 
         Raises:
-            KDError: If it collates samples in a way of its own, or if its data set has transforms or methods that are
+            KDError: If the loader has its own collate function, or if its data set has transforms or methods that are
                 not Ultralytics'.
         """
         dataset: Any = getattr(loader, "dataset", None)
@@ -244,13 +245,14 @@ class CachedTeacher:
             self.passed_through = self.passed_through or type(loader).__name__
 
     def add_answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the stored answers to a training batch and return it; confidences are those at the batch's image size.
+        """Add the stored answers to a training batch and return it; confidences fit the object sizes in the batch.
 
         Args:
             batch (dict): Prepared images, with the entries of `AnsweredDataset`. The answer goes to "teacher".
 
         Raises:
-            KDError: If `preprocess_batch` of the user's has dropped the stored answers, or has moved the labels.
+            KDError: If user code has dropped the stored answers or moved the labels, or may have moved images without
+                labels.
         """
         if "teacher" in batch and self._answered_images.are(batch["img"]):
             return batch
@@ -264,7 +266,7 @@ class CachedTeacher:
         return batch
 
     def _check_batch(self, batch: dict[str, Any]) -> None:
-        """Raise if a batch has lost its stored answers in code of the user's, or if they may no longer fit."""
+        """Raise if user code has dropped the stored answers of a batch, or if the answers may no longer fit."""
         needed = (augmentation.BOXES, augmentation.ROWS, augmentation.IMAGES, augmentation.LABELS)
         if any(name not in batch for name in needed):
             raise KDError(
@@ -276,7 +278,7 @@ class CachedTeacher:
                 f"kd_cache: {self.passed_through} may move images, and without labels nothing tells whether the stored "
                 "boxes still fit: augment with augmentations= (Albumentations), or train without kd_cache."
             )
-        # Ultralytics moves no labels there, and comparing them would make the host wait for a GPU
+        # Only after user code: Ultralytics moves no labels here, and comparing makes the host wait for a GPU
         if self.passed_through and not torch.equal(batch["bboxes"].cpu(), batch[augmentation.LABELS].cpu()):
             raise KDError(
                 f"kd_cache: {self.passed_through} changes the labels' boxes, and the stored boxes would stay where "
@@ -284,7 +286,7 @@ class CachedTeacher:
             )
 
     def size_warnings(self, imgsz: int) -> list[str]:
-        """Return a sentence for each teacher of a very different size than its stored answers, if none was logged."""
+        """Return a sentence for each teacher trained at a very different size than its answers, if none was logged."""
         if self._made:  # the making of the cache logged them
             return []
         return sizes.size_warnings(self._teacher.members, self.manifest.imgsz, str(self.store.folder))

@@ -37,7 +37,7 @@ class StudentWithTeacher(nn.Module):
             distiller (Distiller): The terms.
             unlabeled (float): Number of images without labels for each image of a batch.
             imgsz (int, optional): Side of the teacher's images in pixels if it answers with detections; None if it
-                answers the student's images as it is.
+                answers the student's images.
         """
         super().__init__()
         model: Any = unwrap_model(student)
@@ -64,7 +64,7 @@ class StudentWithTeacher(nn.Module):
         return _tensors(preds) + list(terms.values())
 
     def _answer(self, teacher: Teacher, images: Tensor) -> Any:
-        """Return the teacher's answer to the images, made larger if it sees larger ones."""
+        """Return the teacher's answer to the images, which are enlarged first if the teacher sees larger ones."""
         if self.imgsz is None:
             return teacher(images)
         return teacher.answer_for_any_size(F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear"))

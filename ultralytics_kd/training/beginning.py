@@ -2,8 +2,8 @@
 
 A student without trained weights takes the teacher's, if the teacher is as big or bigger and of the same architecture.
 A student with trained weights keeps them, unless `kd_init=auto` finds that the teacher's are better: it compares the
-base loss of both on training images, before the training. That tells nothing about a teacher that has learnt these
-data from random weights: there the student keeps what it knows beside them.
+base loss of both on training images, before the training. This comparison says nothing about a teacher that has learnt
+these data from random weights. Then the student keeps its own weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..screen import row
 from ..teachers import Teacher
 from ..teachers.scratch import same_data
 
-MOST_LOST = 1.5  # a taken part of the teacher may have so many times the teacher's base loss
+MOST_LOST = 1.5  # highest base loss with a part of the teacher's weights, as a multiple of the teacher's base loss
 Batches = Callable[[], list[dict[str, Any]]]
 
 
@@ -34,7 +34,7 @@ class Beginning:
     """Where the weights of a student came from.
 
     Attributes:
-        own (int): Number of its parameters that came trained and stay.
+        own (int): Number of its parameters that were trained before and keep their values.
         initialized (int): Number of its parameters that the teacher's weights initialized.
         trained (bool): Whether it begins with trained weights, its own or the teacher's.
     """
@@ -60,7 +60,7 @@ def begin(
         teacher (Teacher): The teacher, its classes matched.
         how (bool | str): The `kd_init` argument.
         keypoints (Sequence[str] | None): Names of the data's keypoints, None if they are unknown.
-        batches (Callable): Returns prepared training batches with their labels; the student's device follows theirs.
+        batches (Callable): Returns prepared training batches with their labels; the student moves to their device.
         data (str | Path): The `data` argument of the training.
         quantizes (bool): Whether ranges of activations are fixed before the training. Then norm layers need the
             statistics of the selected weights, even without a fit.
@@ -69,7 +69,7 @@ def begin(
     trained = [p for p, is_trained in parameters if is_trained]
     own, total = sum(p.numel() for p in trained), sum(p.numel() for p, _ in parameters)
     giver = _giver(student, teacher) if how else None
-    has_weights = 2 * own >= total  # a few that fit by chance make no trained student
+    has_weights = 2 * own >= total  # a few layers that fit by chance do not make a trained student
     keeps_own = has_weights and not (how == "auto" and giver is not None and _may_be_better(student, giver, data))
     if giver is None or keeps_own:
         return Beginning(own, 0, has_weights)
@@ -83,7 +83,7 @@ def begin(
         student.to(device)
         model = deepcopy(model).to(device).float()
     count = take(student, giver, model, keypoints, drawn, fits)
-    unchanged = sum(int((p == b.to(p.device)).sum()) for p, b in zip(trained, before))  # a fit may have moved it
+    unchanged = sum(int((p == b.to(p.device)).sum()) for p, b in zip(trained, before))  # a fit may change them
     # A teacher that was trained from the student's weights still shares some of them
     return Beginning(min(unchanged, total - count), count, has_weights or count > 0)
 
@@ -97,8 +97,8 @@ def _giver(student: Any, teacher: Teacher) -> Teacher | None:
 def _comparable(student: Any, giver: Teacher) -> bool:
     """Return whether the base loss of a teacher says how good its weights are for the student.
 
-    A teacher of other classes, or of the same in another order, was not trained on these data. One with other keypoints
-    cannot be compared with their labels.
+    A teacher with other classes, or with the same classes in another order, was not trained on these data. If its
+    keypoints differ, its loss cannot be computed from the labels.
     """
     ours, theirs = student.model[-1], giver.original.model[-1]
     same_points = getattr(ours, "kpt_shape", None) == getattr(theirs, "kpt_shape", None)
@@ -108,9 +108,10 @@ def _comparable(student: Any, giver: Teacher) -> bool:
 def _may_be_better(student: Any, giver: Teacher, data: Any) -> bool:
     """Return whether a teacher's weights may be better than a student's own, and the base loss can tell.
 
-    The loss of a teacher on images that it has learnt is low. If it began with random weights and learnt nothing else,
-    a student that knows more passes it, though its loss is higher at first. With the weights of such a teacher a
-    student with COCO weights ended 0.05 below itself alone on bccd (examples/study, `begin-scratch-bccd`).
+    A teacher has a low loss on the images that it was trained on. If it began with random weights and saw no other
+    images, a pretrained student overtakes it, although the student's loss is higher at first. With the weights of such
+    a teacher, a student with COCO weights ended 0.05 lower on bccd than without a teacher (examples/study,
+    `begin-scratch-bccd`).
     """
     if not _comparable(student, giver):
         return False
@@ -139,12 +140,12 @@ def _where_it_fits(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _take(
     student: Any, giver: Teacher, model: Any, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
 ) -> int:
-    """Put a teacher's weights into a student, and return how many parameters that are.
+    """Copy a teacher's weights into a student, and return the number of parameters that were set.
 
     Args:
         student (nn.Module): The student.
         giver (Teacher): The teacher.
-        model (nn.Module): Its model; with batches a float32 copy on their device, where the student is too.
+        model (nn.Module): The teacher's model; with batches a float32 copy on their device, where the student is too.
         keypoints (Sequence[str] | None): Names of the data's keypoints.
         batches (list[dict]): Training batches; without any the weights are selected only.
         fit (bool): Whether the weights are refitted on the batches, or only the statistics of norm layers.
@@ -159,13 +160,13 @@ def _take(
 def _take_if_better(
     student: Any, giver: Teacher, model: Any, keypoints: Sequence[str] | None, batches: list[dict[str, Any]], fit: bool
 ) -> int:
-    """Do so if the base loss on the batches falls, and if the student then is nearly as good as the teacher.
+    """Call `_take`, and undo it unless the base loss falls and comes close to the teacher's base loss.
 
-    Weights of its own with a high loss may still be the better beginning: a new head is quickly learnt, and features of
-    a large data set are not. So a part of the teacher that lost much of what the teacher knew is not taken.
+    The student's own weights may be the better beginning even if their loss is high: a new head is learnt quickly, and
+    features of a large data set are not. So a part of the teacher that lost much of what the teacher knew is not taken.
     """
     kept = deepcopy(student.state_dict())
-    if hasattr(student, "args"):  # a classifier's loss reads none
+    if hasattr(student, "args"):  # a classifier's loss reads no arguments
         model.args = student.args
     own, best = labels_loss(student, batches), labels_loss(model, batches)
     count = _take(student, giver, model, keypoints, batches, fit)

@@ -16,7 +16,7 @@ from ..logs import quietly
 from .run.random_streams import streams_kept
 
 PIXELS = 128 * 128 * 128  # of all images together: 128 images at 128 px
-AT_A_TIME = 2**18  # pixels of a batch: a big teacher runs on it in float32, beside nothing else
+AT_A_TIME = 2**18  # pixels of a batch, on which a big teacher runs in float32
 FEWEST, MOST = 16, 128
 
 

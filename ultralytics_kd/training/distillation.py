@@ -46,7 +46,7 @@ from .run.teacher_source import TeacherSource
 from .scores import tables
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FEATURES = 1.0  # weight of `kd_feat` for teachers of features, where none is given
+FEATURES = 1.0  # weight of `kd_feat` with a backbone as teacher, if none is given
 RANDOM_RANGES = (
     "quantize=8 fixes the ranges of activations before training, and random weights have no useful ranges: start with "
     "trained weights (model=student.pt), or with a teacher whose weights the student can start from (kd_init)."
@@ -54,10 +54,10 @@ RANDOM_RANGES = (
 
 
 def weigh_features(args: Any, teacher: Teacher) -> None:
-    """Set the weights of the terms for teachers of features, in place.
+    """Set the weights of the terms if a teacher is a backbone, in place.
 
-    Features teach through `kd_feat`, which is off by default. Where no teacher predicts, the other terms have nothing
-    to compare.
+    A backbone has features and no predictions. Features teach through `kd_feat`, which is off by default. If no teacher
+    predicts, the other terms have nothing to compare.
 
     Args:
         args (Namespace): Arguments of the training.
@@ -83,15 +83,15 @@ class Distillation:
         distiller (Distiller | None): The terms and their adapters, as soon as there is a student.
         unlabeled (UnlabeledPart | None): Images without labels that join the batches.
         pseudo (PseudoBoxes | None): The teacher's boxes as labels of these images, as soon as there is a student.
-        keeping (Keeping | None): Classes that the student keeps, with `kd_keep` as soon as the data are known.
-        keeper (ClassKeeper | None): Corrects its loss for them, as soon as there are terms.
+        keeping (Keeping | None): Classes that the student keeps (`kd_keep`), as soon as the data are known.
+        keeper (ClassKeeper | None): Corrects base loss and answers for these classes, as soon as there are terms.
         beginning (Beginning): Where the student's weights came from, as soon as there is a student.
         teacher_metrics (dict[str, float]): The teacher's scores on the val set, after training.
         kept_metrics (dict[str, dict[str, float]]): Scores on the val set of `kd_keep_data` after training, of "teacher"
             and "student".
         first_step (FirstStep): Checks of the first step, as soon as there are terms.
         trains (bool): Whether the student is trained now: its loss and its optimizer must stay in place.
-        preprocessor (type | None): Class of the user's whose `preprocess_batch` the batches pass, if there is one.
+        preprocessor (type | None): User class whose `preprocess_batch` the batches pass through, if there is one.
     """
 
     def __init__(self, args: Any, source: TeacherSource, teacher: Teacher):
@@ -136,7 +136,7 @@ class Distillation:
 
     @property
     def large_images(self) -> LargeImageTeacher | None:
-        """The teacher that sees larger images than the student, None if it does not."""
+        """The teacher that sees larger images than the student, None if it sees the student's images."""
         return self.answers if isinstance(self.answers, LargeImageTeacher) else None
 
     @property
@@ -198,17 +198,17 @@ class Distillation:
         return [*as_list(self.args.classes), *([background] if background else [])]
 
     def _open_store(self, channels: int, names: dict[int, str]) -> Store:
-        """Return the cache with answers to images of so many channels; `kd_cache=True` makes it first.
+        """Return the cache if it fits teacher and data; with `kd_cache=True`, make it first.
 
         Args:
             channels (int): Channels of the data's images.
-            names (dict[int, str]): The student's classes, which teachers of words look for.
+            names (dict[int, str]): The student's classes, which prompted teachers look for.
         """
         if self.args.kd_cache is True:
             self._check_stored_detections(*(CACHE_ONLY[f"kd_cache_{name}"] for name in ("conf", "iou", "topk")))
             sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
-            # There is no process group yet. The first process to lock the folder answers; then the others have no work
-            with streams_kept(torch.device("cpu")):  # images and labels are those of a run without a cache
+            # There is no process group yet. The first process to lock the folder answers all images
+            with streams_kept(torch.device("cpu")):  # augmentation draws as in a run without a cache
                 made = build_cache(self.args, sources, check_options(CACHE_ONLY), names=names)
             self.args.kd_cache = str(made.folder)
         store = Store(self.args.kd_cache)
@@ -284,7 +284,7 @@ class Distillation:
             if self.keeping is not None:
                 self.keeping.check_rows(student)
             how, keypoints = self.args.kd_init if self.keeping is None else False, self._keypoints
-            # What is frozen was chosen by the user, and could not be learnt anew. Without labels none can be compared
+            # Frozen layers could not be trained after the change. Without labels no base losses can be compared
             if how == "auto" and (self.args.freeze or self.alone):
                 how = "fit"
             self.beginning = begin(student, self.teacher, how, keypoints, batches, self.args.data, self.quantizes)
@@ -293,7 +293,7 @@ class Distillation:
         stored = self.cached is not None
         self.distiller = build_distiller(self.args, student, self.teacher, stored, self._as_sets)
         self.distiller.adapters.to(device)
-        self.first_step = FirstStep(self.distiller)  # an error below must find it
+        self.first_step = FirstStep(self.distiller)  # `started` reads it if an error is raised below
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
         if self.keeping is not None and isinstance(self.distiller, GridDistiller):
             check_levels(f"'kd_keep={self.args.kd_keep}'", self.distiller, self.teacher)
@@ -311,7 +311,7 @@ class Distillation:
             device (torch.device): Where it runs.
             amp (bool): Whether the student trains in mixed precision.
         """
-        # Ultralytics validates under autocast too, but in bfloat16 only where the model is trained so
+        # Ultralytics validates under autocast too, and in bfloat16 only if the model is trained in it
         dtype = torch.bfloat16 if self.args.amp == "bf16" else amp
         self._autocast = partial(autocast, dtype, device=device.type)
         if self.cached or self.teacher.ready or self.distiller is None:
@@ -361,7 +361,7 @@ class Distillation:
 
         Args:
             student (nn.Module): The student, its loss attached.
-            preprocessor (type, optional): Class of the user's whose `preprocess_batch` the batches pass.
+            preprocessor (type, optional): User class whose `preprocess_batch` the batches pass through.
         """
         assert self.distiller is not None
         self.preprocessor = preprocessor
@@ -396,7 +396,7 @@ class Distillation:
             batch (dict): The batch that the student's loss is computed for.
 
         Raises:
-            KDError: If code of the user's has left these images out.
+            KDError: If user code has dropped these images.
         """
         if LABELED not in batch or len(batch["img"]) <= batch[LABELED]:
             where = self.preprocessor.__name__ if self.preprocessor else "the trainer"
@@ -424,7 +424,7 @@ class Distillation:
     @property
     def answers_val(self) -> bool:
         """Whether val images get answers, so that the terms have val losses."""
-        return self.answers.answers_val and not self.teacher.follows_student  # that one is the model under validation
+        return self.answers.answers_val and not self.teacher.follows_student  # it would be the model under validation
 
     @property
     def started(self) -> bool:
@@ -439,7 +439,7 @@ class Distillation:
         """
         assert self.distiller is not None
         context = ExitStack()
-        adapters = self.distiller.adapters.eval()  # a module of the user's may have norm or dropout layers
+        adapters = self.distiller.adapters.eval()  # a user's module may have norm or dropout layers
         context.callback(adapters.train)
         context.enter_context(self.distiller.capturing_features(average))
         return context
@@ -473,7 +473,7 @@ class Distillation:
         self.teacher.release()
 
     def _close_hooks(self) -> None:
-        """Take what was put around the student's methods away."""
+        """Remove the hooks and wrappers around the student's methods."""
         self._capture_hooks.close()
         if self.distiller is not None:
             self.first_step.stop_watching()

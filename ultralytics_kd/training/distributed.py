@@ -248,7 +248,7 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         flat = torch.cat([*parts, present])
         dist.all_reduce(flat)
         *grads, present = (flat / dist.get_world_size()).split([*(p.numel() for p in parameters), len(parameters)])
-        # What the others have matters only for what is missing here, and asking makes the host wait for a GPU
+        # Flags of other ranks matter only if a gradient is missing here, and reading them makes the host wait for a GPU
         for p, grad, share in zip(parameters, grads, here if all(here) else present.tolist()):
             p.grad = grad.view_as(p).to(p.dtype) if share else None
 

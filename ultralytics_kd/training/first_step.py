@@ -1,8 +1,8 @@
-"""Checks of first batches: a run that was announced as a distillation distils, or it stops here.
+"""Checks of the first batches: a run with a teacher stops here if it does not distil.
 
-A trainer, a model or a callback of the user's can replace any part of a run. What cannot be kept in place is looked at
-in the first batch of every epoch: the images that the student saw, and that the terms are in the loss that was
-returned. In the first epoch also: the terms, their gradient, and the optimizer.
+A user's trainer, model or callback can replace any part of a run. What cannot be kept in place is checked in the first
+batch of every epoch: the student saw the images that the teacher answered, the returned loss contains the terms, and
+the optimizer has the adapters. The first epoch also checks the values of the terms and their gradients.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..distillation.distillers import Distiller
 from ..distillation.loss import FINITE_FACTOR
 from ..errors import KDError
 
-DARK = 0.02  # no batch of real images is so dark all over: it was divided by 255 twice
+DARK = 0.02  # a batch whose highest value is lower was probably divided by 255 twice
 HOOKS = 'see "A trainer of your own" in docs/extending.md'
 
 
 def overriding_class(trainer: Any, method: str) -> type | None:
-    """Return the class of the user's that defines a method of a trainer; None if it is Ultralytics' or this package's.
+    """Return the user's class that defines a trainer's method; None if Ultralytics or this package defines it.
 
     Args:
         trainer (BaseTrainer): The trainer.
@@ -46,7 +46,7 @@ class FirstStep:
         distiller (Distiller): The terms and their adapters.
         started (bool): Whether a batch was trained and checked.
         passed (bool): Whether the first batch of the current epoch was checked.
-        pending (set[str]): Terms that were 0 and without a gradient so far. A batch may give them nothing to compare.
+        pending (set[str]): Terms that were 0 so far. A batch may give them nothing to compare.
         averaged (bool): Whether the adapters' gradients were averaged over ranks.
     """
 
@@ -108,7 +108,7 @@ class FirstStep:
         Args:
             batch (dict): The batch, with the answer.
             terms (dict[str, Tensor]): Weighted terms by name.
-            entering (dict[str, Tensor]): What enters the loss: the same, or with `kd_weight` scaled, perhaps to 0.
+            entering (dict[str, Tensor]): The terms as they enter the loss; `kd_weight` scales them, perhaps to 0.
         """
         self._answered, self._terms = batch["img"], terms
         if batch.get(FINITE_FACTOR) is not None and not batch[FINITE_FACTOR]:  # a non-finite answer teaches nothing
@@ -149,7 +149,7 @@ class FirstStep:
         """Raise if the optimizer steps with gradients of the adapters that differ between processes.
 
         Raises:
-            KDError: If they were not averaged.
+            KDError: If the gradients were not averaged.
         """
         if not self.averaged and any(True for _ in self.distiller.adapters.parameters()):
             raise KDError(

@@ -1,8 +1,8 @@
-"""New classes without forgetting (`kd_keep`): the student's classes, and labels in their numbers.
+"""New classes without forgetting (`kd_keep`): the student's classes, and labels renumbered to them.
 
-The student gets the classes of the model that it begins with and those of the data. Ultralytics builds it for all of
-them and copies the class rows that it knows by name; new rows begin as in any training. Files with labels stay as they
-are: their class numbers are changed in memory, when a data set was built.
+The student gets the classes of the model that it begins with and the classes of the data. Ultralytics builds it for all
+of them and copies the class rows whose names the model has. New rows begin as in any training. Label files stay as they
+are: class numbers are changed in memory, after a data set was built.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Labels:
 
     Attributes:
         data (dict[str, Any]): Ultralytics' description of the data set, with its own names.
-        numbers (list[int]): The student's class for each of its own.
+        numbers (list[int]): For each class of the data set, the student's class.
     """
 
     data: dict[str, Any]
@@ -64,18 +64,18 @@ class Labels:
         """Return how a teacher's classes teach those of the data set.
 
         Args:
-            known (ClassMap): How they teach the student's.
+            known (ClassMap): How the teacher's classes teach the student's classes.
         """
         sources = {own: known.sources[i] for own, i in enumerate(self.numbers) if i in known.sources}
         return ClassMap(sources, self.names, known.teacher_names)
 
 
 class Keeping:
-    """The classes of a student that keeps those of the model that it begins with.
+    """The classes of a student that keeps the classes of the model that it begins with.
 
     Attributes:
         names (dict[int, str]): The student's classes.
-        kept (list[int]): Those that the data do not label.
+        kept (list[int]): Student classes that the data do not label.
         labels (Labels): The training data.
         old (Labels | None): The data of `kd_keep_data`, whose val set is scored at the end.
     """
@@ -104,7 +104,7 @@ class Keeping:
         old_first = first_classes(args.kd_keep) == OLD
         self._first = f"those of {'the old model' if old_first else 'the data'}"
         united = unite(before, own) if old_first else unite(own, before)
-        spelling = {match_key(name): name for name in (*own.values(), *before.values())}  # the old model's is kept
+        spelling = {match_key(name): name for name in (*own.values(), *before.values())}  # the old model's name wins
         self.names = {i: spelling[match_key(name)] for i, name in united.items()}
         self._before = {i: self._number(name) for i, name in before.items()}
         self.labels = Labels({**data, "names": own}, [self._number(name) for name in own.values()])
@@ -122,7 +122,7 @@ class Keeping:
         """Return the model that the student begins with.
 
         Raises:
-            KDError: If it is no checkpoint.
+            KDError: If the model is not a checkpoint, or its head is not supported.
         """
         if Path(self._model).suffix.lower() != ".pt":
             raise ModelError(
@@ -134,7 +134,7 @@ class Keeping:
         return model
 
     def _check_names(self, before: Mapping[int, str], own: Mapping[int, str], args: Any) -> None:
-        """Raise if it is not certain which of two lists' names are the same class."""
+        """Raise if it is unclear which old and new names stand for the same class."""
         if not before or all(str(i) == str(name) for i, name in before.items()):
             raise ModelError(
                 args.model, "has no class names, by which kd_keep tells old classes from new ones.", "model"
@@ -143,11 +143,11 @@ class Keeping:
             twice = [key for key, count in Counter(match_key(name) for name in names.values()).items() if count > 1]
             if twice:
                 raise KDError(f"kd_keep: {owner} has several classes named '{twice[0]}': give each a name of its own.")
-        if str(args.kd_classes).lower() != "auto":  # the user says what is the same
+        if str(args.kd_classes).lower() != "auto":  # the user says which classes are the same
             return
         keys = [{i: match_key(name) for i, name in names.items()} for names in (own, before)]
         new, old = ({i: n for i, n in a.items() if n not in b.values()} for a, b in (keys, keys[::-1]))
-        initials = {n[:1] for n in new.values()}  # a plural begins as its singular does; all others need no dictionary
+        initials = {n[:1] for n in new.values()}  # singular and plural share the initial; other names need no look-up
         for i, j in match_plurals(new, {i: n for i, n in old.items() if n[:1] in initials}):
             raise KDError(
                 f"kd_keep: '{own[j]}' of the data and '{before[i]}' of model={args.model} may be one class: give both "
@@ -155,7 +155,7 @@ class Keeping:
             )
 
     def _number(self, name: str) -> int:
-        """Return the student's class of a name."""
+        """Return the index of the student's class with a name."""
         return next(i for i, other in self.names.items() if match_key(other) == match_key(name))
 
     def _old_labels(self, args: Any) -> Labels | None:
@@ -188,7 +188,7 @@ class Keeping:
             teacher (Teacher): The teacher, its classes matched with the student's.
 
         Raises:
-            KDError: If so.
+            KDError: If neither the data nor the teacher can teach a class.
         """
         assert teacher.classes is not None
         lost = [self.names[i] for i in self.kept if i not in teacher.classes.sources]
@@ -207,7 +207,7 @@ class Keeping:
             student (nn.Module): The student, before its training.
 
         Raises:
-            KDError: If code of the user's has built it in another way.
+            KDError: If user code has built the student in another way.
         """
         rows = class_rows(student)
         for name, old in self._rows.items():
@@ -226,7 +226,7 @@ class Keeping:
             dataset (Dataset): Data set of a loader.
 
         Raises:
-            KDError: If code of the user's has built it in another way.
+            KDError: If user code has built the data set in another way.
         """
         if not getattr(dataset, MARK, False):
             raise KDError(
@@ -238,11 +238,11 @@ class Keeping:
     def building(self, trainer: Any, build: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that builds a data set with labels in the student's class numbers.
 
-        It is built from the data's own description. So labels are checked against their own classes, and the label
-        cache on disk is that of any training on the data.
+        Ultralytics builds it from the data's own description. So it checks labels against the data's own classes, and
+        the label cache on disk is the same as without `kd_keep`.
 
         Args:
-            trainer (BaseTrainer): The trainer, from whose `data` data sets are built.
+            trainer (BaseTrainer): The trainer, whose `data` is replaced while a data set is built.
             build (Callable): Ultralytics' `build_dataset`.
         """
 
@@ -265,7 +265,7 @@ class Keeping:
         """Build data sets from `kd_keep_data` within a block.
 
         Yields:
-            (Labels): Its labels.
+            (Labels): The labels of `kd_keep_data`.
         """
         assert self.old is not None
         self._current = self.old
@@ -278,7 +278,7 @@ class Keeping:
     def description(self) -> str:
         """Which classes are kept and which are new, for the table at the start."""
         new = len(self.names) - len(self._before)
-        news = f"{new} are new; " if new else ""  # none where the data label old classes, or where a run is resumed
+        news = f"{new} are new; " if new else ""  # none if the data label only old classes, or a run is resumed
         return f"{len(self.kept)} classes that the data do not label; {news}{self._first} come first"
 
 

@@ -33,7 +33,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
 
     Args:
         arguments (Mapping): Arguments of `tune`: Ultralytics', `teacher`, the kd arguments and `space`. Values of
-            `space` are bounds `(low, high)` or `(low, high, gain)`; for Ray also its domains, as `ray.tune.choice`.
+            `space` are bounds `(low, high)` or `(low, high, gain)`; for Ray also its domains, e.g. `ray.tune.choice`.
         task (str): The student's task.
         use_ray (bool): Whether Ray Tune searches; bounds become its `uniform`, or its `randint` for whole numbers.
         model (Any): The student, whose classes `kd_keep` keeps.
@@ -49,7 +49,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
         _check_effect(given, task, searched)
         trust = bool(given.get("kd_trust_teacher"))
         open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # it may raise
-        if given.get("resume"):  # in the folder of the search, which then holds its best student
+        if given.get("resume"):  # the folder of a resumed search holds its best student
             TeacherSource(given["teacher"]).check_place(_folder(given, task))
         if given.get("kd_cache") is True:
             given["kd_cache"] = _store_answers(given, task, model)  # once, and not in the folder of each iteration
@@ -113,7 +113,7 @@ def _check_bounds(name: str, value: Sequence[Any]) -> None:
 
 
 def _extremes_of_domain(domain: Any) -> list[Any]:
-    """Return the values of a choice or grid of Ray's or the bounds of its numbers; empty for other domains."""
+    """Return the values of a Ray choice or grid, or the bounds of a Ray number domain; empty for other domains."""
     grid = domain.get("grid_search") if isinstance(domain, Mapping) else None
     categories = grid or getattr(domain, "categories", None)
     if categories:
@@ -156,7 +156,7 @@ def _check_given_once(given: Mapping[str, Any], space: Mapping[str, Any]) -> Non
 
 
 def _domain(name: str, bounds: Sequence[float]) -> Any:
-    """Return bounds as a domain of Ray's; a third number is the step size of the other tuner, which Ray lacks."""
+    """Return bounds as a Ray domain; a third number, the gain, is for Ultralytics' own tuner and is dropped."""
     from ray import tune  # Ultralytics checks that it is installed
 
     low, high = bounds[:2]
@@ -189,7 +189,7 @@ def _store_answers(given: Mapping[str, Any], task: str, model: Any) -> str:
     plain = {k: v for k, v in given.items() if k in DEFAULT_CFG_DICT}
     args = ul_cfg.get_cfg(overrides={**plain, "task": task, "mode": "train"})
     names = None
-    if args.kd_keep:  # a teacher of words looks for all classes of the student
+    if args.kd_keep:  # a prompted teacher looks for all classes of the student
         args.model = args.model or model
         names = Keeping(args, check_det_dataset(args.data)).names
     return str(build_cache(args, config.as_list(args.teacher), check_options(CACHE_ONLY), names=names).folder)

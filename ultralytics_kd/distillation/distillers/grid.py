@@ -53,8 +53,8 @@ class GridDistiller(Distiller):
             student (nn.Module): The student.
             teacher (Teacher): The teacher, inspected.
             stored (bool): Whether the teacher's answers come from a cache, which stores sets of instances.
-            as_sets (bool): Whether a teacher that runs answers with a set even if it has anchor points, because its
-                images have another size (`Teacher.answer_for_any_size`). Its feature maps are there all the same.
+            as_sets (bool): Whether a running teacher answers with a set although it has anchor points
+                (`Teacher.answer_for_any_size`). Its feature maps can still be compared.
 
         Raises:
             KDError: If student and teacher cannot be matched.
@@ -106,7 +106,7 @@ class GridDistiller(Distiller):
         )
 
     def _reads(self, terms: Mapping[str, Term], teacher_maps: Sequence[FeatureLayout], boxes: bool) -> Reads:
-        """Return the parts of the teacher's answer that the terms read, and those of its detections if asked for."""
+        """Return the parts of the teacher's answer that the terms read; with `boxes`, those of its boxes too."""
         compares_maps = any(not term.per_branch for term in terms.values())
         strides = {s for maps in teacher_maps for s in maps.strides} if compares_maps else set()
         features = tuple(sorted(strides))
@@ -241,7 +241,7 @@ def common_levels(student: Layout, teachers: Sequence[Layout]) -> tuple[int, ...
 
 
 def _heads(branches: Sequence[str]) -> str:
-    """Return the names of branches for people, as a report has them."""
+    """Return the names of branches as reports show them."""
     names = {ONE2MANY: "NMS", ONE2ONE: "NMS-free"}
     return f"{' and '.join(names[branch] for branch in branches)} head{'s' * (len(branches) > 1)}"
 

@@ -48,15 +48,15 @@ class BackboneTerm:
             for level, i in levels.items():
                 features = next(adapters)(pair.student[level].float())
                 total = total + share / len(levels) * cosine(features, resampled(maps[i].float(), features))
-        # Where all layers below are frozen, adapters alone would learn: a term without a gradient is reported
+        # If all layers below are frozen, only adapters would learn. A detached term is reported as an error
         return total if any(maps.requires_grad for maps in pair.student) else total.detach()
 
 
 def nearest_levels(student: Sequence[int], backbone: Sequence[int]) -> dict[int, int]:
-    """Return the level of the student that each map of a backbone teaches: that of the nearest stride.
+    """Return which map of a backbone teaches each level of the student; a map belongs to the level of nearest stride.
 
-    Of several maps with the same level the nearest teaches it, of equally near ones the last. A classifier has one
-    level for the whole image, which learns from the last map.
+    If several maps belong to one level, the nearest one teaches it, or the last of equally near ones. A classifier has
+    one level for the whole image, which learns from the last map.
 
     Args:
         student (Sequence[int]): Strides of the student's maps; 0 for a classifier's.
@@ -80,6 +80,6 @@ def nearest_levels(student: Sequence[int], backbone: Sequence[int]) -> dict[int,
 
 
 def resampled(maps: Tensor, like: Tensor) -> Tensor:
-    """Return maps (B, C, H, W) at the height and width of others, without aliases."""
+    """Return maps (B, C, H, W) resized to the height and width of other maps, with antialiasing."""
     size = like.shape[-2:]
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", antialias=True)

@@ -46,7 +46,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class Heads:
-    """The student's head and that of its only teacher, for terms that use the teacher's layers.
+    """The heads of the student and of its only teacher, for terms that use the teacher's layers.
 
     Attributes:
         student (Any): The student's detection head.
@@ -61,11 +61,11 @@ class Heads:
 
 @dataclass(frozen=True)
 class Backbones:
-    """Teachers of features alone.
+    """The backbones among the teachers: they have features and no predictions.
 
     Attributes:
-        maps (Sequence[FeatureLayout]): Maps of each.
-        shares (Sequence[float]): Weight of each; they sum to 1.
+        maps (Sequence[FeatureLayout]): Feature maps of each backbone.
+        shares (Sequence[float]): Weight of each backbone; the weights sum to 1.
     """
 
     maps: Sequence[FeatureLayout]
@@ -84,7 +84,7 @@ class TermContext:
         teacher_maps (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher that has feature maps.
         heads (Heads | None): The heads, if there is only one teacher and it has a YOLO head.
-        backbones (Backbones | None): Teachers of features alone, whose maps then are the only ones that are compared.
+        backbones (Backbones | None): The backbones among the teachers. If there are any, only their maps are compared.
     """
 
     args: Any
@@ -172,7 +172,7 @@ def dense_terms(
         student (FeatureLayout): Maps that enter the student's head.
         teachers (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has.
         shares (Sequence[float]): Weight of every teacher.
-        backbones (Backbones, optional): Teachers of features alone.
+        backbones (Backbones, optional): The backbones among the teachers.
 
     Returns:
         (dict[str, Term]): Terms by the name of their weight.

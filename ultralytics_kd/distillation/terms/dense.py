@@ -29,7 +29,7 @@ class ImageTerm:
 
         Args:
             loss (str): A name in `IMAGE_LOSSES`, or "module:name" of the user's own function.
-            tau (float | None): Temperature; None for the loss's default.
+            tau (float | None): Temperature; None for the value in `IMAGE_TAUS`, or else the loss's default.
 
         Raises:
             KDError: If the user's function cannot be imported.

@@ -83,7 +83,7 @@ class FeatureTerm:
             for level, teacher, score in zip(levels, maps, scores, strict=True):
                 # Features are in half precision under AMP; the adapters' weights never are
                 total = total + share * self._level(next(adapters), pair.student[level].float(), teacher.float(), score)
-        # Where all layers below are frozen, adapters alone would learn: a term without a gradient is reported
+        # If all layers below are frozen, only adapters would learn. A detached term is reported as an error
         return total if any(maps.requires_grad for maps in pair.student) else total.detach()
 
     def _level(self, adapt: nn.Module, student: Tensor, teacher: Tensor, score: Tensor | None) -> Tensor:

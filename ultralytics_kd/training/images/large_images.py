@@ -16,18 +16,18 @@ from ..answer_sources import LiveTeacher
 from ..first_step import HOOKS
 from .two_sizes import LARGE, LARGE_LABELS, TwoSizes, at_two_sizes
 
-STRIDE = 32  # the least that Ultralytics' image sizes are multiples of
+STRIDE = 32  # Ultralytics' image sizes are multiples of at least this
 
 
 class LargeImageTeacher(LiveTeacher):
     """A teacher that answers larger images of the same scenes than the student sees.
 
-    The training data set holds both (`two_sizes`). Its answer is a set of detections as shares of the image, or logits
-    of the whole image, so it fits the student's images too.
+    The training data set holds both (`two_sizes`). The teacher's answer is a set of detections with boxes as shares of
+    the image, or logits of the whole image, so it fits the student's images too.
 
     Attributes:
         given (float): The argument `kd_teacher_imgsz`.
-        multiple (int): The side of its images is a multiple of this.
+        multiple (int): The side of the teacher's images is a multiple of this.
     """
 
     answers_val = False  # val images have the student's size
@@ -81,7 +81,7 @@ class LargeImageTeacher(LiveTeacher):
         """Return what the teacher adds to a training batch.
 
         Raises:
-            KDError: If code of the user's has lost the larger images, or has moved the labels.
+            KDError: If user code has dropped the larger images, or has moved the labels.
         """
         if LARGE not in batch:
             raise KDError(
@@ -89,7 +89,7 @@ class LargeImageTeacher(LiveTeacher):
                 "super().build_dataset(...), which loads them, and the loader and preprocess_batch must keep the entry "
                 f"'{LARGE}'; {HOOKS}."
             )
-        # Ultralytics moves no labels there, and comparing them would make the host wait for a GPU
+        # Only after user code: Ultralytics moves no labels here, and comparing makes the host wait for a GPU
         boxes = batch.get(LARGE_LABELS) if self.passed_through else None
         if boxes is not None and not torch.equal(batch["bboxes"].cpu(), boxes.cpu()):
             raise KDError(

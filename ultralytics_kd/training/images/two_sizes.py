@@ -26,7 +26,7 @@ LARGE_LABELS = "kd_large_labels"  # in a batch: a copy of "bboxes", to notice co
 class TwoSizes(Dataset):
     """A data set whose samples also hold their image at the teacher's size.
 
-    It passes for the student's data set: all else is taken from that.
+    All other attributes are those of the student's data set.
 
     Attributes:
         small (Dataset): The student's data set.
@@ -101,7 +101,7 @@ class Collate:
 
 
 def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
-    """Build a data set at the student's and at the teacher's image size; random streams go on as after the first.
+    """Build a data set at the student's and at the teacher's image size; the second leaves random streams as they are.
 
     Args:
         build (Callable): Returns a data set of images of `args.imgsz`.
@@ -124,8 +124,8 @@ def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
 class DrawsOnly:
     """Draws the random numbers of a transform and leaves the image as it is.
 
-    A classifier's images lose a random rectangle, whose place is not drawn as a share of the image: it would be another
-    one at each size. The teacher sees the whole image.
+    RandomErasing removes a rectangle from a classifier's images. Its place is not drawn as a share of the image, so the
+    two sizes would lose different parts. The teacher sees the whole image.
     """
 
     def __init__(self, transform: Callable[[Tensor], Tensor]):

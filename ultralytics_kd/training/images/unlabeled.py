@@ -44,7 +44,7 @@ class UnlabeledStream:
             ratio (float): Images for each labelled one.
             batch (int): Labelled images in a batch.
             workers (int): Processes that read images.
-            rank (int): Rank of this process, -1 without others.
+            rank (int): Rank of this process, -1 for a single process.
             device (torch.device): Where batches go.
         """
         self.dataset, self.ratio = dataset, ratio
@@ -100,7 +100,7 @@ class UnlabeledPart:
         args (Namespace): Arguments of the training.
         files (list[str]): Image files.
         stream (UnlabeledStream | None): The stream, as soon as data loaders are built.
-        alone (bool): Whether they are all training images.
+        alone (bool): Whether they are the only training images.
     """
 
     alone = False
@@ -112,7 +112,7 @@ class UnlabeledPart:
             args (Namespace): Arguments of the training.
 
         Raises:
-            KDError: If there are no images, or if `rect` gives every batch another shape.
+            KDError: If there are no images, or if `rect` is on, which gives every batch another shape.
         """
         if args.rect:
             raise KDError("'kd_unlabeled' and 'rect' exclude each other: with rect, batches differ in shape.")
@@ -123,7 +123,7 @@ class UnlabeledPart:
         args.kd_unlabeled = places if isinstance(source, (list, tuple)) else places[0]
 
     def data_file(self, data: Any, folder: Path) -> str:
-        """Return the data.yaml in a form that Ultralytics reads; this one has training images.
+        """Return the data.yaml in a form that Ultralytics reads; with labelled images it needs no change.
 
         Args:
             data (str | Path): The argument.
@@ -154,7 +154,7 @@ class UnlabeledPart:
         large = trainer.distillation.large_images
         if self.args.task == "classify":
             labeled = trainer.train_loader.dataset
-            if large is None or not isinstance(labeled, TwoSizes):  # then the teacher's source says what is missing
+            if large is None or not isinstance(labeled, TwoSizes):  # if images are missing, `add_answer` raises
                 return UnlabeledSamples(files, labeled)
             return TwoSizes(UnlabeledSamples(files, labeled.small), UnlabeledSamples(files, labeled.large))
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
@@ -188,7 +188,7 @@ class UnlabeledPart:
         batch[LABELED] = len(batch["img"])
         added = self.stream.take(batch[LABELED])
         assert all(key in added for key in ANSWER_KEYS if key in batch), "images without answers would be background"
-        keys = [key for key in added if key in batch]  # the teacher's source says what is missing
+        keys = [key for key in added if key in batch]  # if one is missing, `add_answer` raises
         batch.update(_joined([{key: part[key] for key in keys} for part in (batch, added)]))
 
     def close_mosaic(self) -> None:
@@ -211,7 +211,7 @@ def _first_images(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return several batches as one; the indices of images in each go on after those of the batch before."""
+    """Return several batches as one; image indices continue from one batch to the next."""
     before, counted = 0, []
     for part in parts:
         counted.append({**part, IMAGES: part[IMAGES] + before} if IMAGES in part else part)

@@ -1,4 +1,4 @@
-"""Images without labels as the whole training set: the data have class names and a val set, and the teacher does all.
+"""Training on images without labels alone: the data have class names and a val set, and only the teacher teaches.
 
 The batches come from the training's own loader, and all of their images count as images without labels.
 """
@@ -119,8 +119,8 @@ def unlabeled_part(args: Any) -> UnlabeledPart | None:
 def needs_sets(student: nn.Module, teacher: Teacher) -> bool:
     """Return whether a student without labels of some classes must be taught by detections instead of anchor points.
 
-    An NMS-free head learns from an NMS-free head, and otherwise from labels. Detections of any teacher can be assigned
-    to it as labels are. Without them it would forget classes that it keeps (`kd_keep`).
+    At anchor points an NMS-free head learns only from an NMS-free head; otherwise it learns from labels. Detections of
+    any teacher can be assigned to it like labels. Without them it would forget classes that it keeps (`kd_keep`).
 
     Args:
         student (nn.Module): The student.

@@ -150,7 +150,7 @@ def add_to_optimizer(optimizer: Any, distiller: Distiller, run_state: Callable[[
         run_state (Callable): Returns the state that the run needs to continue, as the function `run_state` does.
 
     Raises:
-        KDError: If it is not an optimizer of PyTorch's kind.
+        KDError: If it is not a `torch.optim.Optimizer`.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise KDError(
@@ -173,12 +173,12 @@ def add_to_optimizer(optimizer: Any, distiller: Distiller, run_state: Callable[[
         if weights:
             group = min(weights, key=lambda g: g["lr"])
             optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": missing})
-        else:  # an optimizer of the user's, whose scheduler may count its groups; new layers take the highest rate
+        else:  # a user's optimizer, whose scheduler may count its groups; new layers take the highest rate
             max(optimizer.param_groups, key=lambda g: (g["lr"], _size(g)))["params"].extend(missing)
     optimizer.register_state_dict_post_hook(lambda _, state: state.__setitem__(ADAPTERS_KEY, adapters.state_dict()))
     optimizer.register_load_state_dict_pre_hook(lambda _, state: _load_adapters(adapters, state))
     optimizer.register_step_pre_hook(lambda *_: _clip(adapters))
-    # Code of the user's may clear the gradients of the model alone
+    # User code may clear only the gradients of the model
     optimizer.register_step_post_hook(lambda *_: adapters.zero_grad())
 
 
@@ -253,8 +253,8 @@ def fingerprint(teacher: Teacher) -> str | None:
         return None
     try:
         return teacher.fingerprint()
-    except KDError:  # an object of the user's without a fingerprint
+    except KDError:  # a user's object without a fingerprint
         return None
-    except Exception as e:  # the user's code may raise anything, and the run can do without
+    except Exception as e:  # user code may raise anything, and the run needs no fingerprint
         LOGGER.warning(f"teacher={teacher.source}: its fingerprint() fails, so resume cannot compare weights: {e}")
         return None

@@ -40,7 +40,7 @@ class RunPlace:
 
     @property
     def moved(self) -> bool:
-        """Whether the checkpoint is in a copy of its run's folder, or the folder was moved; not if it is alone."""
+        """Whether the run's folder was moved, or copied with the checkpoint; False for a checkpoint alone."""
         if not self.before or self.checkpoint.parent.name != "weights":
             return False
         if not exists(self.before):
@@ -70,7 +70,7 @@ class RunPlace:
         return next((place for place in places if exists(place)), None)
 
     def _same_relation(self, recorded: str, flavour: Any) -> list[Path]:
-        """Return the path that lies to the folder as it is now as a recorded path lay to the folder before."""
+        """Return where a recorded path is now if its position relative to the run's folder has not changed."""
         try:
             shared = flavour.commonpath([recorded, self.before])
         except ValueError:  # on another drive
@@ -90,7 +90,7 @@ def bring_up_to_date(args: Any, given: dict[str, Any], place: RunPlace) -> None:
         place (RunPlace): Where the run is.
 
     Raises:
-        KDError: If its images or stored answers are gone; the teacher is opened, and missed, later.
+        KDError: If images or stored answers of the run are gone. A missing teacher raises later, when it is opened.
     """
     for name in FILES:
         if name not in given and hasattr(args, name):

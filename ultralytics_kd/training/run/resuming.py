@@ -25,7 +25,7 @@ MOVABLE = (*FILES, "kd_trust_teacher")  # `resume` accepts these again, as paths
 
 
 def check_same_kind(args: Any, overrides: dict[str, Any]) -> None:
-    """Raise if a resumed run is to gain or lose its teacher.
+    """Raise if the call that resumes a run would add or remove the teacher.
 
     Args:
         args (Namespace): Arguments of the run.
@@ -73,7 +73,7 @@ class ResumedRun:
         state = optimizer.get(RUN_KEY, {})
         over = state.get("over") or checkpoint.get("epoch", -1) + 1 >= args.epochs
         self.all_trained = bool(optimizer) and over
-        remember(state.get("words") or {})  # so that a teacher of words needs no text encoder again
+        remember(state.get("words") or {})  # so that a prompted teacher needs no text encoder again
         self._teachers: list[str | None] | None = state.get("teachers")
         self._random: dict[str, Any] | None = None
 
@@ -135,7 +135,7 @@ class ResumedRun:
 
     @staticmethod
     def drop_columns(trainer: Any, metrics: dict[str, Any]) -> None:
-        """Drop what an older release of this package wrote into results.csv and this one does not: terms that are off.
+        """Drop columns of terms that are off from results.csv: only older releases of this package wrote them.
 
         Args:
             trainer (BaseTrainer): The trainer.

@@ -81,10 +81,10 @@ class TeacherSource:
 
         Args:
             folder (Path): Folder of the run.
-            save_period (int): Epochs between checkpoints that stay, as epoch10.pt; -1 if none stay.
+            save_period (int): Epochs between checkpoints that stay, such as epoch10.pt; -1 if none stay.
 
         Raises:
-            KDError: If so.
+            KDError: If the run would overwrite its teacher's file.
         """
         for each in as_list(self.value):
             if isinstance(each, (str, Path)) and exists(each) and self._is_overwritten(Path(each), folder, save_period):

@@ -5,4 +5,5 @@ Files:
     scoring: a validation after the training, in one process or several.
     kept_scores: scores on the val set of `kd_keep_data`.
     tables: the tables at the start and at the end of a run.
+    next_bench: the command of a bench with the arguments of a training.
 """

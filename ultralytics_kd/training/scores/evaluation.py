@@ -96,8 +96,8 @@ def _val_images(validator: Any, trainer: Any, side: int) -> Iterator[None]:
 
     Args:
         validator (BaseValidator): The validator.
-        trainer (BaseTrainer): The trainer, which loads them as it does its own.
-        side (int): Their size in pixels.
+        trainer (BaseTrainer): The trainer, which loads the images like its own val images.
+        side (int): Size of the images in pixels.
     """
     student = unwrap_model(trainer.model)
     transforms = vars(student).get("transforms")  # those of a classifier's val images, which a new loader replaces

@@ -43,7 +43,7 @@ def score_kept(distillation: Distillation, trainer: Any, make_validator: Callabl
         models["student"] = trainer.best if trainer.best.exists() else trainer.last, trainer.args.imgsz
 
         def validate() -> None:
-            """Validate them; what is scored before an error is kept."""
+            """Validate both models; scores from before an error are kept."""
             for role, (model, side) in models.items():
                 LOGGER.info(f"\nValidating {role} on {trainer.args.kd_keep_data}...")
                 distillation.kept_metrics[role] = _validated(model, side, distillation, trainer, make_validator())
@@ -67,7 +67,7 @@ def _validated(model: Any, side: int, distillation: Distillation, trainer: Any, 
         model (Any): What Ultralytics' validator takes as a model, with the student's classes.
         side (int): Size of its images in pixels.
         distillation (Distillation): The distillation.
-        trainer (BaseTrainer): The trainer, which loads the images as it does its own.
+        trainer (BaseTrainer): The trainer, which loads the images like its own val images.
         validator (DetectionValidator): The validator.
     """
     assert distillation.keeping is not None
@@ -113,7 +113,7 @@ def write_reports(
 
 
 def commands(args: Any, student: str) -> list[str]:
-    """Return the command lines that make these reports.
+    """Return the command lines that make the reports of `write_reports`.
 
     Args:
         args (Namespace): Arguments of the training.

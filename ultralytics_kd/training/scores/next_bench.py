@@ -24,10 +24,10 @@ def bench_command(args: Any, asked: Mapping[str, Any]) -> str:
 
     Args:
         args (Namespace): Arguments of the training. Ultralytics and this package have set some of them.
-        asked (Mapping): Those that the user gave.
+        asked (Mapping): Arguments that the user gave.
 
     Returns:
-        (str): Empty for a teacher without a file, and for a resumed run: its model is the checkpoint.
+        (str): The command line; empty for a teacher without a file, and for a resumed run: its model is the checkpoint.
     """
     if args.resume:
         return ""

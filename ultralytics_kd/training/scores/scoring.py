@@ -14,7 +14,7 @@ from .. import distributed
 def validated(
     trainer: Any, prepare: Callable[[], Callable[[], Any] | None], sentence: Callable[[Exception], str]
 ) -> Any:
-    """Prepare a validation and run it; an error is warned of, as the student is finished and must not be lost.
+    """Prepare a validation and run it; an error is only logged, because the finished student must not be lost.
 
     With several ranks, all validate together. They first agree that each of them can; a later error ends the run,
     because the other ranks would wait for ever.
@@ -25,7 +25,7 @@ def validated(
         sentence (Callable): Returns the warning for an error.
 
     Returns:
-        (Any): What the validation returns, None without one and after an error.
+        (Any): What the validation returns; None if there is no validation, and after an error.
     """
     error: Exception | None = None
     validate: Callable[[], Any] | None = None

@@ -80,7 +80,7 @@ def start_table(
 
 
 def initial_weights(student: nn.Module, asked: bool | str, beginning: Beginning, resumed: bool = False) -> str:
-    """Return where the weights that the student starts from came from.
+    """Return the origin of the weights that the student starts from.
 
     Args:
         student (nn.Module): The student.
@@ -135,7 +135,7 @@ def end_table(
     if teacher_metrics and sizes[0] != sizes[1]:
         sentences.append(f"The teacher was scored on images of {sizes[1]} px, the student on {sizes[0]} px.")
     assert teacher.classes is not None
-    # It scores 0 in classes that it lacks, which makes a ratio meaningless; a backbone has no classes at all
+    # A teacher scores 0 in classes that it lacks, which makes a ratio meaningless; a backbone has no classes
     if teacher.classes.unmatched and teacher.classes.teacher_names:
         known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
         sentences.append(f"The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
@@ -166,7 +166,7 @@ def scores_table(
     """Return a table with the scores of teacher and student.
 
     Args:
-        title (str): What stands above it.
+        title (str): Title above the table.
         student_metrics (dict[str, float]): Metrics of the student.
         teacher_metrics (dict[str, float]): Metrics of the teacher; a dash stands for those that are missing.
         task (str): Ultralytics task, whose main metric comes first.
