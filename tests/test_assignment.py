@@ -99,7 +99,7 @@ def test_background_has_a_target_of_0_where_the_student_is_confident():
     assert pair.avg_factor == 1 and not pair.box_weight.any()
 
 
-@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("images", [pytest.param(1, marks=pytest.mark.nightly), 2])
 @pytest.mark.parametrize("kd_cls_loss", ["bckd", "qfl", "kl"])
 @pytest.mark.parametrize("kd_box_loss", ["iou", "l1"])
 def test_losses_are_finite_with_and_without_instances(images, kd_cls_loss, kd_box_loss):

@@ -146,6 +146,7 @@ def environment(tmp_path) -> Path:
     return python
 
 
+@pytest.mark.nightly
 @pytest.mark.core
 def test_enable_reaches_plain_yolo_and_disable_leaves_no_trace(environment, quick, teacher, tmp_path):
     python, site = str(environment), environment.parents[1] / "lib"

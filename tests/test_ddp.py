@@ -248,6 +248,7 @@ def machines(tmp_path_factory, teacher):
     return folder / "runs", read(folder), said
 
 
+@pytest.mark.nightly
 def test_groups_of_processes_train_together_whatever_ultralytics_counts(machines):
     _, (first, second), said = machines
     for record in (first, second):
@@ -261,6 +262,7 @@ def test_groups_of_processes_train_together_whatever_ultralytics_counts(machines
     assert [first["scanned"], second["scanned"]] == [2, 0]  # the label files, which both read
 
 
+@pytest.mark.nightly
 def test_groups_of_processes_have_one_folder_and_touch_no_other(machines):
     runs, (first, second), _ = machines
     assert first["save_dir"] == second["save_dir"] == str(runs / "run-2")

@@ -25,7 +25,7 @@ MANY, ONE = example.HEADS
 CASES = [
     ("torchscript", 32, ONE, (), 0.05, 1e-4),
     ("onnx", 32, ONE, ("onnx", "onnxruntime"), 0.05, 1e-4),
-    ("onnx", 16, ONE, ("onnx", "onnxruntime"), 3, 0.02),
+    pytest.param("onnx", 16, ONE, ("onnx", "onnxruntime"), 3, 0.02, marks=pytest.mark.nightly),
     ("onnx", 8, MANY, ("onnx", "onnxruntime"), 60, 0.3),
     ("openvino", 16, ONE, ("openvino",), 20, 0.1),  # computes in bfloat16 on processors that support it
     ("ncnn", 16, MANY, ("ncnn", "pnnx"), 10, 0.05),

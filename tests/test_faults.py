@@ -240,6 +240,7 @@ except ValueError as e:
 """
 
 
+@pytest.mark.nightly
 def test_disk_that_fills_up_while_a_checkpoint_is_written_costs_one_epoch(quick, data, teacher, tmp_path):
     """Ultralytics alone leaves half a last.pt, and with it nothing to resume."""
     code = [sys.executable, "-c", CODE, str(Path(__file__).parent), data, teacher, quick["project"]]

@@ -61,6 +61,7 @@ def sent(platform: FakePlatform, run: str) -> set[str]:
     return {e["event"] for e in platform.events if e["run"] == run}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fault", ["refused", *FAULTS])
 def test_training_is_the_same_bit_for_bit_whatever_platform_does(faulty, fault):
     found, _ = faulty
@@ -69,6 +70,7 @@ def test_training_is_the_same_bit_for_bit_whatever_platform_does(faulty, fault):
     assert found[fault]["released"]  # nothing listens to the console any more
 
 
+@pytest.mark.nightly
 def test_faults_reached_the_training(faulty):
     """Otherwise the test above would show nothing."""
     _, platform = faulty
@@ -84,6 +86,7 @@ def test_faults_reached_the_training(faulty):
     assert {"epoch_end", "training_complete"} <= sent(platform, "no-storage")
 
 
+@pytest.mark.nightly
 def test_cancelled_run_ends_early_and_is_uploaded(faulty):
     found, platform = faulty
     assert 1 <= len(found["cancelled"]["rows"]) < 500
@@ -91,12 +94,14 @@ def test_cancelled_run_ends_early_and_is_uploaded(faulty):
     assert platform.stored["cancelled"] and "teacher/mAP50-95(B)" in end["results"]["metrics"]
 
 
+@pytest.mark.nightly
 def test_run_that_is_cancelled_before_it_starts_ends_after_a_step(faulty):
     found, platform = faulty
     assert len(found["cancelled-early"]["rows"]) == 1
     assert len(platform.of("cancelled-early", "training_complete")) == 1
 
 
+@pytest.mark.nightly
 def test_resumed_run_goes_on_where_platform_knows_it(faulty, small_teacher):
     _, platform = faulty
     starts = [e for e in platform.events if (e["run"], e["event"]) == ("resumed", "training_started")]
@@ -108,6 +113,7 @@ def test_resumed_run_goes_on_where_platform_knows_it(faulty, small_teacher):
     assert "teacher/mAP50-95(B)" in end["results"]["metrics"]
 
 
+@pytest.mark.nightly
 def test_run_that_cannot_begin_lets_go_of_the_console(faulty):
     found, platform = faulty
     assert "unheard of" in found["other classes"]["error"]
@@ -115,6 +121,7 @@ def test_run_that_cannot_begin_lets_go_of_the_console(faulty):
     assert found["other classes"]["released"]
 
 
+@pytest.mark.nightly
 def test_every_kind_of_teacher_is_named_in_the_arguments(faulty, small_teacher):
     _, platform = faulty
     [several] = platform.of("several", "training_started")
@@ -127,6 +134,7 @@ def test_every_kind_of_teacher_is_named_in_the_arguments(faulty, small_teacher):
     assert not any(k.startswith("teacher/") for k in end["results"]["metrics"])  # it has no score of its own
 
 
+@pytest.mark.nightly
 def test_plain_run_reports_nothing_of_distillation(faulty):
     _, platform = faulty
     [start] = platform.of("alone", "training_started")

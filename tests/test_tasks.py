@@ -39,6 +39,7 @@ MAIN = {
 }
 
 
+SOFTMAX_LOSSES = (("classify", "kl"), ("classify", "dist"), ("semantic", "kl"))
 DAILY = ("segment", "classify", "semantic", "depth")  # tasks that are trained for every change
 REPORTED = ("segment", "classify", "depth")  # tasks whose runs end with plots and a report
 
@@ -193,7 +194,11 @@ def test_resume_of_a_task(task, runs, monkeypatch):
 
 @pytest.mark.parametrize(
     "task, loss",
-    [("classify", "kl"), ("classify", "dkd"), ("classify", "dist"), ("semantic", "kl"), ("semantic", "cwd")],
+    [
+        ("classify", "dkd"),
+        ("semantic", "cwd"),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in SOFTMAX_LOSSES),
+    ],
 )
 def test_class_losses_of_a_softmax_train(task, loss, sets, teachers, tmp_path):
     model = YOLO(f"yolo26n{SUFFIX[task]}.yaml")
@@ -224,7 +229,14 @@ def test_torchvision_classifier_teaches(sets, tmp_path):
     torch.testing.assert_close(answers[0], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torchvision:resnet18",
+        pytest.param("timm:resnet18", marks=pytest.mark.nightly),
+        pytest.param("timm:vit_tiny_patch16_224", marks=pytest.mark.nightly),
+    ],
+)
 def test_classifier_of_another_library_is_named_by_a_text(source, sets, tmp_path, monkeypatch):
     """Weights would be downloaded: here the libraries' own models without them. ImageNet's classes are mapped."""
     import timm.models._builder
@@ -300,7 +312,7 @@ def open_names() -> list[str]:
     return sorted(CLASS_NAMES)
 
 
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", nightly_but("segment"))
 def test_moving_average_teaches_every_task(task, sets, tmp_path):
     model = YOLO(f"yolo26n{SUFFIX[task]}.yaml")
     args = {

@@ -27,6 +27,12 @@ from ultralytics_kd.teachers.ensemble import GridEnsemble, SetEnsemble
 CPU = torch.device("cpu")
 STUDENTS = ["yolo26n.yaml", "yolo12n.yaml", "yolo11n.yaml", "yolov8n.yaml", "yolov8n-p2.yaml", "yolo26n-p6.yaml"]
 TEACHERS = [*STUDENTS, "yolov10n.yaml", "yolov8n-rtdetr.yaml"]
+DAILY = {  # pairs of student and teacher that train for every change: almost every family is in one of them
+    ("yolo26n.yaml", "yolo11n.yaml"),
+    ("yolov8n.yaml", "yolo26n.yaml"),
+    ("yolo12n.yaml", "yolov8n-rtdetr.yaml"),
+    ("yolo26n-p6.yaml", "yolov10n.yaml"),
+}
 
 
 @functools.cache
@@ -91,11 +97,11 @@ def fit(student, teacher, distiller, loss, batch: dict, steps: int = 30, optimiz
 
 # Families -------------------------------------------------------------------------------------------------------------
 def pairs() -> list:
-    """Return all pairs: for every change a few in which each family is a student once and a teacher once."""
+    """Return all pairs, most of them for the night."""
     return [
-        pytest.param(student, teacher, marks=() if i % len(STUDENTS) == j % len(STUDENTS) else pytest.mark.nightly)
-        for i, teacher in enumerate(TEACHERS)
-        for j, student in enumerate(STUDENTS)
+        pytest.param(student, teacher, marks=() if (student, teacher) in DAILY else pytest.mark.nightly)
+        for teacher in TEACHERS
+        for student in STUDENTS
     ]
 
 
@@ -238,11 +244,16 @@ def reorder(model, order: list[int | None], names: dict[int, str]):
 @pytest.mark.parametrize(
     "order, names, spec",
     [
-        ([2, 0, 1], {0: "bar", 1: "disc", 2: "box"}, "auto"),
         ([2, None, 0, 1], {0: "bar", 1: "zebra", 2: "disc", 3: "box"}, "auto"),
-        ([1, 2, 0], {0: " BOX", 1: "Bar", 2: "disc"}, "auto"),
-        ([1, 2, 0, None], {0: "boxes", 1: "bars", 2: "discs", 3: "zebras"}, "auto"),
         ([1, None, 0, 2], {0: "a", 1: "b", 2: "c", 3: "d"}, {"a": "box", "c": "disc", "d": "bar"}),
+        *(
+            pytest.param(order, names, "auto", marks=pytest.mark.nightly)
+            for order, names in (
+                ([2, 0, 1], {0: "bar", 1: "disc", 2: "box"}),
+                ([1, 2, 0], {0: " BOX", 1: "Bar", 2: "disc"}),
+                ([1, 2, 0, None], {0: "boxes", 1: "bars", 2: "discs", 3: "zebras"}),
+            )
+        ),
     ],
 )
 def test_order_and_extra_classes_of_the_teacher_change_nothing(order, names, spec):
@@ -434,6 +445,7 @@ def test_moving_average_teaches_its_student(quick):
     assert type(ckpt["model"].model[-1]).__name__ == "Detect"
 
 
+@pytest.mark.nightly
 def test_moving_average_is_resumed(quick, tmp_path):
     last = tmp_path / "last.pt"
     model = YOLO("yolo26n.yaml")
@@ -458,7 +470,9 @@ def test_moving_average_refuses_what_it_cannot_mean(quick):
 
 # Exported files -------------------------------------------------------------------------------------------------------
 @pytest.mark.core
-@pytest.mark.parametrize("nms", [False, True], ids=["one2many", "end to end"])
+@pytest.mark.parametrize(
+    "nms", [pytest.param(False, id="one2many"), pytest.param(True, id="end to end", marks=pytest.mark.nightly)]
+)
 def test_exported_file_teaches_what_its_model_says(tmp_path, quick, nms):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

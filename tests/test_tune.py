@@ -56,6 +56,7 @@ def search(tmp_path_factory, arguments, teacher) -> Path:
     return project / "search"
 
 
+@pytest.mark.nightly
 def test_every_iteration_is_a_distillation_with_values_of_its_own(search, teacher):
     records = [json.loads(line) for line in (search / "tune_results.ndjson").read_text().splitlines()]
     assert [r["iteration"] for r in records] == [1, 2]  # the second went on where the first had stopped
@@ -67,6 +68,7 @@ def test_every_iteration_is_a_distillation_with_values_of_its_own(search, teache
         assert is_distillation(Path(folder), teacher, record["hyperparameters"])
 
 
+@pytest.mark.nightly
 def test_best_values_of_a_search_are_arguments_of_a_training(search):
     best = YAML.load(search / "best_hyperparameters.yaml")
     records = [json.loads(line) for line in (search / "tune_results.ndjson").read_text().splitlines()]
@@ -153,7 +155,7 @@ def test_answers_are_stored_once_for_all_iterations_of_a_search(quick, teacher):
 
 
 def test_answers_of_a_search_are_to_all_classes_that_the_student_keeps(quick, tmp_path, monkeypatch):
-    """A teacher of words looks for them, and the data name the new ones only."""
+    """A prompted teacher looks for them, and the data name the new ones only."""
     old = str(save_model(tmp_path / "old.pt", STUDENT, {0: "disc", 1: "box", 2: "cup"}))
     asked = {}
     monkeypatch.setattr(

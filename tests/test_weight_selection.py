@@ -88,14 +88,14 @@ def silence_what_is_not_shared(student: DetectionModel, teacher: DetectionModel,
     [
         ("yolo26n.yaml", "yolo26s.yaml", 1.0),
         ("yolo26n.yaml", "yolo26m.yaml", 0.99),
-        ("yolo26n.yaml", "yolo26x.yaml", 0.99),
-        ("yolo26s.yaml", "yolo26l.yaml", 0.99),
+        pytest.param("yolo26n.yaml", "yolo26x.yaml", 0.99, marks=pytest.mark.nightly),
+        pytest.param("yolo26s.yaml", "yolo26l.yaml", 0.99, marks=pytest.mark.nightly),
         ("yolo11n.yaml", "yolo11m.yaml", 0.96),
         ("yolo12n.yaml", "yolo12s.yaml", 1.0),
-        ("yolov8n.yaml", "yolov8x.yaml", 1.0),
+        pytest.param("yolov8n.yaml", "yolov8x.yaml", 1.0, marks=pytest.mark.nightly),
     ],
 )
-@pytest.mark.parametrize("evenly_spaced", [True, False])
+@pytest.mark.parametrize("evenly_spaced", [pytest.param(True, marks=pytest.mark.nightly), False])
 def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(student, teacher, share, evenly_spaced):
     ours, theirs = build(student, 0), build(teacher, 1)
     importance = None if evenly_spaced else random_importance(theirs)

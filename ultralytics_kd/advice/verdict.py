@@ -76,7 +76,7 @@ def _by_lead(facts: Facts) -> tuple[str, str]:
     if facts.cosine is not None and facts.cosine < OFF:
         return UNCERTAIN, (
             f"{_scores(facts)}, but its gradients do not agree with the labels' (cosine {facts.cosine:+.2f}): "
-            "kd_weight=auto takes back terms that go on like this."
+            "kd_weight=auto turns off terms that go on like this."
         )
     return GO, f"{_scores(facts)}{_covered(facts)}."
 

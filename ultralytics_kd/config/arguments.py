@@ -248,7 +248,7 @@ GROUPS: tuple[Group, ...] = (
                 None,
                 "float | str, optional",
                 "auto: the gradient of each term is held at a share of the labels', and a term that does not agree "
-                "with them is taken back; a number is that share; unset = constant weights",
+                "with them is turned off; a number is that share; unset = constant weights",
                 bounds=(0, 100),
                 values="auto, or greater than 0 and at most 100",
             ),

@@ -121,7 +121,7 @@ class Balance:
         off = {name for name, factor in zip(self.shares, factors.tolist()) if not factor}
         cosines = dict(zip(self.shares, self.cosines().tolist()))
         taken = [
-            f"{name} is taken back: its gradient does not agree with that of the labels (cosine {cosines[name]:+.2f})."
+            f"{name} is turned off: its gradient does not agree with that of the labels (cosine {cosines[name]:+.2f})."
             for name in self.shares
             if name in off - self._off
         ]
