@@ -50,7 +50,7 @@ def test_default_arms_are_the_student_alone_the_built_in_method_and_kd():
     assert list(arms) == ["alone", "builtin", "kd"]
     assert arms["alone"].args == {}
     assert arms["builtin"].args == {"distill_model": "t.pt"}
-    assert arms["kd"].args == {name: a.default for name, a in ARGUMENTS.items()} | {"teacher": "t.pt"}
+    assert arms["kd"].args == {n: a.default for n, a in ARGUMENTS.items()} | {"teacher": "t.pt", "kd_feat": 0.0}
 
 
 def test_alone_is_compared_with_whatever_arms_are_asked_for():
@@ -66,6 +66,16 @@ def test_arms_come_as_names_json_a_dict_or_a_yaml(tmp_path):
         assert made["kd"]["kd_cls"] == ARGUMENTS["kd_cls"].default
         assert made["old"] == {"distill_model": "t.pt", "dis": 1.0}
     assert [arm.name for arm in plan(arms="kd, alone").arms] == ["alone", "kd"]
+
+
+def test_feature_weight_that_is_not_given_is_0_as_in_older_records_unless_classes_are_kept():
+    arms = plan(arms={"kd": {}, "some": {"kd_feat": 2.0}, "keep": {"kd_keep": True}}).arms
+    assert {arm.name: arm.args.get("kd_feat", "none") for arm in arms} == {
+        "alone": "none",
+        "kd": 0.0,
+        "some": 2.0,
+        "keep": None,
+    }
 
 
 def test_kd_arguments_of_the_bench_reach_the_arms_with_a_teacher_and_an_arm_may_have_another():

@@ -30,7 +30,7 @@ from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.teachers.answers import Answer, SetAnswer
 from ultralytics_kd.teachers.class_map import UNKNOWN
-from ultralytics_kd.training.keeping import Keeping, unite
+from ultralytics_kd.training.keeping import Keeping, kept_feature_weight, unite
 
 OLD = {0: "disc", 1: "box"}  # the old model's classes
 NEW = {0: "bar", 1: "BOX"}  # the data's: one is new, one is known
@@ -453,6 +453,7 @@ def test_a_run_keeps_the_old_classes_and_learns_the_new_one(place, tmp_path, log
     assert label_files(place) == files  # neither labels nor label caches were written
     assert torch_load(trainer.best)["model"].names == UNITED == trainer.data["names"]
     assert YAML.load(trainer.save_dir / "args.yaml")["kd_keep"] is True
+    assert trainer.args.kd_feat == 4.0 and results(trainer.save_dir)[0]["train/kd_feat"] > 0
 
     old = class_rows(YOLO(place.old).model)
     for name, rows in trainer.rows.items():
@@ -474,6 +475,30 @@ def test_a_run_keeps_the_old_classes_and_learns_the_new_one(place, tmp_path, log
         teacher.results_dict["metrics/mAP50(B)"], abs=1e-6
     )
     assert f"On kd_keep_data={place.before}:" in log.text
+
+
+def test_no_feature_term_holds_the_student_if_the_user_says_so(place, tmp_path):
+    trainer = train(place, tmp_path, val=False, kd_feat=0.0)
+    assert trainer.args.kd_feat == 0.0 and set(trainer.distiller.terms) == {"kd_cls", "kd_box"}
+
+
+@pytest.mark.parametrize(
+    "given, other, expected",
+    [
+        ({}, False, 4.0),
+        ({"freeze": 2}, False, 4.0),
+        ({"freeze": 5}, False, 0.0),
+        ({"freeze": [0, 1, 2, 3, 4]}, False, 0.0),
+        ({"kd_feat_loss": "cwd"}, False, 0.0),
+        ({}, True, 0.0),
+    ],
+)
+def test_features_are_held_in_place_where_the_student_begins_as_its_teacher(place, tmp_path, given, other, expected):
+    student = YOLO(place.old).model
+    assert len(student.model) == 6  # the last one is the head
+    args = get_cfg(overrides={"kd_keep": True, **given})
+    teacher = str(save_model(tmp_path / "other.pt", STUDENT, OLD)) if other else place.old
+    assert kept_feature_weight(student, open_teacher(teacher), args) == expected
 
 
 class Ignores(KDDetectionTrainer):

@@ -65,6 +65,8 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
         key, defaults = ("distill_model", builtin) if uses_builtin else ("teacher", kd)
         args = {**defaults, key: teacher or None, **args}
         args[key] = _named(args[key])
+        if key == "teacher" and args["kd_feat"] is None and not args["kd_keep"]:
+            args["kd_feat"] = 0.0  # what it means here, and what records of 0.2 have
         if key == "distill_model" and isinstance(args[key], list):
             raise KDError(
                 f"arm '{name}' is Ultralytics' own distillation, which takes one teacher: leave the arm out, or give "

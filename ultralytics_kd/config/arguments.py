@@ -139,7 +139,13 @@ GROUPS: tuple[Group, ...] = (
             "kd_mask": Argument(8.0, "float", "weight of the mask term (segment), 0 = off", number=True),
             "kd_kpt": Argument(12.0, "float", "weight of the keypoint term (pose), 0 = off", number=True),
             "kd_depth": Argument(1.0, "float", "weight of the depth term (depth), 0 = off", number=True),
-            "kd_feat": Argument(0.0, "float", "weight of the feature term, 0 = off; 1 with timm:NAME", number=True),
+            "kd_feat": Argument(
+                None,
+                "float, optional",
+                "weight of the feature term, 0 = off; unset = off, but 1 with timm:NAME, and 4 with kd_keep if the "
+                "student begins as its teacher",
+                number=True,
+            ),
         },
     ),
     Group(

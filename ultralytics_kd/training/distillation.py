@@ -40,7 +40,7 @@ from .beginning import Batches, Beginning, begin
 from .first_step import HOOKS, FirstStep
 from .images.large_images import LargeImageTeacher
 from .images.unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
-from .keeping import Keeping
+from .keeping import Keeping, kept_feature_weight
 from .run.random_streams import streams_kept
 from .run.teacher_source import TeacherSource
 from .scores import tables
@@ -291,6 +291,8 @@ class Distillation:
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
         stored = self.cached is not None
+        if self.args.kd_feat is None and self.keeping is not None and runs_on_same:
+            self.args.kd_feat = kept_feature_weight(student, self.teacher, self.args)
         self.distiller = build_distiller(self.args, student, self.teacher, stored, self._as_sets)
         self.distiller.adapters.to(device)
         self.first_step = FirstStep(self.distiller)  # `started` reads it if an error is raised below

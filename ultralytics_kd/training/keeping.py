@@ -20,6 +20,7 @@ from ultralytics.nn.tasks import BaseModel, load_checkpoint
 from ultralytics.utils.checks import check_model_file_from_stem
 
 from ..compat import advice, installed_release
+from ..config import ARGUMENTS
 from ..config.kept_classes import OLD, first_classes
 from ..errors import KDError, ModelError, first_line
 from ..outputs import class_rows, head_fault
@@ -28,6 +29,7 @@ from ..teachers.class_map import ClassMap, class_names, match_key
 from ..teachers.plurals import match_plurals
 from .first_step import HOOKS
 
+FEATURES = 4.0  # weight of `kd_feat` if the student begins as its teacher and none is given; chosen on held-out images
 MARK = "kd_keep_labels"  # attribute of a data set whose labels have the student's class numbers
 
 
@@ -295,3 +297,29 @@ def unite(first: Mapping[int, str], second: Mapping[int, str]) -> dict[int, str]
     """
     known = {match_key(name) for name in first.values()}
     return dict(enumerate([*first.values(), *(name for name in second.values() if match_key(name) not in known)]))
+
+
+def kept_feature_weight(student: Any, teacher: Teacher, args: Any) -> float:
+    """Return the weight of `kd_feat` for a run with `kd_keep` that names none.
+
+    Class and box terms hold the student where the teacher sees objects. Classes that the new images do not show are
+    forgotten all the same, as the features below the head move. Where the student begins as its teacher, the feature
+    term holds them in place. Features of another teacher are others, to which the old class rows do not fit.
+
+    Args:
+        student (nn.Module): The student, with the weights that it begins with.
+        teacher (Teacher): The teacher.
+        args (Namespace): Arguments of the training. The weight is for the default `kd_feat_loss`. Frozen features need
+            no term.
+    """
+    body = student.model[:-1]
+    frozen = set(range(args.freeze) if isinstance(args.freeze, int) else args.freeze or ())
+    if args.kd_feat_loss != ARGUMENTS["kd_feat_loss"].default or frozen.issuperset(range(len(body))):
+        return 0.0
+    if teacher.layout is None or not isinstance(teacher.original, BaseModel):
+        return 0.0
+    own, theirs = body.state_dict(), teacher.original.model[:-1].state_dict()
+    alike = own.keys() == theirs.keys() and all(
+        v.shape == theirs[k].shape and v.equal(theirs[k].to(v)) for k, v in own.items()
+    )
+    return FEATURES if alike else 0.0
