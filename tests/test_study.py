@@ -303,6 +303,9 @@ def test_the_study_gives_each_part_labels_of_its_classes_alone(tmp_path):
         assert all(any(lines) for _, lines in labels["train"]) and len(labels["val"]) == 3
         assert len(YAML.load(data[name])["names"]) == count
         assert {f.stem for f in (folder / "images" / "train").iterdir()} == {stem for stem, _ in labels["train"]}
+    rest = {Path(line).stem for line in Path(data["rest"]).read_text().splitlines()}
+    shown = {f.stem for f in (Path(data["new"]).parent / "images" / "train").iterdir()}
+    assert rest and rest == {f.stem for f in (voc / "images" / "train").iterdir()} - shown
     assert keep.prepare(voc, tmp_path / "parts", 1, holdout=False) == data
 
 

@@ -11,7 +11,9 @@ then learn the others, from all training images that show one of these, with lab
 
     finetune  the old model, with a head for all classes
     freeze    the same; only the head learns
-    keep      the same model is its teacher (kd_keep=True)
+    terms     the same model is its teacher (kd_keep=True), without the feature term
+    keep      the same with the feature term, as by default
+    unlabeled the same (19+1 only); the other training images join without labels, four for each with labels
     before    the old model, which knows no new class
     joint     as the old model, but with all images and labels of both: the limit; one training serves both protocols
 
@@ -59,9 +61,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "before": {},
     "finetune": {},
     "freeze": {"freeze": BODY},
+    "terms": {"kd_keep": True, "kd_feat": 0.0},
     "keep": {"kd_keep": True},
+    "unlabeled": {"kd_keep": True, "kd_unlabeled_ratio": 4.0},
     "joint": {},
 }
+FEW = "19+1"  # the protocol with few images to go on with, where `unlabeled` is run
 HEADS: dict[str, Any] = {"nms": None, "end2end": False}  # value of `nms` for validation
 SETS = ("old", "new", "all")
 
@@ -78,7 +83,8 @@ def prepare(voc: Path, folder: Path, new: int, holdout: bool) -> dict[str, str]:
     Returns:
         (dict[str, str]): data.yaml by name. `old` and `new` have labels of their classes alone, and images that show
             one; `new` names its classes alone. `union` are the images and labels of `new`, with all names.
-            `joint` has all labels, and the images of `old` and `new`. The val images are the same in all.
+            `joint` has all labels, and the images of `old` and `new`. The val images are the same in all. `rest` is a
+            list of the other training images.
     """
     names = YAML.load(voc / "data.yaml")["names"]
     first = len(names) - new
@@ -88,11 +94,26 @@ def prepare(voc: Path, folder: Path, new: int, holdout: bool) -> dict[str, str]:
         random.Random(0).shuffle(files)
         count = round(HOLDOUT * len(files))
         val, files = files[:count], sorted(files[count:])
+    rest = folder / "rest.txt"
+    if not rest.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        rest.write_text("".join(f"{f}\n" for f in files if not classes_of(f) & {*range(first, len(names))}))
     parts = {"old": range(first), "new": range(first, len(names)), "union": range(first, len(names))}
-    return {
+    sets = {
         name: write_part(folder / name, files, val, names, classes, renumber=name == "new")
         for name, classes in (*parts.items(), ("joint", range(len(names))))
     }
+    return {**sets, "rest": str(rest)}
+
+
+def classes_of(file: Path) -> set[int]:
+    """Return the classes of an image's labels."""
+    return {int(line.split(maxsplit=1)[0]) for line in label_of(file).read_text().splitlines() if line.strip()}
+
+
+def label_of(file: Path) -> Path:
+    """Return the label file of an image."""
+    return file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt"
 
 
 def write_part(
@@ -115,8 +136,7 @@ def write_part(
         for place in ("images", "labels"):
             (folder / place / split).mkdir(parents=True, exist_ok=True)
         for file in files:
-            label = file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt"
-            lines = [line.split(maxsplit=1) for line in label.read_text().splitlines() if line.strip()]
+            lines = [line.split(maxsplit=1) for line in label_of(file).read_text().splitlines() if line.strip()]
             kept = [(int(c) - classes.start * renumber, box) for c, box in lines if int(c) in classes]
             if split == "train" and not kept:
                 continue
@@ -200,11 +220,12 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
         raise SystemExit(f"{file} has the settings {kept['settings']}, not {settings}: give these, or move it away.")
     coco = str(folder / "weights" / "yolo26n-coco-int8dq.pt")
     place, shared = runs / stage, runs / f"joint{dash}{holdout}"
+    arms = {arm: args for arm, args in ARMS.items() if arm != "unlabeled" or protocol == FEW}
     for seed in range(settings["seeds"]):
-        if all(f"{arm}-{seed}" in kept["runs"] for arm in ARMS):
+        if all(f"{arm}-{seed}" in kept["runs"] for arm in arms):
             continue
         old = train(coco, data["old"], place, f"old-{seed}", settings["epochs"], seed, settings, {})
-        for arm, args in ARMS.items():
+        for arm, args in arms.items():
             name, scored = f"{arm}-{seed}", data["joint"]
             if name in kept["runs"]:
                 continue
@@ -212,8 +233,10 @@ def run_stage(stage: str, folder: Path, settings: dict[str, Any], runs: Path, re
                 weights, scored = old, data["old"]
             elif arm == "joint":
                 weights = train(coco, data["joint"], shared, name, settings["epochs"], seed, settings, args)
-            elif arm == "keep":
+            elif "kd_keep" in args:
                 args = {**args, "teacher": old, "kd_keep_data": data["old"]}
+                if "kd_unlabeled_ratio" in args:
+                    args["kd_unlabeled"] = data["rest"]
                 weights = train(old, data["new"], place, name, settings["new_epochs"], seed, settings, args)
             else:
                 weights = train(old, data["union"], place, name, settings["new_epochs"], seed, settings, args)
@@ -243,7 +266,7 @@ def to_markdown(results: Path) -> str:
             part = rows.filter(pl.col("head") == head, pl.col("arm") == arm).sort("seed")
             if not part.is_empty():
                 plain = rows.filter(pl.col("head") == head, pl.col("arm") == "finetune")
-                gain = gain_over(part, plain) if arm in {"freeze", "keep"} else ""
+                gain = gain_over(part, plain) if arm == "freeze" or "kd_keep" in ARMS[arm] else ""
                 means = [f"{part[column].mean():.3f}" for column in (*SETS, "all50")]
                 lines.append(
                     [file.stem.removeprefix("keep-"), score_names.HEADS[head], arm, str(part.height), *means, gain]
