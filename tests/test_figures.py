@@ -122,6 +122,21 @@ def test_pages_show_what_longer_trainings_leave_of_the_gain():
     assert f"{third} after 160 epochs (two seeds), with stored answers {stored[0]['score']:.3f} after 40" in readme
 
 
+def test_pages_show_the_gain_at_four_times_the_epochs():
+    scores = {}
+    for stage in ("variants-bccd", "variants-bccd-4x"):
+        report = json.loads((STUDY / "results" / stage / "bench.json").read_text(encoding="utf-8"))
+        for arm in ("alone", "kd"):
+            heads = [row["score"] for row in report["table"] if row["arm"] == arm]
+            scores[arm, report["settings"]["epochs"]] = sum(heads) / len(heads)
+    readme, page = (" ".join(text.split()) for text in (README, RESULTS_PAGE))
+    assert f"alone has {scores['alone', 40]:.3f} after 40 epochs and {scores['alone', 160]:.3f} after 160." in page
+    assert f"it has {scores['kd', 40]:.3f} after 40 and {scores['kd', 160]:.3f} after 160" in page
+    early, late = (scores["kd", epochs] - scores["alone", epochs] for epochs in (40, 160))
+    assert f"{early:+.3f} and {late:+.3f} (`variants-bccd`, `variants-bccd-4x`)" in page
+    assert f"With 160 epochs for both, stored answers are {late:.3f} ahead on held-out images (one seed)." in readme
+
+
 def test_results_page_shows_a_student_of_another_family_and_heavier_terms():
     page = " ".join(RESULTS_PAGE.split())
     assert f"as no weights fit: {interval(gain('bccd, YOLO11n', 40, 'kd'))}" in page
