@@ -137,9 +137,7 @@ def test_the_loss_of_the_labels_is_that_of_ultralytics_and_leaves_the_model_alon
     assert value == pytest.approx(float(expected))
 
 
-@pytest.mark.parametrize(
-    "task", [t if t in {"classify", "pose"} else pytest.param(t, marks=pytest.mark.nightly) for t in TASKS]
-)
+@pytest.mark.parametrize("task", [t if t == "pose" else pytest.param(t, marks=pytest.mark.nightly) for t in TASKS])
 def test_a_trained_student_of_every_task_keeps_weights_as_good_as_the_teachers(tmp_path, task):
     data = draw_task_dataset(tmp_path / "set", task, 6, 4, 64, seed=1)
     model = task_model(task)

@@ -467,7 +467,7 @@ def test_exported_file_in_a_model_is_that_file(quick, tmp_path):
     assert model.trainer.args.teacher == str(Path(path).resolve())
 
 
-@pytest.mark.parametrize("cfg", ["yolo26n-p6.yaml", "yolov8n-p6.yaml"])
+@pytest.mark.parametrize("cfg", ["yolo26n-p6.yaml", pytest.param("yolov8n-p6.yaml", marks=pytest.mark.nightly)])
 def test_teacher_with_a_coarser_level_is_scored(quick, tmp_path, cfg):
     torch.manual_seed(0)
     path = save_model(tmp_path / "p6.pt", cfg)

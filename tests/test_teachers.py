@@ -378,6 +378,7 @@ def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):
     assert seen and all(v.ndim == 0 and v.isfinite() for v in seen[0])
 
 
+@pytest.mark.nightly
 @pytest.mark.core
 def test_grid_and_queries_are_merged_as_sets():
     ensemble = open_teacher([build("yolo26n.yaml"), build("yolov8n-rtdetr.yaml")])
@@ -543,7 +544,9 @@ class Labels:
         return found
 
 
-@pytest.mark.parametrize("sure", [[0.9], [0.9, 0.03]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "sure", [pytest.param([0.9], id="one"), pytest.param([0.9, 0.03], id="two", marks=pytest.mark.nightly)]
+)
 def test_scores_of_teachers_from_elsewhere_stand_beside_the_students(quick, sure, caplog):
     """What one is hardly sure of, less than is taught, counts in a mean average precision."""
     folder = Path(YAML.load(quick["data"])["path"])
@@ -608,7 +611,12 @@ def test_whether_a_teacher_can_be_validated_is_known_without_a_model(sources, sc
 
 
 @pytest.mark.parametrize(
-    "sources", [["yolov8n-rtdetr.yaml"], ["yolo26n.yaml", "yolo26n.yaml"], ["yolo26n.yaml", "yolov8n-rtdetr.yaml"]]
+    "sources",
+    [
+        ["yolo26n.yaml", "yolov8n-rtdetr.yaml"],
+        pytest.param(["yolov8n-rtdetr.yaml"], marks=pytest.mark.nightly),
+        pytest.param(["yolo26n.yaml", "yolo26n.yaml"], marks=pytest.mark.nightly),
+    ],
 )
 def test_teacher_answers_after_its_validation_as_before(sources):
     """With its thresholds, its precision and only the outputs that the terms read."""

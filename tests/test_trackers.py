@@ -13,6 +13,7 @@ from ultralytics.utils import YAML
 
 from ultralytics_kd import config
 
+pytestmark = pytest.mark.nightly
 TERMS = {f"{split}/{term}" for split in ("train", "val") for term in ("kd_cls", "kd_box", "kd_feat")}
 SCORES = {f"teacher/{name}" for name in ("precision(B)", "recall(B)", "mAP50(B)", "mAP50-95(B)")}
 KD = {
