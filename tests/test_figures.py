@@ -182,7 +182,7 @@ def test_results_page_shows_what_keeping_classes_brings():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     scores = {row[2]: row[6] for row in rows if row[:2] == ["15+5", "NMS"]}
     shown = (
-        f"[{scores['terms']} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} with all images]"
+        f"[{scores['keep']} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} with all images]"
     )
     assert shown in RESULTS_PAGE
 
