@@ -143,7 +143,7 @@ def test_validation_and_the_moving_average_use_the_weights_of_training_and_measu
 
 
 @pytest.mark.slow
-def test_a_training_says_what_share_each_term_has_and_when_one_is_taken_back(quick, teacher, caplog, monkeypatch):
+def test_a_training_says_what_share_each_term_has_and_when_one_is_turned_off(quick, teacher, caplog, monkeypatch):
     monkeypatch.setattr("ultralytics_kd.distillation.balance.OFF", 2.0)  # no term agrees so well
     monkeypatch.setattr("ultralytics_kd.distillation.balance.FADES", 3.0)
     YOLO("yolo26n.yaml").train(**{**quick, "epochs": 2}, teacher=teacher, kd_weight=0.3, kd_box=0.0)

@@ -29,7 +29,12 @@ ARMS = {  # names for readers
     "stored": "kd, stored answers",
     "plain": "kd, teacher at the student's size",
 }
-SETS = {"bccd-s": "bccd, bigger teacher", "bccd-yolo11n": "bccd, YOLO11n"}  # stages that are not named after a set
+SETS = {  # stages that are not named after a set
+    "bccd-s": "bccd, bigger teacher",
+    "bccd-yolo11n": "bccd, YOLO11n",
+    "helmet-tenth": "helmet, 10% of the labels",
+    "random-bccd": "bccd, random weights",
+}
 # Names of arms in `costs.json`; in "init" a teacher answers at every step for nothing
 COSTS = {"kd": "with teacher", "terms": "with teacher", "stored": "stored answers"}
 SMALL = "teacher at the student's size"  # that of `builtin`, which sees the student's images
@@ -37,7 +42,7 @@ COLUMNS = 3  # panels side by side in a plot
 
 
 def runs(results: Path) -> pl.DataFrame:
-    """Return the runs of all `coco-` stages: `set`, `epochs`, `arm`, `seed`, `score` of both heads, and `hours`.
+    """Return the runs of all `coco-` stages and of `random-bccd`, with the `score` of both heads and the `hours`.
 
     The hours are those of `costs.py`, without the making of stored answers, and None for arms that it does not measure.
 
@@ -45,7 +50,7 @@ def runs(results: Path) -> pl.DataFrame:
         results (Path): Folder with a folder per stage.
     """
     rows: list[dict[str, Any]] = []
-    for file in sorted(results.glob("coco-*/bench.json")):
+    for file in sorted([*results.glob("coco-*/bench.json"), *results.glob("random-bccd/bench.json")]):
         stage = file.parent.name.removeprefix("coco-")
         if stage.endswith("-teacher"):  # trains the teacher of another stage
             continue

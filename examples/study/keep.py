@@ -97,7 +97,8 @@ def prepare(voc: Path, folder: Path, new: int, holdout: bool) -> dict[str, str]:
     rest = folder / "rest.txt"
     if not rest.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        rest.write_text("".join(f"{f}\n" for f in files if not classes_of(f) & {*range(first, len(names))}))
+        old = [file for file in files if all(c < first for c, _ in labels_of(file))]
+        rest.write_text("".join(f"{file}\n" for file in old))
     parts = {"old": range(first), "new": range(first, len(names)), "union": range(first, len(names))}
     sets = {
         name: write_part(folder / name, files, val, names, classes, renumber=name == "new")
@@ -106,14 +107,11 @@ def prepare(voc: Path, folder: Path, new: int, holdout: bool) -> dict[str, str]:
     return {**sets, "rest": str(rest)}
 
 
-def classes_of(file: Path) -> set[int]:
-    """Return the classes of an image's labels."""
-    return {int(line.split(maxsplit=1)[0]) for line in label_of(file).read_text().splitlines() if line.strip()}
-
-
-def label_of(file: Path) -> Path:
-    """Return the label file of an image."""
-    return file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt"
+def labels_of(file: Path) -> list[tuple[int, str]]:
+    """Return the labels of an image: class and box, the box as it is written."""
+    text = (file.parents[2] / "labels" / file.parent.name / f"{file.stem}.txt").read_text()
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(int(c), box) for c, box in lines]
 
 
 def write_part(
@@ -136,8 +134,7 @@ def write_part(
         for place in ("images", "labels"):
             (folder / place / split).mkdir(parents=True, exist_ok=True)
         for file in files:
-            lines = [line.split(maxsplit=1) for line in label_of(file).read_text().splitlines() if line.strip()]
-            kept = [(int(c) - classes.start * renumber, box) for c, box in lines if int(c) in classes]
+            kept = [(c - classes.start * renumber, box) for c, box in labels_of(file) if c in classes]
             if split == "train" and not kept:
                 continue
             (folder / "labels" / split / f"{file.stem}.txt").write_text("".join(f"{c} {box}\n" for c, box in kept))

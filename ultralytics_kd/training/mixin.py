@@ -138,6 +138,11 @@ class DistillationMixin(_Trainer):
         """The teacher's scores on the val set, after training."""
         return self.distillation.teacher_metrics if self.distillation else {}
 
+    @property
+    def kept_metrics(self) -> dict[str, dict[str, float]]:
+        """Scores of teacher and student on the val set of `kd_keep_data`, after training."""
+        return self.distillation.kept_metrics if self.distillation else {}
+
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
@@ -580,11 +585,6 @@ class DistillationMixin(_Trainer):
         if event == "on_train_start" and self.distillation is not None and not self.distillation.trains:
             raise KDError(f"_setup_train must call super()._setup_train(), which prepares the teacher; {HOOKS}.")
         self._keep_attached(event)
-
-    @property
-    def kept_metrics(self) -> dict[str, dict[str, float]]:
-        """Scores of teacher and student on the val set of `kd_keep_data`, after training."""
-        return self.distillation.kept_metrics if self.distillation else {}
 
     def _score_teacher(self) -> None:
         """Validate the teacher, and put its score beside the student's, as `teacher/...`."""
