@@ -25,7 +25,7 @@ from ultralytics_kd.advice.contradictions import contradict, find_contradictions
 from ultralytics_kd.advice.costs import hours
 from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
 from ultralytics_kd.advice.options import check_options
-from ultralytics_kd.advice.sample import original, part_of
+from ultralytics_kd.advice.sample import part_of
 from ultralytics_kd.advice.scores import lead
 from ultralytics_kd.advice.table import FEW_LABELS, better_text
 from ultralytics_kd.advice.trial import QUIET, Probe, Trial, train_alone
@@ -152,7 +152,7 @@ def test_a_part_of_a_set_has_its_images_and_labels_and_leaves_the_set_alone(tmp_
     part = part_of(str(data), "detect", "train", 3, tmp_path / "part")
     assert (part.used, part.total, part.split) == (3, 8, "val")
     files = sorted(Path(check_det_dataset(part.data)["val"]).iterdir())
-    sources = [Path(original(str(file))) for file in files]
+    sources = [Path(part.original(str(file))) for file in files]
     assert [source.stem for source in sources] == ["0", "4", "7"]
     for file, source in zip(files, sources):
         own = (file.parents[1] / "labels" / f"{file.stem}.txt").read_text()
@@ -160,6 +160,26 @@ def test_a_part_of_a_set_has_its_images_and_labels_and_leaves_the_set_alone(tmp_
     assert sorted(p for p in tmp_path.rglob("*") if "part" not in p.parts) == before
     whole = part_of(str(data), "detect", "train", 8, tmp_path / "part")
     assert (whole.data, whole.split, whole.used) == (str(data), "train", 8)
+    assert whole.original(str(sources[0])) == str(sources[0])
+
+
+def test_images_of_a_part_are_named_where_links_are_not_allowed_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        """Refuse a link, as Windows does by default."""
+        raise OSError("a required privilege is not held")
+
+    monkeypatch.setattr("os.symlink", refuse)
+    part = part_of(str(draw_dataset(tmp_path / "set", images=8)), "detect", "train", 2, tmp_path / "part")
+    files = sorted(Path(check_det_dataset(part.data)["val"]).iterdir())
+    assert not any(file.is_symlink() for file in files)
+    sources = [Path(part.original(str(file))) for file in files]
+    assert [source.stem for source in sources] == ["0", "7"]
+    assert [source.read_bytes() for source in sources] == [file.read_bytes() for file in files]
+
+
+def test_the_first_batch_is_not_part_of_the_time_to_answer_an_image():
+    assert steps.seconds_per_image([(10.0, 0), (16.0, 8), (18.0, 8), (20.0, 8)]) == pytest.approx(4 / 16)
+    assert steps.seconds_per_image([(10.0, 0), (16.0, 8)]) == pytest.approx(6 / 8)  # there is no other
 
 
 def test_hours_count_loading_beside_the_step_or_in_turn_with_it():
@@ -281,7 +301,7 @@ def test_the_student_is_trained_alone_for_a_moment_and_no_tracker_hears_of_it(as
 def test_a_student_with_time_for_all_epochs_has_the_schedule_of_a_whole_training(asked, tmp_path):
     own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}} | {"epochs": 2, "nbs": 4}
     weights, probe = train_alone(own, tmp_path / "probe", 600)
-    assert (probe.epochs, probe.words) == (2, "all 2 epochs") and probe.seconds < 600
+    assert (probe.epochs, probe.words) == (2, "all 2 epochs") and probe.complete and probe.seconds < 600
     assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 2
     StockYOLO(own["model"]).train(**own, **QUIET, project=str(tmp_path), name="whole")  # without validations too
     trained, whole = (StockYOLO(file).model.state_dict() for file in (weights, tmp_path / "whole/weights/best.pt"))
@@ -319,6 +339,8 @@ def test_scores_of_few_labels_say_so():
         ({"data": ""}, "needs data="),
         ({"data": "NO VAL"}, "lacks train: or val: images"),
         ({"data": "EMPTY VAL"}, "has no val images"),
+        ({"data": "OTHER COUNT"}, "'names' length 3 and 'nc: 4' must match"),
+        ({"data": "NO NAMES"}, "either 'names' or 'nc' are required"),
         ({"data": "NOWHERE"}, "cannot be read"),
         ({"baseline": "OTHERS"}, "knows none of the classes"),
         ({"teacher": "OTHERS"}, "has no class in common"),
@@ -344,7 +366,12 @@ def test_bad_input_is_refused_in_a_sentence_before_anything_is_written(asked, gi
     folder = Path(asked["data"]).parent
     data = YAML.load(asked["data"])
     (folder / "empty").mkdir()
-    made = {"NO VAL": {k: v for k, v in data.items() if k != "val"}, "EMPTY VAL": {**data, "val": "empty"}}
+    made = {
+        "NO VAL": {k: v for k, v in data.items() if k != "val"},
+        "EMPTY VAL": {**data, "val": "empty"},
+        "OTHER COUNT": {**data, "nc": 4},
+        "NO NAMES": {k: v for k, v in data.items() if k not in {"names", "nc"}},
+    }
     for name, content in made.items():
         YAML.save(folder / f"{name}.yaml", content)
     places = {name: str(folder / f"{name}.yaml") for name in (*made, "NOWHERE")}

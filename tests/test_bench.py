@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, TEACHER, draw_dataset, save_model
+from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
@@ -270,6 +271,31 @@ def test_of_a_model_and_a_backbone_the_model_is_scored(bench, teacher, tmp_path)
     assert found["scored"]["path"] == str(Path(teacher).resolve())
 
 
+@pytest.mark.parametrize("kind", ["ema", "object", "exported"])
+def test_a_teacher_that_is_no_checkpoint_is_named_and_not_scored(bench, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind == "exported":
+        StockYOLO(save_model(tmp_path / "t.pt")).export(format="torchscript", imgsz=64)
+        source, expected = "t.torchscript", str(tmp_path / "t.torchscript")
+    elif kind == "object":
+        (tmp_path / "own_teachers.py").write_text(
+            f"class Mine:\n    names = {NAMES}\n\n    def teach(self, images):\n        return []\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        source = expected = "own_teachers:Mine"
+    else:
+        source = expected = "ema"
+    plan = make_plan({**bench, "teacher": source, "kd_trust_teacher": True})
+    found = Bench(plan, bench["data"], None)._resolve(source, True, "auto")
+    assert found["path"] == expected and found["scored"] is None and len(found["sha256"]) == 64
+
+
+@pytest.mark.nightly
+def test_a_bench_of_the_students_own_average_has_no_row_of_a_teacher(bench):
+    report = run_bench({**bench, "teacher": "ema", "epochs": 2, "seeds": 1})
+    assert [row["arm"] for row in report["table"]] == ["alone", "kd"] * 2 and not report["teachers"]
+
+
 @pytest.mark.nightly
 def test_an_arm_is_distilled_from_several_teachers(bench, teacher, tmp_path):
     other = str(save_model(tmp_path / "other.pt", TEACHER))
@@ -411,6 +437,8 @@ def test_single_class_and_mapped_classes_are_scored(tmp_path, data):
     assert set(row["scores"]) == {"nms", "end2end"} and row["unmatched"] == []
     other = save_model(tmp_path / "other.pt", names={0: "round", 1: "long"})
     assert score(str(other), args, {"round": "disc", "long": "bar"})["unmatched"] == ["box"]
+    chosen = [index for index, name in NAMES.items() if name != "box"]  # the class that it lacks is not learned
+    assert score(str(other), {**args, "classes": chosen}, {"round": "disc", "long": "bar"})["unmatched"] == []
 
 
 @pytest.mark.nightly

@@ -47,8 +47,12 @@ def test_teacher_classes_that_share_a_name_teach_together():
     assert match_classes({0: "car"}, {0: "car", 1: "bus", 2: "car"}).sources == {0: (0, 2)}
 
 
-def test_only_classes_that_are_kept_are_taught():
+def test_only_classes_that_are_learned_are_taught_and_can_be_missing():
     assert match_classes(DATA, DATA, keep=[1]).sources == {1: (1,)}
+    classes = match_classes(DATA, {0: "person", 1: "dog"}, keep=[0, 2])
+    assert classes.unmatched == ["vest"] and classes.learned_names == {0: "person", 2: "vest"}
+    assert match_classes(DATA, {0: "person"}, keep=[0]).unmatched == []
+    assert match_classes(DATA, {0: "person"}, keep=[0], single_cls=True).learned_names == {0: "item"}
 
 
 def test_a_map_may_stand_in_a_yaml(tmp_path):

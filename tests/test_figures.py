@@ -177,13 +177,14 @@ def test_results_page_shows_how_often_advise_was_right():
     assert f"`advise` was right {right} times of {of}" in RESULTS_PAGE
 
 
-def test_results_page_shows_what_keeping_classes_brings():
+@pytest.mark.parametrize(
+    "classes, arm, words", [("15+5", "keep", "with all images"), ("19+1", "unlabeled", "with all labels")]
+)
+def test_results_page_shows_what_keeping_classes_brings(classes, arm, words):
     text = (STUDY / "results" / "keep" / "keep.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    scores = {row[2]: row[6] for row in rows if row[:2] == ["15+5", "NMS"]}
-    shown = (
-        f"[{scores['keep']} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} with all images]"
-    )
+    scores = {row[2]: row[6] for row in rows if row[:2] == [classes, "NMS"]}
+    shown = f"[{scores[arm]} over all classes, {scores['finetune']} by fine-tuning, {scores['joint']} {words}]"
     assert shown in RESULTS_PAGE
 
 

@@ -40,6 +40,13 @@ def test_the_command_has_the_arguments_of_the_training_and_a_bench_takes_it(tmp_
     assert (kd.args["kd_cls"], kd.args["kd_classes"], Path(kd.args["teacher"])) == (1.0, {"disc": "box"}, Path(teacher))
 
 
+@pytest.mark.parametrize("batch", [-1, 0.7])
+def test_a_bench_takes_the_batch_that_was_found(batch):
+    asked = {"data": "d.yaml", "model": "yolo26n.pt", "teacher": "t.pt", "batch": batch}
+    line = bench_command(get_cfg(overrides={**asked, "batch": 24}), asked)  # 24 is what AutoBatch set
+    assert "batch=24" in line.split()
+
+
 def test_paths_are_as_short_as_they_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teachers = [str(tmp_path / "a.pt"), "b.pt"]

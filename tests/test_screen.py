@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from ultralytics.utils import LOGGER, remove_colorstr
 
 from ultralytics_kd import KDError, cli, config, screen
 from ultralytics_kd.bench.table import Run, summarize
-from ultralytics_kd.bench.text import ONE_SEED, SHOWN, losses, to_text
+from ultralytics_kd.bench.text import ONE_SEED, SHOWN, losses, next_command, to_text
 from ultralytics_kd.config.registration import ARGUMENT_CHANGES
 from ultralytics_kd.demo.run import Arm, _report
 from ultralytics_kd.report import score_names
@@ -217,6 +218,11 @@ def test_a_bench_says_which_arms_lost_and_which_teachers_are_no_better():
     )  # one seed has no interval
 
 
+def test_a_teacher_that_lacks_classes_is_not_called_no_better():
+    runs = [Run(arm, seed, record(0.4)) for arm in ("alone", "kd") for seed in (0, 1)]
+    assert losses(summarize(["alone", "kd"], runs, {"kd": record(0.3) | {"unmatched": ["cup"]}})) == []
+
+
 def test_a_bench_names_the_head_at_which_a_teacher_is_no_better():
     runs = [Run(arm, seed, record(0.4)) for arm in ("alone", "kd") for seed in (0, 1)]
     teacher = record(0.6)
@@ -235,6 +241,31 @@ def test_a_bench_names_the_command_that_shows_where_its_best_arm_gains(tmp_path)
     assert " ".join(ONE_SEED.split()) in text
     assert f"yolo-kd report 'teacher=a teacher.pt' student={tmp_path}/runs/kd-0/weights/best.pt" in text
     assert f"baseline={tmp_path}/runs/alone-0/weights/best.pt data=d.yaml imgsz=64" in text
+
+
+def test_the_next_command_of_a_bench_scores_as_the_bench_did(tmp_path):
+    for name in ("alone-0", "kd-0"):
+        (tmp_path / "runs" / name / "weights").mkdir(parents=True)
+        (tmp_path / "runs" / name / "weights" / "best.pt").touch()
+
+    def following(**arm) -> str:
+        """Return the command of a bench whose arm has these arguments."""
+        settings = {"arms": {"alone": {}, "kd": {"teacher": "t.pt", **arm}}, "data": "d.yaml", "classes": [0, 2]}
+        runs = [Run("alone", 0, record(0.3)), Run("kd", 0, record(0.4))]
+        return next_command({"settings": settings, **summarize(["alone", "kd"], runs, {})}, tmp_path)
+
+    words = shlex.split(following(kd_classes={"a": "b"}, kd_teacher_imgsz=96, kd_cls=2.0))
+    assert {'kd_classes={"a":"b"}', "kd_teacher_imgsz=96", "classes=[0,2]", "data=d.yaml"} < {*words}
+    assert not any("kd_cls=" in word for word in words)
+    assert "data=old.yaml" in shlex.split(following(kd_keep=True, kd_keep_data="old.yaml"))
+    assert following(kd_keep=True) == ""  # the old model may know none of the new classes
+
+
+@pytest.mark.parametrize("path", ["/home/me/my own project with a long name/teachers/best.pt", "/a/b.pt"])
+def test_a_shell_reads_a_command_in_lines_as_the_command(path):
+    line = screen.command_line("report", {"teacher": path, "student": LONG, "data": "my data.yaml", "imgsz": 64})
+    shown = "\n".join(screen.command(line, title="")).replace("\\\n", "")  # as a shell joins lines
+    assert shlex.split(shown) == shlex.split(line) and f"teacher={path}" in shlex.split(line)
 
 
 def test_the_end_of_a_demo_fits_and_names_what_to_do_with_own_data():

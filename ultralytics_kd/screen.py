@@ -56,7 +56,7 @@ def command(line: str, title: str = "next", column: int = 13, indent: int = INDE
     r"""Return a command in lines that a shell joins again, beside a title.
 
     Args:
-        line (str): The command, its words separated by single spaces.
+        line (str): The command, as a shell reads it.
         title (str): The title.
         column (int): Column at which the command begins.
         indent (int): Spaces before the title.
@@ -66,7 +66,7 @@ def command(line: str, title: str = "next", column: int = 13, indent: int = INDE
         next  yolo-kd demo
     """
     lines = [""]
-    for word in line.split(" "):
+    for word in map(shlex.quote, shlex.split(line)):  # a quoted word with spaces stays whole
         if lines[-1] and column + len(lines[-1]) + len(word) + 3 > WIDTH:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..report.dense import DensePrediction, difference
 from ..report.matching import overlaps, pairs
 from ..report.pictures import SHARED, UNSHARED, box_panel, draw_dense, in_a_row, read_colour
 from ..report.validation import Objects, ValidationResult
-from .sample import original
 
 SEEN = 0.1  # a label is seen if the teacher has a box on it with this confidence or more, of whatever class
 MIN_IOU = 0.5
@@ -23,7 +22,12 @@ KINDS = {"extra": "teacher's boxes without a label", "missed": "labels that it d
 
 
 def find_contradictions(
-    result: ValidationResult, task: str, names: Mapping[int, str], min_conf: float, taught: set[int]
+    result: ValidationResult,
+    task: str,
+    names: Mapping[int, str],
+    min_conf: float,
+    taught: set[int],
+    original: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Return all images on which a teacher contradicts the labels, most first, and how often it does so.
 
@@ -33,22 +37,23 @@ def find_contradictions(
         names (Mapping[int, str]): Class names of the data.
         min_conf (float): Confidence from which on a detection, or a class of an image, counts.
         taught (set[int]): Classes that the teacher knows. It misses no label of others, but may take one for its own.
+        original (Callable): Returns the data set's own file of an image.
 
     Returns:
-        (dict): "images", the number of images looked at, and "rows" with "file" and "weight", most first. With boxes,
-            the rows and the dict have counts of `KINDS`. The dict then also has "labels", the number of labels of
-            `taught` classes; "confident", the number of labels of any class with a box that counts on them; and
-            "swaps", how often one class was taken for another.
+        (dict): "images", the number of images looked at, and "rows" with "file", "original" and "weight", most first.
+            With boxes, the rows and the dict have counts of `KINDS`. The dict then also has "labels", the number of
+            labels of `taught` classes; "confident", the number of labels of any class with a box that counts on them;
+            and "swaps", how often one class was taken for another.
     """
     if result.labels:
-        return _of_boxes(result, names, min_conf, taught)
+        return _of_boxes(result, names, min_conf, taught, original)
     rows = [
         {"file": file, "weight": distance, "same": same}
         for file, prediction in result.predictions.items()
         for distance, same in [_difference(prediction, result.truth[file], task)]
         if _counts(prediction.values, distance, same, task, min_conf)
     ]
-    return {"images": len(result.predictions), "rows": _sorted(rows)}
+    return {"images": len(result.predictions), "rows": _sorted(rows, original)}
 
 
 def _difference(prediction: DensePrediction, truth: DensePrediction, task: str) -> tuple[float, float]:
@@ -65,7 +70,13 @@ def _counts(values: np.ndarray, distance: float, same: float, task: str, min_con
     return bool(same < 1 and values.max() >= min_conf) if task == "classify" else distance > 0
 
 
-def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: float, taught: set[int]) -> dict[str, Any]:
+def _of_boxes(
+    result: ValidationResult,
+    names: Mapping[int, str],
+    min_conf: float,
+    taught: set[int],
+    original: Callable[[str], str],
+) -> dict[str, Any]:
     """Return the contradictions of a detector."""
     rows: list[dict[str, Any]] = []
     swaps: Counter[tuple[str, str]] = Counter()
@@ -84,7 +95,7 @@ def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: floa
         "confident": confident,
         **{kind: sum(row[kind] for row in rows) for kind in KINDS},
         "swaps": [{"label": a, "teacher": b, "count": n} for (a, b), n in swaps.most_common()],
-        "rows": _sorted(rows),
+        "rows": _sorted(rows, original),
     }
 
 
@@ -123,7 +134,7 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
     }
 
 
-def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sorted(rows: list[dict[str, Any]], original: Callable[[str], str]) -> list[dict[str, Any]]:
     """Return rows of images, those with most contradiction first, and their files as the data set names them."""
     named = [{**row, "original": original(row["file"])} for row in rows]
     return sorted(named, key=lambda row: (-row["weight"], row["original"]))

@@ -215,8 +215,11 @@ def _check_images(data: str, task: str, split: str | None) -> None:
     split = split or "val"
     try:
         described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
-    except SyntaxError as e:  # Ultralytics' error for a data.yaml without `train` or `val`
-        raise KDError(f"data={data} lacks train: or val: images, and advice needs both: add them to it.") from e
+    except SyntaxError as e:  # Ultralytics' error for a data.yaml without `train` or `val`, or without right names
+        message = " ".join(str(e).replace(" ❌", "").split())
+        if "'train:' key" in message or "'val:' key" in message:
+            message = f"data={data} lacks train: or val: images, and advice needs both: add them to it."
+        raise KDError(message) from e
     except FileNotFoundError as e:
         raise KDError(f"data={data} cannot be read: {first_line(e)}") from e
     for name, purpose in ((split, "scores models on them"), ("train", "looks at their labels")):

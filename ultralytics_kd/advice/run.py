@@ -144,8 +144,8 @@ class Advisor:
         best = best_of(teachers)
         advice = {
             **self.describe(),
-            "val": vars(val) | {"data": str(options.args.data)},
-            "train": vars(train) | {"data": str(options.args.data)},
+            "val": val.described(str(options.args.data)),
+            "train": train.described(str(options.args.data)),
             **student,
             "teachers": teachers,
             "best": best and best["source"],
@@ -173,7 +173,8 @@ class Advisor:
         as_it_is = self._figures(itself, val)[0] if itself else None
         reference, origin = self.baseline, TRAINED
         if reference is None and options.probe:
-            reference, origin = self._probe(), SHORTLY
+            reference = self._probe()
+            origin = TRAINED if self.probed and self.probed.complete else SHORTLY
         if reference is not None:
             self.alone = self._figures(reference, val)[0], origin
         if as_it_is and (self.alone is None or (origin == SHORTLY and as_it_is["score"] > self.alone[0]["score"])):
@@ -211,7 +212,7 @@ class Advisor:
             result = self.judge.predictions(candidate, train)
         options = self.options
         found = contradictions.find_contradictions(
-            result, options.task, self.judge.names, options.match_conf, taught(candidate)
+            result, options.task, self.judge.names, options.match_conf, taught(candidate), train.original
         )
         return figures, result, found
 
@@ -234,7 +235,7 @@ class Advisor:
             cosine=gradients[TOGETHER]["cosine"],
             computes=scores.computes_more(figures, self.steps.plain.trainer.model, options.args.imgsz),
             covered=len(teacher.classes.student),
-            classes=len(teacher.classes.student_names),
+            classes=len(teacher.classes.learned_names),
             swapped=found["swapped"] / found["confident"] if found.get("confident", 0) >= FEWEST_CONFIDENT else 0.0,
             trained=self.probed.words if self.probed else "",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,23 @@ class Part:
         split (str): Split of that data set that has the images.
         used (int): Number of the images.
         total (int): Number of images of the whole split.
+        sources (dict[str, str]): The image that each file of the part is a link to, or a copy of, by the file's name;
+            empty if the part has the images themselves.
     """
 
     data: str
     split: str
     used: int
     total: int
+    sources: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def original(self, file: str) -> str:
+        """Return the image of the data set that a file of the part stands for."""
+        return self.sources.get(Path(file).name, file)
+
+    def described(self, data: str) -> dict[str, Any]:
+        """Return the part as a dict for a report; `data` is the whole data set."""
+        return {"data": data, "split": self.split, "used": self.used, "total": self.total}
 
 
 def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: bool = False) -> Part:
@@ -54,37 +65,38 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
         return Part(data, split, len(files), len(files))
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))]
     if task == "classify":
-        return Part(str(_classified(chosen, described, folder)), "val", len(chosen), len(files))
+        return Part(str(_classified(chosen, described, folder)), "val", len(chosen), len(files), _numbered(chosen))
+    sources = {}
     if task in GRID_TASKS:
-        place = "images"
+        place, sources = "images", _numbered(chosen)
         _link_labelled(chosen, folder)
     else:  # labels of semantic and depth are images, which Ultralytics finds by other rules
         place = "images.txt"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    return Part(str(save_data_yaml(described, folder, place, place)), "val", len(chosen), len(files))
+    return Part(str(save_data_yaml(described, folder, place, place)), "val", len(chosen), len(files), sources)
 
 
-def original(file: str) -> str:
-    """Return the image of the data set that a file of a part stands for."""
-    return str(Path(file).resolve())
+def _numbered(files: list[str]) -> dict[str, str]:
+    """Return images by the names that they have in a part: numbers, as files of several folders may share a name."""
+    return {f"{i:06}{Path(file).suffix}": file for i, file in enumerate(files)}
 
 
 def _link_labelled(files: list[str], folder: Path) -> None:
     """Link images and their label files into a folder."""
-    for i, (image, label) in enumerate(zip(files, img2label_paths(files))):
-        _link(Path(image), folder / "images" / f"{i:06}{Path(image).suffix}")
+    for (name, image), label in zip(_numbered(files).items(), img2label_paths(files)):
+        _link(Path(image), folder / "images" / name)
         if Path(label).exists():
-            _link(Path(label), folder / "labels" / f"{i:06}.txt")
+            _link(Path(label), folder / "labels" / f"{Path(name).stem}.txt")
 
 
 def _classified(files: list[str], described: dict[str, Any], folder: Path) -> Path:
     """Link images into folders of their classes; every class keeps its folder, so that its number stays."""
     for split in ("train", "val"):
-        for name in described["names"].values():
-            (folder / split / str(name)).mkdir(parents=True, exist_ok=True)
-        for i, file in enumerate(files):
-            _link(Path(file), folder / split / Path(file).parent.name / f"{i:06}{Path(file).suffix}")
+        for cls in described["names"].values():
+            (folder / split / str(cls)).mkdir(parents=True, exist_ok=True)
+        for name, file in _numbered(files).items():
+            _link(Path(file), folder / split / Path(file).parent.name / name)
     return folder
 
 

@@ -26,7 +26,23 @@ from .sample import part_of
 from .trial import Trial
 
 PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
-ANSWERED = 32  # training images on which the cost of stored answers is measured; at least a batch
+ANSWERED = 32  # least number of training images on which the cost of stored answers is measured
+ANSWERED_BATCHES = 3  # least number of batches; the first is not timed
+
+
+def seconds_per_image(moments: list[tuple[float, int]]) -> float:
+    """Return the time in which one image is answered.
+
+    The first batch also waits for what is done once, such as opening the teacher. So it is left out, unless it is the
+    only one.
+
+    Args:
+        moments (list[tuple[float, int]]): The start, with 0 images, and the end of each batch with its images; times in
+            seconds.
+    """
+    first = 1 if len(moments) > 2 else 0
+    images = sum(count for _, count in moments[first + 1 :])
+    return (moments[-1][0] - moments[first][0]) / max(images, 1)
 
 
 class Steps:
@@ -106,7 +122,7 @@ class Steps:
         asked = get_cfg(overrides={**options.training, "teacher": source, "kd_cache": "answers"})
         check_combination({**vars(asked), "task": options.task})
         folder = self._scratch / f"stored-{len(list(self._scratch.glob('stored-*')))}"
-        count = max(ANSWERED, options.argument("batch"))
+        count = max(ANSWERED, ANSWERED_BATCHES * options.argument("batch"))
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
         own = {**alone(options.training), "data": part.data, "fraction": 1.0}
         unlabeled = self._unlabeled[:count]
@@ -116,11 +132,16 @@ class Steps:
         args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
         args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
         args.kd_teacher_imgsz = options.training.get("kd_teacher_imgsz")
-        start = perf_counter()
+        moments = [(perf_counter(), 0)]
         with quietly():
-            build_cache(args, [source], cache_options(CACHE_ONLY))
-        seconds = (perf_counter() - start) / (part.used + len(unlabeled))
-        return {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}, seconds
+            build_cache(
+                args,
+                [source],
+                cache_options(CACHE_ONLY),
+                progress=lambda count: moments.append((perf_counter(), count)),
+            )
+        stored = {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}
+        return stored, seconds_per_image(moments)
 
     @cached_property
     def _unlabeled(self) -> list[str]:

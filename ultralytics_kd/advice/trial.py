@@ -142,9 +142,14 @@ class Probe:
     seconds: float
 
     @property
+    def complete(self) -> bool:
+        """Whether it was the whole training."""
+        return self.epochs >= self.asked
+
+    @property
     def words(self) -> str:
         """The length in words."""
-        if self.epochs < self.asked:
+        if not self.complete:
             return f"{self.seconds:.0f} seconds of training"
         return f"all {self.asked} epochs" if self.asked > 1 else "its only epoch"
 

@@ -18,15 +18,17 @@ from ..config.arguments import GRID_TASKS, as_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
 from ..config.teacher_size import SIDES, teacher_size
+from ..config.user_code import names_object
 from ..errors import KDError, ModelError
 from ..files import make_folder
 from ..model import YOLO
 from ..report.datasets import class_names_of
 from ..report.score_names import HEADS, METRICS
 from ..screen import duration, near
-from ..teachers import open_teacher
+from ..teachers import Teacher, open_teacher
 from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
+from ..training.run.checkpoints import fingerprint
 from .arms import Arm
 from .jobs import VERSIONS, Job, JobFolder, LocalRunner, Runner
 from .plan import QUIET, Plan, make_plan
@@ -35,6 +37,20 @@ from .scores import VAL_ARGS
 from .split import hold_out
 from .table import Run, save_tables, summarize
 from .text import start_text, to_text
+
+
+def _place(source: Any, teacher: Teacher) -> str:
+    """Return where the processes of a bench find a teacher: its file, or its name if it has none.
+
+    Args:
+        source (str): The teacher, as the user named it.
+        teacher (Teacher): The opened teacher.
+    """
+    named = str(absolute(source))
+    file = None if names_object(named) else getattr(teacher.original, "pt_path", None)
+    if file is None and Path(named).exists():  # an exported model
+        file = named
+    return named if file is None else str(Path(str(file)).resolve())
 
 
 def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +275,9 @@ class Bench:
             classes (Any): How its classes map to those of the data set.
 
         Returns:
-            (dict): "path", a list for a list; "sha256"; and "scored", path and hash of the only model in it that
-                predicts. "scored" is None if no model predicts, or several together.
+            (dict): "path", or the name of a teacher without a file; a list for a list. "sha256". "scored", path and
+                hash of the only model in it that predicts; None if no model predicts, or several together, or one
+                that is no checkpoint.
 
         Raises:
             KDError: If it cannot be opened as a teacher.
@@ -270,17 +287,14 @@ class Bench:
         words = [member for member in predicting if isinstance(member, PromptedTeacher)]
         if words:
             give_prompts(predicting, class_names_of(self.data, self.plan.task), classes)
-        paths = [
-            absolute(each) if member in teacher.backbones else str(Path(str(member.original.pt_path)).resolve())
-            for each, member in zip(as_list(source), teacher.members)
-        ]
-        scored = [
-            {"path": path, "sha256": member.fingerprint()}
-            for path, member in zip(paths, teacher.members)
-            if member in predicting
-        ]
-        path = paths if isinstance(source, list) else paths[0]
-        return {"path": path, "sha256": teacher.fingerprint(), "scored": scored[0] if len(scored) == 1 else None}
+        places = [_place(each, member) for each, member in zip(as_list(source), teacher.members)]
+        scored = None
+        if len(predicting) == 1 and (path := dict(zip(teacher.members, places))[predicting[0]]).endswith(".pt"):
+            scored = {"path": path, "sha256": predicting[0].fingerprint()}
+        identity = fingerprint(teacher)
+        if identity is None:  # of a user's object, or of the student's own average
+            identity = hashlib.sha256(str(source).encode()).hexdigest()
+        return {"path": places if isinstance(source, list) else places[0], "sha256": identity, "scored": scored}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a result depends on: the arguments, and the data set as the user named it."""

@@ -8,12 +8,14 @@ from typing import Any
 
 from ultralytics.utils import colorstr
 
+from ..report.options import USED
 from ..report.score_names import HEADS, ONE
 from ..screen import command, command_line, counted, duration, near, near_value, paragraph, row, table
 from .arms import ALONE, Arm
 from .table import gain_text, metric_names, score_text, teacher_name
 
 SHOWN = "A gain whose interval reaches below zero has not been shown."
+OWN = {"project", "name", "exist_ok", "save_dir", "device", "workers", "batch"}  # a report chooses these by itself
 ONE_SEED = "With one seed a gain has no interval: seeds=3 or more show whether it is chance."
 
 
@@ -69,6 +71,7 @@ def losses(report: dict[str, Any]) -> list[str]:
         (each["arm"], head)
         for each in report["teachers"]
         for head in heads
+        if not each["unmatched"]  # a teacher scores 0 in classes that it lacks
         if each["head"] in {head, ONE} and head in alone and each["score"] <= alone[head]
     ]
     sentences = {
@@ -146,8 +149,11 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
     best = {name: folder / "runs" / f"{name}-{seed}" / "weights" / "best.pt" for name in (arm, ALONE)}
     if not all(file.is_file() for file in best.values()):
         return ""
-    shared = {name: settings[name] for name in ("data", "imgsz") if name in settings}
-    own = {"kd_teacher_imgsz": size} if (size := settings["arms"][arm].get("kd_teacher_imgsz")) is not None else {}
+    args = {**settings, **settings["arms"][arm]}
+    if args.get("kd_keep"):  # such a teacher may know no class of the data
+        if not args.get("kd_keep_data"):
+            return ""
+        args["data"] = args["kd_keep_data"]
     models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
-    given = {**models, **shared, **own}
+    given = {**models, **{name: args[name] for name in USED if args.get(name) is not None and name not in OWN}}
     return command_line("report", {k: near_value(v) for k, v in given.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,6 +97,7 @@ def build_cache(
     options: dict[str, Any],
     needs_words: bool = False,
     names: Mapping[int, str] | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> Store:
     """Answer all training images of a data set, and those of `kd_unlabeled`, that have no stored answer yet.
 
@@ -107,6 +108,7 @@ def build_cache(
         needs_words (bool): Whether there must be a prompted teacher, because `kd_classes` is given for it.
         names (Mapping[int, str], optional): The student's classes, which prompted teachers look for; the data's classes
             if None.
+        progress (Callable, optional): Called with the number of images of each batch, after it was answered.
 
     Returns:
         (Store): The cache, with an answer to every image.
@@ -155,11 +157,18 @@ def build_cache(
     with locked(store.folder):
         files = _image_files(args, data, unlabeled)  # before anything is written
         with _executor(options["ray"], teachers, manifest, device) as executor:
-            _answer_missing(store, work, files, options["kd_cache_shard"], executor)
+            _answer_missing(store, work, files, options["kd_cache_shard"], executor, progress)
     return store
 
 
-def _answer_missing(store: Store, work: Work, files: list[str], size: int, executor: Executor) -> None:
+def _answer_missing(
+    store: Store,
+    work: Work,
+    files: list[str],
+    size: int,
+    executor: Executor,
+    progress: Callable[[int], Any] | None,
+) -> None:
     """Answer those images that have no answer yet.
 
     Args:
@@ -168,6 +177,7 @@ def _answer_missing(store: Store, work: Work, files: list[str], size: int, execu
         files (list[str]): Image files.
         size (int): Images per shard.
         executor (Executor): Computes the answers, here or on a cluster.
+        progress (Callable | None): As for `build_cache`.
     """
     store.begin(work.manifest)
     for path in store.damaged():
@@ -180,7 +190,14 @@ def _answer_missing(store: Store, work: Work, files: list[str], size: int, execu
     LOGGER.info(f"{colorstr('Cache:')} {answered:,} of {images} have answers in {near(store.folder)}")
     if portions:
         bar = TQDM(total=answered + count, initial=answered, desc="Answering images")
-        executor.answer(work, portions, bar.update)
+
+        def answered_batch(images: int) -> None:
+            """Count the images of a batch."""
+            bar.update(images)
+            if progress is not None:
+                progress(images)
+
+        executor.answer(work, portions, answered_batch)
         bar.close()
     complete_lookup(store, keys.values())  # trainings may not be allowed to write here
 

@@ -78,7 +78,7 @@ def verdict(report: dict[str, Any]) -> list[str]:
         gain = round(score[STUDENT], 3) - round(score[BASELINE], 3)
         change = f"{abs(gain):.3f} {'more' if gain > 0 else 'less'}" if gain else "the same"
         text = f"Distilled it scores {change} than trained alone ({score[BASELINE]:.3f})"
-        closed = report["gap"] and report["gap"]["overall"]
+        closed = None if unmatched else report["gap"] and report["gap"]["overall"]
         sentences.append(text + (f" and closes {closed:.0%} of the gap to the teacher." if closed is not None else "."))
     return sentences + (_inherited(models) if report.get("initialized") else [])
 

@@ -32,12 +32,14 @@ class ClassMap:
         student_names (dict[int, str]): The student's classes.
         teacher_names (dict[int, str]): The teacher's classes.
         plurals (tuple[tuple[str, str], ...]): Teacher's and student's names that were matched as plural and singular.
+        learned (tuple[int, ...] | None): Student classes that the training learns (`classes`); None for all.
     """
 
     sources: dict[int, tuple[int, ...]]
     student_names: dict[int, str]
     teacher_names: dict[int, str]
     plurals: tuple[tuple[str, str], ...] = ()
+    learned: tuple[int, ...] | None = None
     _indices: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -47,8 +49,13 @@ class ClassMap:
 
     @property
     def unmatched(self) -> list[str]:
-        """Names of the student's classes that no teacher class teaches."""
-        return [name for i, name in self.student_names.items() if i not in self.sources]
+        """Names of the classes that the student learns and no teacher class teaches."""
+        return [name for i, name in self.learned_names.items() if i not in self.sources]
+
+    @property
+    def learned_names(self) -> dict[int, str]:
+        """The student's classes without those that `classes` leaves out."""
+        return {i: name for i, name in self.student_names.items() if self.learned is None or i in self.learned}
 
     @property
     def identity(self) -> bool:
@@ -179,7 +186,8 @@ def match_classes(
     plural_names = tuple((str(teachers[i]), str(students[j])) for i, j in plurals if j in sources)
     if single_cls:
         sources, students = {0: tuple(sorted({i for each in sources.values() for i in each}))}, {0: SINGLE_CLASS}
-    return ClassMap(sources, students, teachers, plural_names)
+    learned = None if keep is None or single_cls else tuple(i for i in students if i in keep)
+    return ClassMap(sources, students, teachers, plural_names, learned)
 
 
 def _match_names(

@@ -98,7 +98,8 @@ class Ensemble(Teacher):
         names = maps[0].student_names
         taught = sorted({i for each in maps for i in each.sources})
         sources: dict[int, tuple[int, ...]] = {student: (column,) for column, student in enumerate(taught)}
-        return ClassMap(sources, names, {column: names[student] for column, student in enumerate(taught)})
+        own = {column: names[student] for column, student in enumerate(taught)}
+        return ClassMap(sources, names, own, learned=maps[0].learned)
 
     def _prepare(self, device: torch.device, reads: Reads, dtype: torch.dtype, compile: bool | str) -> None:
         """Prepare all members."""

@@ -155,7 +155,8 @@ def write_report(distillation: Distillation, trainer: Any) -> None:
     if trainer.world_size > 1:  # validation would need all of them
         of_report = sized(trainer.args, distillation.teacher_imgsz)
         keeps = distillation.keeping is not None
-        lines = kept_scores.commands(of_report, str(student)) if keeps else [command_of(of_report, str(student))]
+        file = str(student)
+        lines = kept_scores.commands(distillation, of_report, file) if keeps else [command_of(of_report, file)]
         LOGGER.info("\n".join(f"For a report: {line}" for line in lines))
         return
     try:

@@ -112,15 +112,20 @@ def write_reports(
             )
 
 
-def commands(args: Any, student: str) -> list[str]:
-    """Return the command lines that make the reports of `write_reports`.
+def commands(distillation: Distillation, args: Any, student: str) -> list[str]:
+    """Return the command lines that make the reports of `write_reports`, without one whose teacher knows no class.
 
     Args:
+        distillation (Distillation): The distillation.
         args (Namespace): Arguments of the training.
         student (str): Path of the finished student.
     """
-    places = [args.data, *([args.kd_keep_data] if args.kd_keep_data else [])]
-    return [command_of(Namespace(**{**vars(args), "data": place}), student) for place in places]
+    keeping, lines = distillation.keeping, []
+    assert keeping is not None
+    for labels, data in ((keeping.labels, args.data), (keeping.old, args.kd_keep_data)):
+        if labels is not None and _matched(distillation.teacher, labels) is not None:
+            lines.append(command_of(Namespace(**{**vars(args), "data": data}), student))
+    return lines
 
 
 def _matched(teacher: Teacher, labels: Labels) -> Teacher | None:

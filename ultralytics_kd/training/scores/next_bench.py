@@ -35,6 +35,8 @@ def bench_command(args: Any, asked: Mapping[str, Any]) -> str:
     if not all(isinstance(each, (str, Path)) for each in teachers):
         return ""
     given = {k: v for k, v in asked.items() if k in DEFAULT_CFG_DICT and k not in (*FIRST, *OTHERS)}
+    if "batch" in given:  # a bench takes the number that AutoBatch found
+        given["batch"] = args.batch
     changed = {k: v for k, v in given.items() if v != DEFAULT_CFG_DICT[k] and v not in (None, "")}
     first = {"data": args.data, "model": args.model, "teacher": teachers if len(teachers) > 1 else teachers[0]}
     return command_line("bench", {k: near_value(v) for k, v in {**first, **changed}.items()})

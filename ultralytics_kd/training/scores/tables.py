@@ -137,8 +137,8 @@ def end_table(
     assert teacher.classes is not None
     # A teacher scores 0 in classes that it lacks, which makes a ratio meaningless; a backbone has no classes
     if teacher.classes.unmatched and teacher.classes.teacher_names:
-        known = len(teacher.classes.student_names) - len(teacher.classes.unmatched)
-        sentences.append(f"The teacher knows {known} of the {len(teacher.classes.student_names)} classes.")
+        total = len(teacher.classes.learned_names)
+        sentences.append(f"The teacher knows {total - len(teacher.classes.unmatched)} of the {total} classes.")
     elif teacher_metrics.get(main):
         share, metric = student_metrics[main] / teacher_metrics[main], metric_text(main, _one_part(student_metrics))
         sentences.append(f"The student keeps {share:.1%} of the teacher's {metric}.")
@@ -231,7 +231,7 @@ def _classes(teacher: Teacher, matched_by: str, alone: bool = False) -> str:
     assert teacher.classes is not None
     if not teacher.classes.teacher_names:
         return "from labels alone: this teacher has features and no classes"
-    total, unmatched = len(teacher.classes.student_names), teacher.classes.unmatched
+    total, unmatched = len(teacher.classes.learned_names), teacher.classes.unmatched
     text = f"{total - len(unmatched)} of {total} matched by {matched_by}"
     plurals = [pair for m in teacher.members if m.classes for pair in m.classes.plurals]
     if plurals:
