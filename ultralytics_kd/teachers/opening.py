@@ -35,8 +35,9 @@ from .zoo import zoo_model
 
 IN_MEMORY = " in memory"
 EXPORTED = (  # suffixes by which Ultralytics' AutoBackend recognises exported models
-    *(".onnx", ".torchscript", ".engine", ".mlpackage", ".mlmodel", ".pb", ".tflite", ".mnn"),
+    *(".onnx", ".torchscript", ".engine", ".mlpackage", ".mlmodel", ".aimodel", ".pb", ".tflite", ".mnn"),
     *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_imx_model", "_rknn_model"),
+    *("_executorch_model", "_axelera_model", "_deepx_model", "_hailo_model", "_ascend_model", "_xilinx_model"),
 )
 DATA_ALONE = (".onnx", ".tflite", ".mnn", "_openvino_model", "_ncnn_model")  # these formats hold no code
 
