@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 from ultralytics.cfg import get_cfg
-from ultralytics.data.augment import Mosaic
+from ultralytics.data.augment import Mosaic, RandomPerspective
 from ultralytics.data.build import build_dataloader, build_yolo_dataset
-from ultralytics.data.dataset import ClassificationDataset
+from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 from ultralytics.data.utils import check_det_dataset
 
+from ultralytics_kd.training.images import two_sizes
 from ultralytics_kd.training.images.two_sizes import LARGE, at_two_sizes
 
 SMALL, BIG = 64, 160
@@ -60,6 +61,78 @@ def test_the_student_gets_the_samples_of_a_plain_training_and_the_teacher_the_sa
     assert end == (random.random(), np.random.rand(), torch.rand(1))
 
 
+def distance(sample):
+    """Return how far the two images of a sample differ, on a scale of 255."""
+    seen = F.interpolate(sample[LARGE][None].float(), SMALL, mode="bilinear", antialias=True)[0]
+    return float((seen - sample["img"].float()).abs().mean())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_perspective_is_the_same_at_both_sizes(data, closed):
+    cfg = args(perspective=0.001, degrees=10.0)
+    both, _ = built(data, cfg)
+    if closed:
+        both.close_mosaic(cfg)
+    places = []
+    for dataset, size in ((both.small, SMALL), (both.large, BIG)):
+        warp = next(t for t in transforms_of(dataset.transforms) if isinstance(t, RandomPerspective))
+        corners = np.array([[0.3, 0.4], [0.7, 0.4], [0.7, 0.6], [0.3, 0.6]]) * size
+        seeded(3)
+        matrix, _ = warp._compute_affine_matrix(np.zeros((size, size, 3)), (size, size))
+        x, y, w = matrix @ np.c_[corners, np.ones(4)].T
+        places.append(np.stack((x / w, y / w)) / size)
+    assert np.allclose(*places, atol=1e-5) and cfg.perspective == 0.001
+
+
+def transforms_of(transform):
+    """Yield a transform and its parts."""
+    yield transform
+    for part in (*getattr(transform, "transforms", ()), getattr(transform, "pre_transform", None)):
+        yield from transforms_of(part) if part is not None else ()
+
+
+@pytest.mark.parametrize("cached", [0, 1])
+def test_both_show_one_scene_if_memory_has_room_for_one_size_alone(data, monkeypatch, cached):
+    room = iter([cached == 0, cached == 1])
+
+    def check(dataset, *_):
+        """Return whether there is room for a data set, and switch its cache off if there is none."""
+        enough = next(room)
+        dataset.cache = "ram" if enough else None
+        return enough
+
+    monkeypatch.setattr(YOLODataset, "check_cache_ram", check)
+    cfg = args(cache="ram", mixup=0.0)
+    info = check_det_dataset(data)
+    both = at_two_sizes(lambda: build_yolo_dataset(cfg, info["train"], 4, info, mode="train", stride=32), cfg, BIG)
+    assert [both.small.cache, both.large.cache] == (["ram", None] if cached == 0 else [None, "ram"])
+    monkeypatch.setattr(two_sizes, "_resized", None)  # no sample gets the student's pixels
+    seeded()
+    found = [distance(both[i]) for i in list(range(len(both))) * 4]
+    assert max(found) < 15
+
+
+def test_both_load_the_same_images_after_a_sample_in_which_they_parted(data):
+    both, _ = built(data, args(mixup=0.0))
+    load, extra = type(both.large).get_image_and_label, iter([3])
+    seeded()
+    both[0]
+
+    class Once(type(both.large)):
+        """Loads one image more in one sample, as pasted objects do that are too small at one size."""
+
+        def get_image_and_label(self, index):
+            for other in extra:
+                both.large.get_image_and_label(other)
+            return load(self, index)
+
+    both.large.__class__ = Once
+    assert both[1][LARGE].shape == (3, BIG, BIG)
+    assert not both.images[1].same
+    for index in range(len(both)):
+        assert distance(both[index]) < 15 and both.images[1].same
+
+
 def test_batches_hold_both_and_workers_can_pickle_the_data_set(data):
     both, _ = built(data, args())
     loader = build_dataloader(pickle.loads(pickle.dumps(both)), 4, 0, shuffle=False)
@@ -74,8 +147,7 @@ def test_mosaics_end_at_both_sizes(data):
     both.close_mosaic(cfg)
     seeded()
     sample = both[0]
-    seen = F.interpolate(sample[LARGE][None].float(), SMALL, mode="bilinear", antialias=True)[0]
-    assert (seen - sample["img"].float()).abs().mean() < 10
+    assert distance(sample) < 10
     mosaics = [t for d in (both.small, both.large) for t in d.transforms.transforms if isinstance(t, Mosaic)]
     assert all(mosaic.p == 0 for mosaic in mosaics) and cfg.mosaic == 1.0
 

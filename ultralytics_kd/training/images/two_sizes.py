@@ -2,7 +2,7 @@
 
 The student's images and labels are those of a training without a teacher, bit for bit. The larger images are the same
 files, loaded at the teacher's size and augmented with the same random numbers. Crops, mosaics and colours are drawn as
-shares of an image, so both show the same scene.
+shares of an image, so both show the same scene. Only the perspective is drawn per pixel, and scaled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from ultralytics.utils.patches import override_configs
 
+from .same_images import repeat_images
+
 LARGE = "kd_large"  # in a sample or batch: images at the teacher's size
 LARGE_LABELS = "kd_large_labels"  # in a batch: a copy of "bboxes", to notice code that moves labels afterwards
+OWN = {"small", "large", "ratio", "images"}  # attributes of a `TwoSizes` itself
 
 
 class TwoSizes(Dataset):
@@ -31,11 +34,14 @@ class TwoSizes(Dataset):
     Attributes:
         small (Dataset): The student's data set.
         large (Dataset): The same images and augmentation at the teacher's size.
+        ratio (float): The student's image size divided by the teacher's.
+        images (tuple[Noted, Repeated] | None): The images of a sample; None if there is one image in each.
     """
 
-    def __init__(self, small: Any, large: Any):
-        """Take the same data set, built at two image sizes."""
-        self.small, self.large = small, large
+    def __init__(self, small: Any, large: Any, ratio: float):
+        """Take the same data set, built at two image sizes, and the ratio of these."""
+        self.small, self.large, self.ratio = small, large, ratio
+        self.images = repeat_images(small, large)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,11 +50,13 @@ class TwoSizes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the student's sample, with the larger image under "kd_large"."""
         before = _random_state()
+        for each in self.images or ():
+            each.start()
         sample = self.small[index]
         after = _random_state()
         _set_random_state(before)
         image = self.large[index]["img"]
-        if not _same(after, _random_state()):
+        if not _same(after, _random_state()) or (self.images is not None and not self.images[1].same):
             # A transform drew once more or less, because an object was too small for it at one size only. Then the
             # images differ, and the teacher gets the student's pixels
             image = _resized(sample["img"], image.shape[-2:])
@@ -57,13 +65,13 @@ class TwoSizes(Dataset):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the student's data set."""
-        if name in {"small", "large"}:  # while it is being copied or unpickled
+        if name in OWN:  # while it is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.small, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute of both data sets; Ultralytics switches mosaics off in this way."""
-        if name in {"small", "large"}:
+        if name in OWN:
             object.__setattr__(self, name, value)
             return
         for dataset in (self.small, self.large):
@@ -75,9 +83,11 @@ class TwoSizes(Dataset):
         Args:
             hyp (Namespace): Augmentation arguments; both data sets change their own copy.
         """
-        for dataset in (self.small, self.large):
+        for dataset, ratio in ((self.small, 1.0), (self.large, self.ratio)):
             if hasattr(dataset, "close_mosaic"):  # classification has none
-                dataset.close_mosaic(copy(hyp))
+                own = copy(hyp)
+                own.perspective = hyp.perspective * ratio
+                dataset.close_mosaic(own)
 
     @property
     def collate_fn(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -111,14 +121,15 @@ def at_two_sizes(build: Callable[[], Any], args: Any, size: int) -> TwoSizes:
     from torchvision.transforms import RandomErasing  # scoped: slow to import
 
     small, state = build(), _random_state()
+    ratio = args.imgsz / size
     try:
-        with override_configs(args, {"imgsz": size}):
+        with override_configs(args, {"imgsz": size, "perspective": args.perspective * ratio}):
             large = build()
     finally:
         _set_random_state(state)
     transforms = getattr(getattr(large, "torch_transforms", None), "transforms", [])
     transforms[:] = [DrawsOnly(t) if isinstance(t, RandomErasing) else t for t in transforms]
-    return TwoSizes(small, large)
+    return TwoSizes(small, large, ratio)
 
 
 class DrawsOnly:

@@ -156,7 +156,8 @@ class UnlabeledPart:
             labeled = trainer.train_loader.dataset
             if large is None or not isinstance(labeled, TwoSizes):  # if images are missing, `add_answer` raises
                 return UnlabeledSamples(files, labeled)
-            return TwoSizes(UnlabeledSamples(files, labeled.small), UnlabeledSamples(files, labeled.large))
+            both = (UnlabeledSamples(files, each) for each in (labeled.small, labeled.large))
+            return TwoSizes(*both, labeled.ratio)
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
 
         def build() -> UnlabeledImages:
