@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.data import build_yolo_dataset
-from ultralytics.data.augment import BaseTransform
+from ultralytics.data.augment import BaseTransform, RandomPerspective
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG, YAML
+from ultralytics.utils.instance import Instances
 
 from ultralytics_kd import KDError
 from ultralytics_kd.cache.augmentation import ANSWERS, carry_answers
 from ultralytics_kd.cache.dataset import AnsweredDataset
+from ultralytics_kd.cache.scales import decode_rows, encode_rows, interpolate
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -93,6 +95,8 @@ def dataset(data: dict, arguments: dict, **kwargs):
 
 class Truth:
     """The ground truth in place of stored answers, with probabilities of 0 and 1."""
+
+    sided = False
 
     def __init__(self, labels: list[dict]):
         self.labels = {item["im_file"]: item for item in labels}
@@ -258,3 +262,27 @@ def test_carrying_answers_twice_changes_nothing(boxes):
     AnsweredDataset.adopt(images, Truth(images.labels))
     carry_answers(images.transforms)
     assert ANSWERS in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0
+
+
+@pytest.mark.parametrize("given", [{"degrees": 90.0}, {"shear": 40.0}, {"degrees": 20.0, "scale": 0.4}])
+def test_a_rotated_object_is_taught_with_the_confidence_at_its_zoom(given):
+    confidence, scales, side = [0.1, 0.3, 0.9, 0.5], [0.5, 0.7, 1.0, 1.4], 640
+    warp = RandomPerspective(**{"degrees": 0.0, "translate": 0.0, "scale": 0.0, "size": (side, side), **given})
+    carry_answers(warp, sided=True)
+    box = np.array([[0.5, 0.5, 0.3, 0.06]], np.float32)  # five times as wide as high
+    one, by_scale = np.ones((1, 1), np.float32), np.array([confidence], np.float32)
+    random.seed(0)
+    for _ in range(5):
+        rows = encode_rows(one, one[0], by_scale, box[:, 2:] * side)
+        sample = {"img": np.zeros((side, side, 3), np.uint8), "cls": one, ANSWERS: {"cls": rows}}
+        for part in (sample, sample[ANSWERS]):
+            part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
+        state = random.getstate()
+        zoom = warp.get_params(sample)["scale"]
+        random.setstate(state)
+        moved = warp(sample)[ANSWERS]
+        moved["instances"].convert_bbox("xywh")
+        boxes = torch.from_numpy(moved["instances"].bboxes / side)
+        probs, _ = decode_rows(boxes, torch.from_numpy(moved["cls"]), scales, (side, side), 0.05)
+        expected = interpolate(torch.tensor([zoom]), scales, torch.tensor([confidence]))
+        assert probs.item() == pytest.approx(expected.item(), abs=1e-4)

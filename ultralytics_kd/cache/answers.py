@@ -54,6 +54,11 @@ class StoredAnswers:
         self._paths, self._keys = paths[order], keys[order]
         LOGGER.info(f"Stored answers to {len(files)} images are read from {self.lookup.file}")
 
+    @property
+    def sided(self) -> bool:
+        """Whether rows end with the sides of instances, as `encode_rows` gives them with several scales."""
+        return len(self.lookup.manifest.scales) > 1
+
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the answer to an image, as arrays that augmentation may change.
 

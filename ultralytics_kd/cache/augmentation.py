@@ -108,10 +108,23 @@ class RandomPerspective(CarriesAnswers, augment.RandomPerspective):
 
     If labels have polygons, stored boxes become polygons for the warp. So if the image border cuts a rotated box,
     Ultralytics measures its visible part, and drops it by the same rule as labels.
+
+    Attributes:
+        sided (bool): Whether rows end with the sides of instances (`encode_rows` with several scales).
     """
 
+    sided = False
+
     def apply_instances(self, labels: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-        """Apply the transform to the labels, then to the stored instances."""
+        """Apply the transform to the labels, then to the stored instances.
+
+        A rotated or sheared object has another box, and is not larger for that. So the sides at scale 1 become those of
+        its box after the warp, without the zoom.
+        """
+        if self.sided and (self.degrees or self.shear):
+            turn = np.abs(params["M"][:2, :2] / params["scale"])
+            rows = labels[ANSWERS]["cls"]
+            rows[:, -2:] = rows[:, -2:] @ turn.T
         points = labels["instances"].segments.shape[1] if len(labels["instances"].segments) else 0
         if points:
             labels[ANSWERS]["instances"] = _with_polygons(labels[ANSWERS]["instances"], points)
@@ -225,11 +238,12 @@ WITH_ANSWERS: dict[type, type] = {
 COLOUR_ONLY = (augment.RandomHSV,)  # leaves all boxes where they are
 
 
-def carry_answers(transform: Any) -> None:
+def carry_answers(transform: Any, sided: bool = False) -> None:
     """Let a transform and all of its parts carry stored answers, in place.
 
     Args:
         transform (Any): One of Ultralytics' transforms, or a `Compose` of several.
+        sided (bool): Whether rows end with the sides of instances (`encode_rows` with several scales).
 
     Raises:
         KDError: If its class is unknown, because it might move boxes.
@@ -237,11 +251,13 @@ def carry_answers(transform: Any) -> None:
     kind = type(transform)
     if kind is augment.Compose:
         for part in transform.transforms:
-            carry_answers(part)
+            carry_answers(part, sided)
     elif kind in WITH_ANSWERS:
         transform.__class__ = WITH_ANSWERS[kind]
+        if kind is augment.RandomPerspective:
+            transform.sided = sided
         if getattr(transform, "pre_transform", None) is not None:
-            carry_answers(transform.pre_transform)
+            carry_answers(transform.pre_transform, sided)
     elif kind not in COLOUR_ONLY and kind not in WITH_ANSWERS.values():
         raise KDError(
             f"kd_cache does not support the augmentation '{kind.__name__}': remove it, or train without kd_cache."

@@ -41,7 +41,7 @@ class AnsweredDataset(YOLODataset):
         cls.check(dataset)
         dataset.__class__ = dataset.adopted = cls
         dataset.answers = answers
-        carry_answers(dataset.transforms)
+        carry_answers(dataset.transforms, answers.sided)
 
     @classmethod
     def check(cls, dataset: Any) -> None:
@@ -71,7 +71,7 @@ class AnsweredDataset(YOLODataset):
                 f"kd_cache does not support a data set whose {', '.join(replaced) or 'class'} was replaced: the stored "
                 "boxes would stay where they are. Train without kd_cache."
             )
-        carry_answers(self.transforms)
+        carry_answers(self.transforms, self.answers.sided)
 
     def build_transforms(self, hyp: Any = None) -> Any:
         """Build transforms that carry the stored answers.
@@ -80,7 +80,7 @@ class AnsweredDataset(YOLODataset):
             hyp (Namespace): Augmentation arguments.
         """
         transforms = super().build_transforms(hyp)
-        carry_answers(transforms)
+        carry_answers(transforms, self.answers.sided)
         return transforms
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
