@@ -177,6 +177,15 @@ def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
     assert LONG in text and "yolo-kd bench" in next_step and not too_wide(next_step)
 
 
+def test_scores_of_one_model_make_a_table_if_the_other_could_not_be_scored():
+    scores = {"metrics/mAP50-95(B)": 0.1234, "metrics/mAP50(B)": 0.4321, "fitness": 0.1}
+    for pair in ((scores, {}), ({}, scores)):
+        lines = tables.scores_table("On old data:", *pair, "detect").splitlines()
+        found = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+        full, empty = ("student", "teacher") if pair[0] else ("teacher", "student")
+        assert found == {full: ["0.1234", "0.4321"], empty: ["-", "-"]}
+
+
 # Tables of commands ---------------------------------------------------------------------------------------------------
 def record(score: float, seconds: float = 283.0) -> dict:
     """Return the record of a model."""

@@ -27,8 +27,8 @@ from ultralytics_kd.outputs import ONE2MANY
 from ultralytics_kd.report import run_report
 from ultralytics_kd.teachers import SetAnswer, open_teacher
 from ultralytics_kd.teachers.answers import Reads
-from ultralytics_kd.teachers.detections import Thresholds
-from ultralytics_kd.teachers.sets import as_set
+from ultralytics_kd.teachers.detections import Thresholds, suppress_boxes
+from ultralytics_kd.teachers.sets import SetTeacher, as_set
 from ultralytics_kd.teachers.sizes import no_lead_warnings, size_warnings
 from ultralytics_kd.training.autobatch import StudentWithTeacher
 from ultralytics_kd.training.images import large_images
@@ -212,6 +212,13 @@ def test_answer_is_what_the_teacher_detects_in_the_large_images(teacher):
     assert [f.shape[-1] for f in answer.features[0]] == [12, 6, 3]
     corners = answer.instances((64, 64)).boxes  # in pixels of the student
     assert torch.allclose(corners / 64, answer.instances((LARGE, LARGE)).boxes / LARGE)
+
+
+def test_a_mosaic_of_many_objects_keeps_all_detections():
+    """A mosaic shows the objects of four images; those without a detection would be taught as background."""
+    places = torch.cartesian_prod(torch.arange(16.0), torch.arange(16.0)) * 40
+    boxes, probs = torch.cat((places, places + 30), 1)[None], torch.full((1, 256, 1), 0.9)
+    assert len(suppress_boxes(boxes, probs, SetTeacher.thresholds)[0].boxes) == 256
 
 
 def test_teachers_that_share_a_grid_answer_with_the_detections_of_their_mean(teacher):

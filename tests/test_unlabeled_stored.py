@@ -240,11 +240,12 @@ def test_autobatch_sees_images_without_labels_and_no_teacher(teacher):
     assert seen == [5]
 
 
-def test_code_that_may_move_images_without_any_label_is_refused(quick, teacher, folder, names_only, looking):
+@pytest.mark.parametrize("given", [{"kd_cache": True}, {"kd_teacher_imgsz": 2}])
+def test_code_that_may_move_images_without_any_label_is_refused(quick, teacher, folder, names_only, looking, given):
     """The labels' boxes tell whether images were moved, and here there are none."""
     args = {**quick, "data": names_only, "teacher": teacher, "kd_unlabeled": folder}
     with pytest.raises(KDError, match=r"Looking\.preprocess_batch may move images, and without labels nothing tells"):
-        YOLO(STUDENT).train(trainer=looking, **args, kd_cache=True)
+        YOLO(STUDENT).train(trainer=looking, **args, **given)
 
 
 def test_transforms_that_a_callback_adds_to_them_are_refused(quick, teacher, folder):

@@ -20,12 +20,12 @@ class Thresholds:
     Attributes:
         conf (float): Lowest confidence.
         iou (float): IoU above which two detections count as one object.
-        topk (int): Largest number of detections per image.
+        topk (int): Largest number of detections per image. A mosaic has those of four images.
     """
 
     conf: float = 0.05
     iou: float = 0.7
-    topk: int = 100
+    topk: int = 300
 
 
 @dataclass

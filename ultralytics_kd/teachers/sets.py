@@ -90,7 +90,7 @@ def grid_as_set(
 class QueryTeacher(SetTeacher):
     """RT-DETR: its queries are a set of soft targets."""
 
-    thresholds = Thresholds(iou=1.0, topk=300)  # a set needs no suppression
+    thresholds = Thresholds(iou=1.0)  # a set needs no suppression
 
     def inspect(self) -> None:
         """Inspect the decoder and its inputs.

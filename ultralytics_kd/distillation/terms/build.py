@@ -224,7 +224,8 @@ def _cross_head_term(context: TermContext) -> CrossKDTerm:
         raise KDError("kd_feat_loss=crosskd does not support rotated boxes: use kd_feat_loss=pkd, cwd, mgd or sl2.")
     if context.heads is None:
         raise KDError(
-            "kd_feat_loss=crosskd needs exactly one teacher with a YOLO head: use kd_feat_loss=pkd, cwd or mgd."
+            "kd_feat_loss=crosskd needs exactly one teacher with a YOLO head, which scores every anchor point: use "
+            "kd_feat_loss=pkd, cwd or mgd."
         )
     shared = tuple(b for b in context.student.branches if b in context.teachers[0].branches)
     return CrossKDTerm(context.heads.student, context.heads.teacher, shared, context.heads.levels)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.teacher_size import check_larger, teacher_size
+from ...distillation.loss import LABELED
 from ...errors import KDError
 from ...teachers import Teacher, sizes
 from ..answer_sources import LiveTeacher
@@ -88,6 +89,11 @@ class LargeImageTeacher(LiveTeacher):
                 "kd_teacher_imgsz: the batches lack the teacher's images: build_dataset must call "
                 "super().build_dataset(...), which loads them, and the loader and preprocess_batch must keep the entry "
                 f"'{LARGE}'; {HOOKS}."
+            )
+        if self.passed_through and batch.get(LABELED) == 0:
+            raise KDError(
+                f"kd_teacher_imgsz: {self.passed_through} may move images, and without labels nothing tells whether "
+                "the teacher's images still fit: leave images where they are, or drop kd_teacher_imgsz."
             )
         # Only after user code: Ultralytics moves no labels here, and comparing makes the host wait for a GPU
         boxes = batch.get(LARGE_LABELS) if self.passed_through else None

@@ -156,8 +156,8 @@ class UnlabeledPart:
             labeled = trainer.train_loader.dataset
             if large is None or not isinstance(labeled, TwoSizes):  # if images are missing, `add_answer` raises
                 return UnlabeledSamples(files, labeled)
-            both = (UnlabeledSamples(files, each) for each in (labeled.small, labeled.large))
-            return TwoSizes(*both, labeled.ratio)
+            small, large = (UnlabeledSamples(files, each) for each in (labeled.small, labeled.large))
+            return TwoSizes(small, large, labeled.ratio)
         stride = max(int(unwrap_model(trainer.model).stride.max()), 32)
 
         def build() -> UnlabeledImages:

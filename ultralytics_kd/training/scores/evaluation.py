@@ -131,7 +131,8 @@ def log_results(distillation: Distillation, trainer: Any) -> None:
     LOGGER.info(f"\n{table}")
     if distillation.kept_metrics:
         title, kept = f"On kd_keep_data={trainer.args.kd_keep_data}:", distillation.kept_metrics
-        LOGGER.info(tables.scores_table(title, kept["student"], kept.get("teacher", {}), distillation.teacher.task))
+        student, teacher = (kept.get(role, {}) for role in ("student", "teacher"))  # the second may have failed
+        LOGGER.info(tables.scores_table(title, student, teacher, distillation.teacher.task))
     if trainer.args.plots:
         write_report(distillation, trainer)
     if trainer.args.verbose:  # below the report, which prints a screen of its own

@@ -168,12 +168,12 @@ def scores_table(
     Args:
         title (str): Title above the table.
         student_metrics (dict[str, float]): Metrics of the student.
-        teacher_metrics (dict[str, float]): Metrics of the teacher; a dash stands for those that are missing.
+        teacher_metrics (dict[str, float]): Metrics of the teacher. A dash stands for those that one of the two lacks.
         task (str): Ultralytics task, whose main metric comes first.
     """
     main = TASK2METRIC[task]
     suffix = main.partition("(")[2]  # the scores of masks before those of boxes, each in columns of their own
-    others = [k for k in student_metrics if k.startswith("metrics/") and k != main]
+    others = [k for k in {**student_metrics, **teacher_metrics} if k.startswith("metrics/") and k != main]
     keys = [main, *sorted(others, key=lambda k: k.partition("(")[2] != suffix)]
     lines = [["", *(metric_text(k, _one_part(keys)) for k in keys)]]
     for name, scores in (("teacher", teacher_metrics), ("student", student_metrics)):
