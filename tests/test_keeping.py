@@ -400,6 +400,7 @@ def test_other_values_are_refused(value):
         ({"teacher": "ema"}, "teacher=ema changes with the student"),
         ({"kd_cls": 0}, "with kd_cls=0 it does not teach them"),
         ({"kd_weight": "auto"}, "'kd_keep=True' and 'kd_weight' exclude each other"),
+        ({"kd_schedule": "linear"}, "'kd_keep=True' and kd_schedule=linear exclude each other"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(given, message):

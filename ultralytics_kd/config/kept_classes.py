@@ -72,6 +72,11 @@ def check_keeping(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"{given} leaves the kept classes to the teacher, and with kd_cls=0 it does not teach them.")
     if cfg.get("kd_weight") is not None:
         raise KDError(
-            f"{given} and 'kd_weight' exclude each other: it takes terms back that do not agree with the labels, and "
+            f"{given} and 'kd_weight' exclude each other: it turns off terms that do not agree with the labels, and "
             "these teach what the labels lack."
+        )
+    if cfg.get("kd_schedule") not in (None, "constant"):
+        raise KDError(
+            f"{given} and kd_schedule={cfg['kd_schedule']} exclude each other: as the terms fade, nothing teaches the "
+            "kept classes: drop it."
         )
