@@ -23,6 +23,7 @@ from ultralytics_kd.distillation.pairs import FeaturePair
 from ultralytics_kd.distillation.terms.backbone import BackboneTerm, nearest_levels
 from ultralytics_kd.outputs import FeatureLayout
 from ultralytics_kd.teachers import match_channels, open_teacher
+from ultralytics_kd.teachers.backbone import BackboneTeacher
 
 timm = pytest.importorskip("timm")
 CPU = torch.device("cpu")
@@ -88,6 +89,21 @@ def test_sizes_that_a_model_cannot_read_are_resized(weights):
     assert teacher(torch.rand(1, 3, 70, 90)).features[0][0].shape[-2:] == (4, 6)
     backbone.size = (160, 160)
     assert teacher(torch.rand(1, 3, 64, 64)).features[0][0].shape[-2:] == (10, 10)
+
+
+def test_a_model_that_reads_no_larger_images_gets_them_resized(weights, monkeypatch):
+    probe = BackboneTeacher._probe
+
+    def limited(model, size):
+        """Fail for an image that is larger than the model's own."""
+        if max(size) > 160:
+            raise IndexError("index 111 is out of bounds")
+        return probe(model, size)
+
+    monkeypatch.setattr(BackboneTeacher, "_probe", staticmethod(limited))
+    teacher = prepared(weights("test_vit"))
+    assert teacher.backbones[0].size == (160, 160)
+    assert teacher(torch.rand(1, 3, 320, 256)).features[0][0].shape[-2:] == (10, 10)
 
 
 def test_grey_images_are_three_equal_channels(weights):

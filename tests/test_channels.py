@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import NAMES, STUDENT, TEACHER, make_model
 
-from ultralytics_kd import KDError
+from ultralytics_kd import KDError, outputs
 from ultralytics_kd.outputs.weight_selection import select_weights
 from ultralytics_kd.teachers import match_channels, open_teacher
 
@@ -37,6 +37,25 @@ def test_teacher_of_colour_images_sees_grey_ones_as_three_equal_channels():
     assert teachers[1].validator_model(3, NAMES)(grey)[0].shape[0] == 2
     student = make_model(STUDENT, ch=1)
     assert select_weights(student, teachers[1].original) and model.yaml["channels"] == 3  # the user's stays as it is
+
+
+def test_every_convolution_that_reads_the_image_reads_grey_ones():
+    class TwoStems(torch.nn.Module):
+        """Reads the image twice, as YOLOv9e does."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3)
+            self.yaml = {"channels": 3}
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    model, grey = TwoStems(), torch.rand(1, 1, 8, 8)
+    expected = model(grey.expand(-1, 3, -1, -1))
+    outputs.read_grey(model)
+    torch.testing.assert_close(model(grey), expected)
+    assert model.yaml["channels"] == 1
 
 
 def test_teacher_of_another_library_is_given_three_equal_channels():

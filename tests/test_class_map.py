@@ -43,6 +43,15 @@ def test_names_that_differ_only_in_case_are_classes_of_their_own():
     assert match_classes(letters, turned, {"a": "A", "A": "a"}).sources == {0: (25,), 26: (51,)}
 
 
+def test_imagenets_numbers_and_words_are_the_same_classes():
+    numbers, words = {0: "n01440764", 1: "n02102040"}, {0: "tench", 1: "English_springer"}
+    for student, teacher in ((numbers, words), (words, numbers), (numbers, numbers)):
+        classes = match_classes(student, teacher)
+        assert classes.sources == {0: (0,), 1: (1,)} and classes.student_names == student
+    assert match_classes({0: "hard_hat"}, {0: "Hard hat"}).student == [0]
+    assert match_classes({0: "n0", 1: "b"}, {0: "n0"}).unmatched == ["b"]  # no number of ImageNet
+
+
 def test_teacher_classes_that_share_a_name_teach_together():
     assert match_classes({0: "car"}, {0: "car", 1: "bus", 2: "car"}).sources == {0: (0, 2)}
 

@@ -72,6 +72,7 @@ def test_it_predicts_what_ultralytics_predicts_for_its_words(kind, task, encoder
     teacher.match(NAMES, WORDS)
     teacher.prepare(CPU)
     answer = teacher.run(images)[ONE2MANY]
+    torch.testing.assert_close(teacher.run(images[:1])[ONE2MANY].scores, answer.scores[:1], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(answer.scores.transpose(1, 2), raw["scores"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(answer.boxes.transpose(1, 2), raw["boxes"], rtol=1e-3, atol=1e-4)
     assert answer.scores.std() > 0.05 and teacher.task == task

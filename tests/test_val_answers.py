@@ -103,6 +103,7 @@ def test_the_val_columns_are_those_of_a_teacher_that_answers_in_every_epoch(quic
         model.train(**{**quick, "name": f"limit-{limit}", "epochs": 3}, teacher=teacher, **given)
         logs.append(pl.read_csv(model.trainer.csv).drop("time"))
         counts.append(sum(calls))
+        assert model.trainer.distillation.answers._val_answers.used == 0  # they are freed with the teacher
     assert logs[0].equals(logs[1]) and logs[0]["val/kd_cls"].min() > 0
     assert counts[1] - counts[0] == 2 * 4  # two more passes over four val images
 

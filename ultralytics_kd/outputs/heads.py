@@ -201,7 +201,10 @@ class RawHead(nn.Module):
         towers (nn.ModuleDict): Towers by branch and part, one per level.
         proto (nn.Module | None): The module of the mask prototypes, if they are read.
         levels (list[int]): Index of each level that is read.
+        export (bool): Always False; YOLO-World's model asks for it.
     """
+
+    export = False
 
     def __init__(self, head: Detect, reads: Mapping[str, Collection[str]], strides: Sequence[int] | None = None):
         """Share towers with a head.
@@ -300,11 +303,15 @@ def read_grey(model: Any) -> None:
     A convolution is linear: with the sum of its weights over the three channels it computes the same from one channel.
 
     Args:
-        model (BaseModel): The model; its first convolution reads the images.
+        model (BaseModel): The model. Convolutions of three channels read the images; YOLOv9e has two.
     """
-    conv = first_conv(model)
-    conv.weight = nn.Parameter(conv.weight.detach().sum(1, keepdim=True), conv.weight.requires_grad)
-    conv.in_channels = model.yaml["channels"] = 1
+    channels = first_conv(model).in_channels
+    for conv in [
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels and m.groups == 1
+    ]:
+        conv.weight = nn.Parameter(conv.weight.detach().sum(1, keepdim=True), conv.weight.requires_grad)
+        conv.in_channels = 1
+    model.yaml["channels"] = 1
 
 
 def last_conv(module: nn.Module) -> nn.Conv2d:

@@ -23,6 +23,7 @@ from .inference import to_device
 
 LIBRARY = "timm:"
 CELLS = (3, 4)  # an image that tests whether a model reads any size: height and width in cells of the coarsest map
+LARGER = (1.5, 2.0)  # another one: height and width in those of its own size
 NORMALISATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's, where timm names no other
 MISSING = "needs timm, which is not installed: pip install ultralytics_kd[timm]."
 
@@ -100,9 +101,11 @@ class BackboneTeacher(Teacher):
         kept = [maps[i] for i in self.original.indices]
         self._multiple = max(last)
         self.maps = [FeatureLayout(tuple(strides[i] for i in self.original.indices), tuple(m.shape[1] for m in kept))]
+        height, width = (self._nearest(side * factor) for side, factor in zip(self._native, LARGER))
         try:
-            self._probe(model, (CELLS[0] * self._multiple, CELLS[1] * self._multiple))
-        except Exception:  # it reads only the size that it was trained at
+            for size in ((CELLS[0] * self._multiple, CELLS[1] * self._multiple), (height, width)):
+                self._probe(model, size)
+        except Exception:  # it reads only the size that it was trained at, or no larger one
             self.size = self._native
 
     @staticmethod
@@ -136,7 +139,7 @@ class BackboneTeacher(Teacher):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return list(self.model(((images - self._mean) / self._std).to(self.dtype)))
 
-    def _nearest(self, side: int) -> int:
+    def _nearest(self, side: float) -> int:
         """Return the multiple of the coarsest stride that is nearest to a side in pixels."""
         return max(round(side / self._multiple), 1) * self._multiple
 

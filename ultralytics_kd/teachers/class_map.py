@@ -139,9 +139,9 @@ def match_classes(
         student_names (Mapping[int, str]): Class names of the data set that the student learns, before `single_cls`
             merges them.
         teacher_names (Mapping[int, str]): Class names of the teacher.
-        spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case or repeated
-            spaces, then plural and singular. A mapping {teacher name: student name}, or the path of a YAML with one,
-            sets the match.
+        spec (str | Mapping): "auto" compares names: equal ones first, then those that differ in case, repeated spaces
+            or underscores, then plural and singular. A mapping {teacher name: student name}, or the path of a YAML with
+            one, sets the match.
         keep (Iterable[int], optional): Student classes that may be taught; all if None.
         single_cls (bool): Whether all student classes are merged to one class "item", as in Ultralytics. Every teacher
             class that matches one of them teaches it, and so does a teacher's only class.
@@ -165,7 +165,7 @@ def match_classes(
         return ClassMap({0: tuple(teachers)}, {0: SINGLE_CLASS}, teachers)
     plurals: list[tuple[int, int]] = []
     if automatic:
-        pairs, plurals = _match_names(students, teachers, single_cls)
+        pairs, plurals = _match_names(in_words(students), in_words(teachers), single_cls)
     else:
         pairs = [
             (_index_of(teacher, teachers, "teacher"), _index_of(student, students, "data"))
@@ -294,9 +294,19 @@ def class_names(model: Any) -> dict[int, str]:
         return {}
 
 
+def in_words(names: Mapping[int, str]) -> Mapping[int, str]:
+    """Return class names with words in place of ImageNet's numbers, as Ultralytics shows them (n01440764: tench)."""
+    if not str(names.get(0, "")).startswith("n0"):
+        return names
+    try:
+        return check_class_names(dict(names))
+    except (KeyError, ValueError):  # they only look like these numbers
+        return names
+
+
 def match_key(name: object) -> str:
-    """Return a class name for comparison: in lower case, with single spaces."""
-    return " ".join(str(name).lower().split())
+    """Return a class name for comparison: in lower case, with single spaces, also in place of underscores."""
+    return " ".join(str(name).lower().replace("_", " ").split())
 
 
 def _list(names: Mapping[int, str], most: int = 8) -> str:

@@ -21,6 +21,8 @@ from .class_map import ClassMap
 from .inference import fused_copy, to_device
 from .validation import ValidationModel
 
+LARGER = 2 * outputs.SIDE  # side in pixels of an image that tests whether a model of another library reads any size
+
 
 class DenseTeacher(Teacher):
     """A classifier of any library, a semantic segmenter or a depth estimator.
@@ -56,6 +58,11 @@ class DenseTeacher(Teacher):
         if not isinstance(value, Tensor) or value.ndim != (2 if self.task == "classify" else 4):
             shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ModelError(self.source, f"returns {shape}, and task '{self.task}' needs {needed}.")
+        if self.imgsz is None and not self._ultralytics:
+            try:
+                outputs.probe(self.original, self.channels, LARGER)
+            except Exception:  # it reads no larger images than those that it was trained on
+                self.imgsz = side
         if self.task != "depth":
             self._check_names(value.shape[1])
         for name, given in (("mean", self.mean), ("std", self.std)):

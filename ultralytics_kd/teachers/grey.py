@@ -33,7 +33,7 @@ def match_channels(teacher: Teacher, channels: int) -> None:
                 f"reads images of {member.channels} channel(s), and those of the data have {channels}: give a "
                 f"teacher of {channels}, or set channels: {member.channels} in the YAML of data=.",
             )
-    teacher.channels = channels
+    teacher.channels = teacher.predictor.channels = channels
 
 
 def _read_grey(teacher: Teacher) -> None:

@@ -55,6 +55,6 @@ def _timm(name: str) -> Any:
     names = model.pretrained_cfg.get("label_names")
     imagenet = ImageNetInfo()
     if names is None and model.num_classes == imagenet.num_classes():
-        names = [imagenet.index_to_description(i) for i in range(model.num_classes)]
+        names = [imagenet.index_to_description(i).partition(",")[0] for i in range(model.num_classes)]  # no synonyms
     model.names = dict(enumerate(names or ()))
     return model

@@ -94,6 +94,10 @@ class LiveTeacher:
         if self.teacher.ready and not self.teacher.follows_student:  # it would be the model under validation
             batch |= self._val_answers.get(batch, lambda: self._answer(batch["img"]), keep_features)
 
+    def release(self) -> None:
+        """Free the answers to val images."""
+        self._val_answers = ValAnswers()
+
     def imgsz(self, student: Any) -> int:
         """Return the side of the images that the teacher sees, in pixels.
 

@@ -468,8 +468,7 @@ class Distillation:
     def release(self) -> None:
         """Release the teacher: the trainer stays with the model and must not hold the teacher's weights."""
         self._close_hooks()
-        if self.cached:
-            self.cached.release()
+        self.answers.release()
         if self.source.in_memory:
             self.source.value = None
         self.teacher.release()
