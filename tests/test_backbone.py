@@ -274,6 +274,8 @@ def test_what_features_cannot_do_is_one_sentence(weights, quick, teacher, data, 
         YOLO(STUDENT).train(**quick, teacher=[teacher, source], kd_cache=True)
     with pytest.raises(KDError, match="teaches by features, and a cache stores detections"):
         make_cache({"data": data, "teacher": source, "kd_cache": str(tmp_path / "answers")})
+    with pytest.raises(KDError, match="'kd_feat=0' leaves the backbones among the teachers"):
+        YOLO(STUDENT).train(**quick, teacher=[teacher, source], kd_feat=0)
     with pytest.raises(KDError, match="'kd_feat_loss=cwd' has no effect beside a backbone"):
         YOLO(STUDENT).train(**quick, teacher=source, kd_feat_loss="cwd")
     photos = str(Path(data).parent / "images/train")

@@ -269,6 +269,7 @@ def test_of_a_model_and_a_backbone_the_model_is_scored(bench, teacher, tmp_path)
     found = Bench(plan, bench["data"], None)._resolve([teacher, backbone], False, "auto")
     assert found["path"] == [str(Path(teacher).resolve()), backbone]
     assert found["scored"]["path"] == str(Path(teacher).resolve())
+    assert plan.arms[-1].args["kd_feat"] is None  # the training chooses the weight of a backbone's features
 
 
 @pytest.mark.parametrize("kind", ["ema", "object", "exported"])

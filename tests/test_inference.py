@@ -288,6 +288,14 @@ def test_student_with_teacher_can_be_profiled_by_ultralytics(teacher):
     assert len(results) == 1 and results[0][3] > 0 and results[0][4] > 0
 
 
+def test_uninitialised_memory_that_ultralytics_profiles_does_not_reach_the_teacher():
+    student, answerer, distiller = pair(kd_cls=1.0)
+    profiled = StudentWithTeacher(student, answerer, distiller).train()
+    with pytest.raises(KDError, match="NaN or Inf"):
+        answerer(torch.full((2, 3, 64, 64), 1e38))
+    assert profiled(torch.full((2, 3, 64, 64), 1e38)) and answerer.dtype == torch.float32
+
+
 # Compilation ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def quick_compiler(monkeypatch):

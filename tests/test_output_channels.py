@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import head as heads
 
+from ultralytics_kd.errors import ModelError
 from ultralytics_kd.outputs.output_channels import OutputChannels, keypoint_names
 from ultralytics_kd.outputs.weight_selection import select_weights
+from ultralytics_kd.teachers.validation import check_keypoints
 
 # Head -> model and arguments of the head in a YAML
 KINDS = {
@@ -205,3 +209,12 @@ def test_a_classifier_takes_the_rows_of_its_classes():
     teacher.model[-1].linear.bias.data.copy_(torch.arange(6))
     select_weights(student, teacher, {1: 5})
     assert student.model[-1].linear.bias.tolist() == [0, 5, 0]
+
+
+@pytest.mark.parametrize("theirs, refused", [(["nose", "right", "left"], True), (["nose", "left", "right"], False),
+                                             (["n", "l", "r"], False), (None, False)])  # fmt: skip
+def test_a_teacher_with_keypoints_in_another_order_is_refused(theirs, refused):
+    teacher = SimpleNamespace(source="t.pt", original=SimpleNamespace(kpt_names=theirs and {0: theirs}))
+    message = "has the keypoint 'left' in place 2, the data in place 1"
+    with pytest.raises(ModelError, match=message) if refused else nullcontext():
+        check_keypoints(teacher, ["nose", "left", "right"])

@@ -152,6 +152,64 @@ def test_concatenated_channels_of_unequal_shares_are_followed_to_their_sources()
     assert torch.equal(Picks(ours, theirs).of("model.13.cv1.conv")[1], expected)
 
 
+@pytest.mark.parametrize("cfgs", [("yolov5n.yaml", "yolov5s.yaml"), ("yolov8n-ghost.yaml", "yolov8n-ghost.yaml")])
+@pytest.mark.parametrize("images", [None, torch.rand(2, 3, 64, 64)], ids=["selected", "fitted"])
+def test_layers_that_put_their_parts_together_in_another_way_are_taken_too(cfgs, images):
+    """The output of C3 and GhostConv is not that of a convolution named cv2."""
+    student, teacher = (build(cfg, seed) for seed, cfg in enumerate(cfgs))
+    assert select_weights(student, teacher, images=images) == sum(p.numel() for p in student.parameters())
+    if cfgs[0] == cfgs[1]:
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(student(x)[0], teacher(x)[0])
+
+
+def test_the_bins_of_dfl_stay_as_they_are():
+    student, teacher = build("yolo11n.yaml", 0), build("yolo11s.yaml", 1)
+    select_weights(student, teacher, images=torch.rand(2, 3, 64, 64), fit=True)
+    assert student.model[-1].dfl.conv.weight.flatten().tolist() == list(range(16))
+
+
+def test_factors_of_blocks_are_taken_with_their_channels():
+    models = [build("yolo12l.yaml", seed) for seed in (0, 1)]
+    for name, parameter in models[1].named_parameters():
+        if name.endswith("gamma"):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    assert select_weights(*models) == sum(p.numel() for p in models[0].parameters())
+    factors = [[p for n, p in model.named_parameters() if n.endswith("gamma")] for model in models]
+    assert len(factors[0]) == 2 and all(torch.equal(*pair) for pair in zip(*factors))
+
+
+class Own(nn.Module):
+    """A block with a norm of its own behind two convolutions."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.cv1, self.cv2 = Conv(width, width // 2), Conv(width, width // 2)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return self.norm(torch.cat((self.cv1(x), self.cv2(x)), 1))
+
+
+@pytest.mark.parametrize("scales", ["nn", "ns"])
+def test_a_block_with_norms_of_its_own_is_taken_whole_or_not_at_all(scales):
+    models = [build(f"yolo26{scale}.yaml", seed) for seed, scale in enumerate(scales)]
+    for model in models:
+        first = model.model[0]
+        block = nn.Sequential(first, Own(first.conv.out_channels))
+        block.i, block.f, block.type, block.np = first.i, first.f, "Own", 0
+        model.model[0] = block
+        nn.init.uniform_(block[1].norm.running_mean)
+    before = [p.clone() for p in models[0].model[0].parameters()]
+    select_weights(*models)
+    own, theirs = (m.model[0].state_dict() for m in models)
+    if scales == "nn":
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
+    else:
+        assert all(torch.equal(*pair) for pair in zip(before, models[0].model[0].parameters()))
+
+
 def test_attention_takes_whole_heads():
     ours, theirs = build("yolo26n.yaml", 0), build("yolo26s.yaml", 1)  # 2 heads of 4, each 32 + 32 + 64 channels
     rows, _ = Picks(ours, theirs).of("model.10.m.0.attn.qkv.conv")

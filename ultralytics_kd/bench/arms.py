@@ -10,10 +10,11 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from ..config.arguments import ARGUMENTS, parse_list
+from ..config.arguments import ARGUMENTS, as_list, parse_list
 from ..config.checks import check_combination, check_plain
 from ..errors import KDError
 from ..files import load_yaml
+from ..teachers.backbone import LIBRARY
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 DEFAULT_ARMS = f"{ALONE},{BUILTIN},{KD}"
@@ -65,7 +66,8 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
         key, defaults = ("distill_model", builtin) if uses_builtin else ("teacher", kd)
         args = {**defaults, key: teacher or None, **args}
         args[key] = _named(args[key])
-        if key == "teacher" and args["kd_feat"] is None and not args["kd_keep"]:
+        backbone = any(str(each).strip().startswith(LIBRARY) for each in as_list(args[key]))
+        if key == "teacher" and args["kd_feat"] is None and not args["kd_keep"] and not backbone:
             args["kd_feat"] = 0.0  # what it means here, and what records of 0.2 have
         if key == "distill_model" and isinstance(args[key], list):
             raise KDError(

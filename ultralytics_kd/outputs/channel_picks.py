@@ -27,6 +27,13 @@ from .channel_importance import Importance, foremost
 
 Pick = Tensor  # indices of the teacher's channels that the student takes, in the student's order
 READERS = {"Conv", "C2f", "C3k2", "A2C2f", "C2PSA", "SPPF"}  # layers that read their input with their first convolution
+# Layers whose output is that of one convolution. Others put out the sum or the concatenation of several (C3, GhostConv,
+# ADown), or are a user's own: their channels are evenly spaced
+LAST = {
+    **dict.fromkeys(("Conv", "DWConv"), "conv"),
+    **dict.fromkeys(("C2", "C2f", "C3k2", "A2C2f", "C2fAttn", "C2fCIB", "C2PSA", "C2fPSA", "PSA"), "cv2.conv"),
+    **dict.fromkeys(("SPP", "SPPF", "SCDown", "Bottleneck"), "cv2.conv"),
+}
 TOWERS = {"cv2", "cv3", "cv4"}  # parts of a head, each with a tower of convolutions for each level
 ENDS = {"Bottleneck": "cv2.conv", "C3k": "cv3.conv", "PSABlock": "ffn.1.conv"}  # the last convolution of inner blocks
 FED = {"cv4_kpts", "cv4_sigma", "flow_model", "dfl"}  # parts of a head that read another part
@@ -83,14 +90,14 @@ class Picks:
         return self.student.get(norm), self.teacher.get(norm)
 
     def output(self, name: str) -> Pick | None:
-        """Return the output channels of a layer: those of its last convolution, which blocks call cv2."""
+        """Return the output channels of a layer: those of its last convolution."""
         last = self._last(name)
         return self.of(last)[0] if last else None
 
     def _last(self, name: str) -> str:
         """Return the name of a layer's last convolution; empty if it is not known."""
-        names = (f"{name}.cv2.conv", f"{name}.conv")
-        return next((n for n in names if isinstance(self.student.get(n), nn.Conv2d) and n in self.teacher), "")
+        last = f"{name}.{LAST.get(type(self.student[name]).__name__)}"
+        return last if isinstance(self.student.get(last), nn.Conv2d) and last in self.teacher else ""
 
     def _foremost(self, names: Sequence[str], count: int, total: int, start: int = 0) -> Pick:
         """Return the most important of the channels that some of the teacher's convolutions share.

@@ -62,7 +62,9 @@ def select_weights(
     names = keypoints, keypoint_names(getattr(teacher, "kpt_names", None))
     picks, count = Picks(student, teacher, _importance(teacher, images) if fit and images is not None else None), 0
     channels = OutputChannels(student.model[-1], teacher.model[-1], classes, names)
+    foreign = _foreign_layers(picks)
     plan = _plan(picks, f"model.{len(student.model) - 1}.", channels)
+    plan = {name: rows for name, rows in plan.items() if not name.startswith(tuple(f"{layer}." for layer in foreign))}
     with torch.no_grad():
         for name, rows in plan.items():
             module, source = picks.student[name], picks.teacher[name]
@@ -70,6 +72,9 @@ def select_weights(
                 count += _copy_conv(module, source, picks.norms(name), rows, picks.of(name)[1])
             else:
                 count += _copy_linear_or_upsampling(module, source, rows)
+        count += _copy_scales(picks) + _copy_whole(picks, foreign)
+        if count:  # these are as they must be
+            count += sum(p.numel() for name, p in student.named_parameters() if _is_constant(name))
     if count and images is not None:
         convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
         others = block_targets(picks)
@@ -140,7 +145,7 @@ def _plan(picks: Picks, head: str, channels: OutputChannels) -> dict[str, Rows]:
     outputs: dict[str, str] = {}  # output layers, and the group of each
     incomplete = set()
     for name, module in picks.student.items():
-        if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
+        if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)) or _is_constant(name):
             continue
         path = name.removeprefix(head) if name.startswith(head) else ""
         last = path and not isinstance(module, nn.ConvTranspose2d) and picks.norms(name)[0] is None
@@ -175,7 +180,68 @@ def _rows(picks: Picks, name: str, output: str, channels: OutputChannels) -> Row
         return channels.rows(output, ours, theirs)
     if ours > theirs or (isinstance(module, nn.Linear) and ours != theirs):
         return None
-    return torch.arange(ours), picks.of(name)[0] if isinstance(module, nn.Conv2d) else evenly(ours, theirs)
+    if not isinstance(module, nn.Conv2d):
+        return torch.arange(ours), evenly(ours, theirs)
+    taken, inputs = picks.of(name)
+    if len(taken) != ours or (module.groups == 1 and len(inputs) != module.in_channels):
+        return None  # in a block that is put together in another way than the known ones
+    return torch.arange(ours), taken
+
+
+def _is_constant(name: str) -> bool:
+    """Return whether a layer's weights are no weights: those of `dfl` are the bins 0 to 15, which nobody trains."""
+    return "dfl" in name.split(".")
+
+
+def _foreign_layers(picks: Picks) -> list[str]:
+    """Return the layers below the head with a BatchNorm that is not behind a convolution of Ultralytics'.
+
+    Such layers are other libraries' backbones, or put their parts together in their own way.
+
+    Args:
+        picks (Picks): Modules of both models.
+    """
+    layers = [name for name in picks.student if name.startswith("model.") and name.count(".") == 1]
+    paired = {id(picks.norms(name)[0]) for name in picks.student if name.endswith(".conv")}
+    return [
+        name
+        for name in layers[:-1]
+        if any(isinstance(m, nn.BatchNorm2d) and id(m) not in paired for m in picks.student[name].modules())
+    ]
+
+
+def _copy_whole(picks: Picks, layers: Sequence[str]) -> int:
+    """Copy layers whose state has the same shapes in both models, and return the number of parameters.
+
+    Args:
+        picks (Picks): Modules of both models.
+        layers (Sequence[str]): Names of layers.
+    """
+    count = 0
+    for name in layers:
+        ours, theirs = picks.student[name].state_dict(), picks.teacher[name].state_dict()
+        if {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}:
+            picks.student[name].load_state_dict(theirs)
+            count += sum(p.numel() for p in picks.student[name].parameters())
+    return count
+
+
+def _copy_scales(picks: Picks) -> int:
+    """Copy the factors of blocks that add a scaled part to what they read (A2C2f), and return their number.
+
+    Args:
+        picks (Picks): Channels of hidden layers.
+    """
+    count = 0
+    for name, module in picks.student.items():
+        ours, theirs = (getattr(m, "gamma", None) for m in (module, picks.teacher.get(name)))
+        if not isinstance(ours, nn.Parameter) or not isinstance(theirs, nn.Parameter):
+            continue
+        pick = picks.output(name)
+        if pick is not None and len(pick) == len(ours):
+            ours.copy_(theirs[pick])
+            count += ours.numel()
+    return count
 
 
 def _fits(module: Any, source: Any, norms: tuple[Any, Any]) -> bool:

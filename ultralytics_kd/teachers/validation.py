@@ -13,10 +13,31 @@ from ultralytics.utils.ops import xyxy2xywh
 from .. import outputs
 from ..errors import ModelError
 from ..outputs import ONE2MANY
+from ..outputs.output_channels import keypoint_names
 from .answers import Answer, SetAnswer
 from .base import Teacher
 
 CONF, TOPK = 0.001, 300  # lowest confidence and number of detections in Ultralytics' mAP
+
+
+def check_keypoints(teacher: Teacher, names: Sequence[str] | None) -> None:
+    """Check the order of a pose teacher's keypoints: `kd_kpt` compares them by their positions in the list.
+
+    Args:
+        teacher (Teacher): The teacher.
+        names (Sequence[str] | None): Names of the data's keypoints; None if they have none.
+
+    Raises:
+        ModelError: If a keypoint of the data has another position among the teacher's.
+    """
+    theirs = keypoint_names(getattr(teacher.original, "kpt_names", None))
+    for place, name in enumerate(names or ()):
+        if theirs is not None and name in theirs and theirs.index(name) != place:
+            raise ModelError(
+                teacher.source,
+                f"has the keypoint '{name}' in place {theirs.index(name)}, the data in place {place}, and kd_kpt "
+                "compares them by their order: give a teacher of the same order, or set kd_kpt=0.",
+            )
 
 
 def check_scorable(teacher: Teacher, data: Mapping[str, Any]) -> None:

@@ -55,7 +55,8 @@ class StudentWithTeacher(nn.Module):
         model: Any = unwrap_model(self.student)
         if self.teacher is None:
             return _tensors(self.student(images))
-        answer = self._answer(self.teacher, images.detach())
+        # Ultralytics profiles uninitialised memory, on which a teacher in half precision would overflow
+        answer = self._answer(self.teacher, torch.zeros_like(images))
         with self.distiller.capturing_features(model):
             preds = self.student(images)
             self.distiller.gains = dict.fromkeys((ONE2MANY, ONE2ONE), 1.0)

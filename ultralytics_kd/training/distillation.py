@@ -5,8 +5,8 @@ The trainer's mixin holds one `Distillation`, or None, and calls it at the touch
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
 from ..teachers.sizes import no_lead_warnings
+from ..teachers.validation import check_keypoints
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
@@ -62,10 +63,17 @@ def weigh_features(args: Any, teacher: Teacher) -> None:
     Args:
         args (Namespace): Arguments of the training.
         teacher (Teacher): The opened teacher.
+
+    Raises:
+        KDError: If the weight of the features is 0.
     """
     if not teacher.backbones:
         return
-    args.kd_feat = args.kd_feat or FEATURES
+    if args.kd_feat == 0:
+        raise KDError(
+            "'kd_feat=0' leaves the backbones among the teachers (timm:NAME) nothing to teach: drop it, or drop them."
+        )
+    args.kd_feat = FEATURES if args.kd_feat is None else args.kd_feat
     if teacher.predictor in teacher.backbones:
         for name in TASK_WEIGHTS[args.task]:
             if name != "kd_feat":
@@ -166,6 +174,9 @@ class Distillation:
         if self.keeping is not None:
             self.keeping.check_teacher(self.teacher)
         self._keypoints = keypoint_names(data.get("kpt_names"))
+        if self.args.task == "pose" and self.args.kd_kpt:
+            for member in self.teacher.members:
+                check_keypoints(member, self._keypoints)
 
     def open_cache(self, data: dict[str, Any]) -> None:
         """Open the cache if answers are stored, the teacher's classes matched.
@@ -294,8 +305,8 @@ class Distillation:
         if self.args.kd_feat is None and self.keeping is not None and runs_on_same:
             self.args.kd_feat = kept_feature_weight(student, self.teacher, self.args)
         self.distiller = build_distiller(self.args, student, self.teacher, stored, self._as_sets)
-        self.distiller.adapters.to(device)
         self.first_step = FirstStep(self.distiller)  # `started` reads it if an error is raised below
+        self.distiller.adapters.to(device)
         self.pseudo = build_pseudo_boxes(self.args, self.distiller, self.teacher)
         if self.keeping is not None and isinstance(self.distiller, GridDistiller):
             check_levels(f"'kd_keep={self.args.kd_keep}'", self.distiller, self.teacher)
@@ -472,6 +483,20 @@ class Distillation:
         if self.source.in_memory:
             self.source.value = None
         self.teacher.release()
+
+    @contextmanager
+    def uncaptured(self, student: nn.Module) -> Iterator[None]:
+        """Remove the hooks while Ultralytics copies the student: a copy that has them could not be saved.
+
+        Args:
+            student (nn.Module): The student.
+        """
+        self._capture_hooks.close()
+        try:
+            yield
+        finally:
+            if self.trains and self.distiller is not None:
+                self._capture_hooks.enter_context(self.distiller.capturing_features(student))
 
     def _close_hooks(self) -> None:
         """Remove the hooks and wrappers around the student's methods."""

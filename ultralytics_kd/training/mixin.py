@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -430,7 +430,7 @@ class DistillationMixin(_Trainer):
         """
         if self.distillation is None:
             return super().preprocess_batch(batch)
-        if self.distillation.unlabeled is not None:
+        if self.distillation.unlabeled is not None and self.distillation.unlabeled.ready:  # quantization comes before
             self.distillation.unlabeled.add_to(batch)
         batch = super().preprocess_batch(batch)
         if getattr(self.preprocess_batch, "__func__", None) is DistillationMixin.preprocess_batch:
@@ -549,8 +549,10 @@ class DistillationMixin(_Trainer):
         """Restore optimizer and EMA. The restored EMA is a new model and needs the distillation loss again."""
         if self.distiller is not None:
             checkpoints.check_adapters(ckpt.get("optimizer"), self.distiller)
+        student = unwrap_model(self.model)
         try:
-            super()._load_checkpoint_state(ckpt)
+            with self.distillation.uncaptured(student) if self.distillation else nullcontext():
+                super()._load_checkpoint_state(ckpt)
         except ValueError as e:  # PyTorch's, about parameter groups of other sizes
             if self.distillation is None or isinstance(e, KDError):
                 raise
@@ -558,7 +560,6 @@ class DistillationMixin(_Trainer):
                 "the checkpoint's optimizer has other parameter groups than this trainer's: resume with the trainer "
                 "that the run began with, e.g. YOLO('last.pt').train(resume=True, trainer=MyTrainer)."
             ) from e
-        student = unwrap_model(self.model)
         if self.distillation is not None and isinstance(getattr(student, "criterion", None), DistillationLoss):
             self.ema.ema.criterion = None
             self._attach_loss()

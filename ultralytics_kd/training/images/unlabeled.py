@@ -178,6 +178,11 @@ class UnlabeledPart:
         if shared and RANK in {-1, 0}:
             LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the student's scores will be too high.")
 
+    @property
+    def ready(self) -> bool:
+        """Whether batches can get images."""
+        return self.stream is not None
+
     def add_to(self, batch: dict[str, Any]) -> None:
         """Add images without labels to a batch as it comes from the loader, behind those with labels.
 

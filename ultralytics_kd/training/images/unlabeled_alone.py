@@ -94,6 +94,11 @@ class UnlabeledAlone(UnlabeledPart):
         dataset = trainer.train_loader.dataset
         self._warn_of_val_images(getattr(dataset, "small", dataset).im_files, trainer.test_loader.dataset)
 
+    @property
+    def ready(self) -> bool:
+        """Always true: the batches have the images."""
+        return True
+
     def add_to(self, batch: dict[str, Any]) -> None:
         """Note that no image of the batch has labels."""
         batch[LABELED] = 0

@@ -62,8 +62,14 @@ class ResumedRun:
         if self.teacher_given:
             args.teacher = overrides["teacher"]
         for name in FILES:
-            if name != "teacher" and overrides.get(name) and getattr(args, name):
-                setattr(args, name, overrides[name])
+            given, own = overrides.get(name), getattr(args, name)
+            if name != "teacher" and given and own:
+                setattr(args, name, given)
+            elif name not in {"teacher", "data"} and name in overrides and bool(given) != bool(own) and RANK in {-1, 0}:
+                LOGGER.warning(
+                    f"Resume ignores '{name}={given}', as the run began {'with' if own else 'without'} it. Start a new "
+                    "run to change that."
+                )
         args.kd_trust_teacher = overrides.get("kd_trust_teacher", args.kd_trust_teacher)
         self.folder = Path(args.model).parent
         checkpoint = torch_load(Path(args.model), map_location="cpu")  # Ultralytics has opened it already

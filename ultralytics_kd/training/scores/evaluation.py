@@ -51,7 +51,8 @@ def score_teacher(distillation: Distillation, trainer: Any, make_validator: Call
 
     distillation.teacher_metrics = validated(trainer, prepare, sentence) or {}
     scores = {k.removeprefix("metrics/"): v for k, v in distillation.teacher_metrics.items() if "metrics/" in k}
-    trainer.metrics = {**trainer.metrics, **{f"teacher/{name}": value for name, value in scores.items()}}
+    named = {f"teacher/{name}": value for name, value in scores.items()}
+    trainer.metrics = {**(trainer.metrics or {}), **named}  # only rank 0 has any if no best student was validated
     kept_scores.score_kept(distillation, trainer, lambda: _quiet_validator(trainer, make_validator))
 
 

@@ -57,7 +57,7 @@ def score_kept(distillation: Distillation, trainer: Any, make_validator: Callabl
     validated(trainer, prepare, sentence)
     scores = distillation.kept_metrics.get("student", {})
     added = {f"kept/{k.removeprefix('metrics/')}": v for k, v in scores.items() if k.startswith("metrics/")}
-    trainer.metrics = {**trainer.metrics, **added}
+    trainer.metrics = {**(trainer.metrics or {}), **added}
 
 
 def _validated(model: Any, side: int, distillation: Distillation, trainer: Any, validator: Any) -> dict[str, float]:
