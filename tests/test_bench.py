@@ -179,6 +179,18 @@ def test_holdout_splits_the_training_images_and_leaves_the_val_set_alone(tmp_pat
     assert hold_out(str(data), 0.2, tmp_path / "again").parent.joinpath("val.txt").read_text().split() == sorted(val)
 
 
+def test_a_bench_goes_on_with_its_split_or_not_at_all(tmp_path):
+    """With another split, models would be scored on images that they were trained on."""
+    data = draw_dataset(tmp_path / "shapes", 10)
+    first = hold_out(str(data), 0.2, tmp_path / "split").with_name("train.txt").read_text()
+    assert hold_out(str(data), 0.2, tmp_path / "split").with_name("train.txt").read_text() == first
+    added = next((tmp_path / "shapes/images/train").iterdir())
+    (added.parent / f"new{added.suffix}").write_bytes(added.read_bytes())
+    with pytest.raises(KDError, match="have changed since they were split"):
+        hold_out(str(data), 0.2, tmp_path / "split")
+    assert (tmp_path / "split/train.txt").read_text() == first
+
+
 def test_holdout_of_too_few_images_is_refused(tmp_path):
     with pytest.raises(KDError, match="empty"):
         hold_out(str(draw_dataset(tmp_path / "shapes", 2)), 0.1, tmp_path / "split")

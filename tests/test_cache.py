@@ -23,7 +23,7 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
-from ultralytics_kd.cache.answering import numbered
+from ultralytics_kd.cache.answering import numbered, spelling
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import image_key
 from ultralytics_kd.cache.manifest import Manifest
@@ -257,6 +257,26 @@ def test_answers_are_the_teachers_predictions(tmp_path, cfg):
         np.testing.assert_allclose(np.sort(boxes, 0), np.sort(expected.xywhn.numpy(), 0), atol=5e-3)
         np.testing.assert_allclose(probs.max(1), expected.conf.numpy(), atol=1e-3)
         assert (probs.argmax(1) == expected.cls.numpy()).mean() >= 0.9  # the order of equal probabilities is open
+
+
+def test_teachers_that_spell_a_class_differently_answer_for_the_same_class(tmp_path, data, teacher):
+    """A running teacher is matched by itself, so `Disc` of one and `disc` of another both teach `disc`."""
+    other = str(save_model(tmp_path / "other.pt", TEACHER, {0: "Disc", 1: "hard_box", 2: "lid"}))
+    given = {**QUIET, "data": data, "teacher": [teacher, other], "kd_cache": str(tmp_path / "c")}
+    store = make_cache({**given, "kd_cache_scales": 1})
+    assert list(store.manifest().names.values()) == [*NAMES.values(), "hard_box", "lid"]
+    assert match_classes(NAMES, store.manifest().names).student == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "names, key",
+    [
+        ([{0: "Disc"}, {0: "disc"}], "disc"),
+        ([{0: "Disc", 1: "disc"}, {0: "disc"}], "Disc"),  # they are two classes of one teacher
+    ],
+)
+def test_spelling_counts_only_if_a_teacher_tells_classes_apart_by_it(names, key):
+    assert spelling(names)("Disc") == key
 
 
 def test_fused_views_average_boxes_and_probabilities_of_teachers_with_the_class():

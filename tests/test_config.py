@@ -86,6 +86,7 @@ def test_misspelt_argument_is_answered_with_the_nearest(wrong, right):
         ({"kd_cls": 3.0}, "no effect without a teacher"),
         ({"kd_feat_loss": "cwd"}, "no effect without a teacher"),
         ({"teacher": "t.pt", "distill_model": "t.pt"}, "exclude each other"),
+        ({"teacher": "[a.pt,b.pt]", "kd_cache": True, "kd_teacher_weights": [2, 1], "task": "detect"}, "weigh all"),
         ({"teacher": "t.pt", "kd_cls": 0, "kd_box": 0, "kd_feat": 0}, "all distillation weights are 0"),
         ({"teacher": "t.pt", "task": "caption"}, "task 'caption' cannot be distilled"),
     ],

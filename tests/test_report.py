@@ -42,6 +42,7 @@ from ultralytics_kd.report.matching import agreement, calibration, correct, disa
 from ultralytics_kd.report.metrics import gap_closed, worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
 from ultralytics_kd.report.page import verdict
+from ultralytics_kd.report.report_folder import _remove_pictures
 from ultralytics_kd.report.run import command_of
 from ultralytics_kd.report.validation import Objects, validate
 
@@ -475,24 +476,37 @@ def test_command_line_writes_a_report_and_says_where(tmp_path, data, teacher, ca
     from ultralytics.utils import LOGGER
 
     (tmp_path / "out").mkdir()
-    for name in (
-        "image-05.png",
-        "levels-01.png",
-        "curves.png",
-        "mine.png",
-    ):  # an older report, and a file of the user's
+    for name in ("image-05.png", "levels-01.png", "curves.png", "image-mine.png"):
         (tmp_path / "out" / name).write_bytes(b"old")
+    pictures = {"images": [{"picture": "image-05.png"}], "levels": [{"picture": "levels-01.png"}]}
+    (tmp_path / "out/report.json").write_text(json.dumps({"charts": {"curves": "curves.png"}, **pictures}))
     LOGGER.propagate = True
     fine = [f"teacher={teacher}", f"student={teacher}", f"data={data}", "imgsz=64", "device=cpu", "images=1"]
     assert main(["report", *fine, f"project={tmp_path}", "name=out", "exist_ok=True"]) == 0
     left = {file.name for file in (tmp_path / "out").glob("*.png") if file.read_bytes() == b"old"}
-    assert left == {"mine.png"}
+    assert left == {"image-mine.png"}
     assert main(["report", *fine[:2]]) == 1
     LOGGER.propagate = False
     said = unwrapped(caplog.text)
     assert f"{tmp_path}/out/report.html" in said and "keeps 100% of the teacher's quality" in said
     made = json.loads((tmp_path / "out/report.json").read_text())
     assert "teacher=" in made["command"] and made["command"].startswith("yolo-kd report ")
+
+
+def test_a_report_removes_the_pictures_of_an_older_one_and_no_other_file(tmp_path):
+    for name in ("image-01.png", "image-holiday.png", "curves.png", "latency.png", "levels-01.png"):
+        (tmp_path / name).touch()
+    _remove_pictures(tmp_path)  # there is no report
+    assert len(list(tmp_path.iterdir())) == 5
+    older = {
+        "charts": {"latency": "latency.png", "x": "../x.png"},
+        "images": [{"picture": "image-01.png"}],
+        "levels": [],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(older))
+    _remove_pictures(tmp_path)
+    left = {"image-holiday.png", "curves.png", "levels-01.png", "report.json"}
+    assert {file.name for file in tmp_path.iterdir()} == left
 
 
 def test_verdict_names_what_the_teacher_does_not_know():

@@ -24,7 +24,7 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
         seed (int): Seed of the random split.
 
     Raises:
-        KDError: If a part would be empty.
+        KDError: If a part would be empty, or the folder has another split of the data set's images.
     """
     dataset = check_det_dataset(data)
     if not dataset.get("train"):
@@ -35,6 +35,19 @@ def hold_out(data: str, share: float, folder: Path, seed: int = 0) -> Path:
         raise KDError(f"holdout={share:g} of {len(files)} training images leaves one part empty: give another share.")
     random.Random(seed).shuffle(files)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("val", files[:count]), ("train", files[count:])):
-        (folder / f"{name}.txt").write_text("\n".join(sorted(part)) + "\n", encoding="utf-8")
+    lists = {folder / "val.txt": sorted(files[:count]), folder / "train.txt": sorted(files[count:])}
+    if any(
+        _names(file.read_text(encoding="utf-8").splitlines()) != _names(lists[file]) for file in lists if file.exists()
+    ):
+        raise KDError(
+            f"the training images of data={data} have changed since they were split in {folder}: models that were "
+            "trained on the old part would be scored on images that they have seen. Give another name=."
+        )
+    for file, part in lists.items():
+        file.write_text("\n".join(part) + "\n", encoding="utf-8")
     return save_data_yaml(dataset, folder, "train.txt", "val.txt")
+
+
+def _names(files: list[str]) -> list[tuple[str, ...]]:
+    """Return files by their name and the name of their folder, so that a data set may move as a whole."""
+    return sorted(Path(file).parts[-2:] for file in files)

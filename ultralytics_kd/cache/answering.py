@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ultralytics.utils.torch_utils import scale_img
 
 from ..outputs import BOXES, ONE2MANY, SCORES
 from ..teachers import Reads, Teacher, match_channels
+from ..teachers.class_map import match_key
 from ..teachers.detections import Detections, Thresholds
 from ..teachers.fusion import fuse
 from .manifest import Manifest
@@ -39,8 +40,10 @@ class Answerer:
             device (torch.device): Device on which the teachers run.
         """
         self.manifest, self.device, self.teachers = manifest, device, teachers
-        index = {one: i for i, one in enumerate(numbered(manifest.names))}
-        self.class_indices = [torch.tensor([index[one] for one in numbered(t.names)], device=device) for t in teachers]
+        key = spelling([t.names for t in teachers])
+        index = {one: i for i, one in enumerate(numbered(manifest.names, key))}
+        places = ([index[one] for one in numbered(t.names, key)] for t in teachers)
+        self.class_indices = [torch.tensor(each, device=device) for each in places]
         self.flips = (False, True) if manifest.flip else (False,)
         self.known = torch.zeros(len(manifest.names))  # number of views at one scale whose teacher has the class
         for indices in self.class_indices:
@@ -109,14 +112,34 @@ class Answerer:
         return detections
 
 
-def numbered(names: Mapping[int, str]) -> list[tuple[str, int]]:
+def spelling(names: Iterable[Mapping[int, str]]) -> Callable[[object], str]:
+    """Return how the class names of several teachers are compared: as names of teacher and student are, if that can be.
+
+    Args:
+        names (Iterable[Mapping[int, str]]): Class names of each teacher.
+
+    Returns:
+        (Callable): `match_key`; `str` if one of them has classes whose names differ in spelling alone.
+    """
+    for own in names:
+        different = set(own.values())
+        if len({match_key(name) for name in different}) < len(different):
+            return str
+    return match_key
+
+
+def numbered(names: Mapping[int, str], key: Callable[[object], str] = str) -> list[tuple[str, int]]:
     """Return class names, each with the number of classes of the same name before it.
+
+    Args:
+        names (Mapping[int, str]): Class names.
+        key (Callable): Returns a name in the spelling in which it is compared.
 
     Examples:
         >>> numbered({0: "bolt", 1: "nut", 2: "bolt"})
         [('bolt', 0), ('nut', 0), ('bolt', 1)]
     """
-    listed = list(names.values())
+    listed = [key(name) for name in names.values()]
     return [(name, listed[:i].count(name)) for i, name in enumerate(listed)]
 
 

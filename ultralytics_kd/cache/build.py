@@ -30,7 +30,7 @@ from ..screen import command, command_line, counted, file_size, near, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
 from ..teachers.sizes import size_warnings
-from .answering import coarsest_stride, numbered
+from .answering import coarsest_stride, numbered, spelling
 from .copying import complete_lookup
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
@@ -222,13 +222,17 @@ def _manifest(
     Raises:
         KDError: If a teacher does not fit the data.
     """
-    classes = dict.fromkeys(one for t in teachers for one in numbered(t.names))
+    key = spelling([t.names for t in teachers])
+    classes: dict[tuple[str, int], str] = {}  # a class that teachers spell differently is one
+    for teacher in teachers:
+        for one, name in zip(numbered(teacher.names, key), teacher.names.values()):
+            classes.setdefault(one, name)
     for teacher in teachers:
         match_channels(teacher, data["channels"])
     auto = "fp16" if device.type == "cuda" else "fp32"
     return Manifest(
         teachers=[{"name": t.name, "sha256": t.fingerprint()} for t in teachers],
-        names=dict(enumerate(name for name, _ in classes)),
+        names=dict(enumerate(classes.values())),
         imgsz=answered_size(args, teachers, options["kd_cache_imgsz"]),
         conf=options["kd_cache_conf"],
         iou=options["kd_cache_iou"],

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ultralytics.utils import LOGGER, colorstr
 
 from ..errors import KDError
-from ..files import lock_file, make_folder, own_file, write_whole
+from ..files import lock_file, make_folder, own_file, reason_of, write_whole
 from .keys import KeyIndex
 from .manifest import FORMAT, Manifest, check_manifest
 from .parquet import content_hash
@@ -203,12 +203,17 @@ def locked(folder: Path) -> Iterator[None]:
         folder (Path): The folder; it is made if it does not exist.
 
     Raises:
-        KDError: If it cannot be made.
+        KDError: If it cannot be made, or its lock file cannot.
     """
     make_folder(folder)
     lock = FileLock(lock_file(folder))
     try:
         lock.acquire(timeout=0)
+    except (PermissionError, NotImplementedError) as e:  # read-only, or on a drive without locks
+        raise KDError(
+            f"{folder} cannot be locked, which making answers needs ({reason_of(e).rstrip('.')}): give another folder. "
+            f"A training reads answers that are there with kd_cache={folder}."
+        ) from e
     except Timeout:
         LOGGER.info(f"{colorstr('Cache:')} another process fills {folder}, waiting until it ends")
         lock.acquire()

@@ -306,6 +306,10 @@ def _check_cache(cfg: Mapping[str, Any]) -> None:
         raise KDError(f"'kd_cache' stores detections, and task '{cfg.get('task')}' learns more than these: drop it.")
     if cfg.get("teacher") == "ema":
         raise KDError("'kd_cache' stores answers once, and teacher=ema changes with the student: drop one.")
+    if cfg.get("kd_teacher_weights") is not None:
+        raise KDError(
+            "'kd_cache' and 'kd_teacher_weights' exclude each other: stored answers weigh all teachers alike."
+        )
     backbone = next((each for each in as_list(cfg.get("teacher")) if names_library_model(each)), None)
     if backbone is not None:
         raise KDError(

@@ -95,10 +95,15 @@ def write_report(models: Sequence[ComparedModel], setup: EvaluationSetup, option
 
 
 def _remove_pictures(folder: Path) -> None:
-    """Remove the pictures of an older report."""
-    for pattern in ("image-*.png", "levels-*.png", *(f"{name}.png" for name in CHARTS)):
-        for file in folder.glob(pattern):
-            file.unlink()
+    """Remove the pictures that an older report in the folder names; other files there are the user's."""
+    try:
+        older = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        named = [*older["charts"].values(), *(each["picture"] for part in ("images", "levels") for each in older[part])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is not of this package
+        return
+    for name in named:
+        if Path(str(name)).name == name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _description(models: Sequence[ComparedModel], setup: EvaluationSetup, options: Options) -> dict[str, Any]:

@@ -224,7 +224,13 @@ class Distillation:
             self.args.kd_cache = str(made.folder)
         store = Store(self.args.kd_cache)
         stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}
-        if not all(member.fingerprint() in stored for member in self.teacher.members):
+        own = {member.fingerprint() for member in self.teacher.members}
+        if own < stored.keys() and RANK in {-1, 0}:
+            LOGGER.warning(
+                f"kd_cache={self.args.kd_cache} holds the joint answers of {' and '.join(stored.values())}: the "
+                f"student learns these, and not those of teacher={self.teacher.source} alone."
+            )
+        if not own <= stored.keys():
             raise KDError(
                 f"kd_cache={self.args.kd_cache} holds answers of other weights ({', '.join(stored.values())}), not of "
                 f"teacher={self.teacher.source}: name the teacher that it was made with."
