@@ -188,3 +188,13 @@ class Clock:
         """Return the load of all cores since the last call, as psutil does."""
         (then, busy), self.asked = self.asked, (self.now, self.busy)
         return 100 * (self.busy - busy) / (self.now - then) / self.cores if self.now > then else 0.0
+
+
+def test_a_smaller_set_in_the_folder_of_a_larger_one_has_its_own_images_alone(tmp_path):
+    draw_dataset(tmp_path, 6, 4, 64)
+    (tmp_path / "images/train/mine.png").touch()
+    draw_dataset(tmp_path, 3, 4, 64)
+    for place, suffix in (("images", "png"), ("labels", "txt")):
+        names = {file.name for file in (tmp_path / place / "train").glob(f"0*.{suffix}")}
+        assert names == {f"0000{i}.{suffix}" for i in range(3)}
+    assert (tmp_path / "images/train/mine.png").exists()

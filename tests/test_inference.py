@@ -332,3 +332,12 @@ def test_a_compiled_student_with_a_compiled_teacher_trains_to_the_end_with_the_l
             torch.testing.assert_close(compiled[key], eager[key], rtol=1e-2, atol=1e-3)
             if key.startswith("kd"):
                 assert eager[key] > 0
+
+
+def test_a_teacher_that_cannot_be_compiled_is_one_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("QAT models do not support torch.compile. Use compile=False.")
+
+    monkeypatch.setattr(inference, "attempt_compile", refuse)
+    with pytest.raises(KDError, match=r"the teacher cannot be compiled: QAT models do not support .* Drop kd_compile"):
+        inference.to_device(make_model("yolo26n.yaml"), CPU, torch.float32, True)

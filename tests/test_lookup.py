@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import copying, lookup, make_cache
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import KeyIndex, image_key
+from ultralytics_kd.cache.lookup import uri_of
 from ultralytics_kd.cache.shards import Row
 from ultralytics_kd.cache.store import Store
 from ultralytics_kd.teachers.class_map import match_classes
@@ -371,3 +372,18 @@ def test_opening_and_loading_are_measured(tmp_path):
     assert [r["way"] for r in report["opening"]] == ["memory", "disk, first time", "disk"]
     assert all(r["ms"] > 0 for r in report["loading"]) and report["loading"][0]["way"] == "plain"
     assert (tmp_path / "out.md").read_text() == measured.to_markdown(report)
+
+
+def test_a_file_on_a_network_drive_is_opened_without_a_host():
+    """SQLite refuses the URI file://server/share, which pathlib makes of such a path."""
+    assert uri_of(PureWindowsPath(r"\\server\share\answers.sqlite")) == "file:////server/share/answers.sqlite"
+    assert uri_of(PureWindowsPath(r"C:\answers.sqlite")) == "file:///C:/answers.sqlite"
+    assert uri_of(PurePosixPath("/a b/answers.sqlite")) == "file:///a%20b/answers.sqlite"
+
+
+def test_a_command_whose_answers_stayed_on_other_machines_says_so(drawn):
+    store, _ = drawn
+    keys = [*store.keys()]
+    copying.complete_lookup(store, keys)
+    with pytest.raises(KDError, match=r"has no answer to 1 of \d+ images.*all machines must share this folder"):
+        copying.complete_lookup(store, [*keys, "0" * 32])

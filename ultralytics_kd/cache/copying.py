@@ -118,7 +118,7 @@ def complete_lookup(store: Store, keys: Iterable[str]) -> None:
         keys (Iterable[str]): Keys of images to which the shards have an answer.
 
     Raises:
-        KDError: If a shard is damaged.
+        KDError: If a shard is damaged, or an image has no answer.
         UnwritableError: If the file cannot be written.
     """
     compact = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16)
@@ -126,6 +126,12 @@ def complete_lookup(store: Store, keys: Iterable[str]) -> None:
     if missing:
         lookup.file.unlink()
         write_lookup(store, store.folder)
+        _, missing = _completed(store, store.folder, compact)
+    if missing:
+        raise KDError(
+            f"{store.folder} has no answer to {len(missing)} of {len(compact)} images. With ray=True all machines must "
+            "share this folder: run the same command again once they do."
+        )
 
 
 def _made(store: Store, folder: Path, keys: np.ndarray) -> tuple[Lookup, list[int]]:

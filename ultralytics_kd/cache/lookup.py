@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import zlib
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -120,11 +120,21 @@ def connect(file: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: If it cannot be opened.
     """
-    db = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    db = sqlite3.connect(f"{uri_of(file.resolve())}?mode=ro&immutable=1", uri=True, isolation_level=None)
     # What SQLite advises for files from strangers
     db.execute("PRAGMA trusted_schema=OFF")
     db.execute("PRAGMA cell_size_check=ON")
     return db
+
+
+def uri_of(file: PurePath) -> str:
+    """Return the URI by which SQLite opens a file; that of a network drive must name no host.
+
+    Args:
+        file (PurePath): An absolute path.
+    """
+    uri = file.as_uri()
+    return uri if uri.startswith("file:///") else f"file://{uri.removeprefix('file:')}"
 
 
 def checksum(key: str, width: int, height: int, *arrays: bytes) -> int:

@@ -268,6 +268,9 @@ def draw_dataset(
             scene = draw_scene(np.random.default_rng((seed, stream, i)), size, classes=classes)
             cv2.imwrite(str(images / f"{i:05}.png"), scene.image)
             (labels / f"{i:05}.txt").write_text(_label_lines(scene), encoding="utf-8")
+        for file in (*images.glob("*.png"), *labels.glob("*.txt")):  # of a larger set that was drawn there before
+            if file.stem.isdigit() and int(file.stem) >= count:
+                file.unlink()
     data = {
         "path": str(root.resolve()),
         "train": "images/train",

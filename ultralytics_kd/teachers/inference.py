@@ -13,6 +13,7 @@ from ultralytics.nn.modules import Conv
 from ultralytics.utils.torch_utils import attempt_compile
 
 from .. import outputs
+from ..errors import KDError, first_line
 
 
 def raw_output_copy(
@@ -55,13 +56,19 @@ def to_device(model: Any, device: torch.device, dtype: torch.dtype, compile: boo
         device (torch.device): Where it runs.
         dtype (torch.dtype): Precision that it runs in.
         compile (bool | str): Whether to compile it, or `torch.compile`'s mode.
+
+    Raises:
+        KDError: If it cannot be compiled.
     """
     # Channels last was 10 to 20% faster on CPUs. On CUDA the student trains in it, and half precision runs well in it
     layout = torch.channels_last if device.type in {"cpu", "cuda"} else torch.contiguous_format
     model = model.to(device=device, dtype=dtype).to(memory_format=layout)
     if device.type == "cpu" and not compile:
         fuse_activations(model)
-    return attempt_compile(model, device=device, mode=compile)
+    try:
+        return attempt_compile(model, device=device, mode=compile)
+    except ValueError as e:  # Ultralytics compiles no model that was trained with quantize=8
+        raise KDError(f"kd_compile={compile}: the teacher cannot be compiled: {first_line(e)} Drop kd_compile.") from e
 
 
 def fuse_activations(model: nn.Module) -> bool:
