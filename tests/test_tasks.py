@@ -40,7 +40,7 @@ MAIN = {
 
 
 SOFTMAX_LOSSES = (("classify", "kl"), ("classify", "dist"), ("semantic", "kl"))
-DAILY = ("segment", "classify", "semantic", "depth")  # tasks that are trained for every change
+DAILY = ("segment", "classify", "depth")  # tasks that are trained for every change
 REPORTED = ("segment", "classify", "depth")  # tasks whose runs end with plots and a report
 
 
