@@ -155,6 +155,16 @@ def test_pages_show_the_gain_at_four_times_the_epochs():
     assert f"{early:+.3f} and {late:+.3f} (`variants-bccd`, `variants-bccd-4x`)" in page
 
 
+def test_results_page_shows_fading_and_measured_weights():
+    table = json.loads((STUDY / "results" / "variants-bccd" / "bench.json").read_text(encoding="utf-8"))["table"]
+    arms = ("linear", "weight-auto", "kd")
+    fading, measured, constant = (sum(r["score"] for r in table if r["arm"] == arm) / 2 for arm in arms)
+    shown = (
+        f"{fading:.3f} with `kd_schedule=linear` and {measured:.3f} with `kd_weight=auto`, {constant:.3f} with constant"
+    )
+    assert shown in " ".join(RESULTS_PAGE.split())
+
+
 def test_results_page_shows_a_student_of_another_family_and_heavier_terms():
     page = " ".join(RESULTS_PAGE.split())
     assert f"as no weights fit: {interval(gain('bccd, YOLO11n', 40, 'kd'))}" in page
