@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from task_models import task_model
 from test_training import results
 from torch import nn
+from ultralytics.utils.loss import v8ClassificationLoss
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.config.checks import check_combination, check_user_losses, check_values
 from ultralytics_kd.config.user_code import import_object
+from ultralytics_kd.distillation.loss import DistillationLoss
 from ultralytics_kd.distillation.pairs import DensePair, FeaturePair
 from ultralytics_kd.distillation.terms.dense import ImageTerm, PixelTerm
 from ultralytics_kd.distillation.terms.detection import BoxTerm, ClassTerm
@@ -250,3 +253,30 @@ def test_own_loss_with_parameters_is_trained_with_and_resumed(own, quick, teache
     resumed.add_callback("on_pretrain_routine_end", look)
     resumed.train(resume=True)
     assert seen == {"same": True} and resumed.trainer.start_epoch == 1
+
+
+class Mean:
+    """A user's loss of a classifier: a mean over images, as Ultralytics' own."""
+
+    def __call__(self, preds, batch):
+        loss = preds.float().square().mean()
+        return loss, {"loss": loss.detach()}
+
+
+def test_terms_beside_an_own_loss_of_a_classifier_are_no_larger_than_beside_ultralytics(own):
+    model = task_model("classify")
+    batch = {"img": torch.rand(8, 3, 64, 64), "cls": torch.zeros(8, dtype=torch.long)}
+    found = []
+    for base in (Mean(), v8ClassificationLoss()):
+        loss = DistillationLoss(base, Terms(), model.model[-1], trains=False)
+        found.append(loss(model(batch["img"]), {**batch, "teacher": object()})[0][-1].item())
+    assert found == [0.5, 0.5]
+
+
+class Terms:
+    """Stands for a distiller with one term of 0.5."""
+
+    balance, gains, terms = None, {"": 1.0}, ("kd_cls",)
+
+    def __call__(self, *_):
+        return {"kd_cls": torch.tensor(0.5)}

@@ -78,7 +78,8 @@ class DistillationLoss:
                 check_ignores_background(self.bases, argument)
         self.inspect: Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor]], None] | None = None
         self.first_nonfinite = FirstNonFinite()
-        self.scaled = not isinstance(base, v8ClassificationLoss)  # all others return the loss times the batch size
+        # A classifier's loss is a mean over images, that of a user too; all others are times batch size
+        self.scaled = not (isinstance(base, v8ClassificationLoss) or type(head).__name__ == "Classify")
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the parts of the loss times batch size, and their detached values.
