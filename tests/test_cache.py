@@ -20,6 +20,7 @@ from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import YAML
 from ultralytics.utils.ops import xywh2xyxy
+from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import make_cache
@@ -533,6 +534,15 @@ def test_answers_of_another_teacher_or_to_other_images_are_refused(quick, tmp_pa
     data = draw_dataset(tmp_path / "more", images=10, seed=7)
     with pytest.raises(KDError, match="has no answer to 10 of 10 training images \\(for example"):
         YOLO(STUDENT).train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(cache.folder)})
+
+
+def test_answers_from_before_a_teachers_names_were_corrected_are_refused(quick, tmp_path, cache, teacher):
+    """Its weights are the same, and the answers are in the old names."""
+    model = torch_load(teacher)
+    model["model"].names = {i: name for i, name in enumerate(reversed(NAMES.values()))}
+    torch.save(model, tmp_path / "corrected.pt")
+    with pytest.raises(KDError, match=r"was made when teacher=.* had other class names \('disc', now 'bar'\)"):
+        YOLO(STUDENT).train(**{**quick, "teacher": str(tmp_path / "corrected.pt"), "kd_cache": str(cache.folder)})
 
 
 def test_classes_of_stored_answers_are_matched(cache, data):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ..outputs.weight_origin import never_trained
 from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
+from ..teachers.prompted import PromptedTeacher
 from ..teachers.sizes import no_lead_warnings
 from ..teachers.validation import check_keypoints
 from .answer_sources import CachedTeacher, LiveTeacher
@@ -238,6 +240,14 @@ class Distillation:
         if self.args.kd_teacher_imgsz is not None:
             self._check_stored_size(store)
         held = store.manifest()
+        first = self.teacher.members[0]
+        pairs = zip_longest(held.names.values(), first.names.values())
+        differ = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        if differ and len(stored) == 1 and not isinstance(first, PromptedTeacher):  # whose names are those it looks for
+            raise KDError(
+                f"kd_cache={self.args.kd_cache} was made when teacher={first.source} had other class names "
+                f"('{differ[0]}', now '{differ[1]}'): make the answers again in another folder."
+            )
         self._check_stored_detections(held.conf, held.iou, held.topk)
         if store.manifest().channels != channels:
             raise KDError(
