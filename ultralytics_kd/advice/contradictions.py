@@ -46,14 +46,17 @@ def find_contradictions(
             and "swaps", how often one class was taken for another.
     """
     if result.labels:
-        return _of_boxes(result, names, min_conf, taught, original)
-    rows = [
-        {"file": file, "weight": distance, "same": same}
-        for file, prediction in result.predictions.items()
-        for distance, same in [_difference(prediction, result.truth[file], task)]
-        if _counts(prediction.values, distance, same, task, min_conf)
-    ]
-    return {"images": len(result.predictions), "rows": _sorted(rows, original)}
+        found = _of_boxes(result, names, min_conf, taught)
+    else:
+        rows = [
+            {"file": file, "weight": distance, "same": same}
+            for file, prediction in result.predictions.items()
+            for distance, same in [_difference(prediction, result.truth[file], task)]
+            if _counts(prediction.values, distance, same, task, min_conf)
+        ]
+        found = {"images": len(result.predictions), "rows": rows}
+    named = [{**row, "original": original(row["file"])} for row in found["rows"]]
+    return found | {"rows": sorted(named, key=lambda row: (-row["weight"], row["original"]))}
 
 
 def _difference(prediction: DensePrediction, truth: DensePrediction, task: str) -> tuple[float, float]:
@@ -70,14 +73,8 @@ def _counts(values: np.ndarray, distance: float, same: float, task: str, min_con
     return bool(same < 1 and values.max() >= min_conf) if task == "classify" else distance > 0
 
 
-def _of_boxes(
-    result: ValidationResult,
-    names: Mapping[int, str],
-    min_conf: float,
-    taught: set[int],
-    original: Callable[[str], str],
-) -> dict[str, Any]:
-    """Return the contradictions of a detector."""
+def _of_boxes(result: ValidationResult, names: Mapping[int, str], min_conf: float, taught: set[int]) -> dict[str, Any]:
+    """Return the contradictions of a detector, its rows in the order of the images."""
     rows: list[dict[str, Any]] = []
     swaps: Counter[tuple[str, str]] = Counter()
     labels_count = confident = 0
@@ -95,7 +92,7 @@ def _of_boxes(
         "confident": confident,
         **{kind: sum(row[kind] for row in rows) for kind in KINDS},
         "swaps": [{"label": a, "teacher": b, "count": n} for (a, b), n in swaps.most_common()],
-        "rows": _sorted(rows, original),
+        "rows": rows,
     }
 
 
@@ -132,12 +129,6 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
         "paired": len(paired),
         "weight": weight,
     }
-
-
-def _sorted(rows: list[dict[str, Any]], original: Callable[[str], str]) -> list[dict[str, Any]]:
-    """Return rows of images, those with most contradiction first, and their files as the data set names them."""
-    named = [{**row, "original": original(row["file"])} for row in rows]
-    return sorted(named, key=lambda row: (-row["weight"], row["original"]))
 
 
 def write_list(found: Mapping[str, list[dict[str, Any]]], file: Path) -> None:

@@ -13,7 +13,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.model import YOLO
 from ultralytics.utils import LOGGER
 
-from ..config.arguments import GRID_TASKS, as_list
+from ..config.arguments import learned_classes
 from ..errors import KDError, ModelError, NoSharedClassError
 from ..report.compared_model import ComparedModel
 from ..report.datasets import channels_of, class_names_of
@@ -82,8 +82,8 @@ def open_candidate(source: str, args: Namespace, task: str, imgsz: int | None) -
         KDError: If it cannot teach, or cannot be scored.
     """
     teacher = _open(source, args, task)
-    kept = as_list(args.classes) if args.classes is not None and task in GRID_TASKS else None
-    teacher.match(class_names_of(args.data, task), args.kd_classes, kept, bool(args.single_cls))
+    learned = learned_classes(args.classes, task)
+    teacher.match(class_names_of(args.data, task), args.kd_classes, learned, bool(args.single_cls))
     return ComparedModel("teacher", teacher, imgsz=imgsz)
 
 

@@ -12,9 +12,9 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from ..config.arguments import ARGUMENTS, as_list, parse_list
 from ..config.checks import check_combination, check_plain
+from ..config.user_code import names_library_model
 from ..errors import KDError
 from ..files import load_yaml
-from ..teachers.backbone import LIBRARY
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 DEFAULT_ARMS = f"{ALONE},{BUILTIN},{KD}"
@@ -66,7 +66,7 @@ def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[
         key, defaults = ("distill_model", builtin) if uses_builtin else ("teacher", kd)
         args = {**defaults, key: teacher or None, **args}
         args[key] = _named(args[key])
-        backbone = any(str(each).strip().startswith(LIBRARY) for each in as_list(args[key]))
+        backbone = any(map(names_library_model, as_list(args[key])))
         if key == "teacher" and args["kd_feat"] is None and not args["kd_keep"] and not backbone:
             args["kd_feat"] = 0.0  # what it means here, and what records of 0.2 have
         if key == "distill_model" and isinstance(args[key], list):

@@ -10,7 +10,7 @@ from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_
 from ultralytics.utils.torch_utils import get_num_params
 
 from .. import outputs
-from ..config.arguments import GRID_TASKS, as_list
+from ..config.arguments import GRID_TASKS, learned_classes
 from ..errors import KDError, NoSharedClassError
 from ..model import YOLO
 from ..report.datasets import channels_of, class_names_of
@@ -42,7 +42,7 @@ def score(weights: str, args: dict[str, Any], classes: Any = "auto", task: str |
     data = str(convert_ndjson_to_yolo_if_needed(args["data"]))
     teacher = open_teacher(weights, task, trust=True)  # YOLO has opened these weights already
     match_channels(teacher, channels_of(data, task))
-    learned = as_list(args["classes"]) if args.get("classes") is not None and task in GRID_TASKS else None
+    learned = learned_classes(args.get("classes"), task)
     teacher.match(class_names_of(data, task), classes, learned, bool(args.get("single_cls")))
     assert teacher.classes is not None
     if task == "pose":

@@ -8,14 +8,13 @@ from typing import Any
 
 from ultralytics.utils import colorstr
 
-from ..report.options import USED
+from ..report.options import PLACES, USED
 from ..report.score_names import HEADS, ONE
 from ..screen import command, command_line, counted, duration, near, near_value, paragraph, row, table
 from .arms import ALONE, Arm
 from .table import gain_text, metric_names, score_text, teacher_name
 
 SHOWN = "A gain whose interval reaches below zero has not been shown."
-OWN = {"project", "name", "exist_ok", "save_dir", "device", "workers", "batch"}  # a report chooses these by itself
 ONE_SEED = "With one seed a gain has no interval: seeds=3 or more show whether it is chance."
 
 
@@ -155,5 +154,6 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
             return ""
         args["data"] = args["kd_keep_data"]
     models = {"teacher": taught[arm], "student": best[arm], "baseline": best[ALONE]}
-    given = {**models, **{name: args[name] for name in USED if args.get(name) is not None and name not in OWN}}
+    names = [name for name in USED if name not in PLACES | {"batch"} and args.get(name) is not None]
+    given = {**models, **{name: args[name] for name in names}}
     return command_line("report", {k: near_value(v) for k, v in given.items()})

@@ -298,6 +298,16 @@ WEIGHTS = ("kd_cls", "kd_box", "kd_mask", "kd_kpt", "kd_depth", "kd_feat")
 AUTO_SHARE = 1.0  # norm of a term's gradient over that of the base loss, with kd_weight=auto and the default weight
 
 
+def learned_classes(classes: Any, task: str) -> list[Any] | None:
+    """Return the classes that a student with these arguments learns, None for all.
+
+    Args:
+        classes (Any): The argument `classes`, which only tasks with anchor points read.
+        task (str): The student's task.
+    """
+    return as_list(classes) if classes is not None and task in GRID_TASKS else None
+
+
 def as_list(value: Any) -> list[Any]:
     """Return the value of an argument as a list.
 

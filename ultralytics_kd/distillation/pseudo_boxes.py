@@ -31,7 +31,6 @@ from ..teachers.sets import grid_as_set
 from .ignored_background import check_levels, entries_inside, ignored_background
 
 DOUBT = 0.1  # a detection of less confidence is background
-MOST = 300  # detections in an image, as in Ultralytics' validation
 STORED = 100  # detections in an image that a cache must have room for
 IOU = 0.7  # of two detections with a larger overlap the more confident one is kept, as in Ultralytics' predictions
 CHANGED = 1.5  # an epoch is logged if it has this many times more or fewer boxes than the last logged one
@@ -96,7 +95,7 @@ class PseudoBoxes:
     def __init__(self, confidence: float, student: Layout, teacher: Layout | None):
         """Take the confidence and the heads; each argument becomes the attribute of its name."""
         self.confidence, self.student, self.teacher = confidence, student, teacher
-        self.thresholds = Thresholds(min(DOUBT, confidence), IOU, MOST)
+        self.thresholds = Thresholds(min(DOUBT, confidence), IOU)
         self.counts = Counts()
         self._last: dict[str, Tensor] = {}  # pseudo-boxes of the last batch, as labels of its images without labels
         self._labeled = 0  # images with labels in it

@@ -25,6 +25,8 @@ USED = (
     *("agnostic_nms", "project", "name", "exist_ok", "save_dir", "kd_classes", "kd_teacher_weights"),
     *("kd_trust_teacher", "kd_teacher_imgsz"),
 )
+# Those of its folder and of the machine, which no printed command has
+PLACES = {"project", "name", "exist_ok", "save_dir", "workers", "device"}
 # A validation for a report draws and writes nothing. With `val=True` Ultralytics would evaluate COCO's own files again
 QUIET = {"plots": False, "verbose": False, "save_json": False, "save_txt": False, "val": False}
 

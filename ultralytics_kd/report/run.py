@@ -15,7 +15,7 @@ from ultralytics.models.yolo.model import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import select_device
 
-from ..config.arguments import GRID_TASKS, TASKS, as_list
+from ..config.arguments import TASKS, learned_classes
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..errors import NOT_FOUND, KDError, ModelError, NoSharedClassError, first_line
 from ..screen import command_line, row
@@ -23,7 +23,7 @@ from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.validation import check_scorable
 from .compared_model import BASELINE, STUDENT, TEACHER, ComparedModel
 from .datasets import channels_of, class_names_of
-from .options import QUIET, REPORT_ONLY, USED, Options, check_given, check_options
+from .options import PLACES, QUIET, REPORT_ONLY, USED, Options, check_given, check_options
 from .report_folder import EvaluationSetup, write_report
 
 ONE_TRAINING = (
@@ -150,9 +150,8 @@ def command_of(args: Namespace, student: str) -> str:
         args (Namespace): Arguments of the training.
         student (str): Path of the finished student.
     """
-    places = {"project", "name", "exist_ok", "save_dir", "workers", "device", "split"}
     given = {"teacher": args.teacher, "student": student}
-    for name in (n for n in USED if n not in places):
+    for name in (n for n in USED if n not in PLACES | {"split"}):
         value = getattr(args, name, None)
         if name in {"data", "imgsz"} or value != DEFAULT_CFG_DICT.get(name):
             given[name] = value
@@ -218,8 +217,8 @@ def _match_classes(role: str, model: Teacher, args: Namespace, names: Mapping[in
         KDError: If no class matches.
     """
     if role == TEACHER:
-        kept = as_list(args.classes) if args.classes is not None and args.task in GRID_TASKS else None
-        model.match(names, args.kd_classes, kept, bool(args.single_cls))
+        learned = learned_classes(args.classes, args.task)
+        model.match(names, args.kd_classes, learned, bool(args.single_cls))
         return
     try:
         model.match(names)
