@@ -18,7 +18,7 @@ from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.records import write
-from ultralytics_kd.bench.run import Bench
+from ultralytics_kd.bench.run import Bench, _check_models
 from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown
@@ -390,6 +390,34 @@ def test_records_of_other_versions_bring_one_warning(tmp_path, caplog):
     write(tmp_path / "records/kd-0.json", {**record(0.3), "job": job.identity, "versions": versions})
     assert folder.record(job) and folder.record(job)
     assert caplog.text.count("'kd-0' was made with") == 1
+
+
+def test_records_are_refused_after_labels_or_the_model_file_have_changed(bench, tmp_path):
+    data = draw_dataset(tmp_path / "own")
+    student = save_model(tmp_path / "student.pt")
+
+    def job():
+        made = make_plan({**bench, "data": str(data), "model": str(student)})
+        return Bench(made, made.common["data"], folder, _check_models(made))._training("alone-0", made.common)
+
+    folder = JobFolder(tmp_path / "bench")
+    first = job()
+    file = folder.path / "records/alone-0.json"
+    write(file, {"job": first.identity, "versions": VERSIONS, **record(0.3)})
+    assert folder.record(job())
+    label = next((tmp_path / "own/labels/val").glob("*.txt"))
+    before = label.read_text()
+    label.write_text(before.replace("0.", "0.0", 1))
+    with pytest.raises(KDError, match="made before the images or labels of the data set changed"):
+        folder.record(job())
+    label.write_text(before)
+    assert folder.record(job())
+    save_model(student)  # of other random weights
+    with pytest.raises(KDError, match="made before the file of the model changed"):
+        folder.record(job())
+    older = {name: value for name, value in first.identity.items() if "sha256" not in name}
+    write(file, {"job": older, "versions": VERSIONS, **record(0.3)})
+    assert folder.record(job())  # records of former versions have no hashes
 
 
 @pytest.mark.nightly

@@ -16,6 +16,7 @@ from ultralytics.utils import LOGGER
 from ..compat import versions
 from ..errors import KDError
 from ..files import lock_file, make_folder
+from .contents import HASHES, changed
 from .node import command, job_file, last_line
 from .records import read_record
 
@@ -139,9 +140,14 @@ class JobFolder:
             return None
         record = read_record(file, trained=job.arm is not None)
         old, new = record["job"], job.identity
-        changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-        if changed:
-            key = changed[0]
+        differ = changed(old, new)
+        if differ and differ[0] in HASHES:
+            raise KDError(
+                f"'{job.name}' in {self.path} was made before {HASHES[differ[0]]} changed: give another name=, or "
+                f"delete {file}."
+            )
+        if differ:
+            key = differ[0]
             rename = "rename the arm, " if job.arm and {"teacher", "distill_model"} & new.keys() else ""
             raise KDError(
                 f"'{job.name}' in {self.path} was made with {key}={old.get(key)}, not with {key}={new.get(key)}: give "

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
 from ..training.run.checkpoints import fingerprint
 from .arms import Arm
+from .contents import hash_data, hash_model
 from .jobs import VERSIONS, Job, JobFolder, LocalRunner, Runner
 from .plan import QUIET, Plan, make_plan
 from .ray_jobs import ray_runner
@@ -80,7 +82,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
     register_arguments()
     plan = make_plan(overrides)
     _check_folder(plan.save_dir)
-    _check_models(plan)
+    models = _check_models(plan)
     data = str(convert_ndjson_to_yolo_if_needed(plan.common["data"]))
     if lacks_training_images(data, plan.task):
         make_folder(plan.save_dir)
@@ -89,7 +91,7 @@ def run_bench(overrides: Mapping[str, Any]) -> dict[str, Any]:
         if plan.holdout:
             data = str(hold_out(data, plan.holdout, plan.save_dir / f"holdout-{plan.holdout:g}"))
         LOGGER.info(start_text(plan.arms, plan.seeds, plan.common["model"], plan.save_dir))
-        bench = Bench(plan, data, folder)
+        bench = Bench(plan, data, folder, models)
         bench.train_students(bench.score_teachers(bench.train_teacher()))
         report = bench.report()
     LOGGER.info(to_text(report, plan.save_dir))
@@ -109,8 +111,13 @@ def _check_folder(folder: Path) -> None:
         raise KDError(f"{near(folder)} holds a training: give the bench another name=.")
 
 
-def _check_models(plan: Plan) -> None:
-    """Raise if the student, or the teacher to train, is a model of another task or with an unsupported head."""
+def _check_models(plan: Plan) -> dict[str, str]:
+    """Return the hashes of the student and of the teacher to train, by their source.
+
+    Raises:
+        KDError: If one is of another task, or its head is not supported.
+    """
+    hashes = {}
     for name, source in (("model", plan.common["model"]), ("teacher_model", plan.teacher_model)):
         if source is None:
             continue
@@ -119,6 +126,8 @@ def _check_models(plan: Plan) -> None:
             raise KDError(f"{name}={source} is a '{model.task}' model, and the bench is of task '{plan.task}'.")
         if plan.task in GRID_TASKS and (fault := outputs.head_fault(model.model)):
             raise ModelError(source, f"{fault}.", name)
+        hashes[str(source)] = hash_model(model)
+    return hashes
 
 
 class Bench:
@@ -128,16 +137,22 @@ class Bench:
         plan (Plan): What to train and to score.
         data (str): The data set. With holdout, a copy whose val set is the held-out images.
         folder (JobFolder): Folder of jobs and records.
+        models (dict[str, str]): Hashes of the models that are trained, by their source.
         runs (list[Run]): Records of students.
         teachers (dict[str, dict[str, Any]]): Records of teachers by arm.
         failed (list[str]): A message for each failed training, with the path of its log.
     """
 
-    def __init__(self, plan: Plan, data: str, folder: JobFolder):
-        self.plan, self.data, self.folder = plan, data, folder
+    def __init__(self, plan: Plan, data: str, folder: JobFolder, models: dict[str, str] | None = None):
+        self.plan, self.data, self.folder, self.models = plan, data, folder, models or {}
         self.runs: list[Run] = []
         self.teachers: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
+
+    @cached_property
+    def _data_hash(self) -> str:
+        """The hash of the data set."""
+        return hash_data(self.data, self.plan.task)
 
     @property
     def count(self) -> int:
@@ -297,8 +312,10 @@ class Bench:
         return {"path": places if isinstance(source, list) else places[0], "sha256": identity, "scored": scored}
 
     def _identity(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Return everything that a result depends on: the arguments, and the data set as the user named it."""
-        shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout}
+        """Return everything that a result depends on: the arguments, the data set as the user named it, and hashes."""
+        shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout, "data_sha256": self._data_hash}
+        if str(args.get("model")) in self.models:
+            shared["model_sha256"] = self.models[str(args["model"])]
         if self.plan.kept is not None:  # all models are scored on it
             shared["kd_keep_data"] = self.plan.kept
         return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))

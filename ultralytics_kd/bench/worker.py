@@ -18,6 +18,7 @@ import polars as pl
 import psutil
 
 from ..model import YOLO
+from .contents import changed
 from .jobs import VERSIONS, kill_tree
 from .records import TRAINING, read_note, write
 from .scores import score, score_kept
@@ -39,7 +40,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         return _score(job, job["weights"], job["classes"])
     note = Path(job["trained"])
     training = read_note(note)
-    if training.get("job") != job["identity"] or not Path(training["weights"]).exists():
+    if not training or changed(training["job"], job["identity"]) or not Path(training["weights"]).exists():
         training = {"job": job["identity"], **_train(dict(job["args"]))}
         write(note, training)  # before the scores: if they fail, the training is not lost
     return {**_score(job, training["weights"], "auto"), **{k: training[k] for k in TRAINING}}

@@ -25,6 +25,19 @@ from .finite import FiniteCheck
 FINGERPRINT = "kd_fingerprint"  # key in the file that a run saves of a prompted teacher: its fingerprint
 
 
+def hash_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers, which does not depend on their file.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Teacher:
     """A frozen model that answers batches of images.
 
@@ -295,11 +308,7 @@ class Teacher:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights as they were given, which does not depend on their file."""
         if not self._hash:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.original.state_dict().items()):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-            self._hash = digest.hexdigest()
+            self._hash = hash_weights(self.original)
         return self._hash
 
     def release(self) -> None:
