@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,35 +16,31 @@ from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import autocast, get_num_params
 
 from .. import outputs
-from ..cache.build import answered_size, build_cache
-from ..cache.options import CACHE_ONLY, check_options
-from ..cache.store import Store
-from ..config import as_list, idle_arguments
+from ..config import idle_arguments
 from ..config.arguments import TASK_WEIGHTS
 from ..distillation.distillers import Distiller, GridDistiller, build_distiller
 from ..distillation.ignored_background import check_levels
 from ..distillation.keeping import ClassKeeper
 from ..distillation.loss import LABELED, DistillationLoss
-from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes, check_stored_detections
+from ..distillation.pseudo_boxes import PseudoBoxes, build_pseudo_boxes
 from ..errors import KDError
 from ..outputs.output_channels import keypoint_names
 from ..outputs.weight_origin import never_trained
-from ..report.datasets import class_names_of
 from ..teachers import Teacher, match_channels
 from ..teachers.class_map import load_map, match_classes
-from ..teachers.prompted import PromptedTeacher
 from ..teachers.sizes import no_lead_warnings
 from ..teachers.validation import check_keypoints
 from .answer_sources import CachedTeacher, LiveTeacher
 from .autobatch import StudentWithTeacher
 from .beginning import Batches, Beginning, begin
+from .data_classes import class_names, class_rules
 from .first_step import HOOKS, FirstStep
 from .images.large_images import LargeImageTeacher
 from .images.unlabeled_alone import DetectionsOnly, needs_sets, unlabeled_part
 from .keeping import Keeping, kept_feature_weight
-from .run.random_streams import streams_kept
 from .run.teacher_source import TeacherSource
 from .scores import tables
+from .stored_answers import open_store
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FEATURES = 1.0  # weight of `kd_feat` with a backbone as teacher, if none is given
@@ -172,7 +166,7 @@ class Distillation:
         """
         if self.args.kd_keep and self.keeping is None:
             self.keeping = Keeping(self.args, data)
-        self.teacher.match(self._class_names(data), **self._class_rules(data))
+        self.teacher.match(class_names(self.args, data), **class_rules(self.args, data))
         if self.keeping is not None:
             self.keeping.check_teacher(self.teacher)
         self._keypoints = keypoint_names(data.get("kpt_names"))
@@ -187,90 +181,10 @@ class Distillation:
             data (dict): Ultralytics' description of the data set.
         """
         if self.args.kd_cache:
-            names, rules = self._class_names(data), self._class_rules(data)
-            made, store = self.args.kd_cache is True, self._open_store(data["channels"], names)
-            classes = match_classes(names, store.manifest().names, **rules)
+            made, names = self.args.kd_cache is True, class_names(self.args, data)
+            store = open_store(self.args, self.source, self.teacher, data["channels"], names)
+            classes = match_classes(names, store.manifest().names, **class_rules(self.args, data))
             self.answers = CachedTeacher(store, classes, self.teacher, made)
-
-    def _class_names(self, data: dict[str, Any]) -> dict[int, str]:
-        """Return the data set's class names; with `single_cls`, those before Ultralytics merged them into one."""
-        if self.args.single_cls:
-            return class_names_of(self.args.data, self.args.task)
-        return dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-
-    def _class_rules(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `match_classes` that do not depend on the teacher."""
-        keep, single = self._kept_classes(data), bool(self.args.single_cls)
-        return {"spec": self.args.kd_classes, "keep": keep, "single_cls": single}
-
-    def _kept_classes(self, data: dict[str, Any]) -> list[int] | None:
-        """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
-        if self.args.classes is None:
-            return None
-        background = data.get("bg_class_idx")
-        return [*as_list(self.args.classes), *([background] if background else [])]
-
-    def _open_store(self, channels: int, names: dict[int, str]) -> Store:
-        """Return the cache if it fits teacher and data; with `kd_cache=True`, make it first.
-
-        Args:
-            channels (int): Channels of the data's images.
-            names (dict[int, str]): The student's classes, which prompted teachers look for.
-        """
-        if self.args.kd_cache is True:
-            self._check_stored_detections(*(CACHE_ONLY[f"kd_cache_{name}"] for name in ("conf", "iou", "topk")))
-            sources = as_list(self.source.value if self.source.in_memory else self.args.teacher)
-            # There is no process group yet. The first process to lock the folder answers all images
-            with streams_kept(torch.device("cpu")):  # augmentation draws as in a run without a cache
-                made = build_cache(self.args, sources, check_options(CACHE_ONLY), names=names)
-            self.args.kd_cache = str(made.folder)
-        store = Store(self.args.kd_cache)
-        stored = {t["sha256"]: t["name"] for t in store.manifest().teachers}
-        own = {member.fingerprint() for member in self.teacher.members}
-        if own < stored.keys() and RANK in {-1, 0}:
-            LOGGER.warning(
-                f"kd_cache={self.args.kd_cache} holds the joint answers of {' and '.join(stored.values())}: the "
-                f"student learns these, and not those of teacher={self.teacher.source} alone."
-            )
-        if not own <= stored.keys():
-            raise KDError(
-                f"kd_cache={self.args.kd_cache} holds answers of other weights ({', '.join(stored.values())}), not of "
-                f"teacher={self.teacher.source}: name the teacher that it was made with."
-            )
-        if self.args.kd_teacher_imgsz is not None:
-            self._check_stored_size(store)
-        held = store.manifest()
-        first = self.teacher.members[0]
-        pairs = zip_longest(held.names.values(), first.names.values())
-        differ = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        if differ and len(stored) == 1 and not isinstance(first, PromptedTeacher):  # whose names are those it looks for
-            raise KDError(
-                f"kd_cache={self.args.kd_cache} was made when teacher={first.source} had other class names "
-                f"('{differ[0]}', now '{differ[1]}'): make the answers again in another folder."
-            )
-        self._check_stored_detections(held.conf, held.iou, held.topk)
-        if store.manifest().channels != channels:
-            raise KDError(
-                f"kd_cache={self.args.kd_cache} holds answers to images of {store.manifest().channels} channel(s), and "
-                f"those of the data have {channels}: give another folder, or kd_cache=True."
-            )
-        self.args.kd_cache = str(Path(self.args.kd_cache).resolve())
-        return store
-
-    def _check_stored_detections(self, conf: float, iou: float, most: int) -> None:
-        """Raise if a cache with these limits lacks detections that pseudo-boxes need."""
-        given = self.args.kd_unlabeled_boxes
-        if given is not None:
-            check_stored_detections(given, self.args.kd_cache, conf, iou, most)
-
-    def _check_stored_size(self, store: Store) -> None:
-        """Raise unless the teacher answered at the size that `kd_teacher_imgsz` asks for."""
-        stored, asked = store.manifest().imgsz, answered_size(self.args, self.teacher.members)
-        if stored != asked:
-            raise KDError(
-                f"kd_cache={self.args.kd_cache} holds answers to images of {stored} px, and kd_teacher_imgsz="
-                f"{self.args.kd_teacher_imgsz} asks for {asked} px: drop kd_teacher_imgsz, or give kd_cache=True."
-            )
 
     def match_student(
         self, student: Any, device: torch.device, average: Callable[[], nn.Module], batches: Batches
@@ -290,31 +204,13 @@ class Distillation:
         if self.large_images is not None:
             self.large_images.fit(student)
         match_channels(self.teacher, outputs.first_conv(student).in_channels)
-        features_alone = self.teacher.predictor in self.teacher.backbones
-        if features_alone and self.args.kd_unlabeled_boxes is not None:
-            raise KDError(
-                f"'kd_unlabeled_boxes={self.args.kd_unlabeled_boxes}' needs boxes, and teacher={self.teacher.source} "
-                "has features alone: add a teacher that predicts, or drop it."
-            )
-        if self.alone and features_alone:
-            raise KDError(
-                f"teacher={self.teacher.source} teaches by features alone, and data={self.args.data} has no training "
-                "images with labels: nothing would teach the head. Add a teacher that predicts."
-            )
+        if self.teacher.predictor in self.teacher.backbones:
+            self._check_without_predictions()
         unlabelled_classes = self.alone or self.keeping is not None
         runs_on_same = self.large_images is None and self.cached is None
         if unlabelled_classes and runs_on_same and needs_sets(student, self.teacher):
             self.answers = DetectionsOnly(self.teacher)
-        if self.args.resume:
-            self.beginning = Beginning(get_num_params(student), 0, True)
-        else:
-            if self.keeping is not None:
-                self.keeping.check_rows(student)
-            how, keypoints = self.args.kd_init if self.keeping is None else False, self._keypoints
-            # Frozen layers could not be trained after the change. Without labels no base losses can be compared
-            if how == "auto" and (self.args.freeze or self.alone):
-                how = "fit"
-            self.beginning = begin(student, self.teacher, how, keypoints, batches, self.args.data, self.quantizes)
+        self.beginning = self._begin(student, batches)
         if self.quantizes and not self.beginning.trained:
             raise KDError(RANDOM_RANGES)
         stored = self.cached is not None
@@ -327,6 +223,31 @@ class Distillation:
         if self.keeping is not None and isinstance(self.distiller, GridDistiller):
             check_levels(f"'kd_keep={self.args.kd_keep}'", self.distiller, self.teacher)
             self.keeper = ClassKeeper(self.keeping.kept, self.distiller.student_layout, self.distiller.strides)
+
+    def _begin(self, student: Any, batches: Batches) -> Beginning:
+        """Give the student the weights that it begins with, and return where they came from."""
+        if self.args.resume:
+            return Beginning(get_num_params(student), 0, True)
+        if self.keeping is not None:
+            self.keeping.check_rows(student)
+        how = self.args.kd_init if self.keeping is None else False
+        # Frozen layers could not be trained after the change. Without labels no base losses can be compared
+        if how == "auto" and (self.args.freeze or self.alone):
+            how = "fit"
+        return begin(student, self.teacher, how, self._keypoints, batches, self.args.data, self.quantizes)
+
+    def _check_without_predictions(self) -> None:
+        """Raise if the run needs predictions; no teacher has any."""
+        if self.args.kd_unlabeled_boxes is not None:
+            raise KDError(
+                f"'kd_unlabeled_boxes={self.args.kd_unlabeled_boxes}' needs boxes, and teacher={self.teacher.source} "
+                "has features alone: add a teacher that predicts, or drop it."
+            )
+        if self.alone:
+            raise KDError(
+                f"teacher={self.teacher.source} teaches by features alone, and data={self.args.data} has no training "
+                "images with labels: nothing would teach the head. Add a teacher that predicts."
+            )
 
     @property
     def quantizes(self) -> bool:
@@ -483,7 +404,7 @@ class Distillation:
         if self.cached:
             self.teacher = self.source.open(self.args)
             match_channels(self.teacher, data["channels"])
-            self.teacher.match(self._class_names(data), **self._class_rules(data))
+            self.teacher.match(class_names(self.args, data), **class_rules(self.args, data))
 
     def stop(self) -> None:
         """Stop capturing feature maps and reading images without labels."""
