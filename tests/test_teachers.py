@@ -363,6 +363,27 @@ def test_features_of_teachers_with_other_levels_are_compared_on_those_that_all_h
     assert all(step["kd_feat"] > 0 for step in log)
 
 
+class BoxesAlone(torch.nn.Module):
+    """A detector of another library, without feature maps."""
+
+    names = tuple(NAMES.values())
+
+    def teach(self, images):
+        found = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}
+        return {"detections": [found for _ in images]}
+
+
+def test_features_count_in_full_beside_a_teacher_without_feature_maps():
+    def feature_term(sources):
+        student, teacher, distiller, loss = pair("yolo26n.yaml", open_teacher(sources), kd_cls=0, kd_box=0, kd_feat=1.0)
+        batch = batch_of()
+        return float(loss(student(batch["img"]), {**batch, "teacher": teacher(batch["img"])})[1]["kd_feat"])
+
+    with_maps = build("yolov8n-rtdetr.yaml")
+    alone = feature_term(with_maps)
+    assert alone > 0 and feature_term([with_maps, BoxesAlone()]) == pytest.approx(alone, rel=1e-3)
+
+
 def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):
     from ultralytics.engine import trainer as engine
 

@@ -100,7 +100,7 @@ class GridDistiller(Distiller):
             [head.layout for head in self.teacher_heads],
             self.student_layout.maps,
             teacher_maps,
-            [share for share, member in zip(teacher.shares, teacher.members) for _ in member.maps],
+            _shares_of_maps(teacher),
             heads,
             backbones,
         )
@@ -249,3 +249,9 @@ def _heads(branches: Sequence[str]) -> str:
 def _listed(strides: Iterable[int]) -> str:
     """Return strides as text."""
     return ", ".join(f"{stride:g}" for stride in strides)
+
+
+def _shares_of_maps(teacher: Teacher) -> list[float]:
+    """Return the weight of each member's feature maps; they sum to 1, also if some members have none."""
+    shares = [share for share, member in zip(teacher.shares, teacher.members) for _ in member.maps]
+    return [share / sum(shares) for share in shares]
