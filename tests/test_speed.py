@@ -68,6 +68,24 @@ def test_table_has_medians_and_the_added_time_over_that_of_the_limit():
     assert "| YOLO26s | kd_cls | 310 (210 to 410) | 1.55x | 1.10 | 1.50 GiB |" in text
 
 
+def test_settings_are_read_and_unknown_ones_are_named():
+    settings = speed.read_settings(speed.Settings, ["teachers=sx", "compile=True", "amp=False", "batch=64"])
+    assert (settings.teachers, settings.compile, settings.amp, settings.batch) == ("sx", True, False, 64)
+    with pytest.raises(ValueError, match=r"settings jobs, rounds: give name=value with teachers, "):
+        speed.read_settings(speed.Settings, ["jobs=2", "rounds="])
+
+
+@pytest.mark.nightly
+def test_compiled_students_and_teachers_take_a_step(tmp_path):
+    settings = speed.Settings("n", imgsz=64, batch=2, device="cpu", arms="kd_cls, limit", compile=True, kd_compile=True)
+    speed.prepare(settings, tmp_path)
+    arms = {name: speed.Arm(name, settings, tmp_path, "n") for name in settings.names}
+    assert all(arm.step() > 0 for arm in arms.values())
+    for name, arm in arms.items():
+        assert hasattr(arm.trainer.model, "_orig_mod"), name
+    assert hasattr(arms["kd_cls"].trainer.teacher.model, "_orig_mod")
+
+
 def test_given_arms_are_measured_with_plain():
     assert speed.Settings().names == list(speed.ARMS)
     assert speed.Settings(arms="kd_cache, kd_cls").names == ["plain", "kd_cls", "kd_cache"]

@@ -375,7 +375,7 @@ class BoxesAlone(torch.nn.Module):
 
 def test_features_count_in_full_beside_a_teacher_without_feature_maps():
     def feature_term(sources):
-        student, teacher, distiller, loss = pair("yolo26n.yaml", open_teacher(sources), kd_cls=0, kd_box=0, kd_feat=1.0)
+        student, teacher, _, loss = pair("yolo26n.yaml", open_teacher(sources), kd_cls=0, kd_box=0, kd_feat=1.0)
         batch = batch_of()
         return float(loss(student(batch["img"]), {**batch, "teacher": teacher(batch["img"])})[1]["kd_feat"])
 

@@ -24,9 +24,14 @@ def read_settings(kind: type[SettingsT], arguments: Sequence[str]) -> SettingsT:
     Args:
         kind (type): A dataclass whose fields have defaults.
         arguments (Sequence[str]): `name=value` for its fields.
+
+    Raises:
+        ValueError: If a setting is unknown or has no value.
     """
     types = {f.name: type(f.default) for f in fields(kind)}  # type: ignore[arg-type]
-    given = dict(argument.split("=", 1) for argument in arguments)
+    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    if unknown := [name for name, value in given.items() if name not in types or not value]:
+        raise ValueError(f"unknown or empty settings {', '.join(unknown)}: give name=value with {', '.join(types)}")
     return kind(**{k: v != "False" if types[k] is bool else types[k](v) for k, v in given.items()})
 
 

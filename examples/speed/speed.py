@@ -3,6 +3,7 @@
     python examples/speed/speed.py                                  YOLO26s and YOLO26x teach YOLO26n
     python examples/speed/speed.py teachers=m imgsz=640 batch=16 device=0 rounds=20
     python examples/speed/speed.py teachers=s arms=kd_cache rounds=41                     two arms, and less noise
+    python examples/speed/speed.py device=0 compile=True kd_compile=True                  compiled students and teachers
 
 Every arm is a real trainer with its own model. In each round every arm takes one step, in random order, so that other
 load on the machine slows all arms alike. A step is all that Ultralytics' loop does with a batch: preparation, forward
@@ -37,7 +38,7 @@ from measurement import machine, read_settings, save
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, TQDM, YAML
-from ultralytics.utils.torch_utils import autocast, select_device
+from ultralytics.utils.torch_utils import autocast, select_device, unwrap_model
 
 from ultralytics_kd import KDDetectionTrainer
 from ultralytics_kd.advice.costs import memory_meter
@@ -78,6 +79,8 @@ class Settings:
         rounds (int): Steps of every arm.
         device (str): Device; Ultralytics chooses it if empty.
         amp (bool): Whether to use mixed precision, if the device supports it.
+        compile (bool): Whether students are compiled; Ultralytics compiles none with `distill_model`.
+        kd_compile (bool): Whether our teachers are compiled, and that of `limit`.
         arms (str): Names in `ARMS`, separated by commas; "plain" is always measured, all are if empty.
         out (str): File for the results, `.json`; the table is written beside it.
     """
@@ -89,6 +92,8 @@ class Settings:
     rounds: int = 11
     device: str = ""
     amp: bool = True
+    compile: bool = False
+    kd_compile: bool = False
     arms: str = ""
     out: str = "speed.json"
 
@@ -123,6 +128,7 @@ class Arm:
         """
         places = {"TEACHER": str(folder / f"{scale}.pt"), "CACHE": str(folder / f"answers-{scale}")}
         arm_args = {k: places.get(v, v) if isinstance(v, str) else v for k, v in ARMS[name].items()}
+        compiles = "teacher" in arm_args and "kd_cache" not in arm_args
         trainer_class = KDDetectionTrainer if "teacher" in arm_args else DetectionTrainer
         self.trainer: Any = trainer_class(
             overrides={
@@ -133,6 +139,7 @@ class Arm:
                 "nbs": settings.batch,  # an optimizer step for every batch
                 "device": settings.device or None,
                 "amp": settings.amp,
+                "compile": settings.compile,
                 "optimizer": "AdamW",
                 "epochs": 1,
                 "workers": 0,
@@ -142,6 +149,7 @@ class Arm:
                 "name": f"{name}-{scale}".replace(" ", ""),
                 "exist_ok": True,
                 **({"kd_init": False} if "teacher" in arm_args else {}),  # weights do not matter, and a fit takes time
+                **({"kd_compile": settings.kd_compile} if compiles else {}),
                 **arm_args,
             }
         )
@@ -156,6 +164,8 @@ class Arm:
             self.teacher = YOLO(places["TEACHER"]).model.fuse(verbose=False).eval().to(self.trainer.device)
             if self.trainer.amp:
                 self.teacher.half()
+            if settings.kd_compile:
+                self.teacher = torch.compile(self.teacher)
 
     def set_up(self) -> None:
         """Build the trainer's model, terms and loaders."""
@@ -173,7 +183,11 @@ class Arm:
             if self.teacher is not None:
                 with torch.no_grad():
                     self.teacher(batch["img"].to(next(self.teacher.parameters()).dtype))
-            loss, trainer.loss_items = trainer.model(batch)
+            if trainer.args.compile:  # as Ultralytics' loop does
+                preds = trainer.model(batch["img"])
+                loss, trainer.loss_items = unwrap_model(trainer.model).loss(batch, preds)
+            else:
+                loss, trainer.loss_items = trainer.model(batch)
             trainer.loss = loss.sum()
         trainer.scaler.scale(trainer.loss).backward()
         trainer.optimizer_step()
