@@ -76,6 +76,22 @@ def test_a_non_finite_gradient_changes_nothing():
     assert balance.factors().item() == pytest.approx(0.5)
 
 
+def test_a_step_with_a_non_finite_answer_changes_no_factor():
+    balance = measured({"kd_cls": 0.5}, [1.0, 0.0], [1.0, 0.0])
+    (base, term), points = gradients([1.0, 0.0], [0.0, 9.0])  # of an answer that was replaced by zeros
+    balance.update(base, {"kd_cls": term}, points, counts=torch.tensor(0.0))
+    assert balance.factors().item() == pytest.approx(0.5)
+
+
+def test_a_student_with_a_frozen_body_is_measured_at_the_outputs_of_its_head():
+    student, _, distiller, batch, loss = setup("yolo26n.yaml", "yolo26s.yaml", kd_cls=1.0, kd_box=1.0, kd_weight=0.5)
+    for layer in student.model[:-1]:
+        layer.requires_grad_(False)
+    total, _ = loss(student(batch["img"]), batch)
+    assert total.requires_grad and (distiller.balance.ratios() > 0).all()
+    assert not distiller.balance.news()
+
+
 def test_gradients_are_measured_often_at_first_and_then_seldom(monkeypatch):
     steps = []
     balance = Balance({"kd_cls": 0.5})

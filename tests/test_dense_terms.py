@@ -49,11 +49,12 @@ def test_padding_has_no_gradient(term):
     assert not student.grad[:, :, :8].any() and student.grad[:, :, 8:].any()
 
 
-def test_padding_does_not_change_the_loss_of_the_rest():
-    """The mean is over the image only, whatever the padding of the batch."""
+@pytest.mark.parametrize("loss", ["kl", "cwd"])
+def test_padding_does_not_change_the_loss_of_the_rest(loss):
+    """The mean, or the softmax over positions, is over the image only, whatever the padding of the batch."""
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 1, 3, 16, 16)
-    images, term = padded(torch.rand(1, 3, 64, 64), 32, 0), PixelTerm("kl", None)
+    images, term = padded(torch.rand(1, 3, 64, 64), 32, 0), PixelTerm(loss, None)
     whole = term(DensePair(student[:, :, 8:], teacher[:, :, 8:]))
     torch.testing.assert_close(term(DensePair(student, teacher, images=images)), whole)
 

@@ -379,9 +379,30 @@ def test_features_count_in_full_beside_a_teacher_without_feature_maps():
         batch = batch_of()
         return float(loss(student(batch["img"]), {**batch, "teacher": teacher(batch["img"])})[1]["kd_feat"])
 
+    class FinerMaps(BoxesAlone):
+        """Its feature map is at a stride that the student lacks."""
+
+        strides, channels = (4,), (8,)
+
+        def teach(self, images):
+            maps = torch.zeros(len(images), 8, images.shape[-2] // 4, images.shape[-1] // 4)
+            return {**super().teach(images), "features": [maps]}
+
     with_maps = build("yolov8n-rtdetr.yaml")
     alone = feature_term(with_maps)
-    assert alone > 0 and feature_term([with_maps, BoxesAlone()]) == pytest.approx(alone, rel=1e-3)
+    assert alone > 0
+    for other in (BoxesAlone(), FinerMaps()):
+        assert feature_term([with_maps, other]) == pytest.approx(alone, rel=1e-3)
+
+
+def test_boxes_of_bins_are_decoded_in_full_precision_under_autocast():
+    from ultralytics_kd.outputs import distances, layout
+
+    head = layout(build("yolo11n.yaml"))
+    raw = torch.randn(1, 50, 4 * head.reg_max, generator=torch.Generator().manual_seed(0)) * 3
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = distances(raw, head)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, distances(raw, head))
 
 
 def test_autobatch_sees_a_student_that_teaches_itself(quick, monkeypatch):

@@ -48,7 +48,12 @@ class Balance:
         self._unseen: set[str] = set()
 
     def update(
-        self, base: Tensor, terms: Mapping[str, Tensor], points: Sequence[Tensor], labeled: int | None = None
+        self,
+        base: Tensor,
+        terms: Mapping[str, Tensor],
+        points: Sequence[Tensor],
+        labeled: int | None = None,
+        counts: Tensor | None = None,
     ) -> None:
         """Count a training step, and measure its gradients if it is time; without a device sync.
 
@@ -58,9 +63,10 @@ class Balance:
             points (Sequence[Tensor]): Outputs of student layers at which gradients are compared, batch dimension first.
             labeled (int, optional): Number of images with labels, which come first; None if all have labels. The others
                 are not compared: the base loss has no gradient there, or only one from the teacher's own boxes.
+            counts (Tensor, optional): Scalar, 0 if the teacher's answer was non-finite: then the step counts nothing.
         """
         if self._due():
-            self._measure(base, [terms[name] for name in self.shares], points, labeled)
+            self._measure(base, [terms[name] for name in self.shares], points, labeled, counts)
         self.step += 1
 
     def _due(self) -> bool:
@@ -68,13 +74,20 @@ class Balance:
         return self.step % EVERY == 0 or (self.step < EVERY and self.step & (self.step - 1) == 0)
 
     def _measure(
-        self, base: Tensor, terms: Sequence[Tensor], points: Sequence[Tensor], labeled: int | None = None
+        self,
+        base: Tensor,
+        terms: Sequence[Tensor],
+        points: Sequence[Tensor],
+        labeled: int | None,
+        counts: Tensor | None,
     ) -> None:
         """Add the gradients of a step to the moving averages, and compute the factors again."""
         gradients = [_gradient(loss, points, labeled) for loss in (base, *terms)]
         own = gradients[0]
         norm = own.dot(own)
         measured = torch.stack([torch.stack((norm, g.dot(g), own.dot(g))) for g in gradients[1:]])
+        if counts is not None:
+            measured = measured * counts
         if dist.is_available() and dist.is_initialized():  # every rank must use the same weights
             dist.all_reduce(measured)
         measured = torch.where(measured.isfinite().all(), measured, torch.zeros_like(measured))

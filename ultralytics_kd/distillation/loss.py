@@ -161,7 +161,8 @@ class DistillationLoss:
         if self.trains and torch.is_grad_enabled() and self.distiller.fade:
             count = batch.get(LABELED, batch["img"].shape[0]) if self.scaled else 1
             unfaded = {name: terms[name] / self.distiller.fade for name in balance.shares}
-            balance.update(loss.sum() / count, unfaded, self.distiller.points(preds), batch.get(LABELED))
+            points, counts = self.distiller.points(preds), batch.get(FINITE_FACTOR)
+            balance.update(loss.sum() / count, unfaded, points, batch.get(LABELED), counts)
         factors = balance.factors()
         return terms if factors is None else {**terms, **{n: f * terms[n] for n, f in zip(balance.shares, factors)}}
 

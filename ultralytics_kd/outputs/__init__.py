@@ -48,6 +48,7 @@ from .grid import (
     on_levels,
     pad,
     pixels,
+    raw_branches,
     take_images,
 )
 from .heads import (
@@ -140,6 +141,7 @@ __all__ = (
     "prompted_fault",
     "prompted_layout",
     "query_features",
+    "raw_branches",
     "read_grey",
     "stem_features",
     "take_images",

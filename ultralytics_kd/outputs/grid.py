@@ -112,9 +112,18 @@ def branches(preds: Any) -> dict[str, Branch]:
     Returns:
         (dict[str, Branch]): One entry per branch.
     """
+    return {name: _branch(out) for name, out in raw_branches(preds).items()}
+
+
+def raw_branches(preds: Any) -> dict[str, dict[str, Any]]:
+    """Return the branches in a model's raw predictions as the head returns them, channels first.
+
+    Args:
+        preds (dict | tuple): Raw predictions, as `branches` takes them.
+    """
     raw = preds[1] if isinstance(preds, tuple) else preds
     raw = raw if ONE2MANY in raw else {ONE2MANY: raw}
-    return {name: _branch(out) for name, out in raw.items() if out}  # a fused head leaves an empty branch
+    return {name: out for name, out in raw.items() if out}  # a fused head leaves an empty branch
 
 
 def _branch(out: dict[str, Any]) -> Branch:
@@ -240,7 +249,8 @@ def distances(boxes: Tensor, head_layout: Layout) -> Tensor:
     """
     if head_layout.dfl:
         bins = torch.arange(head_layout.reg_max, device=boxes.device, dtype=boxes.dtype)
-        boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
+        with torch.autocast(boxes.device.type, enabled=False):  # it would cast the product to bfloat16
+            boxes = boxes.unflatten(-1, (4, head_layout.reg_max)).softmax(-1) @ bins
     # Without DFL a distance may be negative. It must be negative where the anchor point lies outside a small object's
     # box. If opposite sides cross, the IoU is meaningless: both move to the middle, and a gradient can part them again.
     left_top, right_bottom = boxes.chunk(2, -1)

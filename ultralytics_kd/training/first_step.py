@@ -72,6 +72,7 @@ class FirstStep:
         """
         student = unwrap_model(trainer.model)
         if event == "on_train_epoch_start":
+            self._forget()  # after an error, such as one of memory, the last batch would keep its whole graph
             self.passed, student.criterion.inspect = False, self.inspect
         elif event == "on_train_batch_start" and not (self.passed or trainer.args.compile):
             self._watch(student)
@@ -142,6 +143,10 @@ class FirstStep:
                 self._warn_of_values()
         self._check_terms(epoch)
         self.started = self.passed = True
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was noted of a batch."""
         self._seen = self._answered = None
         self._terms, self._in_loss = {}, set()
 
@@ -207,7 +212,7 @@ class FirstStep:
 
     def _check_terms(self, epoch: int) -> None:
         """Raise if a term is non-finite or has no gradient."""
-        for name in sorted(self.pending & set(self._terms)):
+        for name in sorted(self._watched() & set(self._terms)):
             term = self._terms[name]
             value = float(term.detach())
             if not torch.isfinite(term.detach()):
@@ -225,7 +230,7 @@ class FirstStep:
 
     def _end_epoch(self) -> None:
         """Warn of terms that were 0 in all batches of an epoch; they are not watched any longer."""
-        for name in sorted(self.pending):
+        for name in sorted(self._watched()):
             if RANK in {-1, 0}:
                 LOGGER.warning(
                     f"{name} was 0 in every batch of an epoch: the teacher's answers gave it nothing to compare. Check "
@@ -236,7 +241,11 @@ class FirstStep:
     @property
     def over(self) -> bool:
         """Whether nothing is left to check."""
-        return self.passed and not self.pending
+        return self.passed and not self._watched()
+
+    def _watched(self) -> set[str]:
+        """Return the terms that were 0 so far; none in an epoch in which `kd_schedule` has turned all of them off."""
+        return self.pending if self.distiller.fade else set()
 
     def stop_watching(self) -> None:
         """Give the student its own `forward` back."""

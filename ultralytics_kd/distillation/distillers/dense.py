@@ -53,6 +53,11 @@ class DenseDistiller(Distiller):
         strides = {stride for maps in teacher_maps for stride in maps.strides}
         super().__init__(args, self.task, terms, Reads(None, None, tuple(sorted(strides))))
 
+    def start_epoch(self, progress: float) -> None:
+        """Set the factor of all terms for an epoch, and drop maps that a batch has left which ended in an error."""
+        super().start_epoch(progress)
+        self._captured = None
+
     def points(self, preds: Any) -> list[Tensor]:
         """Return the head's output; heads without anchor points do not return the maps that enter them."""
         return [outputs.dense_output(self.task, preds)]

@@ -100,7 +100,7 @@ class GridDistiller(Distiller):
             [head.layout for head in self.teacher_heads],
             self.student_layout.maps,
             teacher_maps,
-            _shares_of_maps(teacher),
+            [share for share, member in zip(teacher.shares, teacher.members) for _ in member.maps],
             heads,
             backbones,
         )
@@ -126,8 +126,8 @@ class GridDistiller(Distiller):
 
     def points(self, preds: Any) -> list[Tensor]:
         """Return the feature maps that enter the head, or its outputs where all layers below are frozen."""
-        branch = outputs.branches(preds)[ONE2MANY]
-        return [x for x in branch.feats if x.requires_grad] or [branch.scores, branch.boxes]
+        raw = outputs.raw_branches(preds)[ONE2MANY]
+        return [x for x in raw["feats"] if x.requires_grad] or [raw[outputs.SCORES], raw[outputs.BOXES]]
 
     @property
     def levels(self) -> str:
@@ -249,9 +249,3 @@ def _heads(branches: Sequence[str]) -> str:
 def _listed(strides: Iterable[int]) -> str:
     """Return strides as text."""
     return ", ".join(f"{stride:g}" for stride in strides)
-
-
-def _shares_of_maps(teacher: Teacher) -> list[float]:
-    """Return the weight of each member's feature maps; they sum to 1, also if some members have none."""
-    shares = [share for share, member in zip(teacher.shares, teacher.members) for _ in member.maps]
-    return [share / sum(shares) for share in shares]

@@ -11,6 +11,7 @@ from ...losses.logit import IMAGE_LOSSES, PIXEL_LOSSES
 from ..pairs import DensePair
 from .named_losses import named_loss
 
+NEVER = -1e30  # a logit whose share in any softmax is 0
 IMAGE_TAUS = {"kl": 4.0, "dkd": 4.0}  # default temperatures of classification, as published for small images
 
 
@@ -73,7 +74,7 @@ class PixelTerm:
             KDError: If the user's function cannot be imported.
         """
         self.loss, self.tau = named_loss("kd_cls_loss", loss, PIXEL_LOSSES, tau), tau or 1.0
-        self.by_pixel = loss == "kl"
+        self.by_pixel, self.by_channel = loss == "kl", loss == "cwd"
 
     def __call__(self, pair: DensePair) -> Tensor:
         """Return the term, a scalar."""
@@ -81,6 +82,8 @@ class PixelTerm:
         if student.shape[-2:] != teacher.shape[-2:]:
             teacher = F.interpolate(teacher, student.shape[-2:], mode="bilinear", align_corners=False)
         inside = pair.inside
+        if self.by_channel:  # its softmax is over positions: those in padding must have no share in it
+            return self.loss(student.masked_fill(~inside, NEVER), teacher.masked_fill(~inside, NEVER))
         student = student.where(inside, teacher)  # equal in padding, so that it adds no loss
         if not self.by_pixel:
             return self.loss(student, teacher)

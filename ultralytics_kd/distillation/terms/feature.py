@@ -46,14 +46,16 @@ class FeatureTerm:
             tau (float | None): Temperature; None for the loss's default.
             student (FeatureLayout): The student's feature maps.
             teachers (Sequence[FeatureLayout]): Feature maps of every teacher, at strides that the student has too.
-            shares (Sequence[float]): Weight of every teacher.
+            shares (Sequence[float]): Weight of every teacher; those whose maps are compared count in full.
 
         Raises:
             KDError: If the user's code cannot be imported, or does not make an nn.Module.
         """
-        self.name, self.shares = loss, shares
+        self.name = loss
         self.reads = frozenset({SCORES}) if loss == "sl2" else frozenset()
         self.levels = [[student.strides.index(s) for s in maps.strides] for maps in teachers]
+        compared = sum(share for share, levels in zip(shares, self.levels) if levels)
+        self.shares = [share / (compared or 1.0) for share in shares]
         channels = [
             (student.channels[i], c)
             for maps, levels in zip(teachers, self.levels)
