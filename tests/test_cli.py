@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import venv
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import STUDENT
+from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import LOGGER, YAML, remove_colorstr
 
 import ultralytics_kd
 from ultralytics_kd import activation, cli, config
+from ultralytics_kd.config.recipes import read_line
+from ultralytics_kd.screen import command_line
 
 ROOT = Path(ultralytics_kd.__file__).parents[1]
 
@@ -112,10 +116,63 @@ def test_ordinary_mistakes_are_one_sentence_too(args, tmp_path, monkeypatch):
 def test_kd_arguments_outside_of_training_are_warned_of(teacher, data, tmp_path, caplog):
     LOGGER.propagate = True
     image = Path(data).parent / "images" / "val" / "0.png"
-    args = [f"model={teacher}", f"source={image}", "imgsz=64", f"project={tmp_path}", "kd_cls=2"]
+    args = [f"model={teacher}", f"source={image}", "imgsz=64", f"project={tmp_path}", "kd_cls=3"]
     assert cli.main(["predict", *args]) == 0
     LOGGER.propagate = False
-    assert "'kd_cls=2' has no effect: only 'train' distils" in caplog.text
+    assert "'kd_cls=3' has no effect on 'predict': only 'train' distils" in caplog.text
+
+
+def test_kd_arguments_of_a_validation_in_python_are_warned_of(teacher, data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    StockYOLO(teacher).val(data=data, imgsz=64, project=str(tmp_path), plots=False, workers=0, kd_box=3.0)
+    assert "'kd_box=3.0' has no effect on 'val': only 'train' distils" in caplog.text
+
+
+def test_a_flag_without_a_value_is_read_as_ultralytics_reads_it():
+    assert read_line(["train", "kd_trust_teacher", "plots", "x"]).given == {"kd_trust_teacher": "True", "plots": "True"}
+
+
+@pytest.mark.parametrize("name", ["kd_cache", "kd_unlabeled"])
+def test_a_folder_that_is_read_as_a_number_is_named_as_it_was_typed(name, caplog, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    assert cli.main(["train", "teacher=a.pt", f"{name}=2024_01_05"]) == 1
+    assert f"'{name}=2024_01_05' is read as a number: write {name}=./2024_01_05" in caplog.text
+
+
+def test_printed_commands_quote_lists_with_commas_in_a_path():
+    line = command_line("bench", {"teacher": ["a b,c=d.pt", "s.pt"], "kd_unlabeled": ["x", "y"]})
+    assert shlex.split(line) == ["yolo-kd", "bench", "teacher=['a b,c=d.pt','s.pt']", "kd_unlabeled=[x,y]"]
+
+
+HOOKED = """
+import ultralytics_kd._autoload
+from ultralytics.utils import DEFAULT_CFG_DICT
+DEFAULT_CFG_DICT["teacher"] = None
+from ultralytics import YOLO
+print("classes:", YOLO("yolo26n.yaml").model.yaml["nc"])
+"""
+
+
+def test_a_release_that_does_not_fit_leaves_plain_ultralytics_alone(tmp_path):
+    text = run(sys.executable, "-c", HOOKED, cwd=tmp_path)
+    assert "classes: 80" in text
+    assert text.count("WARNING: ultralytics_kd adds nothing") == 1 and "an argument 'teacher' of its own" in text
+
+
+PREDICTS = """
+import sys
+import ultralytics_kd._autoload
+import numpy as np
+from ultralytics import YOLO
+YOLO(sys.argv[1]).predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
+print("trainers:", "ultralytics_kd.trainer" in sys.modules, "polars" in sys.modules)
+print(YOLO(sys.argv[1]).task_map["detect"]["trainer"].__name__)
+"""
+
+
+def test_a_plain_prediction_imports_no_trainer(teacher, tmp_path):
+    text = run(sys.executable, "-c", PREDICTS, teacher, cwd=tmp_path)
+    assert "trainers: False False" in text and "KDDetectionTrainer" in text
 
 
 def test_help_before_another_command_runs_help_alone(tmp_path, monkeypatch):

@@ -203,6 +203,33 @@ def test_command_itself_may_name_code_beside_a_recipe(tmp_path, quick, teacher, 
     assert (tmp_path / "ran").exists() and results(Path(quick["project"]) / "run")[0]["train/kd_feat"] > 0
 
 
+@pytest.mark.parametrize(
+    "recipe, call",
+    [
+        ("loss", {"kd_feat_loss": "stranger:loss"}),
+        ("loss", {"kd_trust_teacher": True}),
+        ("trust and loss", {"kd_trust_teacher": True}),
+        ("trust", {"kd_trust_teacher": False}),
+    ],
+)
+def test_call_itself_may_name_code_beside_a_recipe(tmp_path, quick, teacher, monkeypatch, recipe, call):
+    (tmp_path / "stranger.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    YAML.save(tmp_path / "recipe.yaml", {"teacher": teacher, **quick, "epochs": 1, **RECIPES[recipe]})
+    YOLO(STUDENT).train(cfg="recipe.yaml", **call)
+    assert (tmp_path / "ran").exists() == ("loss" in recipe)
+    assert YAML.load(Path(quick["project"]) / "run/args.yaml")["cfg"] is None  # other processes do not check it again
+
+
+def test_a_teacher_of_the_call_replaces_the_one_that_a_recipe_names(tmp_path, quick, teacher, monkeypatch):
+    (tmp_path / "stranger.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    YAML.save(tmp_path / "recipe.yaml", {**quick, "epochs": 1, **RECIPES["teacher"]})
+    YOLO(STUDENT).train(cfg="recipe.yaml", teacher=teacher)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("kind", ["teacher", "loss", "trust and loss"])
 @pytest.mark.parametrize(
     "door",

@@ -7,15 +7,19 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import QUICK, STUDENT, save_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.engine import tuner
+from ultralytics.engine.model import Model
 from ultralytics.utils import YAML
 
 import ultralytics_kd.trainer  # noqa: F401 (registers the kd arguments)
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
-from ultralytics_kd.install import install
+from ultralytics_kd.config.named_files import absolute
+from ultralytics_kd.install import _checked_tune, install
+from ultralytics_kd.model import sweep_arguments
 from ultralytics_kd.training import tuning
 from ultralytics_kd.training.tuning import search_arguments
 
@@ -105,8 +109,8 @@ def test_ray_searches_the_same_space_by_distillations(tmp_path, arguments, teach
         ({"teacher": ["a.pt", "b.pt"]}, {}, "'teacher' in space= cannot be searched"),
         ({"kd_cls": (-1.0, 4.0)}, {}, "'kd_cls=-1.0' is an invalid value"),
         ({"kd_tau": (0.0, 4.0)}, {"kd_cls_loss": "kl"}, "'kd_tau=0.0' is an invalid value"),
-        ({"kd_cls": (4.0, 0.2)}, {}, "low below high"),
-        ({"kd_cls": (0.2, "4")}, {}, "low below high"),
+        ({"kd_cls": (4.0, 0.2)}, {}, "low not above high"),
+        ({"kd_cls": (0.2, "4")}, {}, "low not above high"),
         ({"kd_kpt": (1.0, 4.0)}, {}, "'kd_kpt' in space= has no effect"),
         ({"kd_tau": (1.0, 4.0)}, {}, "'kd_tau' in space= has no effect"),
         ({"kd_cls": (0.0, 4.0)}, {"kd_box": 0.0}, "all distillation weights are 0"),
@@ -166,6 +170,57 @@ def test_answers_of_a_search_are_to_all_classes_that_the_student_keeps(quick, tm
     given = {**quick, "teacher": old, "kd_cache": True, "kd_keep": True, "space": {"kd_cls": (0.2, 4.0)}}
     search_arguments(given, "detect", use_ray=False, model=old)
     assert list(asked.values()) == ["disc", "box", "cup", "bar"]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict:
+    """Return the arguments with which Ultralytics' own tuners are called, and the class of the model."""
+    seen: dict = {}
+    monkeypatch.setattr(
+        Model, "tune", lambda self, use_ray, iterations, **given: seen.update(given, model_class=type(self))
+    )
+    return seen
+
+
+def test_a_recipe_of_a_search_is_read_whole(tmp_path, teacher, asked):
+    """Ultralytics' tuners drop `cfg`: every training would be one without a teacher."""
+    recipe = {"teacher": teacher, "kd_box": 4.0, "epochs": 3, "mode": "train", "model": "other.pt", "lr0": None}
+    YAML.save(tmp_path / "recipe.yaml", recipe)
+    YOLO(STUDENT).tune(cfg=str(tmp_path / "recipe.yaml"), iterations=1, epochs=2)
+    given = {name: asked[name] for name in asked if name != "model_class"}
+    assert given == {"teacher": teacher, "kd_box": 4.0, "epochs": 2}
+
+
+def test_rays_processes_get_a_model_whose_class_brings_the_kd_arguments(teacher, asked):
+    install()
+    model = StockYOLO(STUDENT)
+    model.tune(use_ray=True, iterations=1, teacher=teacher)
+    assert asked["model_class"] is YOLO and type(model) is StockYOLO
+
+
+def test_a_plain_search_is_ultralytics_own_where_the_plugin_is_enabled():
+    space, seen = {"lr0": (0.01, 0.01), "momentum": (np.float32(0.7), np.float32(0.9))}, {}  # the first one is pinned
+    tune = _checked_tune(lambda self, *args, **given: seen.update(given))
+    tune(None, space=space, iterations=1)
+    assert seen == {"space": space, "iterations": 1}
+    assert search_arguments({"space": space}, "detect", use_ray=False) == {"space": space}
+
+
+def test_answers_to_several_data_sets_are_made_before_a_search(quick, teacher):
+    given = {**quick, "data": [quick["data"]] * 2, "teacher": teacher, "kd_cache": True, "space": SPACE}
+    with pytest.raises(KDError, match="to one data set, and data= names several"):
+        search_arguments(given, "detect", use_ray=False)
+
+
+def test_names_of_files_become_absolute_and_keywords_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ema", "auto", "a.pt"):
+        Path(name).touch()
+    assert absolute("ema") == "ema" and absolute("auto") == "auto"
+    assert absolute([Path("a.pt"), "b.pt"]) == [str(tmp_path / "a.pt"), "b.pt"]
+    assert absolute(Path("a.pt")) == str(tmp_path / "a.pt") and absolute(None) is None
+    sweep = {"data": ["x.yaml", "y.yaml"], "teacher": [Path("a.pt"), "ema"], "epochs": 1}
+    assert sweep_arguments(sweep) == {**sweep, "teacher": [str(tmp_path / "a.pt"), "ema"]}
 
 
 def test_untrained_student_begins_with_the_teachers_weights_from_a_file_too(quick, tmp_path):

@@ -9,6 +9,7 @@ _HOOKS = {
     "ultralytics.cfg": ("ultralytics_kd.config.registration", "register_arguments"),
     "ultralytics.models": ("ultralytics_kd.install", "install"),
 }
+_failed: list[str] = []  # the module of the hook that failed
 
 
 class _Finder:
@@ -42,9 +43,15 @@ class _Loader:
         self.loader.exec_module(module)
         module.__loader__ = module.__spec__.loader = self.loader
         name, function = self.hook
-        __import__(name)
-        # The function does not exist yet if its own module is what imports Ultralytics; that module then calls it
-        getattr(sys.modules[name], function, lambda: None)()
+        if _failed:
+            return
+        try:
+            __import__(name)
+            # The function does not exist yet if its own module is what imports Ultralytics; that module then calls it
+            getattr(sys.modules[name], function, lambda: None)()
+        except Exception as e:  # an untested release of Ultralytics, perhaps: its own commands must go on
+            sys.stderr.write(f"WARNING: ultralytics_kd adds nothing to Ultralytics here: {e}\n")
+            _failed.append(name)
 
 
 if not any(isinstance(finder, _Finder) for finder in sys.meta_path):

@@ -21,6 +21,7 @@ HELP_WORDS = {"help", "h"}
 OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # this package adds to their output
 SPECIAL = {*HELP_WORDS, *("settings", "hub", "login", "logout", "solutions")}  # Ultralytics' other non-modes
 LISTS = "'yolo-kd help' and 'yolo-kd cfg' list the arguments."
+FOLDERS = ("kd_cache", "kd_unlabeled")  # arguments that name folders
 READ_EARLY = ("mode", "model", "task")  # arguments that Ultralytics reads before it checks any
 
 HELP = """
@@ -123,7 +124,6 @@ def _yolo(args: list[str]) -> None:
     if _asks_for_help(args):  # before Ultralytics' own help, which names the kd arguments first
         LOGGER.info(HELP)
     _check_line(args)
-    _warn_of_idle(args)
     before = ul_cfg.ARGV[:]
     ul_cfg.ARGV[:] = ["yolo", *args]  # see `install.CHANGES`; 'yolo' tells Ultralytics that its CLI runs
     try:
@@ -155,14 +155,21 @@ def _check_line(args: list[str]) -> None:
     for name, text in line.given.items():
         if name in config.ARGUMENTS and not text:
             raise KDError(f"'{name}=' has no value: give one, or drop it.")
+        if name in FOLDERS and len(text) > 1 and isinstance(_parsed(name, text), (int, float)):
+            raise KDError(f"'{name}={text}' is read as a number: write {name}=./{text} if it is a folder.")
     for recipe in line.recipes.values():  # of several recipes, the first one counts
         given = {**recipe, **given}
     typed = {name: text for name, text in line.given.items() if name in READ_EARLY and text}
-    given |= [ul_cfg.parse_key_value_pair(f"{name}={text}") for name, text in typed.items()]
+    given |= {name: _parsed(name, text) for name, text in typed.items()}
     config.check_plain(given)
     for name in READ_EARLY:
         if not isinstance(given.get(name), (str, type(None))):
             raise KDTypeError(f"'{name}={given[name]}' is of invalid type {type(given[name]).__name__}: give a text.")
+
+
+def _parsed(name: str, text: str) -> Any:
+    """Return a value of the command line as Ultralytics reads it."""
+    return ul_cfg.parse_key_value_pair(f"{name}={text}")[1]
 
 
 def _merged(args: list[str]) -> list[str]:
@@ -175,13 +182,6 @@ def _merged(args: list[str]) -> list[str]:
         return ul_cfg.merge_equals_args(args)
     except IndexError as e:
         raise KDError("an '=' has no argument before it.") from e
-
-
-def _warn_of_idle(args: list[str]) -> None:
-    """Warn of kd arguments in a mode that ignores them."""
-    idle = [arg for arg in args if arg.lstrip("-").split("=")[0].strip() in config.ARGUMENTS]
-    if idle and "train" not in args and any(mode in args for mode in ul_cfg.MODES):
-        LOGGER.warning(f"'{idle[0]}' has no effect: only 'train' distils.")
 
 
 def _add_to_special(command: str) -> bool:

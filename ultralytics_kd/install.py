@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -26,9 +26,9 @@ from ultralytics.utils import LOGGER
 
 from .compat import check_parts
 from .config import changes
-from .config.arguments import has_teacher
+from .config.arguments import ARGUMENTS, has_teacher
 from .config.changes import Change
-from .config.recipes import check_call, check_unfinished
+from .config.recipes import call_with_recipe, calling, check_unfinished
 from .config.registration import ARGUMENT_CHANGES, TRAINER_CHANGES, parts_of, register
 from .errors import KDError
 
@@ -40,11 +40,17 @@ def _distilling_task_map(stock: property) -> property:
     """Return `YOLO.task_map` with the trainers that distil."""
 
     def task_map(self: Any) -> TaskMap:
-        parts: TaskMap = stock.__get__(self)
-        replaced = _trainer_replacement()
-        return replaced(parts) if replaced else parts
+        return {task: _Parts(parts) for task, parts in stock.__get__(self).items()}
 
     return property(task_map)
+
+
+class _Parts(dict):
+    """The classes of one task. Reading its trainer imports all trainers that distil: a prediction never does."""
+
+    def __getitem__(self, key: str) -> Any:
+        part = super().__getitem__(key)
+        return _trainers().get(part, part) if key == "trainer" else part
 
 
 def _checked_train(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,20 +58,25 @@ def _checked_train(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(stock)
     def train(self: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        check_call(kwargs)
-        check_unfinished(self, kwargs)
-        if trainer is None and has_teacher(kwargs):
-            distilling_model()  # raises with the reason; Ultralytics' trainer would only say that it does not distil
-        return stock(self, trainer=trainer, **kwargs)
+        with calling(kwargs):
+            check_unfinished(self, kwargs)
+            if trainer is None and has_teacher(kwargs):
+                # It raises with the reason; Ultralytics' trainer would only say that it does not distil
+                kwargs = distilling_model().sweep_arguments(kwargs)
+            return stock(self, trainer=trainer, **kwargs)
 
     return train
 
 
 def _checked_tune(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `YOLO.tune`, which checks the search space first."""
+    """Return `YOLO.tune`, which checks a search over kd arguments, or with a teacher, first."""
 
     @functools.wraps(stock)
     def tune(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = call_with_recipe(kwargs)
+        spaces = [each for each in (kwargs.get("space"), *args) if isinstance(each, Mapping)]  # Ray's may have no name
+        if not any(name in ARGUMENTS for names in (given, *spaces) for name in names):
+            return stock(self, *args, **kwargs)
         return distilling_model().tune(self, *args, **kwargs)
 
     return tune
@@ -157,15 +168,15 @@ def distilling_model() -> ModuleType:
 
 
 @functools.cache
-def _trainer_replacement() -> Callable[[TaskMap], TaskMap] | None:
-    """Return the function that puts trainers that distil into a task map; None if they cannot be imported.
+def _trainers() -> Mapping[Any, Any]:
+    """Return the trainers that distil, by the trainer that each replaces; empty if they cannot be imported.
 
     Without them plain training still works, after a warning, and a training with a teacher raises an error with the
     reason.
     """
     try:
-        replacement: Callable[[TaskMap], TaskMap] = distilling_model().with_distilling_trainers
+        trainers: Mapping[Any, Any] = distilling_model().TRAINERS
     except KDError as e:
         LOGGER.warning(f"distillation is unavailable in this environment: {e}")
-        return None
-    return replacement
+        return {}
+    return trainers

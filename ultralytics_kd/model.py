@@ -9,7 +9,8 @@ from ultralytics.engine.model import Model
 from ultralytics.models.yolo.model import YOLO as _YOLO
 
 from .config import as_list
-from .config.recipes import check_call, check_unfinished
+from .config.named_files import FILES, absolute
+from .config.recipes import call_with_recipe, calling, check_unfinished
 from .errors import KDError
 from .trainer import TRAINERS
 from .training.tuning import search_arguments
@@ -39,11 +40,9 @@ class YOLO(_YOLO):
         Raises:
             KDError: If the distillation cannot run as asked, or a kd argument is given without a teacher.
         """
-        if isinstance(kwargs.get("data"), (list, tuple)) and trainer is None:
-            _check_is_file(kwargs.get("teacher"), "train on several data sets")
-        check_call(kwargs)
-        check_unfinished(self, kwargs)
-        return super().train(trainer=trainer, **kwargs)
+        with calling(kwargs):
+            check_unfinished(self, kwargs)
+            return super().train(trainer=trainer, **(kwargs if trainer else sweep_arguments(kwargs)))
 
     def tune(self, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
         """Search hyperparameters as Ultralytics does; with a teacher, each training of the search is a distillation.
@@ -80,16 +79,37 @@ def _check_is_file(teacher: Any, purpose: str) -> None:
         raise KDError(f"the processes that {purpose} cannot get a teacher in memory: save it and give its path.")
 
 
+def sweep_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `train`; over several data sets, other processes get them, which need names of files.
+
+    Args:
+        arguments (dict): Arguments of `train`.
+
+    Raises:
+        KDError: If such a process cannot get the teacher, as it is in memory.
+    """
+    if not isinstance(arguments.get("data"), (list, tuple)):
+        return arguments
+    _check_is_file(arguments.get("teacher"), "train on several data sets")
+    return {name: absolute(value) if name in FILES else value for name, value in arguments.items()}
+
+
 def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, **kwargs: Any) -> Any:
     """Search as Ultralytics does; the arguments are checked first and mean the same for both of its tuners."""
-    check_call(kwargs)
+    kwargs = call_with_recipe(kwargs)
     _check_is_file(kwargs.get("teacher"), "search")
     self._check_is_pytorch_model()
     if use_ray:  # give its positional arguments their names
         kwargs.update(zip(("space", "grace_period", "gpu_per_trial"), args))
         args = args[3:]
     searched = search_arguments(kwargs, self.task, use_ray, self.overrides.get("model"))
-    return Model.tune(self, use_ray, iterations, *args, **searched)
+    own_class = type(self)
+    if use_ray and own_class is _YOLO:  # Ray's processes unpickle the model, and learn of kd arguments by its class
+        self.__class__ = YOLO
+    try:
+        return Model.tune(self, use_ray, iterations, *args, **searched)
+    finally:
+        self.__class__ = own_class
 
 
 def with_distilling_trainers(task_map: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -74,6 +74,11 @@ def command(line: str, title: str = "next", column: int = 13, indent: int = INDE
     return [(rest if i else head) + part + (" \\" if i < len(lines) - 1 else "") for i, part in enumerate(lines)]
 
 
+def _quoted(value: Any) -> str:
+    """Return a value of a list as the command line parses it: a path may hold commas and brackets."""
+    return repr(str(value) if isinstance(value, Path) else value)
+
+
 def command_line(name: str, given: Mapping[str, Any]) -> str:
     """Return the command line of a command of `yolo-kd` with these arguments.
 
@@ -85,7 +90,8 @@ def command_line(name: str, given: Mapping[str, Any]) -> str:
     def text(value: Any) -> str:
         """Return a value in the form that the command line parses, without spaces."""
         if isinstance(value, (list, tuple)):
-            return f"[{','.join(map(str, value))}]"
+            plain = not any(set("[],'\"") & set(str(each)) for each in value)
+            return f"[{','.join(map(str if plain else _quoted, value))}]"
         return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value)
 
     return shlex.join(["yolo-kd", name, *(f"{k}={text(v)}" for k, v in given.items())])

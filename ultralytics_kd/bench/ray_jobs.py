@@ -15,9 +15,9 @@ from ultralytics.utils import LOGGER, colorstr
 
 from ..cluster import connected
 from ..config.arguments import as_list
+from ..config.named_files import FILES
 from ..errors import first_line
 from ..files import exists, write_whole
-from ..training.run.moved_run import FILES
 from . import node
 from .jobs import STOPPED
 from .node import job_file
@@ -26,7 +26,7 @@ from .records import read_note
 
 TRIES = 3  # of a job whose machine or process was lost
 MOST = 1000  # jobs that wait for Ray at once
-PATHS = ("data", "model", "pretrained", "distill_model", *FILES, "kd_classes")  # arguments that may name files
+PATHS = ("data", "model", "pretrained", "distill_model", *FILES)  # arguments that may name files
 SCORED = {"weights": "teacher", "kept": "kd_keep_data"}  # inputs of a scoring, and where they come from
 
 

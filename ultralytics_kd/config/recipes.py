@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from ..errors import KDError
 from ..files import load_yaml
@@ -16,6 +19,7 @@ from .checks import check_own_command, check_teacher_given
 from .user_code import names_library_model, names_object
 
 TRUST = "kd_trust_teacher"
+OF_A_RUN = ("cfg", "mode", "model", "task", "save_dir", "resume")  # entries of args.yaml that no search takes
 CODE = ("teacher", *(name for name, argument in ARGUMENTS.items() if argument.user_code))  # they may name code
 
 
@@ -33,6 +37,7 @@ class CommandLine:
 
 
 _running: CommandLine | None = None  # the command line that Ultralytics runs at the moment
+_called: ContextVar[Any] = ContextVar("_called", default=None)  # the checked recipe of the call that runs
 
 
 def check_recipe(file: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +109,40 @@ def check_call(arguments: Mapping[str, Any]) -> None:
     check_teacher_given(given.keys() - merged, {**recipe, **given})
 
 
+def call_with_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a call of `tune`, and return its arguments with those of its recipe, which Ultralytics' tuners drop.
+
+    Args:
+        arguments (Mapping): Arguments of the call.
+
+    Raises:
+        KDError: As `check_call` does.
+    """
+    check_call(arguments)
+    given = dict(arguments)
+    file = given.pop("cfg", None)
+    recipe = load_yaml(file) if file else {}
+    return {**{k: v for k, v in recipe.items() if v is not None and k not in OF_A_RUN}, **given}
+
+
+@contextmanager
+def calling(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Check a call of `train`, whose recipe counts as checked within the block.
+
+    Args:
+        arguments (Mapping): Arguments of the call.
+
+    Raises:
+        KDError: As `check_call` does.
+    """
+    check_call(arguments)
+    token = _called.set(arguments.get("cfg"))
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
 def check_line(line: list[str]) -> CommandLine:
     """Read a command line and check its recipes before Ultralytics merges them, which hides where a value came from.
 
@@ -136,6 +175,8 @@ def read_line(line: list[str], certain: bool = True) -> CommandLine:
     except (IndexError, SyntaxError):  # an '=' with nothing before it, or an open bracket; Ultralytics reports it
         return CommandLine()
     typed = [(name.strip(), value.strip()) for name, equals, value in pairs if equals]
+    flags = [name for name, equals, _ in pairs if not equals and isinstance(DEFAULT_CFG_DICT.get(name), bool)]
+    typed += [(name, "True") for name in flags]
     read = CommandLine({name: value for name, value in typed if name != "cfg"})
     for file in (value for name, value in typed if name == "cfg" and value):
         path = ul_cfg.parse_key_value_pair(f"cfg={file}")[1]
@@ -170,7 +211,7 @@ def noting_its_line(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_merged(arguments: Mapping[str, Any]) -> None:
-    """Check the recipe of a trainer whose arguments and recipe are merged already.
+    """Check the recipe of a trainer whose arguments and recipe are merged already, unless the call was checked.
 
     Args:
         arguments (Mapping): The arguments; `cfg` is among them if there was a file.
@@ -178,7 +219,7 @@ def check_merged(arguments: Mapping[str, Any]) -> None:
     Raises:
         KDError: As `check_recipe` does. A value that is equal in both counts as a value of the file.
     """
-    if arguments.get("cfg"):
+    if arguments.get("cfg") and arguments["cfg"] != _called.get():
         recipe = load_yaml(arguments["cfg"])
         given = {k: v for k, v in arguments.items() if k != "cfg" and v != recipe.get(k)}
         check_arguments(recipe, f"cfg={arguments['cfg']}", given)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .. import outputs
+from ..config.named_files import EMA
 from ..errors import KDError
 from ..outputs import Branch
 from .answers import Answer, DenseAnswer, Reads
@@ -18,8 +19,6 @@ from .base import Teacher
 from .class_map import SINGLE_CLASS
 from .dense import check_softmax
 from .sets import grid_as_set
-
-EMA = "ema"
 
 
 class MovingAverage(Teacher):

@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_m
 
 from ..cache.store import Store
 from ..config import check_combination, check_user_losses, has_teacher, parse_list
-from ..config.recipes import check_recipe
+from ..config.recipes import check_merged, check_recipe
 from ..distillation.distillers import Distiller
 from ..distillation.loss import LABELED, DistillationLoss
 from ..errors import KDError, first_line
@@ -146,12 +146,14 @@ class DistillationMixin(_Trainer):
     # Setup ------------------------------------------------------------------------------------------------------------
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resolve the arguments, then load the teacher: the first step of a trainer, before anything is written."""
-        super().check_resume({k: v for k, v in overrides.items() if k not in MOVABLE})
+        check_merged(overrides)
+        super().check_resume({k: v for k, v in overrides.items() if k not in {*MOVABLE, "cfg"}})
         if self.resume:
             check_same_kind(self.args, overrides)
         if not has_teacher(vars(self.args)):
             return
         self.resumed = ResumedRun(self.args, overrides) if self.resume else None
+        self.args.cfg = None  # the recipe is merged and checked: neither other processes nor `resume` need it again
         check_combination(vars(self.args))
         check_user_losses(vars(self.args))
         distributed.join(self.args, self._claim_folder)  # before Ultralytics makes the process group

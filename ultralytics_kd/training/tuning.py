@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from .. import config
 from ..cache.build import build_cache
 from ..cache.options import CACHE_ONLY, check_options
+from ..config.named_files import FILES, absolute
 from ..errors import KDError
 from ..files import output_folder
 from ..teachers import open_teacher
 from .keeping import Keeping
 from .run.teacher_source import TeacherSource
-
-FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data", "kd_classes")  # arguments that may name files
 
 
 def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, model: Any = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
     Raises:
         KDError: If an argument cannot be searched, or no value of it has an effect.
     """
-    given = {k: _absolute(v) if k in FILES else v for k, v in arguments.items()}
+    given = {k: absolute(v) if k in FILES else v for k, v in arguments.items()}
     space = dict(given.get("space") or {})
     extremes = {name: _extremes(name, value, use_ray) for name, value in space.items()}
     searched = {name: values for name, values in extremes.items() if name in config.ARGUMENTS and values}
@@ -51,6 +51,11 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
         open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # it may raise
         if given.get("resume"):  # the folder of a resumed search holds its best student
             TeacherSource(given["teacher"]).check_place(_folder(given, task))
+        if given.get("kd_cache") is True and isinstance(given.get("data"), (list, tuple)):
+            raise KDError(
+                "'kd_cache=True' stores the answers to one data set, and data= names several: store those to each with "
+                "'yolo-kd cache' in one folder, and give kd_cache=FOLDER."
+            )
         if given.get("kd_cache") is True:
             given["kd_cache"] = _store_answers(given, task, model)  # once, and not in the folder of each iteration
     elif names := [name for name in space if name in config.ARGUMENTS]:
@@ -106,10 +111,10 @@ def _is_bounds(name: str, value: Any) -> bool:
 
 
 def _check_bounds(name: str, value: Sequence[Any]) -> None:
-    """Raise if bounds are not two finite numbers, the lower one first, with an optional gain."""
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
-    if not numbers or len(value) not in {2, 3} or value[0] >= value[1]:
-        raise KDError(f"'{name}' in space= is {value}: give (low, high) or (low, high, gain), low below high.")
+    """Raise if bounds are not two finite numbers, the lower one first, with an optional gain; equal ones are fine."""
+    numbers = all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    if not numbers or len(value) not in {2, 3} or value[0] > value[1]:
+        raise KDError(f"'{name}' in space= is {value}: give (low, high) or (low, high, gain), low not above high.")
 
 
 def _extremes_of_domain(domain: Any) -> list[Any]:
@@ -163,17 +168,6 @@ def _domain(name: str, bounds: Sequence[float]) -> Any:
     if name in ul_cfg.CFG_INT_KEYS:
         return tune.randint(math.ceil(low), math.floor(high) + 1)
     return tune.uniform(low, high)
-
-
-def _absolute(value: Any) -> Any:
-    """Return a value in which names of files are absolute paths, valid in any working folder."""
-
-    def resolved(each: Any) -> Any:
-        names_file = isinstance(each, Path) or (isinstance(each, str) and each and Path(each).exists())
-        return str(Path(each).resolve()) if names_file else each
-
-    values = [resolved(each) for each in config.as_list(value)]
-    return values[0] if len(values) == 1 else values
 
 
 def _folder(given: Mapping[str, Any], task: str) -> Path:

@@ -11,11 +11,11 @@ from typing import Any
 from ultralytics.utils import LOGGER
 
 from ...config import as_list
+from ...config.named_files import MOVED
 from ...errors import KDError
 from ...files import exists
 from .run_folder import CHECKPOINTS
 
-FILES = ("teacher", "kd_unlabeled", "kd_cache", "kd_keep_data")  # arguments that may name files
 OF_A_RUN = ("args.yaml", "results.csv")  # files that tell the folder of a run from any other
 
 
@@ -92,7 +92,7 @@ def bring_up_to_date(args: Any, given: dict[str, Any], place: RunPlace) -> None:
     Raises:
         KDError: If images or stored answers of the run are gone. A missing teacher raises later, when it is opened.
     """
-    for name in FILES:
+    for name in MOVED:
         if name not in given and hasattr(args, name):
             setattr(args, name, place.find(getattr(args, name)))
             _check_found(name, getattr(args, name))

@@ -13,15 +13,16 @@ from ultralytics.utils.torch_utils import init_seeds
 
 from ...config import has_teacher
 from ...config.arguments import TASK_WEIGHTS
+from ...config.named_files import MOVED
 from ...errors import KDError
 from ...files import write_whole
 from ...teachers import Teacher
 from ...teachers.prompted import remember
 from .checkpoints import PARTS, RUN_KEY, fingerprint, how_to_continue, loaders
-from .moved_run import FILES, RunPlace, bring_up_to_date
+from .moved_run import RunPlace, bring_up_to_date
 from .random_streams import set_random_state
 
-MOVABLE = (*FILES, "kd_trust_teacher")  # `resume` accepts these again, as paths may have changed
+MOVABLE = (*MOVED, "kd_trust_teacher")  # `resume` accepts these again, as paths may have changed
 
 
 def check_same_kind(args: Any, overrides: dict[str, Any]) -> None:
@@ -61,7 +62,7 @@ class ResumedRun:
         self.teacher_given = "teacher" in overrides
         if self.teacher_given:
             args.teacher = overrides["teacher"]
-        for name in FILES:
+        for name in MOVED:
             given, own = overrides.get(name), getattr(args, name)
             if name != "teacher" and given and own:
                 setattr(args, name, given)

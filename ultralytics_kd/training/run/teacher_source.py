@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.patches import torch_save
 
 from ...config import as_list
+from ...config.named_files import EMA
 from ...errors import KDError, ModelError, first_line
 from ...files import exists, replacing
 from ...teachers import Teacher, open_teacher
@@ -132,7 +133,7 @@ def _exported_file(source: Any) -> Any:
 
 def _place(source: str | Path) -> str:
     """Return a teacher's file by its absolute path, any other name as it is."""
-    return str(Path(source).resolve() if exists(source) else absolute(source))
+    return str(Path(source).resolve() if exists(source) and source != EMA else absolute(source))
 
 
 def _save(teacher: Teacher, folder: Path, number: int | None) -> str:
