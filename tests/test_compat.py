@@ -34,7 +34,7 @@ ARGUMENTS = {
         f"ultralytics_kd.config.{name}"
         for name in (
             *("arguments", "changes", "checks", "idle", "input_errors", "label_free", "recipes", "registration"),
-            *("command_help", "help", "kept_classes", "sure_boxes", "teacher_size", "user_code"),
+            *("command_help", "help", "kept_classes", "named_files", "sure_boxes", "teacher_size", "user_code"),
         )
     ),
 }
