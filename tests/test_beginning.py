@@ -89,8 +89,8 @@ def begun_beside(quick, tmp_path, **train_args) -> KDDetectionTrainer:
 
 
 def test_a_trained_student_keeps_its_weights_if_the_teacher_knows_nothing_but_these_data(quick, tmp_path, caplog):
-    elsewhere = f"/elsewhere/{Path(quick['data']).name}"
-    trainer = begun_beside(quick, tmp_path, model="yolo26s.yaml", pretrained=True, data=elsewhere)
+    elsewhere = Path("/elsewhere", *Path(quick["data"]).parts[-2:])
+    trainer = begun_beside(quick, tmp_path, model="yolo26s.yaml", pretrained=True, data=str(elsewhere))
     assert not trainer.initialized and trainer.distillation.beginning.trained
     own = torch.load(tmp_path / "bad.pt", weights_only=False)["model"]
     assert same(trainer.model, own.state_dict())
@@ -103,10 +103,11 @@ def test_a_trained_student_keeps_its_weights_if_the_teacher_knows_nothing_but_th
         {"model": "yolo26s.pt"},
         {"pretrained": "yolo26s.pt"},
         {"data": "other.yaml"},
+        {"data": "/elsewhere/another-set/data.yaml"},
         {"teacher": "yolo26x.pt"},
         {"data": None},
     ],
-    ids=lambda given: next(iter(given)),
+    ids=lambda given: str(next(iter(given.items()))),
 )
 def test_a_teacher_that_knows_more_than_these_data_gives_its_weights(quick, tmp_path, differently):
     train_args = {"model": "yolo26s.yaml", "pretrained": True, "data": quick["data"], **differently}

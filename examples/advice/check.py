@@ -199,8 +199,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     ):
         count = {value: sum(each[key] is value for each in of) for value in (True, False, None)}
         texts.append(f"{name}: {count[True]} right, {count[False]} wrong, {count[None]} left open, of {len(of)}.")
-    better = sum(each["shown"] == BETTER for each in rows)
-    texts.append(f"To say GO to every teacher would have been right {better} times of {len(rows)}.")
+    several = [each for each in rows if each["ci_low"] is not None]
+    for name, of in (("", rows), (f"Of the {len(several)} with an interval, {{}} were right; there t", several)):
+        better, known = (sum(each["shown"] == BETTER for each in of), sum(each["right"] is True for each in of))
+        first = name.format(known) if name else "T"
+        texts.append(f"{first}o say GO to every teacher would have been right {better} times of {len(of)}.")
     return "\n".join(texts)
 
 

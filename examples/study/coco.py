@@ -228,6 +228,8 @@ def plot_parts(table: pl.DataFrame, file: Path) -> None:
             ax.barh(y, row["gain"], color=f"C{list(ARMS).index(row['arm'])}", alpha=0.8)
             if row["ci_low"] is not None:
                 ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="black", linewidth=1.5)
+        for y in set(range(len(arms))) - {arms.index(row["arm"]) for row in rows}:
+            ax.text(0.002, y, "not run", va="center", fontsize=8, color="grey")
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(f"{name}, {rows[0]['epochs']} epochs", fontsize=10)
         ax.set_xlabel("gain over alone, mAP50-95")

@@ -25,7 +25,7 @@ LIBRARY = "timm:"
 CELLS = (3, 4)  # an image that tests whether a model reads any size: height and width in cells of the coarsest map
 LARGER = (1.5, 2.0)  # another one: height and width in those of its own size
 NORMALISATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's, where timm names no other
-MISSING = "needs timm, which is not installed: pip install ultralytics_kd[timm]."
+MISSING = "needs timm, which is not installed: pip install timm."
 
 
 class Backbone(nn.Module):

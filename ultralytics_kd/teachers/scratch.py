@@ -31,10 +31,12 @@ def scratch_data(ckpt: Any) -> str | None:
 def same_data(first: Any, second: Any) -> bool:
     """Return whether two `data=` arguments name the same data set, which may lie elsewhere on another machine.
 
-    Only the name of the file or folder is compared.
+    The names of the file or folder are compared, and those of the folders that they are in, if both have one.
 
     Args:
         first (str | Path): One argument, a file or a folder.
         second (str | Path): The other one.
     """
-    return PurePath(str(first)).name == PurePath(str(second)).name
+    paths = PurePath(str(first)), PurePath(str(second))
+    folders = {path.parent.name for path in paths} - {""}
+    return paths[0].name == paths[1].name and len(folders) < 2
