@@ -243,6 +243,24 @@ def test_gradients_are_those_of_labels_and_terms(asked, tmp_path):
     each.close()
 
 
+def unmeasured_steps(options, scratch):
+    """Return the `Steps` of an advice without setting up a training."""
+    each = object.__new__(steps.Steps)
+    each._options, each._scratch = options, scratch
+    return each
+
+
+def test_stored_answers_are_those_of_the_training_that_is_asked_about(asked, tmp_path, monkeypatch):
+    YAML.save(asked["data"], {**YAML.load(asked["data"]), "test": "images/val"})
+    own = {"split": "test", "kd_classes": {"disc": "disc"}, "kd_precision": "fp16", "kd_teacher_imgsz": 128}
+    made = []
+    monkeypatch.setattr(steps, "build_cache", lambda args, *_, **__: made.append(args))
+    options = check_options({**asked, **own})
+    training, _ = unmeasured_steps(options, tmp_path / "scratch")._stored(asked["teacher"])
+    assert all(getattr(made[0], name) == value for name, value in own.items() if name != "split")
+    assert check_det_dataset(training["data"])[training["split"]]  # the part has no test images
+
+
 @pytest.mark.parametrize(("verdict", "mode"), [(GO, "train"), (UNCERTAIN, "bench")])
 def test_the_next_command_stores_the_answers_of_a_teacher_that_sees_more(verdict, mode):
     training = {"data": "d.yaml", "model": "m.pt", "kd_teacher_imgsz": 2}

@@ -124,14 +124,16 @@ class Steps:
         folder = self._scratch / f"stored-{len(list(self._scratch.glob('stored-*')))}"
         count = max(ANSWERED, ANSWERED_BATCHES * options.argument("batch"))
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
-        own = {**alone(options.training), "data": part.data, "fraction": 1.0}
+        # The part's data.yaml has no test images, and a training asks for those that `split` names
+        own = {**alone(options.training), "data": part.data, "split": part.split, "fraction": 1.0}
         unlabeled = self._unlabeled[:count]
         if unlabeled:
             own["kd_unlabeled"] = str(folder / "unlabeled.txt")
             Path(own["kd_unlabeled"]).write_text("\n".join(unlabeled), encoding="utf-8")
         args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
-        args.kd_cache, args.kd_trust_teacher = str(folder / "answers"), bool(options.args.kd_trust_teacher)
-        args.kd_teacher_imgsz = options.training.get("kd_teacher_imgsz")
+        args.kd_cache = str(folder / "answers")
+        for name in ("kd_trust_teacher", "kd_classes", "kd_precision", "kd_teacher_imgsz"):
+            setattr(args, name, options.argument(name))
         moments = [(perf_counter(), 0)]
         with quietly():
             build_cache(
