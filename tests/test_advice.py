@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from task_models import OTHERS, SUFFIX, task_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER, YAML, callbacks
 
@@ -330,6 +332,21 @@ def test_the_student_is_not_trained_for_longer_than_is_asked_about(asked, tmp_pa
     own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
     weights, _ = train_alone({**own, "epochs": 1}, tmp_path / "probe", 600)
     assert len(pl.read_csv(Path(weights).parents[1] / "results.csv")) == 1
+
+
+def test_an_epoch_that_was_cut_off_and_the_validation_after_it_do_not_count(asked, tmp_path, monkeypatch):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}} | {"epochs": 1, "nbs": 4}
+    stock, trained = BaseTrainer.validate, []
+
+    def slow(self):
+        trained.append(time.time() - self.train_time_start)
+        time.sleep(0.2)
+        return stock(self)
+
+    monkeypatch.setattr(BaseTrainer, "validate", slow)
+    _, probe = train_alone(own, tmp_path / "probe", 1e-3)  # time for one of two batches
+    assert (probe.epochs, probe.complete) == (0, False) and probe.words.endswith("seconds of training")
+    assert 0 < probe.seconds <= trained[0]
 
 
 @pytest.mark.parametrize(

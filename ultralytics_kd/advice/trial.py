@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import torch
@@ -97,10 +97,17 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
 
         Attributes:
             most_epochs (int | None): Epochs that it trains at most, even if it has time for more.
+            whole_epochs (int): Epochs that had all of their batches.
+            trained_seconds (float): Seconds up to the end of the last epoch, without the validation after it.
         """
 
         most_epochs: int | None = None
+        whole_epochs, trained_seconds = 0, 0.0
         epochs: int
+        epoch: int
+        train_time_start: float
+        train_loader: Any
+        _batches_begun = 0
 
         def _get_warmup_iterations(self, num_batches: int) -> int:
             """Fit the warm-up to the epochs there is time for; older releases have no such method."""
@@ -119,8 +126,20 @@ def make_trainer(training: dict[str, Any], folder: Path) -> Any:
 
         def run_callbacks(self, event: str) -> None:
             """Run an event's callbacks."""
+            self._note(event)
             self.callbacks = callbacks.get_default_callbacks()
             super().run_callbacks(event)
+
+        def _note(self, event: str) -> None:
+            """Note how far the training is; when its time is over, Ultralytics leaves an epoch after any batch."""
+            if event == "on_train_epoch_start":
+                self._batches_begun = 0
+            elif event == "on_train_batch_start":
+                self._batches_begun += 1
+            elif event == "on_train_epoch_end":
+                whole = self._batches_begun >= len(self.train_loader)
+                self.whole_epochs = self.epoch + int(whole)
+                self.trained_seconds = time() - self.train_time_start
 
     place = {"project": str(folder), "name": "trial", "task": model.task, "mode": "train"}
     with quietly():
@@ -132,9 +151,9 @@ class Probe:
     """How long the student was trained alone for.
 
     Attributes:
-        epochs (int): Epochs that it began.
+        epochs (int): Whole epochs that it was trained for.
         asked (int): Epochs of the training that is asked about.
-        seconds (float): Seconds that the training took.
+        seconds (float): Seconds that the training took, without the validation at its end.
     """
 
     epochs: int
@@ -171,7 +190,7 @@ def train_alone(training: dict[str, Any], folder: Path, seconds: float) -> tuple
     with quietly():
         trainer.train()
     weights = next((str(file) for file in (trainer.best, trainer.last) if file.exists()), None)
-    return weights, Probe(trainer.epoch + 1, asked, trainer.epoch_time_start - trainer.train_time_start)
+    return weights, Probe(trainer.whole_epochs, asked, trainer.trained_seconds)
 
 
 def synchronize(device: torch.device) -> None:
