@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import polars as pl
 import pytest
@@ -16,7 +17,7 @@ import torch
 from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from task_models import OTHERS, SUFFIX, task_model
 from ultralytics import YOLO as StockYOLO
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER, YAML, callbacks
@@ -163,6 +164,19 @@ def test_a_part_of_a_set_has_its_images_and_labels_and_leaves_the_set_alone(tmp_
     whole = part_of(str(data), "detect", "train", 8, tmp_path / "part")
     assert (whole.data, whole.split, whole.used) == (str(data), "train", 8)
     assert whole.original(str(sources[0])) == str(sources[0])
+
+
+def test_the_class_of_an_image_is_the_first_folder_below_its_split(tmp_path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for split in ("train", "val"):
+        for place in ("cat/indoors", "cat/garden", "dog/indoors", "dog", ""):
+            (tmp_path / "set" / split / place).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "set" / split / place / "0.png"), image)
+    part = part_of(str(tmp_path / "set"), "classify", "val", 3, tmp_path / "part")
+    assert (part.used, part.total) == (3, 4)  # the image outside the folders is not one of the set
+    assert check_cls_dataset(part.data)["names"] == {0: "cat", 1: "dog"}
+    for file in Path(part.data, "val").rglob("*.png"):
+        assert file.parent.name == Path(part.original(str(file))).relative_to(tmp_path / "set" / "val").parts[0]
 
 
 def test_images_of_a_part_are_named_where_links_are_not_allowed_too(tmp_path, monkeypatch):

@@ -61,11 +61,15 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
     """
     described: dict[str, Any] = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     files = sorted(image_files(described[split]))
+    if task == "classify":  # Ultralytics reads no image outside the folder of a class
+        root = Path(described[split]).absolute()
+        files = [file for file in files if Path(file).parent != root]
     if len(files) <= most and not copies:
         return Part(data, split, len(files), len(files))
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))]
     if task == "classify":
-        return Part(str(_classified(chosen, described, folder)), "val", len(chosen), len(files), _numbered(chosen))
+        _link_classified(chosen, root, described, folder)
+        return Part(str(folder), "val", len(chosen), len(files), _numbered(chosen))
     sources = {}
     if task in GRID_TASKS:
         place, sources = "images", _numbered(chosen)
@@ -90,14 +94,16 @@ def _link_labelled(files: list[str], folder: Path) -> None:
             _link(Path(label), folder / "labels" / f"{Path(name).stem}.txt")
 
 
-def _classified(files: list[str], described: dict[str, Any], folder: Path) -> Path:
-    """Link images into folders of their classes; every class keeps its folder, so that its number stays."""
+def _link_classified(files: list[str], root: Path, described: dict[str, Any], folder: Path) -> None:
+    """Link the images of a split into folders of their classes; every class keeps its folder, so its number stays.
+
+    As in Ultralytics the class is the first folder below the split's. There may be others in it.
+    """
     for split in ("train", "val"):
         for cls in described["names"].values():
             (folder / split / str(cls)).mkdir(parents=True, exist_ok=True)
         for name, file in _numbered(files).items():
-            _link(Path(file), folder / split / Path(file).parent.name / name)
-    return folder
+            _link(Path(file), folder / split / Path(file).relative_to(root).parts[0] / name)
 
 
 def _link(source: Path, target: Path) -> None:
