@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -36,6 +37,7 @@ from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, U
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.distillation.pseudo_boxes import PseudoBoxes
+from ultralytics_kd.image_files import find_unlabeled, image_files
 from ultralytics_kd.report.validation import Objects, ValidationResult
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +51,13 @@ def objects(*rows: tuple[float, ...]) -> Objects:
     """Return objects from rows of class, confidence and box."""
     table = np.array(rows, dtype=np.float32).reshape(len(rows), 6)
     return Objects(table[:, 2:], table[:, 0].astype(int), table[:, 1])
+
+
+def unmeasured_steps(options, scratch):
+    """Return the `Steps` of an advice without setting up a training."""
+    each = object.__new__(steps.Steps)
+    each._options, each._scratch = options, scratch
+    return each
 
 
 # The rule -------------------------------------------------------------------------------------------------------------
@@ -146,6 +155,26 @@ def test_images_are_listed_by_their_contradictions(tmp_path):
     assert pl.read_csv(tmp_path / "list.csv")["image"].to_list() == [files[2], files[1]]
     write_list({"t.pt": []}, tmp_path / "list.csv")
     assert pl.read_csv(tmp_path / "list.csv").height == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8(asked, tmp_path, monkeypatch):
+    folder = Path(asked["data"]).parent / "images" / "train"
+    odd = folder / os.fsdecode(b"\xff.png")
+    (folder / "0.png").rename(odd)
+    # People read them with escapes
+    write_list({"t.pt": [{"file": str(odd), "original": str(odd), "weight": 1.0}]}, tmp_path / "list.csv")
+    assert pl.read_csv(tmp_path / "list.csv")["image"].to_list() == [f"{folder}/\\udcff.png"]
+    # Stored answers to images without labels, of which Ultralytics reads no list
+    monkeypatch.setattr(steps, "build_cache", lambda *_, **__: None)
+    options = check_options({**asked, "kd_unlabeled": str(folder)})
+    training, _ = unmeasured_steps(options, tmp_path / "scratch")._stored(asked["teacher"])
+    links = find_unlabeled(training["kd_unlabeled"])
+    assert {Path(link).resolve() for link in links} == set(folder.glob("*.png"))
+    # Tasks whose parts are lists
+    part = part_of(asked["data"], "semantic", "train", 4, tmp_path / "part")
+    images = image_files(check_det_dataset(part.data)["val"])
+    assert len(images) == part.used == 4 and str(odd) not in images
 
 
 # What is measured -----------------------------------------------------------------------------------------------------
@@ -257,13 +286,6 @@ def test_gradients_are_those_of_labels_and_terms(asked, tmp_path):
         assert measured[name]["ratio"] == pytest.approx(float(term.norm() / labels.norm()), rel=0.02)
         assert measured[name]["cosine"] == pytest.approx(float(torch.cosine_similarity(term, labels, 0)), abs=0.02)
     each.close()
-
-
-def unmeasured_steps(options, scratch):
-    """Return the `Steps` of an advice without setting up a training."""
-    each = object.__new__(steps.Steps)
-    each._options, each._scratch = options, scratch
-    return each
 
 
 def test_stored_answers_are_those_of_the_training_that_is_asked_about(asked, tmp_path, monkeypatch):

@@ -43,6 +43,17 @@ def reason_of(error: Exception) -> str:
     return f"{error.strerror}." if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
+def as_utf8(text: str) -> str:
+    """Return a text for people to read, with escapes for what UTF-8 cannot encode.
+
+    On Linux a file name may hold bytes that are not UTF-8. Python keeps them as characters that UTF-8 cannot encode.
+
+    Args:
+        text (str): The text.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def load_yaml(file: Any) -> dict:
     """Return the mapping in a YAML, as Ultralytics reads it; an empty one if the file is empty.
 

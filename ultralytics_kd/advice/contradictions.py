@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import polars as pl
 
+from ..files import as_utf8
 from ..report.dense import DensePrediction, difference
 from ..report.matching import overlaps, pairs
 from ..report.pictures import SHARED, UNSHARED, box_panel, draw_dense, in_a_row, read_colour
@@ -140,8 +141,8 @@ def write_list(found: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
     """
     table = [
         {
-            "teacher": teacher,
-            "image": row["original"],
+            "teacher": as_utf8(teacher),
+            "image": as_utf8(row["original"]),
             **{k: v for k, v in row.items() if k not in {"file", "original"}},
         }
         for teacher, rows in found.items()

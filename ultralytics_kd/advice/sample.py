@@ -16,6 +16,7 @@ import numpy as np
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset, img2label_paths
 
 from ..config.arguments import GRID_TASKS
+from ..files import as_utf8
 from ..image_files import image_files
 from ..report.datasets import save_data_yaml
 
@@ -51,6 +52,9 @@ class Part:
 def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: bool = False) -> Part:
     """Return a part of a split: all of it, or evenly spaced images in the order of their files.
 
+    For semantic and depth the part is a list of files, which Ultralytics reads as UTF-8. It leaves out images whose
+    names are not UTF-8.
+
     Args:
         data (str): Data set as `data=` takes it.
         task (str): Task of the models.
@@ -66,7 +70,10 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
         files = [file for file in files if Path(file).parent != root]
     if len(files) <= most and not copies:
         return Part(data, split, len(files), len(files))
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))]
+    named = files if task in (*GRID_TASKS, "classify") else [file for file in files if as_utf8(file) == file]
+    if not named:
+        return Part(data, split, len(files), len(files))
+    chosen = [named[i] for i in np.unique(np.linspace(0, len(named) - 1, min(most, len(named))).round().astype(int))]
     if task == "classify":
         _link_classified(chosen, root, described, folder)
         return Part(str(folder), "val", len(chosen), len(files), _numbered(chosen))
@@ -84,6 +91,18 @@ def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: b
 def _numbered(files: list[str]) -> dict[str, str]:
     """Return images by the names that they have in a part: numbers, as files of several folders may share a name."""
     return {f"{i:06}{Path(file).suffix}": file for i, file in enumerate(files)}
+
+
+def link_numbered(files: list[str], folder: Path) -> Path:
+    """Link images into a folder under numbers, and return the folder.
+
+    Args:
+        files (list[str]): The images.
+        folder (Path): The folder.
+    """
+    for name, file in _numbered(files).items():
+        _link(Path(file), folder / name)
+    return folder
 
 
 def _link_labelled(files: list[str], folder: Path) -> None:

@@ -22,7 +22,7 @@ from . import costs
 from .commands import alone
 from .gradients import BATCHES, compare_gradients
 from .options import Options
-from .sample import part_of
+from .sample import link_numbered, part_of
 from .trial import Trial
 
 PLAIN, TAUGHT, STORED = "alone", "with teacher", "stored answers"
@@ -126,10 +126,8 @@ class Steps:
         part = part_of(options.args.data, options.task, "train", count, folder, copies=True)
         # The part's data.yaml has no test images, and a training asks for those that `split` names
         own = {**alone(options.training), "data": part.data, "split": part.split, "fraction": 1.0}
-        unlabeled = self._unlabeled[:count]
-        if unlabeled:
-            own["kd_unlabeled"] = str(folder / "unlabeled.txt")
-            Path(own["kd_unlabeled"]).write_text("\n".join(unlabeled), encoding="utf-8")
+        if self._unlabeled:
+            own["kd_unlabeled"] = str(link_numbered(self._unlabeled[:count], folder / "unlabeled"))
         args = get_cfg(overrides={"task": "detect", "mode": "train", **own})
         args.kd_cache = str(folder / "answers")
         for name in ("kd_trust_teacher", "kd_classes", "kd_precision", "kd_teacher_imgsz"):
