@@ -18,10 +18,11 @@ import torch
 from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from task_models import OTHERS, SUFFIX, task_model
 from ultralytics import YOLO as StockYOLO
+from ultralytics.cfg import parse_key_value_pair
 from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import ClassificationModel
-from ultralytics.utils import LOGGER, YAML, callbacks
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, callbacks
 
 from ultralytics_kd.advice import ADVICE_ONLY, costs, run_advice, steps
 from ultralytics_kd.advice.commands import next_command
@@ -34,6 +35,7 @@ from ultralytics_kd.advice.scores import lead
 from ultralytics_kd.advice.table import FEW_LABELS, better_text
 from ultralytics_kd.advice.trial import QUIET, Probe, Trial, train_alone
 from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
+from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.cli import main
 from ultralytics_kd.demo.tasks import draw_task_dataset
 from ultralytics_kd.distillation.pseudo_boxes import PseudoBoxes
@@ -307,6 +309,14 @@ def test_the_next_command_stores_the_answers_of_a_teacher_that_sees_more(verdict
     assert not any("kd_" in word for word in shlex.split(next_command(NO_GO, training, "t.pt", stored=True))[1:])
 
 
+def test_the_next_command_after_the_arguments_of_a_run_is_one_that_a_bench_takes(asked, tmp_path):
+    YAML.save(tmp_path / "args.yaml", {**DEFAULT_CFG_DICT, "mode": "train", "task": "detect", "save_dir": "runs/a"})
+    options = check_options({**asked, "resume": False, "cfg": str(tmp_path / "args.yaml")})
+    words = shlex.split(next_command(UNCERTAIN, options.training, asked["teacher"]))[2:]
+    plan = make_plan(dict(parse_key_value_pair(word) for word in words))
+    assert plan.common["batch"] == 4 and [arm.name for arm in plan.arms] == ["alone", "kd"]
+
+
 def test_advice_leaves_figures_a_list_and_a_page(asked, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(LOGGER, "info", lambda text, *_: lines.append(str(text)))
@@ -468,6 +478,12 @@ def test_a_recipe_gives_the_arguments_of_the_training(asked, tmp_path):
     YAML.save(tmp_path / "recipe.yaml", {"epochs": 7, "kd_cls": 4.0, "mode": "train", "batch": 2})
     options = check_options({**asked, "cfg": str(tmp_path / "recipe.yaml")})
     assert (options.training["epochs"], options.training["batch"], options.training["kd_cls"]) == (3, 4, 4.0)
+
+
+def test_a_time_limit_in_a_recipe_is_refused(asked, tmp_path):
+    YAML.save(tmp_path / "recipe.yaml", {"time": 2.0})
+    with pytest.raises(ValueError, match=r"takes no 'time=2.0'"):
+        check_options({**asked, "cfg": str(tmp_path / "recipe.yaml")})
 
 
 # Longer ---------------------------------------------------------------------------------------------------------------

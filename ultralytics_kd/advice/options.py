@@ -47,6 +47,9 @@ REFUSED = {
     "distill_model": "it is about teacher=: drop it",
     "kd_teacher_weights": "it judges each teacher by itself: drop it",
 }
+# What a recipe, such as the args.yaml of a run, is taken without. Not its `time`, as it would be another training
+OF_A_RUN = REFUSED.keys() - {"time"}
+BUILTIN = "dis"  # weight of `distill_model`, which is in every args.yaml; a bench of other arms refuses it
 LONGEST_PROBE = 24 * 3600  # seconds
 
 
@@ -100,6 +103,8 @@ def check_options(given: Mapping[str, Any]) -> Options:
     own, training, place = _parted(given)
     teachers = _teachers(own["teacher"])
     _check_training(training)
+    for name in (*REFUSED, BUILTIN):  # unset, but a bench refuses some of them all the same
+        training.pop(name, None)
     task = _task_of(training["model"], training.pop("task", None))
     for teacher in teachers:
         check_combination({**vars(get_cfg(overrides={**training, "teacher": teacher})), "task": task})
@@ -132,7 +137,7 @@ def _parted(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], d
     """Return the arguments of this command, of the training and of its folder; a `cfg` YAML is merged in."""
     command = {k: v for k, v in given.items() if k not in {"cfg", "mode"}}
     recipe = check_recipe(given["cfg"], command) if given.get("cfg") else {}
-    kept = {k: v for k, v in recipe.items() if v is not None and k not in {"cfg", "mode", "save_dir", *REFUSED}}
+    kept = {k: v for k, v in recipe.items() if v is not None and k not in {"cfg", "mode", "save_dir", *OF_A_RUN}}
     merged = {**ADVICE_ONLY, **kept, **command}
     check_plain(merged)
     own = {name: merged.pop(name) for name in ADVICE_ONLY}
