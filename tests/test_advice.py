@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -31,8 +32,8 @@ from ultralytics_kd.advice.costs import hours
 from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
 from ultralytics_kd.advice.options import check_options
 from ultralytics_kd.advice.sample import part_of
-from ultralytics_kd.advice.scores import lead
-from ultralytics_kd.advice.table import FEW_LABELS, better_text
+from ultralytics_kd.advice.scores import figures, lead, lead_by, student_as_it_is
+from ultralytics_kd.advice.table import FEW_LABELS, better_text, student_text
 from ultralytics_kd.advice.trial import QUIET, Probe, Trial, train_alone
 from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
 from ultralytics_kd.bench.plan import make_plan
@@ -47,6 +48,9 @@ sys.path.insert(0, str(ROOT / "examples" / "advice"))
 import check  # noqa: E402
 
 QUICK = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "epochs": 3, "optimizer": "AdamW", "probe": 0}
+
+
+BOX = (0, 0, 20, 20)
 
 
 def objects(*rows: tuple[float, ...]) -> Objects:
@@ -111,6 +115,32 @@ def test_a_class_that_the_teacher_does_not_know_counts_nothing():
     assert lead(teacher, alone, ["b"]) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("unmatched", "sizes"), [([], {"small": 0.5, "medium": 0.4}), (["small"], {})])
+def test_sizes_are_compared_if_the_teacher_knows_all_classes(unmatched, sizes):
+    """The others would count 0 in every size; a class may have the name of a size."""
+    labels = {"a.png": objects((0, 1, *BOX), (1, 1, 30, 30, 90, 90))}
+    model = SimpleNamespace(
+        loaded=SimpleNamespace(classes=SimpleNamespace(unmatched=unmatched)),
+        costs=lambda imgsz: {"imgsz": imgsz, "parameters": None, "gflops": None},
+    )
+    teacher = figures(model, ValidationResult(0.9, 0.9, objects=labels, labels=labels), 64)
+    alone = {"sizes": {"small": {"score": 0.5}, "medium": {"score": 0.6}}}
+    assert lead_by(teacher, alone, "sizes") == sizes
+
+
+@pytest.mark.parametrize(("model", "words"), [("yolo11n", "trained for these classes"), ("yolo11n.yml", "trained,")])
+def test_only_a_configuration_was_never_trained(model, words):
+    advice = {"metrics": ["mAP50-95"], "alone": None, "alone_origin": None, "student": None, "model": model}
+    assert f"it is not {words}" in student_text(advice)
+
+
+def test_a_student_is_found_by_a_name_without_suffix(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "yolo11n.pt", STUDENT)
+    args = check_options({**asked, "model": "yolo11n"}).args
+    assert student_as_it_is("yolo11n", args, "detect", NAMES) is not None
+
+
 def test_the_table_of_the_study_is_the_saved_one(tmp_path, capsys):
     """If not: python examples/advice/check.py."""
     rows = check.main(tmp_path)
@@ -121,9 +151,6 @@ def test_the_table_of_the_study_is_the_saved_one(tmp_path, capsys):
 
 
 # Contradictions -------------------------------------------------------------------------------------------------------
-BOX = (0, 0, 20, 20)
-
-
 def test_contradictions_of_an_image():
     labels = objects((0, 1, *BOX), (1, 1, 40, 40, 60, 60), (2, 1, 80, 0, 99, 20), (1, 1, 0, 80, 20, 99))
     detections = objects(
@@ -403,9 +430,9 @@ def test_the_length_of_a_short_training_in_words(epochs, asked, words):
 
 
 def test_scores_of_few_labels_say_so():
-    figures = {"few": {"labels": FEW_LABELS - 1}, "many": {"labels": FEW_LABELS}}
+    rows = {"few": {"labels": FEW_LABELS - 1}, "many": {"labels": FEW_LABELS}}
     better = {"sizes": {"many": 0.1}, "classes": {"few": 0.2, "many": 0.1}}
-    text = better_text({"better": better, "sizes": figures, "classes": figures})
+    text = better_text({"better": better, "sizes": rows, "classes": rows})
     assert text == "many objects +0.100; few +0.200 (29 labels), many +0.100"
 
 

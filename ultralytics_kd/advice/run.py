@@ -226,7 +226,10 @@ class Advisor:
         lead = better = None
         if self.alone is not None:
             lead = scores.lead(figures, self.alone[0], unmatched)
-            better = {what: scores.lead_by(figures, self.alone[0], what, unmatched) for what in ("classes", "sizes")}
+            better = {
+                "classes": scores.lead_by(figures, self.alone[0], "classes", unmatched),
+                "sizes": scores.lead_by(figures, self.alone[0], "sizes"),
+            }
         facts = Facts(
             score=figures["score"],
             alone=self.alone and self.alone[0]["score"],

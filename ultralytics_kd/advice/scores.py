@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,15 @@ def open_reference(source: str, args: Namespace, task: str, names: Mapping[int, 
     return ComparedModel("student", model)
 
 
+def is_configuration(source: str) -> bool:
+    """Return whether a model is a configuration; names without a suffix and `ul://` URIs are trained weights.
+
+    Args:
+        source (str): The model as `model=` takes it.
+    """
+    return Path(source).suffix in {".yaml", ".yml"}
+
+
 def student_as_it_is(source: str, args: Namespace, task: str, names: Mapping[int, str]) -> ComparedModel | None:
     """Return the student if it is trained for the classes of the data already, else None.
 
@@ -121,7 +130,7 @@ def student_as_it_is(source: str, args: Namespace, task: str, names: Mapping[int
         task (str): Its task.
         names (Mapping[int, str]): Classes of the data.
     """
-    if Path(source).suffix != ".pt":
+    if is_configuration(source):
         return None
     try:
         model = open_reference(source, args, task, names, "model")
@@ -162,14 +171,16 @@ def figures(model: ComparedModel, result: ValidationResult, imgsz: int) -> dict[
 
     Returns:
         (dict): "score", "second", "classes" (score and labels by name), "sizes" (the same by object size; empty without
-            boxes), "imgsz", "parameters" and "gflops"; the latter two are None if unknown.
+            boxes), "imgsz", "parameters" and "gflops"; the latter two are None if unknown. A model that does not know
+            all classes has no "sizes": those that it does not know would count 0 in each.
     """
-    costs = model.costs(imgsz)
+    assert model.loaded.classes is not None
+    costs, sized = model.costs(imgsz), result.labels and not model.loaded.classes.unmatched
     return {
         "score": result.score,
         "second": result.second,
         "classes": {name: {k: row[k] for k in ("score", "labels")} for name, row in result.classes.items()},
-        "sizes": ap_by_size(result.objects, result.labels) if result.labels else {},
+        "sizes": ap_by_size(result.objects, result.labels) if sized else {},
         **{name: costs[name] for name in ("imgsz", "parameters", "gflops")},
     }
 
@@ -187,14 +198,16 @@ def lead(teacher: Mapping[str, Any], alone: Mapping[str, Any], unmatched: list[s
     return sum(lead_by(teacher, alone, "classes", unmatched).values()) / max(len(alone["classes"]), 1)
 
 
-def lead_by(teacher: Mapping[str, Any], alone: Mapping[str, Any], what: str, unmatched: list[str]) -> dict[str, float]:
+def lead_by(
+    teacher: Mapping[str, Any], alone: Mapping[str, Any], what: str, unmatched: Sequence[str] = ()
+) -> dict[str, float]:
     """Return by how much a teacher is better in each class or object size that both have a score for.
 
     Args:
         teacher (Mapping): The teacher's figures.
         alone (Mapping): The student's figures.
         what (str): "classes" or "sizes".
-        unmatched (list[str]): Classes that the teacher does not know.
+        unmatched (Sequence[str]): Classes that the teacher does not know, for "classes".
     """
     return {
         name: _difference(row["score"], alone[what][name]["score"])

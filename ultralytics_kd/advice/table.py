@@ -9,6 +9,7 @@ from ultralytics.utils import colorstr
 
 from ..screen import HOUR, command, counted, duration, near, row
 from .gradients import TOGETHER
+from .scores import is_configuration
 from .verdict import GO, NO_GO, SHORTLY, TRAINED
 
 COLUMN = 19  # of the terminal, at which texts begin
@@ -65,7 +66,7 @@ def student_text(advice: dict[str, Any]) -> str:
     """Return what is known of the student's score."""
     metric, alone, origin = advice["metrics"][0], advice["alone"], advice["alone_origin"]
     if advice["student"] is None:
-        why = "trained for these classes" if advice["model"].endswith(".pt") else "trained"
+        why = "trained" if is_configuration(advice["model"]) else "trained for these classes"
         first = f"it is not {why}, so it has no score as it is"
     else:
         first = f"it scores {advice['student']['score']:.3f} {metric} as it is"
