@@ -166,6 +166,18 @@ def test_contradictions_of_an_image():
     assert contradict(detections, labels, 0.5, {0, 2})["missed"] == []  # it does not know class 1
 
 
+def test_a_box_that_counts_sees_its_label_however_low_its_confidence():
+    found = contradict(objects((0, 0.07, *BOX)), objects((0, 1, *BOX)), 0.05, {0})
+    assert (found["paired"], found["missed"], found["weight"]) == (1, [], 0)
+
+
+@pytest.mark.parametrize(("right", "swapped"), [(0.95, []), (0.4, [(0, 0)])])
+def test_a_label_with_a_box_of_its_class_is_not_taken_for_another(right, swapped):
+    detections = objects((0, right, 0, 0, 20, 16), (1, 0.5, 0, 0, 20, 19))  # the box of the other class fits better
+    found = contradict(detections, objects((0, 1, *BOX)), 0.5, {0, 1})
+    assert (found["swapped"], found["extra"], found["paired"]) == (swapped, [], 1)
+
+
 def test_images_are_listed_by_their_contradictions(tmp_path):
     files = [str(tmp_path / f"{name}.png") for name in "abc"]
     labels = {file: objects((0, 1, *BOX)) for file in files}

@@ -17,7 +17,8 @@ from ..report.matching import overlaps, pairs
 from ..report.pictures import SHARED, UNSHARED, box_panel, draw_dense, in_a_row, read_colour
 from ..report.validation import Objects, ValidationResult
 
-SEEN = 0.1  # a label is seen if the teacher has a box on it with this confidence or more, of whatever class
+# A label is seen if the teacher has a box on it with this confidence or more, of whatever class; or one that counts
+SEEN = 0.1
 MIN_IOU = 0.5
 KINDS = {"extra": "teacher's boxes without a label", "missed": "labels that it does not see", "swapped": "other class"}
 
@@ -109,18 +110,20 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
     Returns:
         (dict): "boxes", the detections that count; "extra", indices of those on no label; "missed", indices of labels
             that no detection is on, not even one of little confidence; "swapped", pairs of label and detection of
-            another class; "paired", the number of labels with a detection that counts; "weight", the summed
-            confidence of extra and swapped detections, plus 1 minus the best confidence on each missed label.
+            another class, unless a detection that counts has the label's class and is on it too; "paired", the number
+            of labels with a detection that counts; "weight", the summed confidence of extra and swapped detections,
+            plus 1 minus the best confidence on each missed label.
     """
     boxes = detections.confident(min_conf)
     paired = pairs(labels, boxes, MIN_IOU)
-    swapped = [(i, j) for i, j, _ in paired if labels.cls[i] != boxes.cls[j]]
-    on_label = (overlaps(labels, boxes) >= MIN_IOU).any(0) if len(labels.cls) else np.zeros(len(boxes.cls), bool)
-    extra = np.flatnonzero(~on_label).tolist()
+    on = overlaps(labels, boxes) >= MIN_IOU
+    right = (on & (labels.cls[:, None] == boxes.cls)).any(1)  # a box of another class may fit such a label better
+    swapped = [(i, j) for i, j, _ in paired if not right[i]]
+    extra = np.flatnonzero(~on.any(0)).tolist()
     weak = detections.confident(min(0.01, min_conf))
     touching = overlaps(labels, weak) >= MIN_IOU
     seen = np.where(touching, weak.conf[None], 0).max(1, initial=0) if len(labels.cls) else np.zeros(0)
-    missed = np.flatnonzero((seen < SEEN) & np.isin(labels.cls, list(taught))).tolist()
+    missed = np.flatnonzero((seen < least_seen(min_conf)) & np.isin(labels.cls, list(taught))).tolist()
     weight = float(boxes.conf[extra].sum() + sum(boxes.conf[j] for _, j in swapped) + (1 - seen[missed]).sum())
     return {
         "boxes": boxes,
@@ -130,6 +133,15 @@ def contradict(detections: Objects, labels: Objects, min_conf: float, taught: se
         "paired": len(paired),
         "weight": weight,
     }
+
+
+def least_seen(min_conf: float) -> float:
+    """Return the confidence from which on a detection sees a label; one that counts does so.
+
+    Args:
+        min_conf (float): Confidence from which on a detection counts.
+    """
+    return min(SEEN, min_conf)
 
 
 def write_list(found: Mapping[str, list[dict[str, Any]]], file: Path) -> None:

@@ -9,7 +9,7 @@ from ..report.object_sizes import SIZES
 from ..report.page import data_uri, environment
 from ..screen import HOUR, counted, duration
 from . import table
-from .contradictions import KINDS, SEEN
+from .contradictions import KINDS, least_seen
 
 TEXTS = ("score_text", "better_text", "classes_text", "against_text", "student_text", "gradients_text", "cost_text")
 
@@ -23,7 +23,8 @@ def write_page(advice: dict[str, Any], folder: Path) -> None:
     """
     pages = environment("advice", "report")
     pages.globals |= {name: getattr(table, name) for name in TEXTS}
-    pages.globals |= {"kinds": KINDS, "seen": SEEN, "size_limits": SIZES, "counted": counted, "time": _time}
+    seen = least_seen(advice["match_conf"])
+    pages.globals |= {"kinds": KINDS, "seen": seen, "size_limits": SIZES, "counted": counted, "time": _time}
     uris = {
         row["picture"]: data_uri(folder / row["picture"], ".jpg")
         for teacher in advice["teachers"]
