@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, callbacks
 
-from ultralytics_kd.advice import ADVICE_ONLY, costs, run_advice, steps
+from ultralytics_kd.advice import ADVICE_ONLY, costs, run_advice, steps, trial
 from ultralytics_kd.advice.commands import next_command
 from ultralytics_kd.advice.contradictions import contradict, find_contradictions, write_list
 from ultralytics_kd.advice.costs import hours
@@ -338,6 +339,21 @@ def test_stored_answers_are_those_of_the_training_that_is_asked_about(asked, tmp
     training, _ = unmeasured_steps(options, tmp_path / "scratch")._stored(asked["teacher"])
     assert all(getattr(made[0], name) == value for name, value in own.items() if name != "split")
     assert check_det_dataset(training["data"])[training["split"]]  # the part has no test images
+
+
+@pytest.mark.parametrize(
+    ("own", "precision", "given"),
+    [({}, False, dict), ({"amp": "bf16"}, torch.bfloat16, dict), ({"compile": "default"}, False, torch.Tensor)],
+)
+def test_a_step_is_that_of_ultralytics_loop(own, precision, given, asked, tmp_path, monkeypatch):
+    each = Trial({k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}, tmp_path / "trial", 1)
+    vars(each.trainer.args).update(own)  # later than a set-up that would compile, or look for a GPU
+    precisions, inputs = [], []
+    monkeypatch.setattr(trial, "autocast", lambda enabled, **_: precisions.append(enabled) or nullcontext())
+    each.trainer.model.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    each.step()
+    each.close()
+    assert precisions == [precision] and isinstance(inputs[0], given)
 
 
 @pytest.mark.parametrize(("verdict", "mode"), [(GO, "train"), (UNCERTAIN, "bench")])

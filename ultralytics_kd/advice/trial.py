@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from ultralytics.utils import callbacks
-from ultralytics.utils.torch_utils import autocast
+from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from ..logs import quietly
 from ..model import YOLO
@@ -49,13 +49,17 @@ class Trial:
         return self.trainer.preprocess_batch(dict(self.batches[index % len(self.batches)]))
 
     def step(self) -> float:
-        """Take a step of the training, and return its time in seconds; loading images is not part of it."""
+        """Take a step as Ultralytics' loop does, and return its time in seconds; loading images is not part of it."""
         trainer = self.trainer
         synchronize(trainer.device)
         start = perf_counter()
-        with autocast(trainer.amp, device=trainer.device.type):
+        with autocast(torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp, device=trainer.device.type):
             batch = self.prepared(self._turn)
-            loss, trainer.loss_items = trainer.model(batch)
+            if trainer.args.compile:  # only the model is compiled, and not the loss
+                preds = trainer.model(batch["img"])
+                loss, trainer.loss_items = unwrap_model(trainer.model).loss(batch, preds)
+            else:
+                loss, trainer.loss_items = trainer.model(batch)
             trainer.loss = loss.sum()
         trainer.scaler.scale(trainer.loss).backward()
         trainer.optimizer_step()
