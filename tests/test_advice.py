@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
+from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model, unwrapped
 from task_models import OTHERS, SUFFIX, task_model
 from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import parse_key_value_pair
@@ -34,7 +34,7 @@ from ultralytics_kd.advice.gradients import TOGETHER, compare_gradients
 from ultralytics_kd.advice.options import check_options
 from ultralytics_kd.advice.sample import part_of
 from ultralytics_kd.advice.scores import figures, lead, lead_by, student_as_it_is
-from ultralytics_kd.advice.table import FEW_LABELS, better_text, student_text
+from ultralytics_kd.advice.table import FEW_LABELS, better_text, student_text, to_text
 from ultralytics_kd.advice.trial import QUIET, Probe, Trial, train_alone
 from ultralytics_kd.advice.verdict import GO, ITSELF, NO_GO, SHORTLY, TRAINED, UNCERTAIN, Facts, best_of, judge
 from ultralytics_kd.bench.plan import make_plan
@@ -400,6 +400,24 @@ def test_advice_leaves_figures_a_list_and_a_page(asked, monkeypatch):
     shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines[-1].splitlines()]
     long = [line for line in shown if len(line) > 80 and str(folder.parent) not in line]
     assert shown and not long, long
+
+
+def test_advice_speaks_of_the_images_that_were_asked_for_and_of_no_folder_of_its_own(asked, monkeypatch, caplog):
+    for place, name, few in ((costs, "ROUNDS", 1), (steps, "ANSWERED", 4), (steps, "BATCHES", 2)):
+        monkeypatch.setattr(place, name, few)
+    YAML.save(asked["data"], {**YAML.load(asked["data"]), "test": "images/val"})
+    model = torch.load(asked["teacher"], weights_only=False)["model"]
+    torch.save({"model": model, "train_args": {"task": "detect", "imgsz": 640}}, asked["teacher"])  # a reason to warn
+    advice = run_advice({**asked, "split": "test", "sample": 3, "images": 0})
+    assert (advice["val"]["split"], advice["train"]["split"]) == ("test", "train")
+    assert "(3 of 4 test images)" in to_text(advice) and "scores on 3 test images" in caplog.text
+    assert "Scores on 3 of 4 test images." in Path(advice["page"]).read_text()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [w for w in warnings if "answers at imgsz=64" in w] and not [w for w in warnings if "kd_cache=" in w]
+    # Of another task, where no part of the list counts
+    assert "count for the verdict" in unwrapped(to_text(advice))
+    teachers = [{**advice["teachers"][0], "contradictions": {"images": 3, "listed": 1}}]
+    assert "count for the verdict" not in unwrapped(to_text({**advice, "teachers": teachers}))
 
 
 def _tracked(trainer):

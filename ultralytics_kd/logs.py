@@ -10,10 +10,14 @@ from ultralytics.utils import LOGGER
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Let Ultralytics log only warnings and errors within a block."""
+def quietly(least: int = logging.WARNING) -> Iterator[None]:
+    """Let Ultralytics log only warnings and errors within a block; a block within one for errors logs these only.
+
+    Args:
+        least (int): Least level that is logged.
+    """
     level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
+    LOGGER.setLevel(max(level, least))
     try:
         yield
     finally:

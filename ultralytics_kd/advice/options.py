@@ -83,6 +83,11 @@ class Options:
     match_conf: float
     folder: Path
 
+    @property
+    def split(self) -> str:
+        """The split whose images models are scored on."""
+        return str(self.args.split or "val")
+
     def argument(self, name: str) -> Any:
         """Return an argument of the training, Ultralytics' default if it is not given."""
         return self.training.get(name, DEFAULT_CFG_DICT[name])

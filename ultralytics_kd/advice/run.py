@@ -129,7 +129,7 @@ class Advisor:
     def advise(self) -> dict[str, Any]:
         """Measure, judge every teacher, and write the folder."""
         options, start = self.options, perf_counter()
-        val = self._part(options.args.split or "val", "val")
+        val = self._part(options.split, "val")
         train = self._part("train", "train")
         student = self._score_student(val)
         self._say("time and memory of a step without a teacher")
@@ -144,8 +144,8 @@ class Advisor:
         best = best_of(teachers)
         advice = {
             **self.describe(),
-            "val": val.described(str(options.args.data)),
-            "train": train.described(str(options.args.data)),
+            "val": val.described(str(options.args.data), options.split),
+            "train": train.described(str(options.args.data), "train"),
             **student,
             "teachers": teachers,
             "best": best and best["source"],
@@ -167,7 +167,7 @@ class Advisor:
     def _score_student(self, val: Part) -> dict[str, Any]:
         """Return the figures of the student as it is, and without a teacher; sets `alone`."""
         options = self.options
-        self._say(f"scores on {val.used} val images")
+        self._say(f"scores on {val.used} {options.split} images")
         model = str(options.training["model"])
         itself = scores.student_as_it_is(model, options.args, options.task, self.judge.names)
         as_it_is = self._figures(itself, val)[0] if itself else None

@@ -44,9 +44,14 @@ class Part:
         """Return the image of the data set that a file of the part stands for."""
         return self.sources.get(Path(file).name, file)
 
-    def described(self, data: str) -> dict[str, Any]:
-        """Return the part as a dict for a report; `data` is the whole data set."""
-        return {"data": data, "split": self.split, "used": self.used, "total": self.total}
+    def described(self, data: str, split: str) -> dict[str, Any]:
+        """Return the part as a dict for a report, which names the whole data set and the split that it is a part of.
+
+        Args:
+            data (str): The data set.
+            split (str): Its split.
+        """
+        return {"data": data, "split": split, "used": self.used, "total": self.total}
 
 
 def part_of(data: str, task: str, split: str, most: int, folder: Path, copies: bool = False) -> Part:

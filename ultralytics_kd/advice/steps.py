@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -93,10 +94,11 @@ class Steps:
         )
         answering, not_stored = 0.0, ""
         try:
-            stored, answering = self._stored(source)
-            trials[STORED], _, memory[STORED] = costs.build_measured(
-                lambda: self._trial(stored, "stored"), lambda _: None, self._device
-            )
+            with quietly(logging.ERROR):  # warnings were logged with the teacher; these would name a temporary folder
+                stored, answering = self._stored(source)
+                trials[STORED], _, memory[STORED] = costs.build_measured(
+                    lambda: self._trial(stored, "stored"), lambda _: None, self._device
+                )
         except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
             not_stored = str(e)
         seconds = costs.time_steps(trials)
@@ -133,13 +135,12 @@ class Steps:
         for name in ("kd_trust_teacher", "kd_classes", "kd_precision", "kd_teacher_imgsz"):
             setattr(args, name, options.argument(name))
         moments = [(perf_counter(), 0)]
-        with quietly():
-            build_cache(
-                args,
-                [source],
-                cache_options(CACHE_ONLY),
-                progress=lambda count: moments.append((perf_counter(), count)),
-            )
+        build_cache(
+            args,
+            [source],
+            cache_options(CACHE_ONLY),
+            progress=lambda count: moments.append((perf_counter(), count)),
+        )
         stored = {**options.training, **own, "teacher": source, "kd_cache": args.kd_cache}
         return stored, seconds_per_image(moments)
 

@@ -30,10 +30,9 @@ def to_text(advice: dict[str, Any]) -> str:
     lines += _row("student", student_text(advice))
     for teacher in advice["teachers"]:
         lines += ["", *_of_teacher(teacher, advice)]
-    listed = (
-        f"{near(advice['list'])}: where labels and teacher contradict each other. Of that, only objects of another "
-        "class count for the verdict"
-    )
+    listed = f"{near(advice['list'])}: where labels and teacher contradict each other"
+    if any("swapped" in teacher["contradictions"] for teacher in advice["teachers"]):
+        listed += ". Of that, only objects of another class count for the verdict"
     lines += ["", *_row("page", near(advice["page"])), *_row("images", listed)]
     return "\n".join(lines)
 
@@ -81,8 +80,8 @@ def score_text(teacher: dict[str, Any], advice: dict[str, Any]) -> str:
     """Return a teacher's score, its image size, and its lead."""
     size = "" if teacher["imgsz"] == advice["imgsz"] else f" at {teacher['imgsz']} px"
     lead = "" if teacher["lead"] is None else f", {teacher['lead']:+.3f} over the student"
-    used, total = advice["val"]["used"], advice["val"]["total"]
-    images = f"{used} val images" if used == total else f"{used} of {total} val images"
+    split, used, total = (advice["val"][key] for key in ("split", "used", "total"))
+    images = f"{used} {split} images" if used == total else f"{used} of {total} {split} images"
     return f"{teacher['score']:.3f} {advice['metrics'][0]}{size}{lead} ({images})"
 
 
