@@ -482,6 +482,22 @@ def test_scores_of_few_labels_say_so():
     assert text == "many objects +0.100; few +0.200 (29 labels), many +0.100"
 
 
+@pytest.mark.parametrize("moment", ["gradients", "steps"])
+def test_an_interrupted_advice_leaves_no_folder_and_no_training(moment, asked, monkeypatch):
+    made, stock, stock_close = [], Trial.__init__, Trial.close
+    place, name = {"gradients": (steps, "compare_gradients"), "steps": (costs, "time_steps")}[moment]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, name, stop)
+    monkeypatch.setattr(Trial, "__init__", lambda self, *args: made.append(self) or stock(self, *args))
+    monkeypatch.setattr(Trial, "close", lambda self: made.remove(self) or stock_close(self))
+    with pytest.raises(KeyboardInterrupt):
+        run_advice(asked)
+    assert not made and not Path(asked["save_dir"]).exists()
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "given, message",

@@ -7,6 +7,7 @@ import gc
 import platform
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -40,11 +41,14 @@ def build_measured(
     meter = memory_meter(device)
     before = meter.start()
     trial = build()
-    seen = look(trial)
-    meter.reset_peak()
-    for _ in range(2):
-        trial.step()
-    peak = meter.peak()
+    with ExitStack() as open_trial:  # if it fails here, nobody else can close it
+        open_trial.callback(trial.close)
+        seen = look(trial)
+        meter.reset_peak()
+        for _ in range(2):
+            trial.step()
+        peak = meter.peak()
+        open_trial.pop_all()
     return trial, seen, None if peak is None or before is None else max(peak - before, 0) / 2**30
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -63,7 +63,7 @@ def run_advice(given: Mapping[str, Any]) -> dict[str, Any]:
         make_folder(options.folder)  # before the measurements, as it may fail
         try:
             advice = advisor.advise()
-        except Exception:  # it is raised again; an empty folder is of no use
+        except BaseException:  # Ctrl-C too; it is raised again, and an empty folder is of no use
             with suppress(OSError):
                 options.folder.rmdir()
             raise
@@ -136,11 +136,11 @@ class Advisor:
         self.steps = Steps(options, self.scratch, warm=self.probed is not None)
         found, results = {}, {}
         teachers = []
-        for candidate in self.candidates:
-            source = candidate.loaded.source
-            figures, results[source], found[source] = self._look_at(candidate, val, train)
-            teachers.append(self._judged(candidate, figures, found[source]))
-        self.steps.close()
+        with closing(self.steps):
+            for candidate in self.candidates:
+                source = candidate.loaded.source
+                figures, results[source], found[source] = self._look_at(candidate, val, train)
+                teachers.append(self._judged(candidate, figures, found[source]))
         best = best_of(teachers)
         advice = {
             **self.describe(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -64,9 +65,8 @@ class Steps:
         self._options, self._scratch = options, scratch
         self._device = select_device(options.args.device, verbose=False)
         if not warm:  # the first training of a process takes memory that later ones use again
-            first = self._trial(alone(options.training), "first")
-            first.step()
-            first.close()
+            with closing(self._trial(alone(options.training), "first")) as first:
+                first.step()
         self.plain, _, self._memory = costs.build_measured(
             lambda: self._trial(alone(options.training), "plain"), lambda _: None, self._device
         )
@@ -87,20 +87,36 @@ class Steps:
                 stored answers, and "not_stored", why stored answers were not measured; empty if they were.
         """
         trials, memory = {PLAIN: self.plain}, {PLAIN: self._memory}
-        trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(
-            lambda: self._trial({**self._options.training, "teacher": source}, "taught"),
-            compare_gradients,
-            self._device,
-        )
         answering, not_stored = 0.0, ""
-        try:
-            with quietly(logging.ERROR):  # warnings were logged with the teacher; these would name a temporary folder
-                stored, answering = self._stored(source)
-                trials[STORED], _, memory[STORED] = costs.build_measured(
-                    lambda: self._trial(stored, "stored"), lambda _: None, self._device
-                )
-        except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
-            not_stored = str(e)
+        with ExitStack() as own:
+            trials[TAUGHT], gradients, memory[TAUGHT] = costs.build_measured(
+                lambda: self._trial({**self._options.training, "teacher": source}, "taught"),
+                compare_gradients,
+                self._device,
+            )
+            own.callback(trials[TAUGHT].close)
+            try:
+                with quietly(logging.ERROR):  # warnings were logged before; these would name a temporary folder
+                    stored, answering = self._stored(source)
+                    trials[STORED], _, memory[STORED] = costs.build_measured(
+                        lambda: self._trial(stored, "stored"), lambda _: None, self._device
+                    )
+                own.callback(trials[STORED].close)
+            except KDError as e:  # answers of this teacher, or for these terms, cannot be stored
+                not_stored = str(e)
+            rows, steps = self._rows(trials, memory, answering)
+        return gradients, {"steps": steps, "arms": rows, "not_stored": not_stored}
+
+    def _rows(
+        self, trials: dict[str, Trial], memory: dict[str, float | None], answering: float
+    ) -> tuple[dict[str, dict[str, Any]], int]:
+        """Time the steps of the trainings; return their rows, as `measure` does, and the steps of the whole training.
+
+        Args:
+            trials (dict[str, Trial]): The trainings.
+            memory (dict[str, float | None]): Their peak memory in GiB.
+            answering (float): Seconds in which one image is answered.
+        """
         seconds = costs.time_steps(trials)
         loading = {name: costs.loading_seconds(trial) for name, trial in trials.items()}
         trainer = self.plain.trainer
@@ -109,10 +125,7 @@ class Steps:
         if STORED in rows:
             images = len(trainer.train_loader.dataset) + len(self._unlabeled)
             rows[STORED]["making_hours"] = answering * images / 3600
-        for name in (TAUGHT, STORED):
-            if name in trials:
-                trials[name].close()
-        return gradients, {"steps": steps, "arms": rows, "not_stored": not_stored}
+        return rows, steps
 
     def _stored(self, source: str) -> tuple[dict[str, Any], float]:
         """Store a teacher's answers to some images; return arguments of a training on them, and seconds per image.
