@@ -341,6 +341,15 @@ def test_stored_answers_are_those_of_the_training_that_is_asked_about(asked, tmp
     assert check_det_dataset(training["data"])[training["split"]]  # the part has no test images
 
 
+def test_gradients_of_a_compiled_student_are_compared(asked, tmp_path):
+    own = {k: v for k, v in asked.items() if k not in {*ADVICE_ONLY, "save_dir"}}
+    each = Trial({**own, "teacher": asked["teacher"], "kd_init": False}, tmp_path / "trial", 1)
+    plain = compare_gradients(each)
+    each.trainer.model = torch.compile(each.trainer.model, backend="aot_eager")
+    assert compare_gradients(each)[TOGETHER] == pytest.approx(plain[TOGETHER], abs=0.02)
+    each.close()
+
+
 @pytest.mark.parametrize(
     ("own", "precision", "given"),
     [({}, False, dict), ({"amp": "bf16"}, torch.bfloat16, dict), ({"compile": "default"}, False, torch.Tensor)],

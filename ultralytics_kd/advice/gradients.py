@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.utils.torch_utils import unwrap_model
 
 from ..distillation.balance import Balance
 from ..distillation.loss import LABELED, DistillationLoss
@@ -41,7 +42,7 @@ def compare_gradients(trial: Trial) -> dict[str, dict[str, float]]:
 
 def _one_batch(trial: Trial, index: int) -> dict[str, tuple[float, float]]:
     """Return ratio and cosine of every term for one batch."""
-    student: Any = trial.trainer.model
+    student: Any = unwrap_model(trial.trainer.model)  # a compiled one hides the maps at which gradients are compared
     loss, batch = student.criterion, trial.prepared(index)
     with torch.enable_grad():
         preds = student(batch["img"])
