@@ -16,6 +16,7 @@ from . import __version__, activation, config
 from .config import recipes
 from .config.input_errors import is_input_error
 from .errors import KDError, KDTypeError
+from .files import as_utf8
 
 HELP_WORDS = {"help", "h"}
 OWN_OUTPUT = {*("cfg", "version", "v", "checks", "check", "copy-cfg")}  # this package adds to their output
@@ -81,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
             raise
-        # File names may hold bytes that are not text
-        LOGGER.error(_without_help(str(e)).encode(errors="backslashreplace").decode())
+        LOGGER.error(as_utf8(_without_help(str(e))))
         return 1
     return 0
 

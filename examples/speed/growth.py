@@ -4,8 +4,8 @@
     python examples/speed/growth.py only=start,report  a part of it; the other rows stay as they are
 
 - `cache`: images per second of `yolo-kd cache` at one to four sizes, in this process and with one and two Ray actors.
-- `start`: seconds of `import ultralytics_kd.model` beside `import ultralytics`, and from the command to the first batch
-  of `yolo-kd train` beside `yolo train`. Each is a new process; all take turns.
+- `start`: seconds of `import ultralytics_kd.model` beside `import ultralytics`, and from the start of a program to the
+  first batch of its training, with a teacher and without. Each is a new process; all take turns.
 - `report`: seconds of `yolo-kd report` for more and more val images.
 
 Weights are random and images are drawn. `stored_answers.py` measures opening a cache of up to a million images, and
