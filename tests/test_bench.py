@@ -1,6 +1,7 @@
 """Benches: their arms, the records that they keep, and the table."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import YAML
 
 from ultralytics_kd.bench import run_bench
+from ultralytics_kd.bench.contents import hash_data
 from ultralytics_kd.bench.jobs import VERSIONS, Job, JobFolder
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.records import write
@@ -22,10 +24,11 @@ from ultralytics_kd.bench.run import Bench, _check_models
 from ultralytics_kd.bench.scores import load, score
 from ultralytics_kd.bench.split import hold_out
 from ultralytics_kd.bench.table import Run, interval, save_tables, summarize, to_markdown
-from ultralytics_kd.bench.text import to_text
+from ultralytics_kd.bench.text import next_command, to_text
 from ultralytics_kd.cli import main
 from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
+from ultralytics_kd.screen import near
 from ultralytics_kd.teachers import open_teacher
 
 TRAINING = {"data": "d.yaml", "model": STUDENT, "teacher": "t.pt"}
@@ -227,6 +230,40 @@ def test_a_teacher_that_is_no_better_leaves_no_gap():
     runs = [Run("alone", 0, record(0.30)), Run("kd", 0, record(0.35))]
     row = summarize(["alone", "kd"], runs, {"kd": record(0.25)})["table"][1]
     assert row["gap_closed"] is None and row["ci_low"] is None
+
+
+def test_a_lead_within_noise_makes_no_gap():
+    runs = [Run("alone", 0, record(0.505)), Run("kd", 0, record(0.5225))]
+    (row,) = [r for r in summarize(["alone", "kd"], runs, {"kd": record(0.5051)})["table"] if r["arm"] == "kd"]
+    assert row["gap_closed"] is None and row["gain"] == pytest.approx(0.0175)
+
+
+def test_the_report_after_a_bench_with_holdout_leaves_the_val_set_unseen(tmp_path):
+    for name in ("alone-0", "kd-0"):
+        (tmp_path / "runs" / name / "weights").mkdir(parents=True)
+        (tmp_path / "runs" / name / "weights" / "best.pt").touch()
+    runs = [Run("alone", 0, record(0.5)), Run("kd", 0, record(0.6))]
+    settings = {"arms": {"alone": {}, "kd": {"teacher": "t.pt"}}, "data": "mine.yaml", "holdout": 0.2}
+    report = {"settings": settings, **summarize(["alone", "kd"], runs, {"kd": record(0.7)})}
+    words = shlex.split(next_command(report, tmp_path))
+    assert f"data={near(tmp_path / 'holdout-0.2/data.yaml')}" in words
+
+
+@pytest.mark.parametrize("task, folder, suffix", [("semantic", "masks", ".png"), ("depth", "depth", ".npy")])
+def test_changed_masks_depth_maps_and_test_labels_change_the_hash(tmp_path, task, folder, suffix):
+    data = draw_dataset(tmp_path / "set")
+    images = sorted((tmp_path / "set/images/val").iterdir())
+    map_of_first = tmp_path / "set" / folder / "val" / images[0].with_suffix(suffix).name
+    map_of_first.parent.mkdir(parents=True)
+    map_of_first.write_bytes(b"one")
+    before = hash_data(str(data), task)
+    map_of_first.write_bytes(b"two")
+    assert hash_data(str(data), task) != before
+    YAML.save(data, {**YAML.load(data), "val": "images/train", "test": "images/val"})
+    before, tested = hash_data(str(data), "detect"), hash_data(str(data), "detect", "test")
+    label = tmp_path / "set/labels/val" / images[0].with_suffix(".txt").name
+    label.write_text("0 0.5 0.5 0.1 0.1\n")
+    assert hash_data(str(data), "detect") == before and hash_data(str(data), "detect", "test") != tested
 
 
 def test_the_score_of_a_teacher_that_lacks_classes_makes_no_gap():

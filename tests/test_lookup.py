@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -346,6 +347,21 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_partial_file(drawn):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(store.folder.glob("*.tmp")) and len(opened(store.folder, files)[0]) == len(files)
+
+
+def test_a_disk_that_only_the_partial_file_fills_is_a_sentence_too(drawn, monkeypatch):
+    """Once the partial file is removed there is room again, and a probe would find nothing wrong."""
+    store, files = drawn
+    resource = pytest.importorskip("resource")
+    full = lambda folder: errno.ENOSPC if list(folder.glob("*.tmp")) else None  # noqa: E731
+    monkeypatch.setattr("ultralytics_kd.files._probe", full)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+    try:
+        with pytest.raises(KDError, match="no space is left in"):
+            StoredAnswers(store, files, SAME, 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,9 @@ from ultralytics_kd.report.dense import (
     pixel_classes,
     worst_dense_images,
 )
-from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement
-from ultralytics_kd.report.metrics import gap_closed, worst_images
+from ultralytics_kd.report.gap import gap_closed
+from ultralytics_kd.report.matching import agreement, calibration, correct, disagreement, overlaps
+from ultralytics_kd.report.metrics import worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
 from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.report_folder import _remove_pictures
@@ -150,11 +151,46 @@ def test_agreement_counts_pairs_classes_and_confidence():
         "found75": 0.5,
         "same_class": 0.5,
         "extra": pytest.approx(1 / 3),
-        "bias": pytest.approx(-0.15),
-        "difference": pytest.approx(0.15),
+        "bias": pytest.approx(-0.2),  # of the pair with the same class
+        "difference": pytest.approx(0.2),
     }
     nothing = agreement({"a": objects()}, {"a": objects()}, 0.25)
     assert nothing["teacher_detections"] == 0 and nothing["found50"] is nothing["extra"] is nothing["bias"] is None
+
+
+def test_a_box_of_another_class_takes_no_partner_from_one_of_the_same_class():
+    dog = objects((0, 0.9, 0, 0, 100, 100))
+    both = objects((0, 0.8, 0, 0, 100, 80), (1, 0.3, 0, 0, 100, 90))  # the cat overlaps it more
+    assert disagreement(dog, both, 0.25) == (pytest.approx(0.3), {"found": 1, "missed": 0, "extra": 1})
+    figures = agreement({"a": dog}, {"a": both}, 0.25)
+    assert figures["same_class"] == 1.0 and figures["bias"] == pytest.approx(-0.1) and figures["found50"] == 1.0
+
+
+def test_neighbours_are_found_at_a_high_iou_even_if_other_pairs_overlap_more_in_all():
+    """The greatest sum of IoU pairs two neighbours crosswise; at 0.75 only the first one has a partner."""
+    teacher = objects((0, 0.9, 0, 0, 100, 100), (0, 0.8, 0, 45, 100, 145))
+    student = objects((0, 0.9, 0, 0, 100, 98), (0, 0.8, 0, -30, 100, 70))
+    iou = overlaps(teacher, student)
+    assert iou[0, 0] > 0.75 and iou[0, 1] + iou[1, 0] < iou[0, 0] + 0.5
+    assert agreement({"a": teacher}, {"a": student}, 0.25)["found75"] == 0.5
+
+
+def test_sizes_of_several_classes_are_those_of_all_at_once():
+    rng = np.random.default_rng(0)
+
+    def drawn(count):
+        corners = rng.uniform(0, 200, (count, 2))
+        boxes = np.concatenate((corners, corners + rng.uniform(8, 120, (count, 2))), 1)
+        return objects(*((int(c), 1 - i / count, *b) for i, (c, b) in enumerate(zip(rng.integers(0, 3, count), boxes))))
+
+    labels = {str(i): drawn(6) for i in range(4)}
+    moved = {f: Objects(o.boxes + rng.normal(0, 4, o.boxes.shape), o.cls, o.conf) for f, o in labels.items()}
+    whole = ap_by_size(moved, labels, {"all": (0, 1e10)})["all"]["score"]
+    each = [
+        ap_by_size({f: o.of(c) for f, o in moved.items()}, {f: o.of(c) for f, o in labels.items()}, {"all": (0, 1e10)})
+        for c in range(3)
+    ]
+    assert whole == pytest.approx(np.mean([row["all"]["score"] for row in each])) and 0.1 < whole < 1
 
 
 def test_calibration_is_the_distance_of_confidence_from_what_is_right():

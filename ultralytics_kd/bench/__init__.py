@@ -8,6 +8,7 @@ Files:
     ray_jobs, placement, node: the same on a Ray cluster: driver, what a training needs, and the other machine's part.
     scores: scores of a finished model.
     records: the JSON files that jobs leave.
+    contents: hashes of models and data, by which changed ones are noticed.
     split: training images held out to choose settings on.
     table, text, plot: the results.
 """

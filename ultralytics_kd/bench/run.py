@@ -15,13 +15,14 @@ from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
 from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from .. import outputs
-from ..config.arguments import GRID_TASKS, as_list
+from ..config.arguments import GRID_TASKS, as_list, parse_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
 from ..config.teacher_size import SIDES, teacher_size
 from ..config.user_code import names_object
 from ..errors import KDError, ModelError
 from ..files import make_folder
+from ..image_files import find_unlabeled
 from ..model import YOLO
 from ..report.datasets import class_names_of
 from ..report.score_names import HEADS, METRICS
@@ -31,7 +32,7 @@ from ..teachers.backbone import absolute
 from ..teachers.prompted import PromptedTeacher, give_prompts
 from ..training.run.checkpoints import fingerprint
 from .arms import Arm
-from .contents import hash_data, hash_model
+from .contents import hash_data, hash_model, hash_names
 from .jobs import VERSIONS, Job, JobFolder, LocalRunner, Runner
 from .plan import QUIET, Plan, make_plan
 from .ray_jobs import ray_runner
@@ -152,7 +153,12 @@ class Bench:
     @cached_property
     def _data_hash(self) -> str:
         """The hash of the data set."""
-        return hash_data(self.data, self.plan.task)
+        return hash_data(self.data, self.plan.task, str(self.plan.common.get("split") or "val"))
+
+    @cached_property
+    def _kept_hash(self) -> str:
+        """The hash of the data of the classes that are kept."""
+        return hash_data(str(self.plan.kept), self.plan.task)
 
     @property
     def count(self) -> int:
@@ -316,8 +322,10 @@ class Bench:
         shared = {"data": self.plan.common["data"], "holdout": self.plan.holdout, "data_sha256": self._data_hash}
         if str(args.get("model")) in self.models:
             shared["model_sha256"] = self.models[str(args["model"])]
+        if args.get("kd_unlabeled"):
+            shared["unlabeled_sha256"] = hash_names(find_unlabeled(parse_list(args["kd_unlabeled"])))
         if self.plan.kept is not None:  # all models are scored on it
-            shared["kd_keep_data"] = self.plan.kept
+            shared |= {"kd_keep_data": self.plan.kept, "kept_sha256": self._kept_hash}
         return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))
 
     def _completed(self, job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ultralytics.utils import DEFAULT_CFG
 
 from ..config.teacher_size import SIDES, teacher_size
 from ..errors import printable
+from ..report.gap import gap_closed
 from ..report.score_names import HEADS, ONE
 from .arms import ALONE
 from .plot import plot_table
@@ -96,7 +97,7 @@ def _row(runs: pl.DataFrame, arm: str, head: str, teacher: float | None) -> dict
         "ci_low": low,
         "ci_high": high,
         "teacher": teacher,
-        "gap_closed": gain / lead if gain is not None and lead and lead > 0 else None,
+        "gap_closed": None if gain is None or lead is None else gap_closed(lead, 0.0, gain),
         "seconds": of_arm["seconds"].mean(),
         "seeds": dict(zip(of_arm["seed"].to_list(), of_arm["score"].to_list())),
     }

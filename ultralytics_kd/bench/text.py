@@ -149,6 +149,8 @@ def next_command(report: dict[str, Any], folder: Path) -> str:
     if not all(file.is_file() for file in best.values()):
         return ""
     args = {**settings, **settings["arms"][arm]}
+    if settings.get("holdout"):  # the val set stays unseen
+        args["data"] = folder / f"holdout-{settings['holdout']:g}" / "data.yaml"
     if args.get("kd_keep"):  # such a teacher may know no class of the data
         if not args.get("kd_keep_data"):
             return ""

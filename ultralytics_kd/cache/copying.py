@@ -88,7 +88,8 @@ def write_lookup(store: Store, folder: Path) -> None:
         return
     known: Notes = {} if before is None or before.keys() - shards.keys() else before
     _check_changed(store, known, shards)
-    with _explained(folder), replacing(file) as part:
+    # Explained inside as well: where the disk is full, the partial file fills it until it is removed
+    with _explained(folder), replacing(file) as part, _explained(folder):
         if known:
             shutil.copyfile(file, part)
         with closing(sqlite3.connect(part, isolation_level=None)) as db:

@@ -19,6 +19,7 @@ from ..config.registration import register_arguments
 from ..errors import KDError
 from ..files import output_folder
 from ..model import YOLO
+from ..report.gap import gap_closed
 from ..screen import command, duration, near, paragraph, row, table
 from .comparison import draw_comparison
 from .shapes import draw_dataset
@@ -109,10 +110,9 @@ def run_demo(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     arms = [teacher, alone, distilled]
     weights = {f"{arm.name}  mAP50-95 {arm.map50_95:.3f}": arm.weights for arm in arms}
     picture = draw_comparison(weights, data.parent / "images" / "val", save_dir / "comparison.png", imgsz)
-    gap = teacher.map50_95 - alone.map50_95
     result = {
         "arms": {arm.name: asdict(arm) for arm in arms},
-        "gap_closed": (distilled.map50_95 - alone.map50_95) / gap if gap > 0 else None,
+        "gap_closed": gap_closed(teacher.map50_95, alone.map50_95, distilled.map50_95),
         "save_dir": str(save_dir),
         "picture": str(picture),
     }
@@ -159,8 +159,8 @@ def _report(arms: list[Arm], result: dict[str, Any]) -> str:
             *([a.name, f"{a.map50_95:.4f}", f"{a.map50:.4f}", f"{a.parameters:,}", duration(a.seconds)] for a in arms),
         ]
     )
-    gain, gap = arms[2].map50_95 - arms[1].map50_95, arms[0].map50_95 - arms[1].map50_95
-    if gain > 0 and gap > 0:
+    gain = arms[2].map50_95 - arms[1].map50_95
+    if gain > 0 and result["gap_closed"] is not None:
         verdict = (
             f"Distillation gained {gain:.4f} mAP50-95 and closed {result['gap_closed']:.0%} of the gap to the teacher."
         )

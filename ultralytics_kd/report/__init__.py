@@ -7,6 +7,7 @@ Files:
     validation: one run of Ultralytics' validator, with its detections and labels.
     dense: predictions of models without boxes.
     metrics, score_names: the metrics, and the names of the scores of each task.
+    gap: the share of a teacher's lead that a student closes.
     matching: agreement with another model or with labels, and calibration.
     object_sizes: mAP of small, medium and large objects.
     latency: the time for one image.

@@ -23,7 +23,9 @@ def overlaps(first: Objects, second: Objects) -> np.ndarray:
     return (batch_probiou if a.shape[1] == 5 else box_iou)(a, b).numpy()
 
 
-def pairs(first: Objects, second: Objects, min_iou: float = 0.5) -> list[tuple[int, int, float]]:
+def pairs(
+    first: Objects, second: Objects, min_iou: float = 0.5, same_class: bool = False
+) -> list[tuple[int, int, float]]:
     """Return the one-to-one pairs with the greatest sum of IoU.
 
     A detector may predict one box with two classes, so ties are common. Pairs of the same class win them.
@@ -32,14 +34,16 @@ def pairs(first: Objects, second: Objects, min_iou: float = 0.5) -> list[tuple[i
         first (Objects): N objects of an image.
         second (Objects): M other objects of the same image.
         min_iou (float): Lowest IoU of a pair.
+        same_class (bool): Whether only objects of the same class are paired.
 
     Returns:
         (list[tuple[int, int, float]]): Index in `first`, index in `second` and IoU of each pair.
     """
     from scipy.optimize import linear_sum_assignment  # scoped: slow to import
 
-    iou = overlaps(first, second)
-    value = np.where(iou >= min_iou, iou + CLASS_BONUS * (first.cls[:, None] == second.cls), 0)
+    same = first.cls[:, None] == second.cls
+    iou = overlaps(first, second) * (same if same_class else 1)
+    value = np.where(iou >= min_iou, iou + CLASS_BONUS * same, 0)
     rows, columns = linear_sum_assignment(-value)
     return [(int(i), int(j), float(iou[i, j])) for i, j in zip(rows, columns) if iou[i, j] >= min_iou]
 
@@ -57,28 +61,27 @@ def agreement(teacher: Mapping[str, Objects], model: Mapping[str, Objects], min_
             "found50" and "found75", the shares of the teacher's detections that the model has at IoU 0.5 and 0.75;
             "same_class", the share of the pairs at IoU 0.5 with equal classes; "extra", the share of the model's
             detections without a pair; "bias" and "difference", the mean and the mean absolute difference of the model's
-            confidence to the teacher's, over the pairs. A value without data is None.
+            confidence to the teacher's, over the pairs with equal classes. A value without data is None.
     """
-    ious: list[float] = []
-    same_class: list[bool] = []
     differences: list[float] = []
-    teacher_count = model_count = 0
+    found = found75 = teacher_count = model_count = 0
     for file, detections in teacher.items():
         first, second = detections.confident(min_conf), model[file].confident(min_conf)
         teacher_count, model_count = teacher_count + len(first.cls), model_count + len(second.cls)
-        for i, j, iou in pairs(first, second):
-            ious.append(iou)
-            same_class.append(bool(first.cls[i] == second.cls[j]))
-            differences.append(float(second.conf[j] - first.conf[i]))
+        same = pairs(first, second, same_class=True)  # first, so that no box of another class takes a partner
+        others = pairs(first.without([i for i, _, _ in same]), second.without([j for _, j, _ in same]))
+        found += len(same) + len(others)
+        found75 += len(pairs(first, second, 0.75))
+        differences += [float(second.conf[j] - first.conf[i]) for i, j, _ in same]
     return {
         "teacher_detections": teacher_count,
         "own_detections": model_count,
-        "found50": len(ious) / teacher_count if teacher_count else None,
-        "found75": sum(iou >= 0.75 for iou in ious) / teacher_count if teacher_count else None,
-        "same_class": float(np.mean(same_class)) if ious else None,
-        "extra": 1 - len(ious) / model_count if model_count else None,
-        "bias": float(np.mean(differences)) if ious else None,
-        "difference": float(np.abs(differences).mean()) if ious else None,
+        "found50": found / teacher_count if teacher_count else None,
+        "found75": found75 / teacher_count if teacher_count else None,
+        "same_class": len(differences) / found if found else None,
+        "extra": 1 - found / model_count if model_count else None,
+        "bias": float(np.mean(differences)) if differences else None,
+        "difference": float(np.abs(differences).mean()) if differences else None,
     }
 
 
@@ -96,7 +99,7 @@ def disagreement(teacher: Objects, model: Objects, min_conf: float) -> tuple[flo
             model).
     """
     first, second = teacher.confident(min_conf), model.confident(min_conf)
-    shared = [(i, j) for i, j, _ in pairs(first, second) if first.cls[i] == second.cls[j]]
+    shared = [(i, j) for i, j, _ in pairs(first, second, same_class=True)]
     shared_conf = sum(first.conf[i] + second.conf[j] for i, j in shared)
     unshared_conf = float(first.conf.sum() + second.conf.sum() - shared_conf)
     count = len(shared)

@@ -8,13 +8,13 @@ from typing import Any
 
 from .compared_model import BASELINE, STUDENT, TEACHER, ComparedModel
 from .dense import dense_agreement
+from .gap import gap_closed
 from .matching import agreement, calibration, disagreement
 from .object_sizes import ap_by_size
 from .score_names import METRICS
 from .validation import Objects, ValidationResult
 
-# A smaller lead of the teacher is noise, so a share of it has no meaning; a single class has fewer labels
-MIN_LEAD, MIN_CLASS_LEAD = 0.001, 0.02
+MIN_CLASS_LEAD = 0.02  # least lead in a class, which has fewer labels than all
 
 
 def collect_metrics(
@@ -110,7 +110,7 @@ def gap(teacher: ValidationResult, baseline: ValidationResult, student: Validati
         student (ValidationResult): The distilled student.
 
     Returns:
-        (dict): "overall", and "classes" by name; None where the teacher leads by less than `MIN_LEAD`, or
+        (dict): "overall", and "classes" by name; None where the teacher leads by less than `gap.MIN_LEAD`, or
             `MIN_CLASS_LEAD`.
     """
     classes = {
@@ -120,12 +120,6 @@ def gap(teacher: ValidationResult, baseline: ValidationResult, student: Validati
         for name, metrics in teacher.classes.items()
     }
     return {"overall": gap_closed(teacher.score, baseline.score, student.score), "classes": classes}
-
-
-def gap_closed(teacher: float, baseline: float, student: float, min_lead: float = MIN_LEAD) -> float | None:
-    """Return the share of the gap between two scores that the student closes; None if the gap is below a minimum."""
-    lead = teacher - baseline
-    return (student - baseline) / lead if lead >= min_lead else None
 
 
 def worst_images(

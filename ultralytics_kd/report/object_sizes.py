@@ -36,13 +36,10 @@ def ap_by_size(
     counts = {name: int(((areas >= low) & (areas <= high)).sum()) for name, (low, high) in sizes.items()}
     if not len(areas):
         return {name: {"score": None, "labels": 0} for name in sizes}
-    evaluation = _Evaluation([detections[file] for file in labels], list(labels.values()))
-    evaluation.params.areaRng = [list(limits) for limits in sizes.values()]
-    evaluation.params.areaRngLbl = list(sizes)
-    evaluation.params.maxDets = [MAX_DETECTIONS]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0]  # (IoU thresholds, recalls, classes, sizes); -1 without labels
+    classes = np.unique(np.concatenate([objects.cls for objects in labels.values()])).tolist()
+    # Class by class, as the library needs some 400 bytes for each detection, and there are 300 in an image
+    parts = [_precision([detections[f] for f in labels], list(labels.values()), cls, sizes) for cls in classes]
+    precision = np.concatenate(parts, axis=2)  # (IoU thresholds, recalls, classes, sizes); -1 without labels
     result = {}
     for i, name in enumerate(sizes):
         values = precision[..., i]
@@ -50,19 +47,33 @@ def ap_by_size(
     return result
 
 
-class _Evaluation(COCOeval_faster):
-    """COCO's evaluation, with ProbIoU for rotated boxes."""
+def _precision(
+    detections: Sequence[Objects], labels: Sequence[Objects], cls: int, sizes: Mapping[str, tuple[float, float]]
+) -> np.ndarray:
+    """Return the precision for one class, shape (IoU thresholds, recalls, 1, sizes); -1 without labels."""
+    evaluation = _Evaluation(detections, labels, cls)
+    evaluation.params.areaRng = [list(limits) for limits in sizes.values()]
+    evaluation.params.areaRngLbl = list(sizes)
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision: np.ndarray = evaluation.eval["precision"][..., 0]
+    return precision
 
-    def __init__(self, detections: Sequence[Objects], labels: Sequence[Objects]):
+
+class _Evaluation(COCOeval_faster):
+    """COCO's evaluation of one class, with ProbIoU for rotated boxes."""
+
+    def __init__(self, detections: Sequence[Objects], labels: Sequence[Objects], cls: int):
         """Index the objects.
 
         Args:
             detections (Sequence[Objects]): Detections of each image.
             labels (Sequence[Objects]): Labels of each image, in the same order.
+            cls (int): The class.
         """
         self.detections, self.labels = detections, labels
-        classes = np.unique(np.concatenate([objects.cls for objects in labels])).tolist()
-        super().__init__(_dataset(labels, classes), _dataset(detections, classes), "bbox")
+        super().__init__(_dataset(labels, [cls]), _dataset(detections, [cls]), "bbox")
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
         """Return the IoU of detections and labels of one image and class, shape (N, M); called by the library."""

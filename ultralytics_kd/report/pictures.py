@@ -48,7 +48,7 @@ def draw_boxes(
     panels = []
     for role, objects in drawn.items():
         other = drawn[STUDENT if role == TEACHER else TEACHER]
-        shared = {i for i, j, _ in pairs(objects, other) if objects.cls[i] == other.cls[j]}
+        shared = {i for i, _, _ in pairs(objects, other, same_class=True)}
         colours = [SHARED if i in shared else UNSHARED for i in range(len(objects.cls))]
         panels.append(box_panel(image, objects, colours, names, role, with_conf=True))
     panels.append(box_panel(image, labels, [LABEL] * len(labels.cls), names, "labels", with_conf=False))

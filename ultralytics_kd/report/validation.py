@@ -43,6 +43,11 @@ class Objects:
         kept = (self.conf >= min_conf) & (self.areas >= 1)
         return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
 
+    def without(self, indices: Sequence[int]) -> Objects:
+        """Return all objects but those with these indices."""
+        kept = np.setdiff1d(np.arange(len(self.cls)), np.asarray(indices, int))
+        return Objects(self.boxes[kept], self.cls[kept], self.conf[kept])
+
     def of(self, classes: int | Sequence[int]) -> Objects:
         """Return the objects of some classes."""
         kept = np.isin(self.cls, classes)
