@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, make_model, unwrapped
 from task_models import task_model
+from ultralytics import YOLO as StockYOLO
 from ultralytics.cfg import get_cfg
 
 from ultralytics_kd import YOLO
 from ultralytics_kd.config.arguments import TASKS
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.trainer import KDDetectionTrainer
 from ultralytics_kd.training import beginning
 from ultralytics_kd.training.beginning import labels_loss
@@ -112,6 +114,29 @@ def test_a_trained_student_keeps_its_weights_if_the_teacher_knows_nothing_but_th
 def test_a_teacher_that_knows_more_than_these_data_gives_its_weights(quick, tmp_path, differently):
     train_args = {"model": "yolo26s.yaml", "pretrained": True, "data": quick["data"], **differently}
     assert begun_beside(quick, tmp_path, **train_args).initialized
+
+
+@pytest.mark.parametrize("train_args", [{"model": "yolo26s.yaml"}, {"model": "yolo26s.pt", "pretrained": False}])
+def test_a_model_in_memory_tells_too_that_it_was_trained_from_scratch(tmp_path, train_args):
+    given = {"data": "set/data.yaml", "imgsz": 96, **train_args}
+    file = saved(tmp_path, "good", 0, **given)
+    trained = torch.load(file, weights_only=False)["model"]
+    trained.args = get_cfg(overrides=given)  # as a trainer keeps them in its model
+    for source in (file, StockYOLO(file), trained):
+        assert open_teacher(source).scratch_data == "set/data.yaml"
+    assert open_teacher(StockYOLO(file).model).trained_imgsz == 96  # Ultralytics keeps no more of its arguments
+    resumed = saved(tmp_path, "bad", 0, data="set/data.yaml", model="last.pt", pretrained=False, resume="last.pt")
+    assert open_teacher(resumed).scratch_data is None  # the checkpoint does not tell how it began
+
+
+def test_the_weights_of_classes_in_the_teachers_training_do_not_make_its_loss_another(quick, tmp_path):
+    student, teacher = saved(tmp_path, "bad", 0), saved(tmp_path, "good", 1)
+    ckpt = torch.load(teacher, weights_only=False)
+    ckpt["model"].class_weights = torch.full((3,), 1e-3)  # as `cls_pw` leaves them in a checkpoint
+    torch.save(ckpt, teacher)
+    trainer = KDDetectionTrainer(overrides={**quick, "model": student, "teacher": teacher, "kd_init": "auto"})
+    trainer.setup_model()
+    assert trainer.initialized
 
 
 @pytest.mark.parametrize("how", [True, "fit"])

@@ -23,6 +23,7 @@ from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config, outputs
 from ultralytics_kd.bench.plan import make_plan
 from ultralytics_kd.bench.run import run_bench
 from ultralytics_kd.bench.scores import score_kept
+from ultralytics_kd.cache import make_cache
 from ultralytics_kd.distillation.keeping import SEEN_LOGIT, ClassKeeper
 from ultralytics_kd.distillation.loss import LABELED, DistillationLoss
 from ultralytics_kd.outputs import ONE2MANY, ONE2ONE, Branch, class_rows
@@ -393,6 +394,7 @@ def test_other_values_are_refused(value):
         ({"task": "segment"}, "'kd_keep=True' is supported for detect, not for task 'segment'"),
         ({"task": "classify"}, "is supported for detect"),
         ({"single_cls": True}, "'kd_keep=True' and 'single_cls' exclude each other"),
+        ({"classes": 0}, "'kd_keep=True' and 'classes' exclude each other"),
         ({"classes": [0]}, "'kd_keep=True' and 'classes' exclude each other"),
         ({"pretrained": False}, "pretrained=False replaces them"),
         ({"pretrained": "coco.pt"}, "pretrained=coco.pt replaces them"),
@@ -524,6 +526,19 @@ def test_a_refused_run_leaves_nothing(place, tmp_path):
     with pytest.raises(KDError, match="'kd_keep=True' has no effect"):
         train(place, tmp_path, data=str(tmp_path / "all.yaml"))
     assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_images_on_which_old_classes_are_scored_are_not_taught_without_a_warning(place, tmp_path, log):
+    old_val = str(Path(place.before).parent / "images" / "val")
+    train(place, tmp_path, kd_keep_data=place.before, kd_unlabeled=old_val)
+    assert "of kd_unlabeled's images are val images of kd_keep_data: the student's scores" in log.text
+
+
+def test_stored_answers_that_lack_what_the_teacher_sees_are_refused(place, tmp_path):
+    cache = {"data": place.new, "teacher": place.old, "kd_cache": str(tmp_path / "c"), "kd_cache_conf": 0.9}
+    make_cache({**cache, "imgsz": 64, "batch": 2, "workers": 0, "device": "cpu", "kd_cache_scales": 1})
+    with pytest.raises(KDError, match=r"lacks detections that 'kd_keep=True' needs.* kd_cache_conf=0\.05 or less"):
+        train(place, tmp_path, kd_cache=cache["kd_cache"])
 
 
 @pytest.mark.nightly

@@ -123,6 +123,7 @@ def test_other_values_are_refused(value):
         ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' needs the teacher's answer at"),
         ({"rect": True}, "'kd_teacher_imgsz=1280' and 'rect' exclude each other"),
         ({"cutmix": 0.5}, "'kd_teacher_imgsz=1280' and 'cutmix' exclude each other"),
+        ({"copy_paste": 0.3}, "'kd_teacher_imgsz=1280' and 'copy_paste' exclude each other"),
         ({"kd_cache": True, "kd_teacher_imgsz": 320}, "is smaller than imgsz=640"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from conftest import STUDENT, TEACHER, draw_dataset
 from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_dataloader
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.distillation.loss import LABELED
+from ultralytics_kd.training.images.unlabeled import UnlabeledStream
 from ultralytics_kd.training.images.unlabeled_images import UnlabeledImages
 
 
@@ -263,3 +266,24 @@ def test_what_is_drawn_is_a_copy_of_the_batch(labeled, monkeypatch):
     batch = {"img": torch.full((2, 3, 4, 4), 0.5), **({} if labeled is None else {LABELED: labeled})}
     trainer.plot_training_samples(batch, 0)
     assert bool((batch["img"] == 0.5).all()) and len(drawn[0]) == (labeled or 2)
+
+
+class Draws(torch.utils.data.Dataset):
+    """Samples that show the random numbers of the process that made them."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"img": torch.tensor([random.random(), float(np.random.rand()), float(torch.rand(1))])}
+
+
+def test_images_without_labels_are_augmented_by_numbers_of_their_own():
+    """Ultralytics seeds the workers of all its loaders alike."""
+    draws = Draws()
+    draws.collate_fn = torch.utils.data.default_collate
+    labeled = next(iter(build_dataloader(draws, 4, workers=2, shuffle=True, device=torch.device("cpu"))))["img"]
+    stream = UnlabeledStream(draws, 1.0, 4, 2, -1, torch.device("cpu"))
+    unlabeled = stream.take(4)["img"]
+    stream.close()
+    assert not set(labeled.flatten().tolist()) & set(unlabeled.flatten().tolist())

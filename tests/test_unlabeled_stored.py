@@ -17,7 +17,7 @@ from ultralytics_kd.cache import make_cache
 from ultralytics_kd.cache.augmentation import BOXES, IMAGES, ROWS
 from ultralytics_kd.cli import main
 from ultralytics_kd.distillation.loss import LABELED
-from ultralytics_kd.distillation.pseudo_boxes import check_stored_detections
+from ultralytics_kd.distillation.pseudo_boxes import check_stored_detections, lowest_confidence
 from ultralytics_kd.training.autobatch import StudentWithTeacher
 from ultralytics_kd.training.images.unlabeled import UnlabeledPart
 from ultralytics_kd.training.images.unlabeled_images import AnsweredUnlabeledImages
@@ -197,9 +197,10 @@ def test_a_cache_without_detections_in_doubt_is_refused(quick, data, teacher, fo
     ],
 )
 def test_limits_of_a_cache_that_cut_pseudo_boxes_are_named(conf, iou, most, message):
-    check_stored_detections(0.02, "c", 0.02, 0.7, 100)
+    needed = "kd_unlabeled_boxes=0.02", lowest_confidence(0.02), "c"
+    check_stored_detections(*needed, 0.02, 0.7, 100)
     with pytest.raises(KDError, match=message):
-        check_stored_detections(0.02, "c", conf, iou, most)
+        check_stored_detections(*needed, conf, iou, most)
 
 
 def test_no_image_is_answered_for_boxes_that_the_cache_would_not_hold(quick, teacher, folder):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from conftest import NAMES, save_model
+from task_models import task_model
 from torch import nn
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
@@ -327,3 +328,26 @@ def test_a_teacher_of_another_family_begins_nothing(quick, tmp_path, caplog):
 def test_kd_init_is_true_false_or_the_name_of_a_way(quick, teacher, value):
     with pytest.raises(KDError, match=re.escape(f"kd_init={value}")):
         YOLO("yolo26n.yaml").train(**quick, teacher=teacher, kd_init=value)
+
+
+def test_a_teacher_of_an_older_release_gives_its_weights_too():
+    """Such a file names the channels of its images `ch`."""
+    student, teacher = build("yolo11n.yaml", 0), build("yolo11s.yaml", 1)
+    teacher.yaml["ch"] = teacher.yaml.pop("channels")
+    assert select_weights(student, teacher) > 0
+    teacher.yaml["ch"] = 1
+    assert select_weights(build("yolo11n.yaml", 0), teacher) == 0
+
+
+def test_a_fused_teacher_gives_no_weights():
+    teacher = task_model("depth", "yolo26s")
+    teacher.fuse(verbose=False)
+    assert select_weights(task_model("depth"), teacher) == 0
+
+
+def test_the_calibration_of_depth_comes_with_the_weights():
+    student, teacher = task_model("depth"), task_model("depth", "yolo26s")
+    student.model[-1].cal_a.fill_(0.8), student.model[-1].cal_b.fill_(1.2)
+    teacher.model[-1].cal_b.fill_(0.3)
+    assert select_weights(student, teacher) > 0
+    assert (student.model[-1].cal_a.item(), student.model[-1].cal_b.item()) == (1.0, pytest.approx(0.3))

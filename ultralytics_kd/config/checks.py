@@ -271,8 +271,8 @@ def _check_two_sizes(cfg: Mapping[str, Any], given: str) -> None:
         cfg (Mapping): All arguments of the training.
         given (str): The argument that asks for two sizes, and its value.
     """
-    for name in ("rect", "cutmix", "augmentations"):
-        if cfg.get(name):
+    for name in ("rect", "cutmix", "copy_paste", "augmentations"):
+        if cfg.get(name) and not (name == "copy_paste" and cfg["task"] == "classify"):
             raise KDError(
                 f"{given} and '{name}' exclude each other: an image would show another scene at each size; drop one of "
                 "them."

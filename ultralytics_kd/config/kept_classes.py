@@ -56,7 +56,7 @@ def check_keeping(cfg: Mapping[str, Any]) -> None:
     if cfg["task"] != "detect":
         raise KDError(f"{given} is supported for detect, not for task '{cfg['task']}': drop it.")
     for name in ("single_cls", "classes"):
-        if cfg.get(name) not in (None, False):
+        if cfg.get(name) is not None and cfg[name] is not False:  # class 0 equals False
             raise KDError(f"{given} and '{name}' exclude each other: give a data.yaml that names what it labels.")
     if cfg.get("pretrained") not in (None, True):
         raise KDError(

@@ -257,20 +257,20 @@ def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBox
     return PseudoBoxes(sure_confidence(given), distiller.student_layout, layouts[0] if layouts else None)
 
 
-def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, most: int) -> None:
+def check_stored_detections(argument: str, lowest: float, cache: Any, conf: float, iou: float, most: int) -> None:
     """Raise if stored answers lack detections, which the base loss would take for background.
 
     Args:
-        given (bool | float): The argument `kd_unlabeled_boxes`.
+        argument (str): The argument that needs them, with its value, for the error.
+        lowest (float): Confidence from which on it needs them.
         cache (str | Path | bool): The argument `kd_cache`, for the error.
         conf (float): Lowest confidence of a stored detection.
         iou (float): Overlap above which the less confident of two detections is not stored.
         most (int): Most detections of an image and scale.
 
     Raises:
-        KDError: If the cache lacks detections that pseudo-boxes need.
+        KDError: If the cache lacks some of them.
     """
-    lowest = min(DOUBT, sure_confidence(given))
     limits = (
         (conf > lowest, f"kd_cache_conf={lowest:g} or less (it has {conf:g})"),
         (iou < IOU, f"kd_cache_iou={IOU:g} or more (it has {iou:g})"),
@@ -279,9 +279,18 @@ def check_stored_detections(given: Any, cache: Any, conf: float, iou: float, mos
     lacking = [option for missed, option in limits if missed]
     if lacking:
         raise KDError(
-            f"kd_cache={cache} lacks detections that '{NAME}={given}' needs, or objects would be background: make one "
+            f"kd_cache={cache} lacks detections that '{argument}' needs, or objects would be background: make one "
             f"in another folder with 'yolo-kd cache' and {' and '.join(lacking)}."
         )
+
+
+def lowest_confidence(given: Any) -> float:
+    """Return the confidence from which on detections matter to pseudo-boxes: those in doubt, too.
+
+    Args:
+        given (bool | float): The argument `kd_unlabeled_boxes`.
+    """
+    return min(DOUBT, sure_confidence(given))
 
 
 def _kept(boxes: Tensor, confidence: Tensor, image: Tensor, iou: float) -> Tensor:

@@ -81,7 +81,7 @@ def own_texts(model: Any, count: int) -> Tensor | None:
     vectors = getattr(model, "txt_feats" if _is_world(model) else "pe", None)
     if not isinstance(vectors, Tensor) or vectors.ndim != 3 or vectors.shape[:2] != (1, count):
         return None
-    vectors = vectors[0].detach().float().clone()
+    vectors = vectors[0].detach().float().cpu().clone()
     return vectors if bool(((vectors.norm(dim=1) - 1).abs() < UNIT).all()) else None
 
 

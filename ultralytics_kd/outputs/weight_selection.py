@@ -24,6 +24,7 @@ from .norm_statistics import measure_statistics
 from .output_channels import OutputChannels, keypoint_names
 from .weight_fitting import Target, fit_weights
 
+CALIBRATION = ("cal_a", "cal_b")  # buffers of a depth head, of which Ultralytics fits both after a training
 Rows = tuple[Pick, Pick]  # the student's output channels that are set, and the teacher's that they take
 
 
@@ -75,6 +76,7 @@ def select_weights(
         count += _copy_scales(picks) + _copy_whole(picks, foreign)
         if count:  # these are as they must be
             count += sum(p.numel() for name, p in student.named_parameters() if _is_constant(name))
+            _copy_calibration(student, teacher)
     if count and images is not None:
         convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
         others = block_targets(picks)
@@ -312,12 +314,22 @@ def _copy_conv(module: nn.Conv2d, source: nn.Conv2d, norms: tuple[Any, Any], row
     return count
 
 
+def _copy_calibration(student: Any, teacher: Any) -> None:
+    """Copy the calibration of depth, two buffers of the head: that of other weights would shift all predictions."""
+    theirs = dict(teacher.model[-1].named_buffers(recurse=False))
+    for name, buffer in student.model[-1].named_buffers(recurse=False):
+        if name in CALIBRATION and name in theirs:
+            buffer.copy_(theirs[name])
+
+
 def as_big_alike(student: Any, teacher: Any) -> bool:
     """Return whether a teacher is a model of the student's architecture, and as big or bigger.
 
-    The number of classes changes the size of a head, so heads do not count.
+    The number of classes changes the size of a head, so heads do not count. A fused teacher has no norm layers, whose
+    statistics the student needs.
     """
-    if not same_architecture(student, teacher):
+    normed = [any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) for model in (student, teacher)]
+    if not same_architecture(student, teacher) or normed[0] > normed[1]:
         return False
     ours, theirs = (sum(p.numel() for p in m.model[:-1].parameters() if p.dim() > 1) for m in (student, teacher))
     return theirs >= ours
@@ -326,5 +338,6 @@ def as_big_alike(student: Any, teacher: Any) -> bool:
 def same_architecture(student: Any, teacher: Any) -> bool:
     """Return whether two models were built from the same layers, at any scales."""
     built = [getattr(m, "yaml", None) or {} for m in (student, teacher)]  # a model of another library has no `yaml`
-    keys = ("backbone", "head", "reg_max", "end2end", "channels")
-    return bool(built[0]) and all(built[0].get(k) == built[1].get(k) for k in keys)
+    keys = ("backbone", "head", "reg_max", "end2end")
+    channels = [layout.get("channels", layout.get("ch", 3)) for layout in built]  # older releases wrote `ch`
+    return bool(built[0]) and channels[0] == channels[1] and all(built[0].get(k) == built[1].get(k) for k in keys)

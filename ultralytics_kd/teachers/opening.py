@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -187,7 +188,8 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
     if isinstance(source, Model):
         source, ckpt = source.model, source.ckpt
     if isinstance(source, nn.Module):
-        return plain_model(source, copied=True).float().eval(), ckpt
+        ckpt = ckpt or _trained_with(source)
+        return plain_model(source, copied=True).cpu().float().eval(), ckpt  # as from a file, also if it is on a GPU
     if not isinstance(source, (str, Path)):
         raise KDError(
             f"teacher of type {type(source).__name__}: give a path, a YOLO, a model, or an object with `names` and "
@@ -207,6 +209,13 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
     if Path(path).suffix.lower() != ".pt":
         raise ModelError(source, "is neither a PyTorch checkpoint nor an exported model: give trained weights (.pt).")
     return load_model(path, source, trust)
+
+
+def _trained_with(model: nn.Module) -> dict[str, Any] | None:
+    """Return the arguments that Ultralytics keeps in a model after loading or training, as a checkpoint has them."""
+    args: Any = getattr(model, "args", None)
+    args = args if isinstance(args, Mapping) else vars(args) if isinstance(args, SimpleNamespace) else {}
+    return {"train_args": dict(args)} if args.get("data") else None
 
 
 def _fetch(source: str) -> str:

@@ -14,7 +14,7 @@ def scratch_data(ckpt: Any) -> str | None:
     """Return the data set that a checkpoint's model learnt from random weights; None if it began with trained weights.
 
     A model that was trained with a teacher does not count: it may have begun with weights of the teacher. Where the
-    checkpoint does not tell, the model counts as one that began with trained weights.
+    checkpoint does not tell, as after a resumed training, the model counts as one that began with trained weights.
 
     Args:
         ckpt (Any): The checkpoint, None if there is none.
@@ -23,9 +23,10 @@ def scratch_data(ckpt: Any) -> str | None:
     if args.get("teacher"):
         return None
     model, pretrained, data = (args.get(name) for name in ("model", "pretrained", "data"))
-    random = isinstance(model, (str, PurePath)) and str(model).lower().endswith(RANDOM)
+    built = isinstance(model, (str, PurePath)) and str(model).lower().endswith(RANDOM)
+    emptied = pretrained is False and not args.get("resume")  # Ultralytics then keeps the architecture alone
     loaded = isinstance(pretrained, (str, PurePath))  # True loads nothing into a new architecture
-    return str(data) if random and not loaded and isinstance(data, (str, PurePath)) else None
+    return str(data) if (built or emptied) and not loaded and isinstance(data, (str, PurePath)) else None
 
 
 def same_data(first: Any, second: Any) -> bool:

@@ -25,6 +25,7 @@ from ..screen import row
 from ..teachers import Teacher
 from ..teachers.scratch import same_data
 
+LOSS_WEIGHTS = ("class_weights", "kpt_oks_sigmas")  # attributes of a model that its base loss reads
 MOST_LOST = 1.5  # highest base loss with a part of the teacher's weights, as a multiple of the teacher's base loss
 Batches = Callable[[], list[dict[str, Any]]]
 
@@ -168,6 +169,9 @@ def _take_if_better(
     kept = deepcopy(student.state_dict())
     if hasattr(student, "args"):  # a classifier's loss reads no arguments
         model.args = student.args
+    for name in LOSS_WEIGHTS:  # those that the teacher was trained with would make its loss another
+        if hasattr(student, name) or hasattr(model, name):
+            setattr(model, name, getattr(student, name, None))
     own, best = labels_loss(student, batches), labels_loss(model, batches)
     count = _take(student, giver, model, keypoints, batches, fit)
     taken = labels_loss(student, batches)

@@ -14,7 +14,8 @@ from ..cache.build import answered_size, build_cache
 from ..cache.options import CACHE_ONLY, check_options
 from ..cache.store import Store
 from ..config import as_list
-from ..distillation.pseudo_boxes import check_stored_detections
+from ..distillation.keeping import SEEN
+from ..distillation.pseudo_boxes import check_stored_detections, lowest_confidence
 from ..errors import KDError
 from ..teachers import Teacher
 from ..teachers.prompted import PromptedTeacher
@@ -104,6 +105,10 @@ def _check_size(args: Any, store: Store, teacher: Teacher) -> None:
 
 
 def _check_detections(args: Any, conf: float, iou: float, most: int) -> None:
-    """Raise if answers with these limits lack detections that pseudo-boxes need."""
-    if args.kd_unlabeled_boxes is not None:
-        check_stored_detections(args.kd_unlabeled_boxes, args.kd_cache, conf, iou, most)
+    """Raise if answers with these limits lack detections that pseudo-boxes or kept classes need."""
+    given = args.kd_unlabeled_boxes
+    if given is not None:
+        name = f"kd_unlabeled_boxes={given}"
+        check_stored_detections(name, lowest_confidence(given), args.kd_cache, conf, iou, most)
+    if args.kd_keep:
+        check_stored_detections(f"kd_keep={args.kd_keep}", SEEN, args.kd_cache, conf, iou, most)

@@ -18,12 +18,13 @@ from ...cache.augmentation import BOXES, IMAGES, ROWS
 from ...config import as_list, parse_list
 from ...distillation.loss import LABELED
 from ...errors import KDError
-from ...image_files import find_unlabeled, readable
+from ...image_files import find_unlabeled, image_files, readable
 from .. import distributed
 from .two_sizes import LARGE, TwoSizes
 from .unlabeled_images import UnlabeledImages, UnlabeledSamples
 
 IMAGE_KEYS = ("img", LARGE)  # entries of a batch with one part for each image
+SEED_OFFSET = 1_000_003  # between the random streams of images with and without labels
 ANSWER_KEYS = (BOXES, ROWS, IMAGES)  # entries with one part for each stored instance
 
 
@@ -50,6 +51,9 @@ class UnlabeledStream:
         self.dataset, self.ratio = dataset, ratio
         size = max(round(ratio * batch), 1)
         self.loader = build_dataloader(dataset, size, workers, shuffle=True, rank=rank, device=device)
+        # Ultralytics gives all loaders one seed, and workers would augment both parts of a batch alike
+        generator = self.loader.generator
+        generator.manual_seed((generator.initial_seed() + SEED_OFFSET) % 2**63)
         self._batches = self._endless()
         self._epoch = 0
 
@@ -150,7 +154,7 @@ class UnlabeledPart:
     def _dataset(self, trainer: Any) -> Any:
         """Return the images that can be read, with the augmentation of the training."""
         files = distributed.from_first(lambda: readable(self.files))
-        self._warn_of_val_images(files, trainer.test_loader.dataset)
+        self._warn_of_val_images(files, trainer)
         large = trainer.distillation.large_images
         if self.args.task == "classify":
             labeled = trainer.train_loader.dataset
@@ -170,13 +174,19 @@ class UnlabeledPart:
             trainer.distillation.cached.adopt(dataset, self.args.imgsz, trainer.save_dir)
         return dataset
 
-    def _warn_of_val_images(self, files: list[str], validation: Any) -> None:
-        """Warn if some of the images are val images."""
+    def _warn_of_val_images(self, files: list[str], trainer: Any) -> None:
+        """Warn if some of the images are val images, of the data or of `kd_keep_data`."""
+        validation, keeping = trainer.test_loader.dataset, trainer.distillation.keeping
         im_files = [s[0] for s in validation.samples] if self.args.task == "classify" else validation.im_files
-        val_files = {str(Path(file).resolve()) for file in im_files}
-        shared = sum(str(Path(file).resolve()) in val_files for file in files)
-        if shared and RANK in {-1, 0}:
-            LOGGER.warning(f"{shared} of kd_unlabeled's images are val images: the student's scores will be too high.")
+        scored = {"val images": im_files}
+        if keeping is not None and keeping.old is not None:
+            old = keeping.old.data
+            scored["val images of kd_keep_data"] = image_files(old.get(self.args.split) or old["val"])
+        for name, others in scored.items():
+            val_files = {str(Path(file).resolve()) for file in others}
+            shared = sum(str(Path(file).resolve()) in val_files for file in files)
+            if shared and RANK in {-1, 0}:
+                LOGGER.warning(f"{shared} of kd_unlabeled's images are {name}: the student's scores will be too high.")
 
     @property
     def ready(self) -> bool:

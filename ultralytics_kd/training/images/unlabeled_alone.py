@@ -92,7 +92,7 @@ class UnlabeledAlone(UnlabeledPart):
     def open(self, trainer: Any) -> None:
         """Warn if some of the images are val images; the trainer's own loader reads them."""
         dataset = trainer.train_loader.dataset
-        self._warn_of_val_images(getattr(dataset, "small", dataset).im_files, trainer.test_loader.dataset)
+        self._warn_of_val_images(getattr(dataset, "small", dataset).im_files, trainer)
 
     @property
     def ready(self) -> bool:
