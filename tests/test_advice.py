@@ -98,6 +98,13 @@ def test_verdict(facts, verdict, reason):
     assert because.endswith(".") and because.count(". ") == 0  # one sentence
 
 
+def test_a_teacher_that_sees_too_small_images_is_told_how_to_see_more():
+    hint = "The teacher was trained at 160 px and saw 96 px: kd_teacher_imgsz=160 shows it what it knows."
+    worse, better = (Facts(score, 0.5, TRAINED, score - 0.5, smaller=hint) for score in (0.4, 0.6))
+    assert judge(worse)[0] == NO_GO and judge(worse)[1].endswith(f"nothing to learn from it. {hint}")
+    assert judge(better)[0] == GO and hint not in judge(better)[1]
+
+
 def test_the_best_teacher_has_the_best_verdict_then_the_best_score():
     def teacher(source, verdict, score):
         return {"source": source, "verdict": verdict, "score": score}
@@ -422,7 +429,7 @@ def test_advice_speaks_of_the_images_that_were_asked_for_and_of_no_folder_of_its
     assert "(3 of 4 test images)" in to_text(advice) and "scores on 3 test images" in caplog.text
     assert "Scores on 3 of 4 test images." in Path(advice["page"]).read_text()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [w for w in warnings if "answers at imgsz=64" in w] and not [w for w in warnings if "kd_cache=" in w]
+    assert [w for w in warnings if "sees 64 px" in w] and not [w for w in warnings if "kd_cache=" in w]
     # Of another task, where no part of the list counts
     assert "count for the verdict" in unwrapped(to_text(advice))
     teachers = [{**advice["teachers"][0], "contradictions": {"images": 3, "listed": 1}}]

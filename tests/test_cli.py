@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import STUDENT
-from ultralytics import YOLO as StockYOLO
 from ultralytics.utils import LOGGER, YAML, remove_colorstr
 
 import ultralytics_kd
-from ultralytics_kd import activation, cli, config
+from ultralytics_kd import YOLO, activation, cli, config
 from ultralytics_kd.config.recipes import read_line
 from ultralytics_kd.screen import command_line
 
@@ -124,12 +123,26 @@ def test_kd_arguments_outside_of_training_are_warned_of(teacher, data, tmp_path,
 
 def test_kd_arguments_of_a_validation_in_python_are_warned_of(teacher, data, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(LOGGER, "propagate", True)
-    StockYOLO(teacher).val(data=data, imgsz=64, project=str(tmp_path), plots=False, workers=0, kd_box=3.0)
+    YOLO(teacher).val(data=data, imgsz=64, project=str(tmp_path), plots=False, workers=0, kd_box=3.0)
     assert "'kd_box=3.0' has no effect on 'val': only 'train' distils" in caplog.text
 
 
 def test_a_flag_without_a_value_is_read_as_ultralytics_reads_it():
     assert read_line(["train", "kd_trust_teacher", "plots", "x"]).given == {"kd_trust_teacher": "True", "plots": "True"}
+
+
+@pytest.mark.parametrize("word", ["True", "true", "False"])
+def test_the_readme_command_with_stored_answers_reaches_the_training(word, quick, teacher, monkeypatch):
+    asked = {}
+
+    def built(trainer, overrides, **_):
+        asked.update(overrides)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("ultralytics_kd.trainer.KDDetectionTrainer.__init__", built)
+    with pytest.raises(RuntimeError, match="enough"):
+        cli.main(["train", f"model={STUDENT}", f"teacher={teacher}", f"data={quick['data']}", f"kd_cache={word}"])
+    assert asked["kd_cache"] is (word != "False")
 
 
 @pytest.mark.parametrize("name", ["kd_cache", "kd_unlabeled"])

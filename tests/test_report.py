@@ -44,7 +44,7 @@ from ultralytics_kd.report.metrics import worst_images
 from ultralytics_kd.report.object_sizes import ap_by_size
 from ultralytics_kd.report.page import verdict
 from ultralytics_kd.report.report_folder import _remove_pictures
-from ultralytics_kd.report.run import command_of
+from ultralytics_kd.report.run import _at_its_size, command_of, warn_of_taught
 from ultralytics_kd.report.validation import Objects, validate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -212,6 +212,32 @@ def test_worst_disagreements_come_first():
     )
     assert [row["file"] for row in rows] == ["other", "missed"]
     assert disagreement(one, one, 0.25) == (pytest.approx(0), {"found": 1, "missed": 0, "extra": 0})
+
+
+def with_arguments(folder, name, **train_args) -> str:
+    """Save a student with the arguments of its training."""
+    torch.save({"model": make_model(STUDENT), "train_args": {"task": "detect", **train_args}}, folder / name)
+    return str(folder / name)
+
+
+def test_a_teacher_is_shown_the_images_with_which_it_taught(tmp_path):
+    (tmp_path / "t.pt").touch(), (tmp_path / "u.pt").touch()
+    teacher = str(tmp_path / "t.pt")
+    student = with_arguments(tmp_path, "s.pt", teacher=teacher, kd_teacher_imgsz=160)
+    given = {"student": student, "teacher": teacher}
+    assert _at_its_size(given) == {**given, "kd_teacher_imgsz": 160}
+    for other in ({"teacher": str(tmp_path / "u.pt")}, {"kd_teacher_imgsz": 64}):
+        assert _at_its_size({**given, **other}) == {**given, **other}
+    plain = {**given, "student": with_arguments(tmp_path, "p.pt")}
+    assert _at_its_size(plain) == plain
+
+
+def test_a_baseline_that_had_a_teacher_is_warned_of(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.LOGGER.propagate", True)
+    warn_of_taught(with_arguments(tmp_path, "alone.pt"))
+    assert "was trained with" not in caplog.text
+    warn_of_taught(with_arguments(tmp_path, "taught.pt", teacher="t.pt"))
+    assert "was trained with teacher=t.pt: give the student that was trained alone" in caplog.text
 
 
 def test_gap_closed_is_a_share_of_the_teachers_lead():

@@ -163,6 +163,10 @@ def test_no_line_of_the_end_table_is_wrapped(models, task, groups, monkeypatch):
     part = {"B": "", "M": "mask ", "P": "pose "}[groups[-1]]
     assert f"The student keeps 100.0% of the teacher's {part}mAP50-95." in text
     assert tables.AS_GOOD in unwrapped(text)
+    monkeypatch.setattr(teacher, "trained_imgsz", 320)
+    smaller = unwrapped(tables.end_table(scores, scores, teacher, (64, 96), LONG, "NMS"))
+    says = "was trained at 320 px and saw 96 px" in smaller
+    assert (says, tables.AS_GOOD in smaller) == ((True, False) if task == "detect" else (False, True))
     better = tables.end_table(
         scores, {key: value + 0.1 for key, value in scores.items()}, teacher, (64, 96), LONG, "NMS"
     )

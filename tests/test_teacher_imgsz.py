@@ -173,7 +173,7 @@ def test_a_run_warns_of_a_teacher_that_lost_its_lead(quick, tmp_path, warnings):
     torch.save({**torch_load(file), "train_args": {"task": "detect", "imgsz": 128}}, file)
     given = {**quick, "epochs": 1, "teacher": str(file)}
     YOLO(STUDENT).train(**given)
-    assert sum("It may have nothing to teach" in sentence for sentence in warnings) == 1
+    assert sum("it may have nothing to teach" in sentence for sentence in warnings) == 1
     warnings.clear()
     YOLO(STUDENT).train(**given, kd_teacher_imgsz=96)
     assert not any("nothing to teach" in sentence for sentence in warnings)
@@ -181,11 +181,11 @@ def test_a_run_warns_of_a_teacher_that_lost_its_lead(quick, tmp_path, warnings):
 
 def test_a_teacher_of_another_size_is_judged_by_the_images_that_it_sees():
     teacher = SimpleNamespace(source="t.pt", task="detect", trained_imgsz=640)
-    assert "give it larger images by kd_teacher_imgsz=640" in size_warnings([teacher], 128)[0]
+    assert "sees 128 px, where it may be much worse: add kd_teacher_imgsz=640" in size_warnings([teacher], 128)[0]
     assert "kd_teacher_imgsz" not in size_warnings([SimpleNamespace(**{**vars(teacher), "task": "pose"})], 128)[0]
     assert "kd_teacher_imgsz" not in size_warnings([teacher], 1280)[0]  # it can only be larger than the student's
     (sentence,) = size_warnings([teacher], 256, own_images=True)
-    assert "answers at kd_teacher_imgsz=256" in sentence and "set kd_teacher_imgsz nearer to 640" in sentence
+    assert "sees 256 px" in sentence and "set kd_teacher_imgsz nearer to 640" in sentence
     assert not size_warnings([teacher], 640, own_images=True)
 
 

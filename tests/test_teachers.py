@@ -723,3 +723,10 @@ def test_student_of_a_single_class_begins_with_the_scores_of_a_matched_class(nam
     assert select_weights(student, big, None if teacher.classes.identity else rows) > 0
     ours, theirs = student.model[-1].cv3[0][-1], big.model[-1].cv3[0][-1]
     assert torch.equal(ours.bias, theirs.bias[:1])
+
+
+def test_a_path_that_does_not_exist_is_looked_up_nowhere(tmp_path, monkeypatch):
+    """Ultralytics would ask GitHub for a file of that name first."""
+    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda *_, **__: pytest.fail("looked up"))
+    with pytest.raises(KDError, match=r"bset\.pt was not found"):
+        open_teacher(str(tmp_path / "weights" / "bset.pt"))

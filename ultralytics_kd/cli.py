@@ -155,7 +155,7 @@ def _check_line(args: list[str]) -> None:
     for name, text in line.given.items():
         if name in config.ARGUMENTS and not text:
             raise KDError(f"'{name}=' has no value: give one, or drop it.")
-        if name in FOLDERS and len(text) > 1 and isinstance(_parsed(name, text), (int, float)):
+        if name in FOLDERS and len(text) > 1 and type(_parsed(name, text)) in {int, float}:
             raise KDError(f"'{name}={text}' is read as a number: write {name}=./{text} if it is a folder.")
     for recipe in line.recipes.values():  # of several recipes, the first one counts
         given = {**recipe, **given}

@@ -10,7 +10,7 @@ from ultralytics.models.yolo.model import YOLO as _YOLO
 
 from .config import as_list
 from .config.named_files import FILES, absolute
-from .config.recipes import call_with_recipe, calling, check_unfinished
+from .config.recipes import call_with_recipe, calling, check_unfinished, warn_of_idle
 from .errors import KDError
 from .trainer import TRAINERS
 from .training.tuning import search_arguments
@@ -66,6 +66,26 @@ class YOLO(_YOLO):
             >>> YOLO("yolo26n.pt").tune(data="coco8.yaml", teacher="yolo26x.pt", space=space, iterations=30)
         """
         return tune(self, use_ray, iterations, *args, **kwargs)
+
+    def val(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate as Ultralytics does; kd arguments bring a warning, here and in the next three."""
+        warn_of_idle("val", kwargs)
+        return super().val(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as Ultralytics does."""
+        warn_of_idle("predict", kwargs)
+        return super().predict(*args, **kwargs)
+
+    def track(self, *args: Any, **kwargs: Any) -> Any:
+        """Track as Ultralytics does."""
+        warn_of_idle("track", kwargs)
+        return super().track(*args, **kwargs)
+
+    def export(self, **kwargs: Any) -> Any:
+        """Export as Ultralytics does."""
+        warn_of_idle("export", kwargs)
+        return super().export(**kwargs)
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,11 @@ from ..files import make_folder
 from ..logs import quietly
 from ..report.compared_model import ComparedModel
 from ..report.metrics import short_name
+from ..report.run import warn_of_taught
 from ..report.score_names import END2END, HEADS, METRICS, NMS
 from ..report.validation import ValidationResult
 from ..screen import command_line
+from ..teachers.sizes import seen_smaller
 from . import contradictions, scores
 from .commands import alone, next_command
 from .folder import Shown, write_folder
@@ -95,6 +97,7 @@ class Advisor:
         ]
         self.baseline: ComparedModel | None = None
         if options.baseline:
+            warn_of_taught(options.baseline)
             self.baseline = scores.open_reference(options.baseline, args, options.task, self.judge.names, "baseline")
         self.alone: tuple[dict[str, Any], str] | None = None
         self.probed: Probe | None = None
@@ -241,6 +244,7 @@ class Advisor:
             classes=len(teacher.classes.learned_names),
             swapped=found["swapped"] / found["confident"] if found.get("confident", 0) >= FEWEST_CONFIDENT else 0.0,
             trained=self.probed.words if self.probed else "",
+            smaller=seen_smaller(teacher, options.teacher_imgsz or options.args.imgsz),
         )
         verdict, reason = judge(facts)
         # Answers to larger images teach as much when they are stored, at the cost of a training alone (docs/results.md)

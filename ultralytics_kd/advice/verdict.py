@@ -41,6 +41,7 @@ class Facts:
         classes (int): Classes of the data.
         swapped (float): Share of the labels that it sees with confidence, but as another class.
         trained (str): How long the short training was, in words.
+        smaller (str): A sentence if the teacher sees smaller images than it was trained with.
     """
 
     score: float
@@ -53,6 +54,7 @@ class Facts:
     classes: int = 1
     swapped: float = 0.0
     trained: str = ""
+    smaller: str = ""
 
 
 def judge(facts: Facts) -> tuple[str, str]:
@@ -61,6 +63,12 @@ def judge(facts: Facts) -> tuple[str, str]:
     Args:
         facts (Facts): What was measured.
     """
+    verdict, reason = _judge(facts)
+    return verdict, f"{reason} {facts.smaller}" if facts.smaller and verdict != GO else reason
+
+
+def _judge(facts: Facts) -> tuple[str, str]:
+    """Return the verdict and the reason, whatever the size of the teacher's images."""
     if facts.lead is not None and facts.lead <= 0:
         return NO_GO, f"{_scores(facts)}: there is nothing to learn from it{_names(facts)}."
     if facts.swapped >= MANY_SWAPS:

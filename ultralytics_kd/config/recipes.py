@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from ..errors import KDError
 from ..files import load_yaml
@@ -202,12 +202,26 @@ def noting_its_line(stock: Callable[..., None]) -> Callable[..., None]:
         global _running
         line = (debug.split(" ") if debug else ul_cfg.ARGV)[1:]
         before, _running = _running, read_line(line, certain=False)
+        mode = _running.given.get("mode") or next((word for word in line if word in ul_cfg.MODES), "")
+        warn_of_idle(mode, _running.given)
         try:
             stock(debug)
         finally:
             _running = before
 
     return entrypoint
+
+
+def warn_of_idle(mode: str, given: Mapping[str, Any]) -> None:
+    """Warn of kd arguments in a mode that ignores them.
+
+    Args:
+        mode (str): The mode; empty for a command that has none.
+        given (Mapping): Arguments of the command or call.
+    """
+    idle = [name for name in given if name in ARGUMENTS]
+    if idle and mode and mode != "train":
+        LOGGER.warning(f"'{idle[0]}={given[idle[0]]}' has no effect on '{mode}': only 'train' distils.")
 
 
 def check_merged(arguments: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from ..compat import advice, check_parts, check_ultralytics, installed_release
 from ..errors import KDError, KDTypeError
@@ -17,8 +17,6 @@ from .changes import Change, in_force, make
 from .checks import check_combination, check_values
 from .help import help_text
 from .recipes import check_merged, noting_its_line
-
-_warned: set[tuple[str, str]] = set()  # modes and arguments
 
 
 # Replacements ---------------------------------------------------------------------------------------------------------
@@ -39,7 +37,6 @@ def _checking_kd_arguments(check_stock: Callable[..., None]) -> Callable[..., No
     def check_cfg(cfg: dict, hard: bool = True) -> None:
         check_values(cfg)
         _check_not_in_cloud(cfg)
-        _warn_of_idle(cfg)
         _simplify(cfg)
         try:
             check_stock(cfg, hard)
@@ -177,17 +174,6 @@ def _check_not_in_cloud(cfg: Mapping[str, Any]) -> None:
             f"'{changed[0]}={cfg[changed[0]]}' has no effect in the cloud: 'ul train project=USER/PROJECT ...' distils "
             "on this machine, and Platform shows the run too."
         )
-
-
-def _warn_of_idle(cfg: Mapping[str, Any]) -> None:
-    """Warn, once in a process, of kd arguments in a mode that ignores them."""
-    mode = cfg.get("mode")
-    if mode in {None, "train"}:
-        return
-    for name, argument in ARGUMENTS.items():
-        if cfg.get(name, argument.default) != argument.default and (mode, name) not in _warned:
-            _warned.add((mode, name))
-            LOGGER.warning(f"'{name}={cfg[name]}' has no effect on '{mode}': only 'train' distils.")
 
 
 def _simplify(cfg: dict) -> None:

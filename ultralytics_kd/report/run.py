@@ -15,11 +15,12 @@ from ultralytics.models.yolo.model import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import select_device
 
-from ..config.arguments import TASKS, learned_classes
+from ..config.arguments import TASKS, as_list, learned_classes, parse_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..errors import NOT_FOUND, KDError, ModelError, NoSharedClassError, first_line
 from ..screen import command_line, row
 from ..teachers import Teacher, match_channels, open_teacher
+from ..teachers.sizes import train_args
 from ..teachers.validation import check_scorable
 from .compared_model import BASELINE, STUDENT, TEACHER, ComparedModel
 from .datasets import channels_of, class_names_of
@@ -53,7 +54,7 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
         ('runs/detect/report/report.html', 0.83, 21.4)
     """
     check_given(given)
-    task = _task_of(given["student"])
+    task, given = _task_of(given["student"]), _at_its_size(given)
     options = check_options(given, task)
     args = options.args
     args.data = str(convert_ndjson_to_yolo_if_needed(args.data))
@@ -65,6 +66,19 @@ def run_report(given: Mapping[str, Any]) -> dict[str, Any]:
     return report
 
 
+def _at_its_size(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments, with the size at which the teacher taught if the student's checkpoint names one."""
+    if given.get("kd_teacher_imgsz") is not None:
+        return given
+    trained = train_args(YOLO(str(given["student"])).ckpt)
+    size, teachers = trained.get("kd_teacher_imgsz"), as_list(parse_list(trained.get("teacher")))
+    same = [Path(str(t)).resolve() for t in teachers] == [Path(str(t)).resolve() for t in as_list(given["teacher"])]
+    if size is None or not same:
+        return given
+    LOGGER.info(f"The teacher is shown images of kd_teacher_imgsz={size}, as in the student's training.")
+    return {**given, "kd_teacher_imgsz": size}
+
+
 def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str, Any]:
     """Return the content of the report of checked arguments."""
     args = options.args
@@ -72,6 +86,8 @@ def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str,
     models = []
     for role, source in options.models.items():
         model = _load(role, source, args)
+        if role == BASELINE:
+            warn_of_taught(source)
         _match_classes(role, model, args, class_names_of(args.data, task) if role == TEACHER else names)
         if task == "pose":
             _check_keypoints(role, model, args)
@@ -80,6 +96,20 @@ def _compare(given: Mapping[str, Any], task: str, options: Options) -> dict[str,
     device = select_device(args.device, verbose=False)
     setup = EvaluationSetup(names, validator, device, command_line("report", given), _initialized(given))
     return write_report(models, setup, options)
+
+
+def warn_of_taught(baseline: Any) -> None:
+    """Warn if the student that was trained alone, for comparison, had a teacher.
+
+    Args:
+        baseline (str | Path): Its checkpoint.
+    """
+    trained = train_args(YOLO(str(baseline)).ckpt)
+    for name in ("teacher", "distill_model"):
+        if trained.get(name):
+            LOGGER.warning(
+                f"baseline={baseline} was trained with {name}={trained[name]}: give the student that was trained alone."
+            )
 
 
 def _initialized(given: Mapping[str, Any]) -> int | None:

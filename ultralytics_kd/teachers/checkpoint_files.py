@@ -205,7 +205,8 @@ def _no_checkpoint(path: str, source: Any, error: Exception) -> ModelError:
     """Return the error for a file without a more specific reason; a failed download is often a page of text."""
     text = _first_text(path)
     reason = first_line(error) if text is None else f"it is a text, which begins with '{text}': download it again."
-    return ModelError(source, f"could not be read as a YOLO checkpoint: {reason}")
+    failed = "downloaded" if isinstance(error, ConnectionError) else "read as a YOLO checkpoint"
+    return ModelError(source, f"could not be {failed}: {reason}")
 
 
 def _first_text(path: str) -> str | None:

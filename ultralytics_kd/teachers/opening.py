@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from ..files import reason_of
 from .backbone import BackboneTeacher, names_backbone
 from .base import FINGERPRINT, Teacher
 from .beside import together
-from .checkpoint_files import UNTRUSTED, load_model, plain_model
+from .checkpoint_files import NAMES, SEVERAL, UNTRUSTED, load_model, plain_model
 from .class_map import class_names
 from .custom import CustomTeacher
 from .dense import DenseTeacher
@@ -201,6 +202,8 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
             f"teacher={path}: the teacher of this run was an object in memory, which cannot be saved: give it again "
             "with teacher=..."
         )
+    if "://" not in path and Path(path).suffix and Path(path).parent != Path() and _is_missing(path):
+        raise ModelError(source, f"was not found: {SEVERAL if ',' in path else NAMES}.")  # a path is no name to look up
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if Path(path).is_dir():
         raise ModelError(source, "is a folder: give trained weights (.pt), of a run its weights/best.pt.")
@@ -209,6 +212,17 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
     if Path(path).suffix.lower() != ".pt":
         raise ModelError(source, "is neither a PyTorch checkpoint nor an exported model: give trained weights (.pt).")
     return load_model(path, source, trust)
+
+
+def _is_missing(path: str) -> bool:
+    """Return whether there is no file of this path; a file that cannot be reached brings an error of its own."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _trained_with(model: nn.Module) -> dict[str, Any] | None:

@@ -56,15 +56,15 @@ def size_warnings(
         own = teacher.trained_imgsz
         if own is None or SMALLEST <= imgsz / own < TOO_LARGE:
             continue
-        place = f"{setting}={imgsz}" if stored_in is None else f"{imgsz} px in kd_cache={stored_in}"
-        advice = [f"set {setting} nearer to {own}"] if stored_in is None else []
-        if stored_in is None and not own_images and teacher.task in SIZED_TASKS and own > imgsz:
-            advice.append(f"give it larger images by kd_teacher_imgsz={own}")
-        if teacher.task == "detect":  # the task whose answers can be stored
-            advice.append(f"store its answers by yolo-kd cache with kd_cache_imgsz={own}")
+        place = f"{imgsz} px" if stored_in is None else f"{imgsz} px for kd_cache={stored_in}"
+        if stored_in is not None:
+            advice = f"make its answers with kd_cache_imgsz={own}"
+        elif not own_images and teacher.task in SIZED_TASKS and own > imgsz:
+            advice = f"add kd_teacher_imgsz={own}"
+        else:
+            advice = f"set {setting} nearer to {own}"
         sentences.append(
-            f"teacher={teacher.source} was trained at {own} px and answers at {place}, where it may be much worse: "
-            f"{', or '.join(advice)}."
+            f"teacher={teacher.source} was trained at {own} px and sees {place}, where it may be much worse: {advice}."
         )
     return sentences
 
@@ -81,11 +81,24 @@ def no_lead_warnings(teachers: Iterable[Teacher], imgsz: int, parameters: int) -
         parameters (int): Number of the student's parameters.
     """
     return [
-        f"teacher={teacher.source} is no larger than the student, and at {imgsz} px it has not the images of "
-        f"{own} px that it was trained with. It may have nothing to teach: give it those by kd_teacher_imgsz={own}."
+        f"teacher={teacher.source} is no larger than the student, was trained at {own} px and sees {imgsz} px: it may "
+        f"have nothing to teach. Add kd_teacher_imgsz={own}."
         for teacher in teachers
         if (own := teacher.trained_imgsz) is not None
         and SMALLEST * own <= imgsz < own  # below that `size_warnings` advises the same
         and teacher.task in SIZED_TASKS
         and 0 < teacher.parameters() < LARGER * parameters
     ]
+
+
+def seen_smaller(teacher: Teacher, imgsz: int) -> str:
+    """Return a sentence if a teacher sees smaller images than it was trained with; else an empty text.
+
+    Args:
+        teacher (Teacher): The teacher.
+        imgsz (int): Size that it sees, in pixels.
+    """
+    own = teacher.trained_imgsz
+    if own is None or imgsz >= own or teacher.task not in SIZED_TASKS:
+        return ""
+    return f"The teacher was trained at {own} px and saw {imgsz} px: kd_teacher_imgsz={own} shows it what it knows."

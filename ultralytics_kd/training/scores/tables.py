@@ -16,6 +16,7 @@ from ...distillation.distillers import Distiller
 from ...report.score_names import HEADS, NMS, metric_text
 from ...screen import command, near, paragraph, row, table
 from ...teachers import Teacher
+from ...teachers.sizes import seen_smaller
 from ..beginning import Beginning
 
 NEXT = "Is it better than the student alone? A bench trains both, with several seeds."
@@ -143,7 +144,7 @@ def end_table(
         share, metric = student_metrics[main] / teacher_metrics[main], metric_text(main, _one_part(student_metrics))
         sentences.append(f"The student keeps {share:.1%} of the teacher's {metric}.")
         if share >= 1:
-            sentences.append(AS_GOOD)
+            sentences.append(seen_smaller(teacher, sizes[1]) or AS_GOOD)
     lines += [line for sentence in sentences for line in paragraph(sentence)]
     return "\n".join([*lines, *row("weights", near(weights))])
 
