@@ -74,16 +74,15 @@ def test_very_different_sizes_than_the_teachers_own_are_warned_of(small, imgsz, 
     teacher = open_teacher(small)
     sentences = size_warnings(teacher.members, imgsz)
     assert len(sentences) == warns
-    assert all(
-        f"teacher={small} was trained at 640 px" in s and f"imgsz={imgsz}" in s and "kd_cache_imgsz=640" in s
-        for s in sentences
-    )
+    advice = "add kd_teacher_imgsz=640" if imgsz < 640 else "set imgsz nearer to 640"
+    assert all(f"teacher={small} was trained at 640 px and sees {imgsz} px" in s and advice in s for s in sentences)
 
 
-def test_only_detections_can_be_stored_at_another_size():
-    teacher = SimpleNamespace(source="t.pt", task="pose", trained_imgsz=64)
-    (sentence,) = size_warnings([teacher], 640)
-    assert "kd_cache" not in sentence and "set imgsz nearer to 64" in sentence
+def test_the_advice_for_another_size_is_what_the_teacher_allows():
+    pose, detector = (SimpleNamespace(source="t.pt", task=task, trained_imgsz=640) for task in ("pose", "detect"))
+    assert size_warnings([pose], 64)[0].endswith(": set imgsz nearer to 640.")
+    assert size_warnings([detector], 64, own_images=True)[0].endswith(": set kd_teacher_imgsz nearer to 640.")
+    assert size_warnings([detector], 64, "folder")[0].endswith(": make its answers with kd_cache_imgsz=640.")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +112,13 @@ def test_size_is_known_of_files_and_of_models_that_are_from_files(small, teacher
 
 def test_a_run_says_once_that_its_teacher_is_of_another_size(quick, small, warnings):
     YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=small)
-    assert sum("was trained at 640 px and answers at imgsz=64" in sentence for sentence in warnings) == 1
+    assert sum("was trained at 640 px and sees 64 px" in sentence for sentence in warnings) == 1
 
 
 def test_with_stored_answers_their_size_counts_unless_they_were_made_in_this_run(small):
     teacher, store = open_teacher(small), SimpleNamespace(folder="answers", manifest=lambda: SimpleNamespace(imgsz=64))
     (sentence,) = CachedTeacher(store, None, teacher).size_warnings(640)
-    assert "answers at 64 px in kd_cache=answers" in sentence
+    assert "sees 64 px for kd_cache=answers" in sentence
     assert CachedTeacher(store, None, teacher, made=True).size_warnings(640) == []  # the making has logged it
     store.manifest = lambda: SimpleNamespace(imgsz=640)
     assert CachedTeacher(store, None, teacher).size_warnings(64) == []
@@ -132,7 +131,7 @@ def test_with_stored_answers_the_size_that_they_were_computed_at_counts(quick, s
     YOLO(STUDENT).train(**{**quick, "epochs": 1}, teacher=small, kd_cache=str(tmp_path / "own"))
     assert not any("was trained at" in sentence for sentence in warnings)
     YOLO(STUDENT).train(**{**quick, "epochs": 1, "name": "small"}, teacher=small, kd_cache=True)
-    said = [sentence for sentence in warnings if "was trained at 640 px and answers at 64 px in kd_cache=" in sentence]
+    said = [sentence for sentence in warnings if "was trained at 640 px and sees 64 px for kd_cache=" in sentence]
     assert len(said) == 1
     folder = said[0].partition("kd_cache=")[2].partition(",")[0]
     warnings.clear()
