@@ -264,7 +264,7 @@ def test_timm_that_is_missing_is_one_sentence(monkeypatch):
 
     monkeypatch.delitem(sys.modules, "timm")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(KDError, match=r"needs timm, which is not installed: pip install ultralytics_kd\[timm\]"):
+    with pytest.raises(KDError, match=r"needs timm, which is not installed: pip install timm"):
         open_teacher("timm:test_vit", "detect")
 
 

@@ -29,9 +29,10 @@ def read_settings(kind: type[SettingsT], arguments: Sequence[str]) -> SettingsT:
         ValueError: If a setting is unknown or has no value.
     """
     types = {f.name: type(f.default) for f in fields(kind)}  # type: ignore[arg-type]
-    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    if unknown := [name for name, value in given.items() if name not in types or not value]:
-        raise ValueError(f"unknown or empty settings {', '.join(unknown)}: give name=value with {', '.join(types)}")
+    pairs = [argument.partition("=") for argument in arguments]
+    if unknown := [name for name, equals, _ in pairs if name not in types or not equals]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}: give name=value with {', '.join(types)}")
+    given = {name: value for name, _, value in pairs}
     return kind(**{k: v != "False" if types[k] is bool else types[k](v) for k, v in given.items()})
 
 

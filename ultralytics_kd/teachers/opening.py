@@ -202,7 +202,7 @@ def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
             f"teacher={path}: the teacher of this run was an object in memory, which cannot be saved: give it again "
             "with teacher=..."
         )
-    if "://" not in path and Path(path).suffix and Path(path).parent != Path() and _is_missing(path):
+    if "://" not in path and path.lower().endswith(".pt") and Path(path).parent != Path() and _is_missing(path):
         raise ModelError(source, f"was not found: {SEVERAL if ',' in path else NAMES}.")  # a path is no name to look up
     path = _fetch(path) if "://" in path else str(check_model_file_from_stem(path))
     if Path(path).is_dir():
