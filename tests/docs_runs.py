@@ -71,7 +71,7 @@ def make_folder(folder: Path) -> Path:
         shutil.copy(data, folder / name)
     YAML.save(folder / "names.yaml", {key: value for key, value in YAML.load(data).items() if key != "train"})
     shutil.copy(draw_dataset(folder / "others", names=NEW_NAMES, seed=1), folder / "new.yaml")
-    for name in ("photos", "more/images", "old/images"):
+    for name in ("photos", "more/images", "old/images/train"):
         shutil.copytree(folder / "others" / "images" / "train", folder / name)
     for name, kind in (("yoloe-26l-seg.pt", "yoloe26-seg"), ("yolov8x-worldv2.pt", "worldv2")):
         save_prompted(folder / name, model=prompted_model(kind))
