@@ -125,6 +125,10 @@ def test_pages_show_what_longer_trainings_leave_of_the_gain():
         in readme
     )
     assert f"[{interval(late)}](#students-with-coco-weights) after 160 epochs: not shown" in page
+    longer = gain("bccd, longer teacher", 160, "stored")
+    assert longer["ci_low"] < 0 and longer["runs"] == 3 and f"trained as long {interval(longer)}" in readme
+    assert f"trained for as long, [{interval(longer)}](#students-with-coco-weights): not shown" in page
+    assert f"(0.611) the student has {longer['score']:.3f} after 160 epochs: {interval(longer)}" in page
 
 
 def third_of(rows: list[dict]) -> str:

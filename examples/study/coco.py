@@ -30,6 +30,7 @@ ARMS = {  # names for readers
     "plain": "kd, teacher at the student's size",
 }
 SETS = {  # stages that are not named after a set
+    "bccd-long": "bccd, longer teacher",
     "bccd-s": "bccd, bigger teacher",
     "bccd-yolo11n": "bccd, YOLO11n",
     "helmet-tenth": "helmet, 10% of the labels",
