@@ -28,6 +28,7 @@ from ultralytics_kd.bench.text import next_command, to_text
 from ultralytics_kd.cli import main
 from ultralytics_kd.config.arguments import ARGUMENTS
 from ultralytics_kd.errors import KDError
+from ultralytics_kd.image_files import find_unlabeled
 from ultralytics_kd.screen import near
 from ultralytics_kd.teachers import open_teacher
 
@@ -247,6 +248,24 @@ def test_the_report_after_a_bench_with_holdout_leaves_the_val_set_unseen(tmp_pat
     report = {"settings": settings, **summarize(["alone", "kd"], runs, {"kd": record(0.7)})}
     words = shlex.split(next_command(report, tmp_path))
     assert f"data={near(tmp_path / 'holdout-0.2/data.yaml')}" in words
+
+
+def test_images_without_labels_are_searched_once_for_all_trainings(bench, tmp_path, monkeypatch):
+    images = draw_dataset(tmp_path / "more").parent / "images" / "train"
+    searched = []
+    monkeypatch.setattr(
+        "ultralytics_kd.bench.run.find_unlabeled", lambda source: searched.append(source) or find_unlabeled(source)
+    )
+    made = make_plan({**bench, "kd_unlabeled": str(images)})
+
+    def hashes(bench):
+        args = made.arms[-1].args
+        return {bench._identity({**made.common, **args, "seed": seed})["unlabeled_sha256"] for seed in range(3)}
+
+    first = hashes(Bench(made, made.common["data"], None))
+    assert len(first) == len(searched) == 1
+    next(images.iterdir()).unlink()
+    assert hashes(Bench(made, made.common["data"], None)) != first
 
 
 @pytest.mark.parametrize("task, folder, suffix", [("semantic", "masks", ".png"), ("depth", "depth", ".npy")])

@@ -149,6 +149,7 @@ class Bench:
         self.runs: list[Run] = []
         self.teachers: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
+        self._unlabeled: dict[str, str] = {}  # hashes of images without labels, by `kd_unlabeled`
 
     @cached_property
     def _data_hash(self) -> str:
@@ -159,6 +160,12 @@ class Bench:
     def _kept_hash(self) -> str:
         """The hash of the data of the classes that are kept."""
         return hash_data(str(self.plan.kept), self.plan.task)
+
+    def _unlabeled_hash(self, source: Any) -> str:
+        """Return the hash of the images that `kd_unlabeled` names; they are searched once for all trainings."""
+        if str(source) not in self._unlabeled:
+            self._unlabeled[str(source)] = hash_names(find_unlabeled(parse_list(source)))
+        return self._unlabeled[str(source)]
 
     @property
     def count(self) -> int:
@@ -323,7 +330,7 @@ class Bench:
         if str(args.get("model")) in self.models:
             shared["model_sha256"] = self.models[str(args["model"])]
         if args.get("kd_unlabeled"):
-            shared["unlabeled_sha256"] = hash_names(find_unlabeled(parse_list(args["kd_unlabeled"])))
+            shared["unlabeled_sha256"] = self._unlabeled_hash(args["kd_unlabeled"])
         if self.plan.kept is not None:  # all models are scored on it
             shared |= {"kd_keep_data": self.plan.kept, "kept_sha256": self._kept_hash}
         return json.loads(json.dumps({k: v for k, v in {**args, **shared}.items() if k not in QUIET}, default=str))
