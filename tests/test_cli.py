@@ -104,6 +104,20 @@ def test_own_commands_refuse_what_they_do_not_know(args):
     assert cli.main(args) == 1
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("word, meant", [("advice", "advise"), ("Reports", "report"), ("benhc", "bench")])
+def test_a_misspelt_command_of_this_package_is_answered_with_the_one_that_is_meant(word, meant, caplog):
+    assert cli.main([word, "data=a.yaml"]) == 1
+    assert f"'{word}' is not a command: did you mean 'yolo-kd {meant}'?" in caplog.text
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("word, meant", [("trian", "train"), ("detct", "detect")])
+def test_a_misspelt_word_of_ultralytics_is_left_to_ultralytics(word, meant, caplog):
+    assert cli.main([word, "data=a.yaml"]) == 1
+    assert "did you mean" not in caplog.text and f"'{meant}'" in caplog.text
+
+
 @pytest.mark.parametrize(
     "args", [["data=nowhere.yaml"], ["data=nowhere.yaml", "teacher=nowhere.pt"], ["lr0=abc"], ["cfg=nowhere.yaml"]]
 )

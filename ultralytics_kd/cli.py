@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args and args[0] in commands:
                 commands[args[0]](args[1:])
             else:
+                _check_first_word(args, list(commands))
                 _yolo(args)
     except Exception as e:
         if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
@@ -139,6 +141,20 @@ def _asks_for_help(args: list[str]) -> bool:
     """Return whether Ultralytics will print its help, and no other command comes first."""
     first = next((word for word in (arg.lower().lstrip("-") for arg in args) if word in OWN_OUTPUT | SPECIAL), "")
     return not args or first in HELP_WORDS
+
+
+def _check_first_word(args: list[str], commands: list[str]) -> None:
+    """Name the command of this package that a misspelt first word means; Ultralytics would suggest its own words.
+
+    Raises:
+        KDError: If the first word is most like a command of this package.
+    """
+    word = args[0].lower().lstrip("-") if args else ""
+    first_words = [*commands, *ul_cfg.MODES, *ul_cfg.TASKS]
+    near = get_close_matches(word, first_words, n=1, cutoff=0.7)
+    known = {*first_words, *ul_cfg.DEFAULT_CFG_DICT, *OWN_OUTPUT, *SPECIAL}
+    if near and near[0] in commands and word not in known:
+        raise KDError(f"'{args[0]}' is not a command: did you mean 'yolo-kd {near[0]}'?")
 
 
 def _check_line(args: list[str]) -> None:
