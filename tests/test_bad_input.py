@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ import torch
 from conftest import NAMES, STUDENT, TEACHER, make_model, save_model
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import PoseModel
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML, remove_colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, SETTINGS, YAML, remove_colorstr
 
 from ultralytics_kd import YOLO, KDError, cli
 from ultralytics_kd.config import register
@@ -200,21 +204,47 @@ def test_a_folder_that_was_there_before_is_kept(quick, teacher, tmp_path):
     assert (Path(quick["project"]) / "run" / "mine.txt").read_text() == "mine"
 
 
-def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, monkeypatch, tmp_path):
-    """The download code is Ultralytics' own; here it meets a server on this machine."""
-    import functools
-    import http.server
-    import threading
-
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=Path(teacher).parent)
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """Return a folder that a server on this machine serves, and its URL; the download code is Ultralytics' own."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setitem(__import__("ultralytics.utils", fromlist=["SETTINGS"]).SETTINGS, "weights_dir", str(tmp_path))
-    model = YOLO(STUDENT)
-    model.train(**{**quick, "epochs": 1}, teacher=f"http://127.0.0.1:{server.server_port}/{Path(teacher).name}")
+    monkeypatch.setitem(SETTINGS, "weights_dir", str(tmp_path / "weights"))
+    yield folder, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-    assert (tmp_path / Path(teacher).name).read_bytes() == Path(teacher).read_bytes()
+    server.server_close()
+
+
+def test_teacher_of_the_right_classes_is_downloaded_from_a_url(quick, teacher, served, tmp_path):
+    folder, url = served
+    shutil.copy(teacher, folder / "best.pt")
+    model = YOLO(STUDENT)
+    model.train(**{**quick, "epochs": 1}, teacher=f"{url}/best.pt")
+    assert [file.read_bytes() for file in tmp_path.glob("weights/*/best.pt")] == [Path(teacher).read_bytes()]
     assert model.trainer.teacher.names == NAMES
+
+
+@pytest.mark.core
+def test_files_of_the_same_name_from_two_urls_are_two_teachers(served):
+    folder, url = served
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        save_model(folder / name / "best.pt", names={0: name})
+    assert [opening.open_teacher(f"{url}/{name}/best.pt").names for name in "ab"] == [{0: "a"}, {0: "b"}]
+
+
+def test_an_exported_file_is_downloaded_from_a_url_too(served, monkeypatch):
+    folder, url = served
+    (folder / "m.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(KDError, match="cannot be run here"):
+        opening.open_teacher(f"{url}/m.onnx")
+    with pytest.raises(KDError, match=r"could not be downloaded|was not found"):
+        opening.open_teacher(f"{url}/gone.onnx")
+    with pytest.raises(KDError, match="can hold code"):
+        opening.open_teacher(f"{url}/m.torchscript")
 
 
 @pytest.mark.core

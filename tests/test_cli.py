@@ -186,6 +186,27 @@ def test_a_release_that_does_not_fit_leaves_plain_ultralytics_alone(tmp_path):
     assert text.count("WARNING: ultralytics_kd adds nothing") == 1 and "an argument 'teacher' of its own" in text
 
 
+HALF_HOOKED = """
+import sys
+from types import SimpleNamespace
+import ultralytics_kd._autoload
+sys.modules["ultralytics_kd.install"] = SimpleNamespace(install=lambda: 1 / 0)
+from ultralytics import YOLO
+from ultralytics.utils import DEFAULT_CFG_DICT
+print("known:", "teacher" in DEFAULT_CFG_DICT)
+YOLO("yolo26n.yaml").train(data="nowhere.yaml", teacher="a.pt")
+"""
+
+
+def test_a_release_that_fits_in_part_ignores_no_teacher(tmp_path):
+    command = [sys.executable, "-c", HALF_HOOKED]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert out.returncode == 1 and "known: False" in out.stdout
+    assert out.stderr.count("WARNING: ultralytics_kd adds nothing") == 1
+    assert "'teacher' is not a valid YOLO argument" in remove_colorstr(out.stdout + out.stderr)
+
+
 PREDICTS = """
 import sys
 import ultralytics_kd._autoload

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import NAMES
 
+from ultralytics_kd.cache.build import answered_size
+from ultralytics_kd.errors import KDError
 from ultralytics_kd.teachers import exported, open_teacher
 from ultralytics_kd.teachers.detections import Thresholds
+from ultralytics_kd.teachers.sizes import size_warnings
+from ultralytics_kd.training.images.large_images import LargeImageTeacher
 
 CPU = torch.device("cpu")
 SIDE = 64
@@ -23,7 +29,7 @@ class Backend:
     names, task, channels, dynamic, imgsz, device = NAMES, "detect", 3, False, (SIDE, SIDE), CPU
 
     def __init__(self, output, batch: int = 1, **metadata):
-        self.output, self.metadata, self.given = output, {"batch": batch, **metadata}, []
+        self.output, self.metadata, self.given = output, {"batch": batch, "names": NAMES, **metadata}, []
 
     def __call__(self, images):
         assert images.is_contiguous()
@@ -94,3 +100,67 @@ def test_a_batch_is_split_and_filled_as_the_file_needs(teacher_of):
     backend = Backend(lambda images: rows((1, 2, 30, 40)).expand(len(images), 1, 6), batch=2)
     found, _ = teacher_of(backend).detect(torch.zeros(3, 3, SIDE, SIDE), Thresholds())
     assert len(found) == 3 and [len(images) for images in backend.given] == [2, 2]
+
+
+def test_rows_of_zeros_that_fill_an_answer_are_no_wrong_boxes(teacher_of):
+    """A file exported with nms=True always returns 300 rows; the first images may show nothing."""
+    answers = [torch.zeros(1, 300, 6), rows((1, 2, 30, 40))]
+    teacher, image = teacher_of(Backend(lambda images: answers.pop(0))), torch.zeros(1, 3, SIDE, SIDE)
+    assert len(teacher.detect(image, Thresholds())[0][0].boxes) == 0
+    assert len(teacher.detect(image, Thresholds())[0][0].boxes) == 1
+
+
+def test_confident_boxes_without_a_pixel_are_still_refused(teacher_of):
+    teacher = teacher_of(Backend(lambda images: rows((0.1, 0.1, 0.5, 0.5))))
+    with pytest.raises(KDError, match="none of the first 1 boxes covers a pixel"):
+        teacher.detect(torch.zeros(1, 3, SIDE, SIDE), Thresholds())
+
+
+def test_a_file_of_any_size_is_given_multiples_of_its_stride(teacher_of):
+    backend = Backend(lambda images: rows((1, 2, 30, 40)))
+    backend.dynamic, backend.stride = True, 64
+    found, _ = teacher_of(backend).detect(torch.ones(1, 3, 96, 160), Thresholds())
+    assert backend.given[0].shape == (1, 3, 128, 192)
+    assert (backend.given[0][..., :96, :160] == 1).all() and (backend.given[0][..., 96:, :] < 1).all()
+    assert found[0].boxes[0].tolist() == [1, 2, 30, 40]
+
+
+def test_the_sizes_that_a_file_of_one_size_cannot_read_are_refused_or_warned_of(teacher_of):
+    teacher = teacher_of(Backend(lambda images: rows((1, 2, 30, 40))))
+    with pytest.raises(KDError, match=r"reads images of 64 px alone, so 'kd_teacher_imgsz=128.0' has no effect"):
+        LargeImageTeacher(teacher, 128.0).imgsz(32)
+    assert LargeImageTeacher(teacher, 64.0).imgsz(32) == 64
+    args = SimpleNamespace(imgsz=32, kd_teacher_imgsz=None)
+    with pytest.raises(KDError, match="'kd_cache_imgsz=128' has no effect: export it with imgsz=128 or dynamic=True"):
+        answered_size(args, [teacher], 128)
+    assert "so those of 128 px are shrunk for it" in size_warnings([teacher], 128)[0]
+    assert not size_warnings([teacher], 64)
+
+
+def test_a_file_without_class_names_is_refused_before_they_are_invented(teacher_of):
+    with pytest.raises(KDError, match="lacks the class names"):
+        teacher_of(Backend(lambda images: rows((1, 2, 30, 40)), names=None))
+
+
+def test_as_many_final_rows_as_raw_values_are_final_rows(teacher_of):
+    final = torch.zeros(1, 4 + len(NAMES), 6)
+    final[0, 0] = torch.tensor([1, 2, 30, 40, 0.9, 1])
+    teacher = teacher_of(Backend(lambda images: final, end2end=True))
+    assert teacher.detect(torch.zeros(1, 3, SIDE, SIDE), Thresholds())[0][0].boxes[0].tolist() == [1, 2, 30, 40]
+
+
+def test_the_error_of_a_runtime_is_one_sentence_about_the_teacher(teacher_of):
+    def fail(images):
+        raise RuntimeError("mismatched dimensions of 5 and 6\nat Concat_7")
+
+    with pytest.raises(KDError, match=r"teacher.onnx failed for images of shape \(1, 3, 64, 64\): mismatched"):
+        teacher_of(Backend(fail)).detect(torch.zeros(1, 3, SIDE, SIDE), Thresholds())
+
+
+def test_memory_that_a_runtime_lacks_is_left_to_the_trainer(teacher_of):
+    def fail(images):
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory") as error:
+        teacher_of(Backend(fail)).detect(torch.zeros(1, 3, SIDE, SIDE), Thresholds())
+    assert not isinstance(error.value, KDError)

@@ -50,8 +50,11 @@ class _Loader:
             # The function does not exist yet if its own module is what imports Ultralytics; that module then calls it
             getattr(sys.modules[name], function, lambda: None)()
         except Exception as e:  # an untested release of Ultralytics, perhaps: its own commands must go on
-            sys.stderr.write(f"WARNING: ultralytics_kd adds nothing to Ultralytics here: {e}\n")
             _failed.append(name)
+            changes = sys.modules.get("ultralytics_kd.config.changes")
+            if changes is not None:  # an earlier hook's changes would let Ultralytics accept a teacher and ignore it
+                changes.undo()
+            sys.stderr.write(f"WARNING: ultralytics_kd adds nothing to Ultralytics here: {e}\n")
 
 
 if not any(isinstance(finder, _Finder) for finder in sys.meta_path):

@@ -29,7 +29,7 @@ from ..image_files import find_unlabeled, readable, training_share
 from ..screen import command, command_line, counted, file_size, near, row
 from ..teachers import Teacher, match_channels, open_teacher
 from ..teachers.prompted import give_prompts, words_of
-from ..teachers.sizes import size_warnings
+from ..teachers.sizes import check_reads, size_warnings
 from .answering import coarsest_stride, numbered, spelling
 from .copying import complete_lookup
 from .manifest import Manifest
@@ -252,10 +252,16 @@ def answered_size(args: Any, teachers: list[Teacher], asked: int | None = None) 
         args (Namespace): Arguments with `imgsz`, and `kd_teacher_imgsz` if the teachers see larger images.
         teachers (list[Teacher]): Inspected teachers.
         asked (int, optional): The option `kd_cache_imgsz`, which may also be less than `imgsz`.
+
+    Raises:
+        KDError: If a teacher is a file that reads smaller images alone than are asked for.
     """
     larger = args.kd_teacher_imgsz
     side = asked or (args.imgsz if larger is None else teacher_size(larger, args.imgsz))
-    return int(check_imgsz(side, stride=coarsest_stride(teachers), max_dim=1))  # as training does
+    side = int(check_imgsz(side, stride=coarsest_stride(teachers), max_dim=1))  # as training does
+    if asked or larger is not None:
+        check_reads(teachers, side, f"kd_cache_imgsz={asked}" if asked else f"kd_teacher_imgsz={larger}")
+    return side
 
 
 def _folder(args: Any, data: dict, manifest: Manifest) -> Path:

@@ -66,6 +66,7 @@ class Teacher:
     original: Any = None
     channels: int = 3
     trained_imgsz: int | None = None  # image size that it was trained at, if its checkpoint tells
+    fixed_imgsz: int | None = None  # side of the only images that it reads, in pixels; others are scaled to it
     scratch_data: str | None = None  # data set that it was trained on from random weights, if its checkpoint tells
     layout: Layout | None = None
     model: Any = None

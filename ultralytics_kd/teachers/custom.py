@@ -160,7 +160,8 @@ class CustomTeacher(SetTeacher):
         detections = raw["detections"]
         self._check_scores([d[k].flatten() for d in detections for k in ("probs", "scores") if k in d])
         if not self._boxes_checked:
-            self._check_boxes(torch.cat([d["boxes"] for d in detections]).float(), images)
+            found = [d["boxes"][_confidence(d) > thresholds.conf] for d in detections]  # others may be padding
+            self._check_boxes(torch.cat(found).float(), images)
         features = [self._read_maps(raw["features"], maps.strides) for maps in self.maps]
         return [self._image_detections(d, thresholds) for d in detections], features
 
@@ -214,3 +215,8 @@ class CustomTeacher(SetTeacher):
                 "with the weights, or train without kd_cache.",
             )
         return hashlib.sha256(str(fingerprint()).encode()).hexdigest()
+
+
+def _confidence(output: Mapping[str, Tensor]) -> Tensor:
+    """Return the confidence of each detection of an image, shape (n,)."""
+    return output["scores"] if "scores" in output else output["probs"].amax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _open(source: Any, trust: bool) -> Teacher:
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
     if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
-        return ExportedTeacher(_exported_file(source, trust))
+        return ExportedTeacher(_exported_file(str(source).strip(), trust))
     if hasattr(source, "teach") and not isinstance(source, Model):
         return CustomTeacher(source() if isinstance(source, type) else source, name)
     model, ckpt = _load(source, trust)
@@ -165,22 +166,22 @@ def _instantiate(imported: Any) -> Any:
     return teacher() if isinstance(teacher, type) else teacher
 
 
-def _exported_file(source: str | Path, trust: bool) -> str:
-    """Return the path of an exported model.
+def _exported_file(source: str, trust: bool) -> str:
+    """Return the path of an exported model, downloaded if it is a URL.
 
     Raises:
         KDError: If it does not exist, or can hold code and is not trusted.
     """
-    path = Path(str(source).strip())
+    remote = "://" in source
     try:
-        found = path.exists()
+        found = remote or Path(source).exists()
     except OSError as e:  # no permission, a network drive that is gone
         raise ModelError(source, f"cannot be read: {reason_of(e)}") from e
     if not found:
         raise ModelError(source, "was not found.")
-    if not trust and not path.name.lower().endswith(DATA_ALONE):
+    if not trust and not source.rstrip("/").lower().endswith(DATA_ALONE):
         raise ModelError(source, f"has a format that can hold code, which would run here: {UNTRUSTED}.")
-    return str(path)
+    return _fetch(source) if remote else str(Path(source))
 
 
 def _load(source: Any, trust: bool) -> tuple[nn.Module, Any]:
@@ -235,11 +236,17 @@ def _trained_with(model: nn.Module) -> dict[str, Any] | None:
 def _fetch(source: str) -> str:
     """Download a URL or `ul://` URI as Ultralytics does for `model=`, and return the file.
 
+    Ultralytics takes a file of the same name in the folder for the URL's, and many are named `best.pt`: so each URL has
+    a folder of its own. It makes such folders for `ul://` itself.
+
     Raises:
         KDError: If it does not exist or the download fails.
     """
+    folder = Path(SETTINGS["weights_dir"])
+    if not source.lower().startswith("ul://"):
+        folder /= hashlib.sha256(source.encode()).hexdigest()[:12]
     try:
-        return str(check_file(source, download_dir=SETTINGS["weights_dir"]))
+        return str(check_file(source, download_dir=folder))
     except FileNotFoundError as e:
         raise ModelError(source, f"was not found: {first_line(e)}") from e
     except Exception as e:  # a missing or wrong key, no access, no network: each raises a different type

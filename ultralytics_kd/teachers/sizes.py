@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.teacher_size import SIZED_TASKS
+from ..errors import ModelError
 from .base import Teacher
 
 # Ultralytics' default augmentation (scale=0.5) shows a model objects of 0.5 to 1.5 times their size. YOLO26n, trained
@@ -53,6 +54,12 @@ def size_warnings(
     sentences = []
     setting = "kd_teacher_imgsz" if own_images else "imgsz"
     for teacher in teachers:
+        fixed = teacher.fixed_imgsz
+        if fixed is not None and imgsz > fixed:
+            sentences.append(
+                f"teacher={teacher.source} reads images of {fixed} px alone, so those of {imgsz} px are shrunk for it: "
+                f"{_export_again(imgsz)}."
+            )
         own = teacher.trained_imgsz
         if own is None or SMALLEST <= imgsz / own < TOO_LARGE:
             continue
@@ -67,6 +74,31 @@ def size_warnings(
             f"teacher={teacher.source} was trained at {own} px and sees {place}, where it may be much worse: {advice}."
         )
     return sentences
+
+
+def check_reads(teachers: Iterable[Teacher], imgsz: int, given: str) -> None:
+    """Check that teachers read images of a size that was asked for.
+
+    Args:
+        teachers (Iterable[Teacher]): The teachers.
+        imgsz (int): The size, in pixels.
+        given (str): The argument that asks for it, and its value.
+
+    Raises:
+        KDError: If a teacher is a file that reads smaller images alone.
+    """
+    for teacher in teachers:
+        if teacher.fixed_imgsz is not None and imgsz > teacher.fixed_imgsz:
+            raise ModelError(
+                teacher.source,
+                f"reads images of {teacher.fixed_imgsz} px alone, so '{given}' has no effect: {_export_again(imgsz)}, "
+                f"or drop {given.split('=')[0]}.",
+            )
+
+
+def _export_again(imgsz: int) -> str:
+    """Return the advice for a file that reads smaller images alone."""
+    return f"export it with imgsz={imgsz} or dynamic=True"
 
 
 def no_lead_warnings(teachers: Iterable[Teacher], imgsz: int, parameters: int) -> list[str]:

@@ -56,10 +56,11 @@ class LargeImageTeacher(LiveTeacher):
             student (int | list[int]): The argument `imgsz`, in pixels.
 
         Raises:
-            KDError: If it is not greater than the student's.
+            KDError: If it is not greater than the student's, or a teacher reads smaller images alone.
         """
         side = teacher_size(self.given, student, self.multiple)
         check_larger(self.given, side, student)
+        sizes.check_reads(self.teacher.members, side, f"kd_teacher_imgsz={self.given}")
         return side
 
     def size_warnings(self, imgsz: int) -> list[str]:
