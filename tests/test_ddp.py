@@ -11,6 +11,7 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,41 @@ def test_groups_of_processes_have_one_folder_and_touch_no_other(machines):
 )
 def test_devices_of_processes_are_the_given_or_the_first(device, processes, expected):
     assert distributed.own_devices(device, processes) == expected
+
+
+def test_a_resumed_run_with_more_processes_takes_the_first_devices_unless_they_are_named():
+    assert distributed.own_devices("2,3", 3, named=False) == "0,1,2"
+    assert distributed.own_devices("2,3", 2, named=False) == "2,3"
+    with pytest.raises(KDError, match="names 2 GPU"):
+        distributed.own_devices("2,3", 3)
+
+
+@pytest.mark.parametrize("kind", ["batch", "callback"])
+def test_a_run_whose_processes_are_never_launched_leaves_nothing(kind, launcher, tmp_path, data, teacher):
+    model, lock = YOLO("yolo26n.yaml"), threading.Lock()
+    if kind == "callback":
+        model.add_callback("on_train_start", lambda trainer: lock)
+    given = {**ARGS, "batch": -1} if kind == "batch" else ARGS
+    with pytest.raises((ValueError, TypeError), match=r"AutoBatch|pickle"):
+        model.train(**given, data=data, teacher=teacher, project=str(tmp_path / "runs"), name="run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_processes_take_the_schedule_of_the_first_one(quick, teacher, monkeypatch):
+    """With `time` each process estimates the number of epochs by itself, and terms of different fades hang."""
+    fades = []
+    monkeypatch.setattr(distributed, "from_first", lambda make: 0.75)
+    model = YOLO("yolo26n.yaml")
+    model.add_callback("on_train_batch_end", lambda trainer: fades.append(trainer.distiller.fade))
+    model.train(**{**quick, "epochs": 1}, teacher=teacher, kd_schedule="linear")
+    assert fades and fades == pytest.approx([0.25] * len(fades))
+
+
+def test_a_single_process_of_torchrun_is_told_to_start_without_it(quick, teacher, monkeypatch):
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
+        monkeypatch.setattr(distributed, name, value)
+    with pytest.raises(KDError, match="start the training without torchrun"):
+        KDDetectionTrainer(overrides={**quick, "device": "0", "model": "yolo26n.yaml", "teacher": teacher})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
+from ultralytics_kd.distillation.terms.feature import mask_states
 from ultralytics_kd.install import install
 from ultralytics_kd.teachers import open_teacher
 from ultralytics_kd.training.run.teacher_source import TeacherSource
@@ -286,6 +287,38 @@ def test_teacher_with_other_classes_is_scored_by_the_students(quick, tmp_path):
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
     runs = [results(Path(quick["project"]) / n)[0] for n in ("same", "other")]
     assert runs[1]["train/kd_cls"] == pytest.approx(runs[0]["train/kd_cls"], rel=1e-3)
+
+
+def test_resume_continues_the_random_masks_of_mgd(quick, teacher, tmp_path):
+    """Restoring the generators restores their first seed too, from which the masks of the first epoch would come."""
+    masks, last = {"whole": {}, "resumed": {}}, tmp_path / "cut" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    models = {"whole": YOLO(STUDENT)}
+    models["whole"].add_callback("on_model_save", lambda t: t.epoch == 0 and shutil.copy2(t.last, last))
+    for name, given in {
+        "whole": {**quick, "teacher": teacher, "kd_feat": 1.0, "kd_feat_loss": "mgd"},
+        "resumed": {"resume": True, "save_dir": str(tmp_path / "cut")},
+    }.items():
+        model, seen = models.setdefault(name, YOLO(last) if last.exists() else None), masks[name]
+        model.add_callback(
+            "on_train_epoch_end", lambda t, seen=seen: seen.update({t.epoch: mask_states(t.distiller.adapters)})
+        )
+        model.train(**given)
+    assert list(masks["resumed"]) == [1] and len(masks["whole"][1]) == 3
+    for whole, resumed in zip(masks["whole"][1], masks["resumed"][1], strict=True):
+        assert torch.equal(whole, resumed)
+    assert not torch.equal(masks["whole"][0][0], masks["whole"][1][0])
+
+
+def test_a_run_that_is_interrupted_before_its_first_batch_leaves_nothing(quick, teacher):
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    model = YOLO(STUDENT)
+    model.add_callback("on_pretrain_routine_start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(**quick, teacher=teacher)
+    assert not Path(quick["project"]).exists()
 
 
 @pytest.mark.core

@@ -19,6 +19,7 @@ from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDDetectionTrainer, KDError
 from ultralytics_kd.distillation.loss import LABELED
+from ultralytics_kd.training.autobatch import StudentWithTeacher
 from ultralytics_kd.training.images.unlabeled import UnlabeledStream
 from ultralytics_kd.training.images.unlabeled_images import UnlabeledImages
 
@@ -119,9 +120,23 @@ def test_run_says_it_saves_it_and_resumes_with_it(quick, teacher, folder, tmp_pa
     assert "6 without labels, 1 for each with labels" in caplog.text
     saved = torch_load(last)["train_args"]
     assert saved["kd_unlabeled"] == str(folder) and saved["kd_unlabeled_ratio"] == 1.0
-    again = YOLO(last)
+    again, passes = YOLO(last), []
+    again.add_callback("on_train_batch_end", lambda t: passes.append(t.unlabeled.passes))
     again.train(resume=True)
     assert again.trainer.start_epoch == 1 and len(again.trainer.unlabeled.dataset) == 6
+    assert passes[0] == 3  # the first epoch began two passes over 6 images, whose orders do not come again
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["teacher", "stored"])
+def test_autobatch_counts_images_without_labels(cached, quick, teacher, folder, monkeypatch, tmp_path):
+    profiled = []
+    monkeypatch.setattr(
+        "ultralytics.engine.trainer.check_train_batch_size", lambda model, **_: profiled.append(model) or 4
+    )
+    given = {"kd_unlabeled": str(folder), "kd_unlabeled_ratio": 1.5, "kd_cache": cached}
+    YOLO(STUDENT).train(**{**quick, "batch": -1, "epochs": 1}, teacher=teacher, **given)
+    assert isinstance(profiled[0], StudentWithTeacher) and profiled[0].unlabeled == 1.5
+    assert (profiled[0].teacher is None) is cached
 
 
 def test_images_that_have_moved_are_named_anew_on_resume(quick, teacher, folder, tmp_path):

@@ -275,7 +275,8 @@ class Distillation:
 
     def with_teacher(self, student: nn.Module) -> nn.Module:
         """Return a model whose step takes the memory of a training step, for AutoBatch to profile."""
-        ratio = self.args.kd_unlabeled_ratio if self.unlabeled and not self.alone else 0.0
+        # The part is falsy here: its images are counted once the stream is open, which comes after AutoBatch
+        ratio = self.args.kd_unlabeled_ratio if self.unlabeled is not None and not self.alone else 0.0
         if self.distiller is None or (self.cached and not ratio):
             return student
         teacher, side = None if self.cached else self.teacher, self.teacher_imgsz if self._as_sets else None

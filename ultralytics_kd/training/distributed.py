@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 NOTES = "ULTRALYTICS_KD_NOTES"  # environment variable: folder where processes leave messages for their launcher
 NOT_STARTED = "not-started"
+LAUNCHED = "launched"  # file there: a process of the run is alive, or was
 PATIENCE = timedelta(hours=3)  # as long as Ultralytics' processes wait for each other
 VISIBLE_AFTER = 10.0  # seconds that a shared folder may take to show a new file on another machine
 # Numbers the keys in the store: all processes make the same calls in the same order, so they agree
@@ -38,19 +39,22 @@ _numbers = itertools.count()
 
 
 # Taking part ----------------------------------------------------------------------------------------------------------
-def join(args: Any, make_folder: Callable[[], str]) -> None:
+def join(args: Any, make_folder: Callable[[], str], named: bool = True) -> None:
     """Decide device, batch and folder of a run whose processes the user launched; other runs stay as they are.
 
     Args:
         args (Namespace): Arguments of the training; `device`, `rect` and `save_dir` may be changed.
         make_folder (Callable): Creates the run's folder and returns its path; called in rank 0.
+        named (bool): Whether the call names `device`; a resumed run has that of its checkpoint otherwise.
 
     Raises:
         KDError: If this process has no device of its own, or the batch cannot be split.
     """
     if RANK == -1 or launched():
         return
-    args.device = own_devices(args.device, _processes_here())
+    if WORLD_SIZE == 1:  # Ultralytics makes no process group of one, and its data loader fails without one
+        raise KDError("torchrun started a single process: start the training without torchrun, or with more processes.")
+    args.device = own_devices(args.device, _processes_here(), named)
     if args.batch < WORLD_SIZE:
         raise KDError(
             f"batch={args.batch} cannot be split among {WORLD_SIZE} processes: give the number of images of all "
@@ -63,12 +67,13 @@ def join(args: Any, make_folder: Callable[[], str]) -> None:
         args.save_dir = _agree(make_folder)
 
 
-def own_devices(device: Any, processes: int) -> str:
+def own_devices(device: Any, processes: int, named: bool = True) -> str:
     """Return the devices of the processes on this machine, in the order of their ranks.
 
     Args:
         device (Any): The `device` argument; empty for the first GPUs.
         processes (int): Processes on this machine.
+        named (bool): Whether the user named them for these processes; if not, too few are replaced by the first GPUs.
 
     Raises:
         KDError: If there are fewer devices than processes.
@@ -79,6 +84,8 @@ def own_devices(device: Any, processes: int) -> str:
     if text in {"cpu", "mps"}:
         raise KDError(f"device={text}: processes that train together need a GPU each; start one alone, or name GPUs.")
     count = text.count(",") + 1
+    if count < processes and not named:
+        return own_devices(None, processes)
     if count < processes:
         raise KDError(
             f"device={text} names {count} GPU(s) and {processes} processes run here: name one for each, or drop it for "
@@ -259,7 +266,8 @@ def launching(undo: Callable[[], None]) -> Iterator[None]:
     """Raise the reason in one sentence, as the last message, if a process that Ultralytics launches in the block fails.
 
     Args:
-        undo (Callable): Called if a process failed before the run started, when all of them have ended.
+        undo (Callable): Called if a process failed before the run started, when all of them have ended, or if none
+            was launched.
 
     Raises:
         KDError: With the message of the first process that failed, if that process raised a KDError.
@@ -268,12 +276,16 @@ def launching(undo: Callable[[], None]) -> Iterator[None]:
         os.environ[NOTES] = folder
         try:
             yield
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError:  # one of the processes failed
             if (Path(folder) / NOT_STARTED).exists():
                 undo()
             messages = sorted(Path(folder).glob("message-*"), key=lambda file: file.stat().st_mtime_ns)
             if messages:  # the traceback of each process stands above
                 raise KDError(messages[0].read_text(encoding="utf-8")) from None
+            raise
+        except Exception:
+            if not (Path(folder) / LAUNCHED).exists():
+                undo()
             raise
         finally:
             os.environ.pop(NOTES, None)
@@ -282,6 +294,8 @@ def launching(undo: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Leave the message of a KDError for the process that launched this one."""
+    if launched():
+        (Path(os.environ[NOTES]) / LAUNCHED).touch()
     try:
         yield
     except KDError as e:

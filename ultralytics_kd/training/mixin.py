@@ -131,7 +131,8 @@ class DistillationMixin(_Trainer):
     @property
     def unlabeled(self) -> UnlabeledStream | None:
         """Images without labels that join the batches."""
-        return self.distillation.unlabeled.stream if self.distillation and self.distillation.unlabeled else None
+        part = self.distillation.unlabeled if self.distillation is not None else None
+        return part.stream if part is not None else None
 
     @property
     def teacher_metrics(self) -> dict[str, float]:
@@ -156,7 +157,8 @@ class DistillationMixin(_Trainer):
         self.args.cfg = None  # the recipe is merged and checked: neither other processes nor `resume` need it again
         check_combination(vars(self.args))
         check_user_losses(vars(self.args))
-        distributed.join(self.args, self._claim_folder)  # before Ultralytics makes the process group
+        named = not self.resume or overrides.get("device") is not None
+        distributed.join(self.args, self._claim_folder, named)  # before Ultralytics makes the process group
         self.distillation = self._open_teacher()
         self.distillation.source.check_place(Path(self._claim_folder()), self.args.save_period)
 
@@ -390,7 +392,7 @@ class DistillationMixin(_Trainer):
         """
         try:
             yield
-        except Exception as e:  # it is raised again
+        except (Exception, KeyboardInterrupt) as e:  # it is raised again
             folder, started = self.run_folder, self.distillation is not None and self.distillation.started
             if started or (folder is None and not distributed.launched()):
                 raise
@@ -416,7 +418,9 @@ class DistillationMixin(_Trainer):
             self.resumed.restore_random_state(self)
         if self.distiller is not None:
             self._attach_loss()
-            self.distiller.start_epoch(min(self.epoch / max(self.epochs - 1, 1), 1.0))
+            # With `time`, each process estimates the number of epochs by its own clock
+            progress = distributed.from_first(lambda: min(self.epoch / max(self.epochs - 1, 1), 1.0))
+            self.distiller.start_epoch(progress)
 
     def _close_dataloader_mosaic(self) -> None:
         """Continue without mosaics."""

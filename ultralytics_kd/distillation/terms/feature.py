@@ -118,6 +118,9 @@ class MGD(nn.Module):
 
     Random positions of the student's features are masked in all channels, and two convolutions generate the teacher's
     whole features from the rest.
+
+    Attributes:
+        mask_state (Tensor | None): State in which the stream of masks begins; None for that of the training's seed.
     """
 
     def __init__(self, student: int, teacher: int, masked: float = 0.65):
@@ -131,6 +134,7 @@ class MGD(nn.Module):
         super().__init__()
         self.adapter = adapter(student, teacher)
         self.masked = masked
+        self.mask_state: Tensor | None = None
         self._random: torch.Generator | None = None
         self.generation = nn.Sequential(
             nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
@@ -143,8 +147,32 @@ class MGD(nn.Module):
         if self._random is None or self._random.device != x.device:
             # A separate stream: the student's training draws the same numbers with and without MGD. It differs by rank
             self._random = torch.Generator(x.device).manual_seed(torch.initial_seed() % 2**63)
+            if self.mask_state is not None:
+                self._random.set_state(self.mask_state)
+                self.mask_state = None
         visible = torch.rand(b, 1, h, w, device=x.device, generator=self._random) >= self.masked
         return self.generation(x * visible)
+
+
+def mask_states(adapters: nn.Module) -> list[Tensor]:
+    """Return the states of the random streams that draw the masks of MGD, for a checkpoint.
+
+    Args:
+        adapters (nn.Module): The adapters of a training.
+    """
+    streams = [module._random for module in adapters.modules() if isinstance(module, MGD)]
+    return [stream.get_state() for stream in streams if stream is not None]
+
+
+def set_mask_states(adapters: nn.Module, states: Sequence[Tensor]) -> None:
+    """Continue the random streams that draw the masks of MGD.
+
+    Args:
+        adapters (nn.Module): The adapters of a training, before their first step.
+        states (Sequence[Tensor]): As `mask_states` returned them; empty for checkpoints of older releases.
+    """
+    for module, state in zip((each for each in adapters.modules() if isinstance(each, MGD)), states):
+        module.mask_state = state
 
 
 def adapter(student: int, teacher: int, bias: bool = True) -> nn.Module:

@@ -35,6 +35,7 @@ class UnlabeledStream:
         dataset (Dataset): The images.
         ratio (float): Images for each labelled one.
         loader (DataLoader): Reads them.
+        passes (int): Passes over the images that have begun. Several processes shuffle each pass by its number.
     """
 
     def __init__(self, dataset: Any, ratio: float, batch: int, workers: int, rank: int, device: torch.device):
@@ -55,14 +56,14 @@ class UnlabeledStream:
         generator = self.loader.generator
         generator.manual_seed((generator.initial_seed() + SEED_OFFSET) % 2**63)
         self._batches = self._endless()
-        self._epoch = 0
+        self.passes = 0
 
     def _endless(self) -> Iterator[dict[str, Tensor]]:
         """Yield batches of images, one pass over the data set after the other."""
         while True:
             if hasattr(self.loader.sampler, "set_epoch"):
-                self.loader.sampler.set_epoch(self._epoch)
-            self._epoch += 1
+                self.loader.sampler.set_epoch(self.passes)
+            self.passes += 1
             for batch in self.loader:
                 yield {key: batch[key] for key in (*IMAGE_KEYS, *ANSWER_KEYS) if key in batch}
 

@@ -21,6 +21,7 @@ from ultralytics.utils import LOGGER
 
 from ...distillation.balance import Balance
 from ...distillation.distillers import Distiller
+from ...distillation.terms.feature import mask_states
 from ...errors import KDError
 from ...files import disk_fault, exists, move_into_place
 from ...teachers import Teacher
@@ -234,6 +235,8 @@ def run_state(trainer: Any, fingerprints: list[str | None]) -> dict[str, Any]:
         "words": None if words is None else words.vectors,
         "balance": None if balance is None else balance.state_dict(),
         "random": random_state(trainer.device, loaders(trainer)),
+        "masks": mask_states(trainer.distiller.adapters),
+        "unlabeled_passes": trainer.unlabeled.passes if trainer.unlabeled is not None else 0,
         "over": bool(getattr(trainer, "stop", False)),  # patience= or time= can end a run before the last epoch
     }
 

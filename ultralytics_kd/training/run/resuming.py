@@ -14,6 +14,7 @@ from ultralytics.utils.torch_utils import init_seeds
 from ...config import has_teacher
 from ...config.arguments import TASK_WEIGHTS
 from ...config.named_files import MOVED
+from ...distillation.terms.feature import set_mask_states
 from ...errors import KDError
 from ...files import write_whole
 from ...teachers import Teacher
@@ -82,7 +83,7 @@ class ResumedRun:
         self.all_trained = bool(optimizer) and over
         remember(state.get("words") or {})  # so that a prompted teacher needs no text encoder again
         self._teachers: list[str | None] | None = state.get("teachers")
-        self._random: dict[str, Any] | None = None
+        self._state: dict[str, Any] = {}
 
     def check_teacher(self, teacher: Teacher) -> list[str | None]:
         """Raise if the teacher's weights are not those that the run began with; warn if the user named the teacher.
@@ -117,18 +118,21 @@ class ResumedRun:
 
     def keep_random_state(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state of a checkpoint until the first epoch starts."""
-        self._random = (checkpoint.get("optimizer") or {}).get(RUN_KEY, {}).get("random")
+        self._state = (checkpoint.get("optimizer") or {}).get(RUN_KEY, {})
 
     def restore_random_state(self, trainer: Any) -> None:
         """Restore the random state when the first epoch starts; nothing in later epochs."""
-        if self._random is None:
+        state, self._state = self._state, {}
+        if state.get("random") is None:
             return
+        if trainer.unlabeled is not None:  # the next pass; the rest of the interrupted one is left out
+            trainer.unlabeled.passes = state.get("unlabeled_passes", 0)
         if RANK in {-1, 0}:
-            set_random_state(self._random, trainer.device, loaders(trainer))
+            set_random_state(state["random"], trainer.device, loaders(trainer))
+            set_mask_states(trainer.distiller.adapters, state.get("masks", []))
         else:  # the checkpoint has the state of rank 0 only; a new seed keeps other ranks from repeating their numbers
             seed = trainer.args.seed + 1 + RANK + trainer.world_size * trainer.start_epoch
             init_seeds(seed, trainer.args.deterministic)
-        self._random = None
 
     @staticmethod
     def trim_results(trainer: Any) -> None:

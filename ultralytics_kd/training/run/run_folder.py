@@ -90,10 +90,11 @@ class RunFolder:
         """Return whether a file belongs to this run's folder, or is one of the folders that lead to it."""
         return any(Path(file).is_relative_to(folder) for folder in (self.path, *self.created))
 
-    def disk_error(self, error: Exception) -> KDError | None:
+    def disk_error(self, error: BaseException) -> KDError | None:
         """Return the message for a full or read-only disk if an error concerns this folder, else None."""
-        file = error.filename if isinstance(error, OSError) else None
-        return disk_fault(error, Path(file), _ADVICE) if file and self.contains(file) else None
+        if not isinstance(error, OSError) or not error.filename or not self.contains(error.filename):
+            return None
+        return disk_fault(error, Path(error.filename), _ADVICE)
 
     def undo(self) -> None:
         """Remove what this run created, and nothing that another process made; restore what it replaced."""
