@@ -63,6 +63,13 @@ def test_a_trained_student_takes_the_weights_of_a_teacher_with_a_lower_loss(quic
     assert "the student begins with the teacher's weights" in caplog.text
 
 
+def test_a_size_that_ultralytics_rounds_up_is_rounded_for_it_too(quick, tmp_path):
+    trainer, _, teacher = begun({**quick, "imgsz": 50}, tmp_path, "bad", "good")
+    assert same(trainer.model, teacher)
+    with pytest.raises(TypeError, match="is of invalid type"):
+        begun({**quick, "imgsz": None}, tmp_path, "bad", "good")
+
+
 def test_a_trained_student_keeps_weights_with_a_lower_loss_than_the_teachers(quick, tmp_path, caplog):
     trainer, own, _ = begun(quick, tmp_path, "good", "bad")
     assert same(trainer.model, own)

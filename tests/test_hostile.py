@@ -179,6 +179,33 @@ def test_recipe_neither_runs_code_nor_says_that_it_is_trusted(tmp_path, quick, t
     assert not (tmp_path / "ran").exists() and not Path(quick["project"]).exists()
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["teacher", "kd_feat_loss", " kd_feat_loss "])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a.pt,evil:make",
+        " evil:make",
+        "'evil:make'",
+        "[a.pt, 'evil:make']",
+        "('evil:make',)",
+        "'ev' 'il:make'",
+        r"'evil\x3amake'",
+        ["a.pt", " 'evil:make' "],
+        "\"'evil:make'\"",
+    ],
+)
+def test_no_way_to_write_code_hides_it_in_a_recipe(name, value):
+    """Later readers drop quotes and spaces, split at commas, or read the value as Python."""
+    with pytest.raises(KDError, match=r"evil:make, which would run code"):
+        check_arguments({name: value}, "cfg=recipe.yaml", {})
+
+
+def test_a_recipe_does_not_trust_itself_by_spaces_around_the_name():
+    with pytest.raises(KDError, match="which only the command can set"):
+        check_arguments({"kd_trust_teacher ": True}, "cfg=recipe.yaml", {})
+
+
 @pytest.mark.parametrize("source", ["timm:convnext_tiny", "torchvision:resnet50", "[timm:a,torchvision:b]"])
 def test_recipe_may_name_pretrained_models_of_known_libraries(tmp_path, source):
     YAML.save(tmp_path / "recipe.yaml", {"teacher": source})

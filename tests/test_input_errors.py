@@ -67,6 +67,41 @@ def test_missing_files_and_unknown_arguments_are_sentences(folder, teacher, line
     assert message in caplog.text
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["model=text.pt"], "text.pt is not a loadable checkpoint"),
+        (["model=images"], "should be a *.pt PyTorch model"),
+        (["model=STUDENT", "optimizer=foo"], "Optimizer 'foo' not found"),
+        (["model=gone.test/best.pt"], "gone.test/best.pt"),
+    ],
+)
+def test_students_and_optimizers_that_cannot_train_are_sentences(folder, given, message, caplog, data):
+    (folder / "text.pt").write_text("no checkpoint")
+    (folder / "images").mkdir()
+    line = ["train", f"data={data}", "imgsz=64", "workers=0", "device=cpu", "plots=False", f"project={folder / 'runs'}"]
+    assert cli.main([*line, *(word.replace("STUDENT", STUDENT) for word in given)]) == 1
+    assert message in caplog.text
+
+
+def test_a_download_that_fails_is_a_sentence(monkeypatch, caplog):
+    scope = {"__name__": "ultralytics.utils.downloads"}
+    exec("def safe_download():\n    raise ConnectionError('Download failure for x.pt')", scope)
+    monkeypatch.setattr(cli.ul_cfg, "entrypoint", scope["safe_download"])
+    assert cli.main(["train", "model=yolo26n.pt", "data=coco8.yaml"]) == 1
+    assert "Download failure for x.pt" in caplog.text and "cut off" not in caplog.text
+
+
+def test_a_checkpoint_that_is_cut_off_is_named(folder, monkeypatch, caplog):
+    def torch_load(*_, **__):
+        raise OSError(22, "Invalid argument")
+
+    (folder / "half.pt").write_bytes(b"PK")
+    monkeypatch.setattr("ultralytics.nn.tasks.torch_load", torch_load)
+    assert cli.main(["train", "model=half.pt", "data=coco8.yaml"]) == 1
+    assert "half.pt cannot be read and may be cut off: [Errno 22] Invalid argument" in caplog.text
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(
     "content, message",

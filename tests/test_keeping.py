@@ -400,6 +400,8 @@ def test_other_values_are_refused(value):
         ({"pretrained": "coco.pt"}, "pretrained=coco.pt replaces them"),
         ({"cls_remap": False}, "cls_remap=False drops them"),
         ({"teacher": "ema"}, "teacher=ema changes with the student"),
+        ({"teacher": "[EMA]"}, "teacher=ema changes with the student"),
+        ({"teacher": [" ema "]}, "teacher=ema changes with the student"),
         ({"kd_cls": 0}, "with kd_cls=0 it does not teach them"),
         ({"kd_weight": "auto"}, "'kd_keep=True' and 'kd_weight' exclude each other"),
         ({"kd_schedule": "linear"}, "'kd_keep=True' and kd_schedule=linear exclude each other"),

@@ -118,6 +118,7 @@ def test_other_values_are_refused(value):
         ({"task": "obb"}, "is supported for detect and classify"),
         ({"kd_teacher_imgsz": 640}, r"^'kd_teacher_imgsz=640' has no effect: the student's imgsz is 640 too"),
         ({"kd_teacher_imgsz": 320}, "is smaller than imgsz=640"),
+        ({"imgsz": 100, "kd_teacher_imgsz": 120, "kd_cache": True}, "has no effect: the student's imgsz is 128 too"),
         ({"kd_feat": 1.0, "kd_feat_loss": "sl2"}, "'kd_feat_loss=sl2' needs the teacher's answer at"),
         ({"kd_feat": 1.0, "kd_feat_loss": "crosskd"}, "'kd_feat_loss=crosskd' needs the teacher's answer at"),
         ({"kd_box_loss": "ld"}, "'kd_box_loss=ld' needs the teacher's answer at"),
@@ -180,7 +181,7 @@ def test_a_run_warns_of_a_teacher_that_lost_its_lead(quick, tmp_path, warnings):
 
 
 def test_a_teacher_of_another_size_is_judged_by_the_images_that_it_sees():
-    teacher = SimpleNamespace(source="t.pt", task="detect", trained_imgsz=640)
+    teacher = SimpleNamespace(source="t.pt", task="detect", trained_imgsz=640, fixed_imgsz=None)
     assert "sees 128 px, where it may be much worse: add kd_teacher_imgsz=640" in size_warnings([teacher], 128)[0]
     assert "kd_teacher_imgsz" not in size_warnings([SimpleNamespace(**{**vars(teacher), "task": "pose"})], 128)[0]
     assert "kd_teacher_imgsz" not in size_warnings([teacher], 1280)[0]  # it can only be larger than the student's

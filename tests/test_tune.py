@@ -168,8 +168,28 @@ def test_answers_of_a_search_are_to_all_classes_that_the_student_keeps(quick, tm
         lambda args, sources, options, names=None: asked.update(names) or SimpleNamespace(folder=""),
     )
     given = {**quick, "teacher": old, "kd_cache": True, "kd_keep": True, "space": {"kd_cls": (0.2, 4.0)}}
-    search_arguments(given, "detect", use_ray=False, model=old)
+    search_arguments(given, "detect", use_ray=False, own={"model": old})
     assert list(asked.values()) == ["disc", "box", "cup", "bar"]
+
+
+def test_a_search_is_checked_with_the_models_own_size_and_data(quick, teacher, monkeypatch):
+    """Ultralytics trains with them where the search gives none."""
+    stored = {}
+    monkeypatch.setattr(
+        tuning, "build_cache", lambda args, *_, **__: stored.update(vars(args)) or SimpleNamespace(folder="answers")
+    )
+    given = {"teacher": teacher, "kd_cache": True, "kd_teacher_imgsz": 128, "space": {"kd_cls": (0.2, 4.0)}}
+    made = search_arguments(given, "detect", use_ray=False, own={"imgsz": 64, "data": quick["data"], "model": None})
+    assert (stored["imgsz"], stored["data"]) == (64, quick["data"])
+    assert made["kd_cache"] == "answers" and "imgsz" not in made and "data" not in made
+    with pytest.raises(KDError, match="is smaller than imgsz=640"):
+        search_arguments(given, "detect", use_ray=False)
+
+
+def test_answers_that_are_stored_once_cannot_follow_a_search(quick, teacher):
+    given = {**quick, "teacher": teacher, "kd_cache": True, "space": {"imgsz": (64, 128)}}
+    with pytest.raises(KDError, match="'imgsz' in space= changes the teacher's answers"):
+        search_arguments(given, "detect", use_ray=True)
 
 
 @pytest.fixture
@@ -218,6 +238,7 @@ def test_names_of_files_become_absolute_and_keywords_stay(tmp_path, monkeypatch)
         Path(name).touch()
     assert absolute("ema") == "ema" and absolute("auto") == "auto"
     assert absolute([Path("a.pt"), "b.pt"]) == [str(tmp_path / "a.pt"), "b.pt"]
+    assert absolute("[a.pt,b.pt]") == [str(tmp_path / "a.pt"), "b.pt"]  # as on a command line
     assert absolute(Path("a.pt")) == str(tmp_path / "a.pt") and absolute(None) is None
     sweep = {"data": ["x.yaml", "y.yaml"], "teacher": [Path("a.pt"), "ema"], "epochs": 1}
     assert sweep_arguments(sweep) == {**sweep, "teacher": [str(tmp_path / "a.pt"), "ema"]}

@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER
 
 from . import __version__, activation, config
 from .config import recipes
-from .config.input_errors import is_input_error
+from .config.input_errors import is_input_error, sentence
 from .errors import KDError, KDTypeError
 from .files import as_utf8
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if not is_input_error(e, lambda: _values(args)):  # a fault in the code: its traceback must stay
             raise
-        LOGGER.error(as_utf8(_without_help(str(e))))
+        LOGGER.error(as_utf8(_without_help(sentence(e, _values(args)))))
         return 1
     return 0
 

@@ -122,7 +122,7 @@ def tune(self: _YOLO, use_ray: bool = False, iterations: int = 300, *args: Any, 
     if use_ray:  # give its positional arguments their names
         kwargs.update(zip(("space", "grace_period", "gpu_per_trial"), args))
         args = args[3:]
-    searched = search_arguments(kwargs, self.task, use_ray, self.overrides.get("model"))
+    searched = search_arguments(kwargs, self.task, use_ray, self.overrides)
     own_class = type(self)
     if use_ray and own_class is _YOLO:  # Ray's processes unpickle the model, and learn of kd arguments by its class
         self.__class__ = YOLO

@@ -16,9 +16,10 @@ from ultralytics.utils.checks import check_imgsz
 from .. import outputs
 from ..config.arguments import ARGUMENTS, GRID_TASKS, TASKS, as_list
 from ..config.checks import check_combination, check_plain, whole_number
+from ..config.named_files import is_average
 from ..config.recipes import check_recipe
 from ..config.registration import register_arguments
-from ..config.teacher_size import SIDES, student_size, teacher_size
+from ..config.teacher_size import SIDES, rounded_size, student_size, teacher_size
 from ..errors import KDError, KDTypeError, ModelError, first_line
 from ..files import exists, output_folder
 from ..image_files import image_files
@@ -128,7 +129,7 @@ def check_options(given: Mapping[str, Any]) -> Options:
         training,
         args,
         teachers,
-        None if size is None else teacher_size(size, args.imgsz, SIDES),
+        None if size is None else teacher_size(size, rounded_size(args.imgsz), SIDES),
         str(own["baseline"]) if own["baseline"] else None,
         _seconds(own["probe"]),
         whole_number("sample", own["sample"]),
@@ -166,7 +167,7 @@ def _teachers(value: Any) -> list[str]:
             raise KDTypeError(
                 f"advice names teachers in commands: save the {type(teacher).__name__}, and give its path."
             )
-        if str(teacher) == "ema":
+        if is_average(teacher):
             raise KDError("teacher=ema is made during training and has no score before it: name a trained model.")
     texts = [str(teacher) for teacher in named]
     for text in texts:

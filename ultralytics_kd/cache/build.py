@@ -22,7 +22,7 @@ from ..config.arguments import as_list, parse_list
 from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
-from ..config.teacher_size import check_larger, check_teacher_size, teacher_size
+from ..config.teacher_size import SIDES, check_larger, check_teacher_size, rounded_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
 from ..image_files import find_unlabeled, readable, training_share
@@ -69,7 +69,8 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     whole_number("batch", args.batch)
     if args.kd_teacher_imgsz is not None:
         check_teacher_size(args.kd_teacher_imgsz)
-        check_larger(args.kd_teacher_imgsz, teacher_size(args.kd_teacher_imgsz, args.imgsz), args.imgsz)
+        student = rounded_size(args.imgsz)
+        check_larger(args.kd_teacher_imgsz, teacher_size(args.kd_teacher_imgsz, student, SIDES), student)
         if options["kd_cache_imgsz"] is not None:
             raise KDError("'kd_cache_imgsz' and 'kd_teacher_imgsz' are both the size that the teacher sees: drop one.")
     store = build_cache(args, as_list(given["teacher"]), options, needs_words=args.kd_classes != "auto")
@@ -257,7 +258,7 @@ def answered_size(args: Any, teachers: list[Teacher], asked: int | None = None) 
         KDError: If a teacher is a file that reads smaller images alone than are asked for.
     """
     larger = args.kd_teacher_imgsz
-    side = asked or (args.imgsz if larger is None else teacher_size(larger, args.imgsz))
+    side = asked or (args.imgsz if larger is None else teacher_size(larger, rounded_size(args.imgsz)))
     side = int(check_imgsz(side, stride=coarsest_stride(teachers), max_dim=1))  # as training does
     if asked or larger is not None:
         check_reads(teachers, side, f"kd_cache_imgsz={asked}" if asked else f"kd_teacher_imgsz={larger}")

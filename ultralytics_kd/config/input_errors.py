@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import yaml
@@ -17,11 +18,18 @@ import yaml
 from ..errors import KDError
 
 ARGUMENTS = "ultralytics.cfg"  # the module that checks arguments
-CHECKS = {  # functions of Ultralytics that check one argument, by module: `device`, `imgsz` and `data`
-    ("ultralytics.utils.torch_utils", "select_device"),
+CHECKPOINT = ("ultralytics.nn.tasks", "torch_safe_load")  # reads a checkpoint
+CHECKS = {  # functions of Ultralytics that check one argument, by module
+    ("ultralytics.utils.torch_utils", "select_device"),  # device
     ("ultralytics.utils.checks", "check_imgsz"),
-    ("ultralytics.data.utils", "find_dataset_yaml"),
+    ("ultralytics.data.utils", "find_dataset_yaml"),  # data
+    ("ultralytics.engine.model", "_check_is_pytorch_model"),  # model
+    CHECKPOINT,  # model and pretrained
+    ("ultralytics.utils.downloads", "safe_download"),  # whatever is a URL, or a name of Ultralytics'
+    ("ultralytics.engine.trainer", "build_optimizer"),  # optimizer
 }
+# What they raise
+CHECKS_RAISE = (TypeError, ValueError, AssertionError, NotImplementedError, ConnectionError)
 DATA_SET = ("ultralytics.engine.trainer", "get_dataset")  # raises a RuntimeError for whatever is wrong with a data set
 DATA_SET_CHECKS = ("ultralytics.data.utils", "ultralytics.utils", "ultralytics.utils.checks")  # modules of its checks
 
@@ -42,9 +50,30 @@ def is_input_error(error: BaseException, values: Callable[[], Iterable[Any]] = t
         return isinstance(error, FileNotFoundError) and _is_named(error.filename, values())
     if isinstance(error, RuntimeError) and (module, function) == DATA_SET:
         return _is_data_error(error.__cause__)
-    if isinstance(error, (TypeError, ValueError, AssertionError)) and (module, function) in CHECKS:
+    if isinstance(error, CHECKS_RAISE) and (module, function) in CHECKS:
+        return True
+    if _reads_checkpoint(error):
         return True
     return isinstance(error, (TypeError, ValueError)) and module == ARGUMENTS
+
+
+def sentence(error: BaseException, values: Iterable[Any] = ()) -> str:
+    """Return an error in the user's input as a message.
+
+    Args:
+        error (BaseException): The error, as it was caught.
+        values (Iterable): The values of the command's arguments.
+    """
+    if not _reads_checkpoint(error):
+        return str(error)
+    files = [str(value) for value in values if isinstance(value, (str, Path)) and str(value).lower().endswith(".pt")]
+    return f"{' or '.join(files) or 'a checkpoint'} cannot be read and may be cut off: {error}"
+
+
+def _reads_checkpoint(error: BaseException) -> bool:
+    """Return whether reading a checkpoint failed in the operating system, as it does for one that is cut off."""
+    of_system = isinstance(error, OSError) and not isinstance(error, ConnectionError) and not error.filename
+    return of_system and CHECKPOINT in _frames(error)
 
 
 def _is_data_error(cause: BaseException | None) -> bool:
@@ -56,12 +85,13 @@ def _is_data_error(cause: BaseException | None) -> bool:
 
 def _raised_in(error: BaseException) -> tuple[str, str]:
     """Return the module and the function in which an error was raised; empty texts before it is raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "", ""
-    return str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_frame.f_code.co_name
+    return (_frames(error) or [("", "")])[-1]
+
+
+def _frames(error: BaseException) -> list[tuple[str, str]]:
+    """Return the modules and functions that an error passed through, outermost first."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return [(str(frame.f_globals.get("__name__", "")), frame.f_code.co_name) for frame in frames]
 
 
 def _is_named(file: Any, values: Iterable[Any]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KDError, KDTypeError
+from .named_files import is_average
 
 OLD, DATA = "old", "data"  # whose classes come first in the student's
 ORDERS = (OLD, DATA)
@@ -64,7 +65,7 @@ def check_keeping(cfg: Mapping[str, Any]) -> None:
         )
     if cfg.get("cls_remap") is False:
         raise KDError(f"{given} needs the weights of known classes, and cls_remap=False drops them: drop it.")
-    if cfg.get("teacher") == "ema":
+    if is_average(cfg.get("teacher")):
         raise KDError(
             f"{given} needs a teacher that does not forget, and teacher=ema changes with the student: name one."
         )

@@ -14,12 +14,13 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from ..errors import KDError
 from ..files import load_yaml
-from .arguments import ARGUMENTS, as_list, has_teacher
+from .arguments import ARGUMENTS, has_teacher
 from .checks import check_own_command, check_teacher_given
 from .user_code import names_library_model, names_object
 
 TRUST = "kd_trust_teacher"
 OF_A_RUN = ("cfg", "mode", "model", "task", "save_dir", "resume")  # entries of args.yaml that no search takes
+DROPPED = " \t\r\n'\"[]()"  # around a value
 CODE = ("teacher", *(name for name, argument in ARGUMENTS.items() if argument.user_code))  # they may name code
 
 
@@ -66,6 +67,7 @@ def check_arguments(recipe: Mapping[str, Any], place: str, given: Mapping[str, A
     Raises:
         KDError: If they name such code or grant trust.
     """
+    recipe = {str(name).strip(): value for name, value in recipe.items()}  # as a command line reads it
     if recipe.get(TRUST) and TRUST not in given:
         raise KDError(
             f"{place} sets {TRUST}, which only the command can set: drop it there, and if you trust the file give "
@@ -74,12 +76,24 @@ def check_arguments(recipe: Mapping[str, Any], place: str, given: Mapping[str, A
     if str(given.get(TRUST)).lower() == "true":
         return
     for name in CODE:
-        code = [value for value in as_list(recipe.get(name)) if _names_code(name, value)]
+        code = [text for text in _readings(recipe.get(name)) if _names_code(name, text)]
         if code and name not in given:
             raise KDError(
                 f"{place} has {name}={code[0]}, which would run code of that name: give it in the command itself, or "
                 f"{TRUST}=True if you trust the file."
             )
+
+
+def _readings(value: Any) -> Iterator[str]:
+    """Yield all texts that a later reader may make of a value: readers drop quotes and spaces, or split at commas."""
+    if isinstance(value, (list, tuple, set)):
+        for each in value:
+            yield from _readings(each)
+    elif isinstance(value, str):
+        yield from (part.strip(DROPPED) for part in (value, *value.split(",")))
+        parsed = ul_cfg.smart_value(value.strip())  # what a command line makes of it
+        if parsed != value:
+            yield from _readings(parsed)
 
 
 def _names_code(argument: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ from ..errors import KDError, KDTypeError
 NAME = "kd_teacher_imgsz"
 LARGEST_FACTOR = 16  # up to this number it is a factor of the student's size, above it a size in pixels
 LARGEST_SIDE = 2**16  # in pixels; a mistyped size must not fill the memory
-SIDES = 32  # sides of the images that a teacher is scored on are multiples of it
+SIDES = 32  # sides of images are multiples of at least this
 SIZED_TASKS = ("detect", "classify")  # their answers, boxes as shares of the image and logits, fit images of any size
 
 
@@ -50,6 +50,11 @@ def teacher_size(value: float, imgsz: Any, multiple: int = 1) -> int:
 def student_size(imgsz: Any) -> int:
     """Return an `imgsz` argument as one side in pixels."""
     return int(max(imgsz) if isinstance(imgsz, (list, tuple)) else imgsz)
+
+
+def rounded_size(imgsz: Any) -> int:
+    """Return an `imgsz` argument as one side in pixels, rounded up as Ultralytics does before a training."""
+    return math.ceil(student_size(imgsz) / SIDES) * SIDES
 
 
 def check_larger(value: float, side: int, imgsz: Any) -> None:

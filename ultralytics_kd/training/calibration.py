@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from ultralytics.utils import LOCAL_RANK
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import override_configs
+from ultralytics.utils.torch_utils import unwrap_model
 
-from ..config.teacher_size import student_size
+from ..config.teacher_size import SIDES
 from ..logs import quietly
 from .run.random_streams import streams_kept
 
@@ -30,7 +32,9 @@ def calibration_batches(trainer: Any, prepare: Callable[[dict[str, Any]], dict[s
     Returns:
         (list[dict]): Batches; their images have one size, shape (n, C, H, W), values in [0, 1].
     """
-    side = student_size(trainer.args.imgsz)
+    stride = max(int(unwrap_model(trainer.model).stride.max()), SIDES)
+    with quietly():  # Ultralytics rounds the size later, and says so
+        side = check_imgsz(trainer.args.imgsz, stride=stride, floor=stride, max_dim=1)
     count = min(max(PIXELS // side**2, FEWEST), MOST)
     batch_size = min(max(AT_A_TIME // side**2, 1), FEWEST)
     batches: list[dict[str, Any]] = []

@@ -27,8 +27,12 @@ from ..teachers import open_teacher
 from .keeping import Keeping
 from .run.teacher_source import TeacherSource
 
+ASKED = ("imgsz", "kd_teacher_imgsz", "kd_precision", "kd_classes")  # what stored answers depend on
 
-def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, model: Any = None) -> dict[str, Any]:
+
+def search_arguments(
+    arguments: Mapping[str, Any], task: str, use_ray: bool, own: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Check the arguments of a search and return them as Ultralytics' tuner takes them.
 
     Args:
@@ -36,7 +40,8 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
             `space` are bounds `(low, high)` or `(low, high, gain)`; for Ray also its domains, e.g. `ray.tune.choice`.
         task (str): The student's task.
         use_ray (bool): Whether Ray Tune searches; bounds become its `uniform`, or its `randint` for whole numbers.
-        model (Any): The student, whose classes `kd_keep` keeps.
+        own (Mapping, optional): The student's own arguments, such as `model`, `data` and `imgsz`, which Ultralytics
+            takes where the search gives none.
 
     Raises:
         KDError: If an argument cannot be searched, or no value of it has an effect.
@@ -46,7 +51,8 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
     extremes = {name: _extremes(name, value, use_ray) for name, value in space.items()}
     searched = {name: values for name, values in extremes.items() if name in config.ARGUMENTS and values}
     if config.has_teacher(given):
-        _check_effect(given, task, searched)
+        complete = {"data": ul_cfg.TASK2DATA[task], **{k: v for k, v in (own or {}).items() if v is not None}, **given}
+        _check_effect(complete, task, searched)
         trust = bool(given.get("kd_trust_teacher"))
         open_teacher(config.as_list(given["teacher"]), task, given.get("kd_teacher_weights"), trust)  # it may raise
         if given.get("resume"):  # the folder of a resumed search holds its best student
@@ -57,7 +63,8 @@ def search_arguments(arguments: Mapping[str, Any], task: str, use_ray: bool, mod
                 "'yolo-kd cache' in one folder, and give kd_cache=FOLDER."
             )
         if given.get("kd_cache") is True:
-            given["kd_cache"] = _store_answers(given, task, model)  # once, and not in the folder of each iteration
+            _check_stored_once(space)
+            given["kd_cache"] = _store_answers(complete, task)  # once, and not in the folder of each iteration
     elif names := [name for name in space if name in config.ARGUMENTS]:
         raise KDError(f"'{names[0]}' in space= has no effect without a teacher: add teacher=PATH or drop it.")
     if use_ray:
@@ -178,12 +185,20 @@ def _folder(given: Mapping[str, Any], task: str) -> Path:
     return output_folder(args)
 
 
-def _store_answers(given: Mapping[str, Any], task: str, model: Any) -> str:
+def _check_stored_once(space: Mapping[str, Any]) -> None:
+    """Raise if the space changes what the teacher is asked, as its answers are stored once for all iterations."""
+    changing = [name for name in space if name in ASKED]
+    if changing:
+        raise KDError(
+            f"'{changing[0]}' in space= changes the teacher's answers, and kd_cache=True stores them once: drop one."
+        )
+
+
+def _store_answers(given: Mapping[str, Any], task: str) -> str:
     """Store the teacher's answers for all iterations and return the folder."""
     plain = {k: v for k, v in given.items() if k in DEFAULT_CFG_DICT}
     args = ul_cfg.get_cfg(overrides={**plain, "task": task, "mode": "train"})
     names = None
     if args.kd_keep:  # a prompted teacher looks for all classes of the student
-        args.model = args.model or model
         names = Keeping(args, check_det_dataset(args.data)).names
     return str(build_cache(args, config.as_list(args.teacher), check_options(CACHE_ONLY), names=names).folder)
