@@ -61,6 +61,23 @@ def test_the_student_gets_the_samples_of_a_plain_training_and_the_teacher_the_sa
     assert end == (random.random(), np.random.rand(), torch.rand(1))
 
 
+@pytest.mark.parametrize("big", [128, 160])
+def test_the_images_of_a_mosaic_meet_at_the_same_place_at_both_sizes(data, big, monkeypatch):
+    """Ultralytics rounds the place down to whole pixels of each size."""
+    monkeypatch.setitem(globals(), "BIG", big)
+    both, _ = built(data, args())
+    ours, theirs = (
+        next(t for t in transforms_of(d.transforms) if isinstance(t, Mosaic)) for d in (both.small, both.large)
+    )
+    for seed in range(20):
+        places = []
+        for mosaic in (ours, theirs):
+            seeded(seed)
+            label = mosaic.dataset.get_image_and_label(0)
+            places.append([mosaic.get_params(label)["layout"][0][side] for side in ("x2a", "y2a")])
+        assert places[1] == [round(place * big / SMALL) for place in places[0]]
+
+
 def distance(sample):
     """Return how far the two images of a sample differ, on a scale of 255."""
     seen = F.interpolate(sample[LARGE][None].float(), SMALL, mode="bilinear", antialias=True)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics.cfg as ul_cfg
-from ultralytics.utils import LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from . import __version__, activation, config
 from .config import recipes
@@ -152,7 +152,7 @@ def _check_first_word(args: list[str], commands: list[str]) -> None:
     word = args[0].lower().lstrip("-") if args else ""
     first_words = [*commands, *ul_cfg.MODES, *ul_cfg.TASKS]
     near = get_close_matches(word, first_words, n=1, cutoff=0.7)
-    known = {*first_words, *ul_cfg.DEFAULT_CFG_DICT, *OWN_OUTPUT, *SPECIAL}
+    known = {*first_words, *DEFAULT_CFG_DICT, *OWN_OUTPUT, *SPECIAL}
     if near and near[0] in commands and word not in known:
         raise KDError(f"'{args[0]}' is not a command: did you mean 'yolo-kd {near[0]}'?")
 

@@ -29,9 +29,9 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     ),
     "ultralytics.cfg": (
         *("ARGV", "CFG_BOOL_KEYS", "CFG_FLOAT_KEYS", "CFG_FRACTION_KEYS", "CFG_INT_KEYS", "CFG_STR_KEYS"),
-        *("CLI_HELP_MSG", "DEFAULT_CFG_PATH", "MODES", "TASK2METRIC", "TASKS", "_YOLO_CLI_COMMAND"),
+        *("CLI_HELP_MSG", "DEFAULT_CFG_PATH", "MODES", "TASK2DATA", "TASK2METRIC", "TASKS", "_YOLO_CLI_COMMAND"),
         *("check_cfg(cfg)", "check_cfg(hard)", "entrypoint(debug)", "get_cfg(overrides)", "get_save_dir(args)"),
-        *("merge_equals_args", "parse_key_value_pair"),
+        *("merge_equals_args", "parse_key_value_pair", "smart_value"),
     ),
     "ultralytics.models.yolo.model": ("YOLO.task_map", "YOLO.train(trainer)", "YOLO.tune(use_ray)"),
     "ultralytics.engine.model": (
@@ -121,7 +121,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics.data.augment": (
         *("Albumentations.contains_spatial", "Albumentations.transform", "BaseTransform.apply_instances(params)"),
         *("Compose.transforms", "CopyPaste.mode", "CutMix", "Format.bbox_format", "Format.normalize", "LetterBox"),
-        *("MixUp", "Mosaic", "RandomFlip", "RandomHSV", "RandomPerspective"),
+        *("MixUp", "Mosaic", "Mosaic.get_params(labels)", "RandomFlip", "RandomHSV", "RandomPerspective", "random"),
     ),
     "ultralytics.data.base": (
         *("BaseDataset.fraction", "BaseDataset.get_img_files(img_path)", "BaseDataset.get_labels"),

@@ -123,6 +123,12 @@ TEMPORARY_CHANGES = (
         during="a teacher's file is opened; ultralytics_kd.teachers.opening",
     ),
     Change(
+        "ultralytics.data.augment",
+        "random",
+        "The images of a mosaic meet at the same place at the student's and at the teacher's image size.",
+        during="a mosaic at the teacher's size is laid out; ultralytics_kd.training.images.same_mosaics",
+    ),
+    Change(
         "ultralytics.cfg",
         "ARGV",
         "Ultralytics reads its command line there, and tells it from Python by the name `yolo`.",

@@ -8,8 +8,9 @@ images of the student's sample are noted, and loaded again at the larger size.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
+
+from .same_mosaics import align_mosaics
 
 METHOD = "get_image_and_label"  # by which Ultralytics' data sets and transforms load an image
 
@@ -71,22 +72,9 @@ def repeat_images(small: Any, large: Any) -> tuple[Noted, Repeated] | None:
     """
     if not hasattr(type(small), METHOD) or METHOD in vars(small):  # classification, or user code replaced it
         return None
-    for ours, theirs in zip(_mosaics(small.transforms), _mosaics(large.transforms)):
-        # The random numbers of both must be of one kind: `cache=ram` may have room for one size alone
-        theirs.buffer_enabled = ours.buffer_enabled
-        if ours.buffer_enabled and not large.buffer and large.cache == "ram":
-            large.buffer = [0]  # drawn from in vain, as the images are those that were noted
+    align_mosaics(small, large)
     noted = Noted(small)
     repeated = Repeated(large, noted)
     setattr(small, METHOD, noted)
     setattr(large, METHOD, repeated)
     return noted, repeated
-
-
-def _mosaics(transform: Any) -> Iterator[Any]:
-    """Yield the mosaics of a transform and of its parts."""
-    if hasattr(transform, "buffer_enabled"):
-        yield transform
-    for part in (*getattr(transform, "transforms", ()), getattr(transform, "pre_transform", None)):
-        if part is not None:
-            yield from _mosaics(part)

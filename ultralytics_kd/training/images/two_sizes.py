@@ -1,8 +1,8 @@
 """Training images at two sizes, with one augmentation: the student's, and larger ones for the teacher.
 
 The student's images and labels are those of a training without a teacher, bit for bit. The larger images are the same
-files, loaded at the teacher's size and augmented with the same random numbers. Crops, mosaics and colours are drawn as
-shares of an image, so both show the same scene. Only the perspective is drawn per pixel, and scaled.
+files, loaded at the teacher's size and augmented with the same random numbers. Crops and colours are drawn as shares of
+an image, and mosaics are aligned, so both show the same scene. Only the perspective is drawn per pixel, and scaled.
 """
 
 from __future__ import annotations
