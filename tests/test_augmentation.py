@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from ultralytics.data import build_yolo_dataset
+from ultralytics.data import augment, build_yolo_dataset
 from ultralytics.data.augment import BaseTransform, RandomPerspective
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG, YAML
@@ -163,6 +163,10 @@ def test_the_truth_as_answers_equals_labels_with_polygons(polygons, name):
     assert compare(polygons, arguments, atol=1e-6 if "alone" in name else 4 / 1000) > 50
 
 
+def test_cutmix_shows_instances_by_the_rule_of_polygons(polygons):
+    assert compare(polygons, {"cutmix": 1.0, "mosaic": 0.5}, atol=1e-6, rounds=20) > 1000
+
+
 def test_copy_paste_does_paste(polygons):
     plain, pasted = (batches(polygons, {"copy_paste": p}, True) for p in (0.0, 1.0))
     assert sum(len(b["kd_bboxes"]) for b in pasted) > sum(len(b["kd_bboxes"]) for b in plain)
@@ -286,3 +290,49 @@ def test_a_rotated_object_is_taught_with_the_confidence_at_its_zoom(given):
         probs, _ = decode_rows(boxes, torch.from_numpy(moved["cls"]), scales, (side, side), 0.05)
         expected = interpolate(torch.tensor([zoom]), scales, torch.tensor([confidence]))
         assert probs.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_perspective_is_no_zoom_of_an_object_that_is_turned():
+    side = 640
+    warp = RandomPerspective(degrees=10.0, translate=0.1, scale=0.4, perspective=0.0005, size=(side, side))
+    carry_answers(warp, sided=True)
+    box, one = np.array([[0.5, 0.5, 0.06, 0.06]], np.float32), np.ones((1, 1), np.float32)
+    random.seed(0)
+    for _ in range(50):
+        sample = {"img": np.zeros((side, side, 3), np.uint8), "cls": one}
+        rows = encode_rows(one, one[0], np.ones((1, 2), np.float32), box[:, 2:] * side)
+        sample[ANSWERS] = {"cls": rows}
+        for part in (sample, sample[ANSWERS]):
+            part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
+        state = random.getstate()
+        zoom = warp.get_params(sample)["scale"]
+        random.setstate(state)
+        moved = warp(sample)[ANSWERS]
+        moved["instances"].convert_bbox("xywh")
+        seen = (moved["instances"].bboxes[:, 2:] / moved["cls"][:, -2:]).max()
+        assert 0.98 < seen / zoom < 1.06
+
+
+@pytest.mark.parametrize("turn", ["Transpose", "Rotate", "RandomRotate90", "HorizontalFlip", "Rescaled"])
+def test_an_object_that_albumentations_turns_is_taught_with_the_confidence_at_its_zoom(turn, tmp_path):
+    albumentations = pytest.importorskip("albumentations")
+    made = {
+        "Transpose": lambda: albumentations.Transpose(p=1.0),
+        "Rotate": lambda: albumentations.Rotate(limit=(45, 45), p=1.0),
+        "RandomRotate90": lambda: albumentations.RandomRotate90(p=1.0),
+        "HorizontalFlip": lambda: albumentations.HorizontalFlip(p=1.0),
+        "Rescaled": lambda: albumentations.Affine(scale=(0.5, 0.5), rotate=(90, 90), p=1.0),
+    }[turn]()
+    confidence, scales, zoom = [0.1, 0.3, 0.6, 0.95], [0.5, 0.7, 1.0, 1.4], 0.5 if turn == "Rescaled" else 1.0
+    transform = augment.Albumentations(p=1.0, transforms=[made], flip_idx=None)
+    carry_answers(transform, sided=True)
+    box, one = np.array([[0.5, 0.5, 0.5, 0.1]], np.float32), np.ones((1, 1), np.float32)
+    rows = encode_rows(one, one[0], np.array([confidence], np.float32), box[:, 2:] * SIZE)
+    sample = {"img": np.zeros((SIZE, SIZE, 3), np.uint8), "cls": one, ANSWERS: {"cls": rows}}
+    for part in (sample, sample[ANSWERS]):
+        part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
+    moved = transform(sample)
+    assert moved["instances"].keypoints is None and moved[ANSWERS]["instances"].keypoints is None
+    boxes, answers = torch.from_numpy(moved[ANSWERS]["instances"].bboxes), torch.from_numpy(moved[ANSWERS]["cls"])
+    probs, _ = decode_rows(boxes, answers, scales, (SIZE, SIZE), 0.05)
+    assert probs.item() == pytest.approx(confidence[scales.index(zoom)], abs=0.03)

@@ -1,6 +1,7 @@
 """Teacher classes are matched to student classes by name or by a map."""
 
 import string
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from ultralytics_kd import KDError
 from ultralytics_kd.cache.answers import map_probabilities
 from ultralytics_kd.teachers.class_map import UNKNOWN, match_classes
+from ultralytics_kd.training.data_classes import class_rules
 
 pytestmark = pytest.mark.core  # of .ci/releases
 
@@ -62,6 +64,13 @@ def test_only_classes_that_are_learned_are_taught_and_can_be_missing():
     assert classes.unmatched == ["vest"] and classes.learned_names == {0: "person", 2: "vest"}
     assert match_classes(DATA, {0: "person"}, keep=[0]).unmatched == []
     assert match_classes(DATA, {0: "person"}, keep=[0], single_cls=True).learned_names == {0: "item"}
+
+
+@pytest.mark.parametrize("task, keep", [("detect", [0]), ("classify", None)])
+def test_classes_that_ultralytics_ignores_are_all_learned(task, keep):
+    """It trains a classifier on all classes, whatever `classes` says."""
+    args = SimpleNamespace(kd_classes="auto", classes=[0], single_cls=False, task=task)
+    assert class_rules(args, {"names": DATA})["keep"] == keep
 
 
 def test_a_map_may_stand_in_a_yaml(tmp_path):

@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import make_model, save_model
+from task_models import task_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules import Conv
@@ -133,6 +134,25 @@ def test_a_teacher_with_broken_weights_is_named():
     teacher.prepare(CPU)
     with pytest.raises(KDError, match="returned NaN or Inf in float32: its weights are broken, give others"):
         teacher(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("family", ["yolo26n", "yolo11n"])
+def test_mask_prototypes_that_are_broken_or_overflow_are_noticed(family):
+    for value in (float("nan"), 1e6):
+        model = task_model("segment", family)
+        with torch.no_grad():
+            model.model[-1].proto.cv3.bn.weight.fill_(value)
+        teacher = open_teacher(model, "segment")
+        teacher.match(teacher.names)
+        student = task_model("segment", "yolo26n", seed=1)
+        reads = GridDistiller(get_cfg(overrides={"teacher": "t.pt", "task": "segment"}), student, teacher).reads
+        teacher.prepare(CPU, reads, torch.float16, fall_back=True)
+        if value == 1e6:
+            answer = teacher(torch.rand(1, 3, 64, 64))
+            assert teacher.dtype == torch.float32 and answer.branches["one2many"].proto.isfinite().all()
+        else:
+            with pytest.raises(KDError, match="returned NaN or Inf in float32"):
+                teacher(torch.rand(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize(

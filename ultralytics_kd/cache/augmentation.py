@@ -21,8 +21,10 @@ from ultralytics.utils.ops import resample_segments
 
 from ..errors import KDError
 
+STEP = 0.125  # between landmarks, as a share of the image
 ANSWERS = "kd_answers"  # key in a sample during augmentation
 BOXES, ROWS, IMAGES = "kd_bboxes", "kd_rows", "kd_batch_idx"  # keys in a batch
+LEAST_SHOWN = "kd_least_shown"  # key of CutMix's parameters: share of an instance that the pasted area must show
 LABELS = "kd_label_bboxes"  # key in a batch: the labels' boxes as the data set returned them
 
 
@@ -92,7 +94,9 @@ class CutMix(CarriesAnswers, augment.CutMix):
         instances.denormalize(params["w"], params["h"])
         visible = bbox_ioa(params["area"][None], instances.bboxes).reshape(-1) < 0.9
         labels[ANSWERS] = {"cls": labels[ANSWERS]["cls"][visible], "instances": instances[visible]}
-        return super().apply_instances(labels, params)
+        # Ultralytics' own rule for labels, which asks less of polygons
+        least = 0.01 if len(labels["instances"].segments) else 0.1
+        return super().apply_instances(labels, {**params, LEAST_SHOWN: least})
 
     def answer_params(self, answers: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
         """Return the parameters with the indices of stored instances that the pasted area shows."""
@@ -100,7 +104,7 @@ class CutMix(CarriesAnswers, augment.CutMix):
         pasted.convert_bbox("xyxy")
         pasted.denormalize(params["w"], params["h"])
         overlap = bbox_ioa(params["area"][None], pasted.bboxes).reshape(-1)
-        return {**params, "indexes2": np.nonzero(overlap >= 0.1)[0]}
+        return {**params, "indexes2": np.nonzero(overlap >= params[LEAST_SHOWN])[0]}
 
 
 class RandomPerspective(CarriesAnswers, augment.RandomPerspective):
@@ -122,9 +126,10 @@ class RandomPerspective(CarriesAnswers, augment.RandomPerspective):
         its box after the warp, without the zoom.
         """
         if self.sided and (self.degrees or self.shear):
-            turn = np.abs(params["M"][:2, :2] / params["scale"])
-            rows = labels[ANSWERS]["cls"]
-            rows[:, -2:] = rows[:, -2:] @ turn.T
+            height, width = params["orig_shape"]
+            centre = params["M"] @ (width / 2, height / 2, 1)  # the perspective is drawn around it
+            linear = params["M"][:2, :2] - np.outer(centre[:2] / centre[2], params["M"][2, :2])
+            _turn_sides(labels[ANSWERS]["cls"], linear / params["scale"])
         points = labels["instances"].segments.shape[1] if len(labels["instances"].segments) else 0
         if points:
             labels[ANSWERS]["instances"] = _with_polygons(labels[ANSWERS]["instances"], points)
@@ -169,7 +174,13 @@ class CopyPaste(CarriesAnswers, augment.CopyPaste):
 
 
 class Albumentations(augment.Albumentations):
-    """Albumentations: a spatial transform is applied to labels and stored instances in one call."""
+    """Albumentations: a spatial transform is applied to labels and stored instances in one call.
+
+    Attributes:
+        sided (bool): As in `RandomPerspective`.
+    """
+
+    sided = False
 
     def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
         """Apply the transforms.
@@ -191,14 +202,21 @@ class Albumentations(augment.Albumentations):
         # Indices replace classes, to identify the remaining instances afterwards
         labels["cls"] = np.arange(n + len(answers["cls"]), dtype=np.float32).reshape(-1, 1)
         labels["instances"] = Instances.concatenate(parts)
+        if self.sided:
+            labels["instances"].keypoints = _landmarks(len(labels["cls"]))
         labels = super().__call__(labels)
+        landmarks, labels["instances"].keypoints = labels["instances"].keypoints, None
         remaining = labels["cls"].reshape(-1).astype(int)
         if n and not (remaining < n).any():  # Ultralytics leaves an image unchanged if it would lose all labels
-            remaining, labels["img"] = np.arange(n + len(answers["cls"])), image
+            remaining, labels["img"], landmarks = np.arange(n + len(answers["cls"])), image, None
             labels["instances"] = Instances.concatenate(parts)
         is_label = remaining < n
+        rows = answers["cls"][remaining[~is_label] - n]
+        linear = _linear_part(landmarks, (height, width), labels["img"].shape[:2]) if self.sided else None
+        if linear is not None:
+            _turn_sides(rows, linear / np.sqrt(max(abs(np.linalg.det(linear)), 1e-12)))
         labels[ANSWERS] = {
-            "cls": answers["cls"][remaining[~is_label] - n],
+            "cls": rows,
             "instances": _without_polygons(labels["instances"][~is_label]),
         }
         labels["cls"], labels["instances"] = cls[remaining[is_label]], labels["instances"][is_label]
@@ -254,7 +272,7 @@ def carry_answers(transform: Any, sided: bool = False) -> None:
             carry_answers(part, sided)
     elif kind in WITH_ANSWERS:
         transform.__class__ = WITH_ANSWERS[kind]
-        if kind is augment.RandomPerspective:
+        if kind in {augment.RandomPerspective, augment.Albumentations}:
             transform.sided = sided
         if getattr(transform, "pre_transform", None) is not None:
             carry_answers(transform.pre_transform, sided)
@@ -262,6 +280,36 @@ def carry_answers(transform: Any, sided: bool = False) -> None:
         raise KDError(
             f"kd_cache does not support the augmentation '{kind.__name__}': remove it, or train without kd_cache."
         )
+
+
+def _turn_sides(rows: np.ndarray, turn: np.ndarray) -> None:
+    """Give rows the sides that their objects' boxes have after a rotation or shear, in place.
+
+    Args:
+        rows (np.ndarray): Rows that end with sides (`encode_rows` with several scales).
+        turn (np.ndarray): The transform's linear part without its zoom, shape (2, 2).
+    """
+    rows[:, -2:] = rows[:, -2:] @ np.abs(turn).T
+
+
+def _landmarks(count: int) -> np.ndarray:
+    """Return three visible keypoints near the image's centre for each instance, as shares of the image."""
+    places = np.array([[0.5, 0.5, 1], [0.5 + STEP, 0.5, 1], [0.5, 0.5 + STEP, 1]], dtype=np.float32)
+    return np.repeat(places[None], count, 0)
+
+
+def _linear_part(landmarks: np.ndarray | None, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray | None:
+    """Return the linear part of the transform that moved `_landmarks`; None if the image has lost one of them.
+
+    Args:
+        landmarks (np.ndarray | None): Moved landmarks of all instances, shape (n, 3, 3).
+        before (tuple[int, int]): Height and width of the image before the transform, in pixels.
+        after (tuple[int, int]): Height and width of the image after it.
+    """
+    if landmarks is None or not len(landmarks) or not landmarks[0, :, 2].all():
+        return None
+    centre, right, below = landmarks[0, :, :2] * (after[1], after[0])
+    return np.stack(((right - centre) / (STEP * before[1]), (below - centre) / (STEP * before[0])), 1)
 
 
 def _corners(instances: Instances) -> Instances:

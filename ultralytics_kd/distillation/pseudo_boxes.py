@@ -8,6 +8,7 @@ them a soft target; here the terms give it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,8 +233,23 @@ class PseudoBoxes:
         found = torch.cat([d.boxes for d in detections])
         image = image_of_each(detections, found.device)
         height, width = images.shape[-2:]
-        bboxes = found / found.new_tensor((width, height, width, height, 1))
+        bboxes = _as_labels(found) / found.new_tensor((width, height, width, height, 1))
         return SetAnswer(bboxes, torch.cat([d.probs for d in detections]), image, classes)
+
+
+def _as_labels(boxes: Tensor) -> Tensor:
+    """Return rotated boxes in the form of Ultralytics' labels: the longer side first, angles in [-pi/4, 3pi/4).
+
+    A head may give one box in several forms. The base loss assumes that of labels: it measures the sides one by one.
+
+    Args:
+        boxes (Tensor): Boxes of shape (n, 5) as x, y, w, h in pixels and angle in radians.
+    """
+    x, y, w, h, angle = boxes.unbind(-1)
+    upright = w < h
+    angle = torch.where(upright, angle + math.pi / 2, angle)
+    angle = (angle + math.pi / 4) % math.pi - math.pi / 4
+    return torch.stack((x, y, torch.where(upright, h, w), torch.where(upright, w, h), angle), -1)
 
 
 def build_pseudo_boxes(args: Any, distiller: Any, teacher: Teacher) -> PseudoBoxes | None:

@@ -70,7 +70,8 @@ class GridTeacher(Teacher):
     def _tensors(self, raw: dict[str, Branch]) -> list[Tensor]:
         """Return all raw outputs; the branches share their feature maps."""
         values = [x for b in raw.values() for x in (b.scores, b.boxes, *b.extras.values())]
-        return [*values, *next(iter(raw.values())).feats]
+        prototypes = [b.proto for b in raw.values() if b.proto is not None]
+        return [*values, *prototypes, *next(iter(raw.values())).feats]
 
     def _answer(self, raw: dict[str, Branch], images: Tensor) -> Answer:
         """Return raw outputs with the logits of the student's taught classes."""

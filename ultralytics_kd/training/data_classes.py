@@ -31,8 +31,11 @@ def class_rules(args: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept_classes(args: Any, data: dict[str, Any]) -> list[int] | None:
-    """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them."""
-    if args.classes is None:
+    """Return the classes that `classes` keeps; Ultralytics adds the background of polygons to them.
+
+    It ignores `classes` where it trains classifiers.
+    """
+    if args.classes is None or args.task == "classify":
         return None
     background = data.get("bg_class_idx")
     return [*as_list(args.classes), *([background] if background else [])]
