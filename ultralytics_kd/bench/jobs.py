@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,23 +77,26 @@ class LocalRunner:
         self.at_once = at_once
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
+        self._starting = threading.Lock()  # a process that starts while others are stopped must be stopped too
 
     def run(self, root: Path, name: str, content: Mapping[str, Any]) -> str:
         """Run a job and return why it failed, empty after success; see `Runner`."""
         file, log = job_file(root, "jobs", name), job_file(root, "logs", name, ".log")
         file.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
         with log.open("w", encoding="utf-8") as out:
-            if self._stopped:
-                return STOPPED
-            process = subprocess.Popen(command(file), stdout=out, stderr=out)
-            self._running.add(process)
+            with self._starting:
+                if self._stopped:
+                    return STOPPED
+                process = subprocess.Popen(command(file), stdout=out, stderr=out)
+                self._running.add(process)
             status = process.wait()
             self._running.discard(process)
         return (last_line(log) or f"exit status {status}") if status else ""
 
     def stop(self) -> None:
         """Kill running jobs, and start no others."""
-        self._stopped = True
+        with self._starting:
+            self._stopped = True
         for process in list(self._running):
             kill_tree(process.pid)
 
