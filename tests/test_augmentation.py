@@ -101,6 +101,9 @@ class Truth:
     def __init__(self, labels: list[dict]):
         self.labels = {item["im_file"]: item for item in labels}
 
+    def check_shape(self, file: str, shape: tuple[int, int]) -> None:
+        assert tuple(shape) == self.labels[file].get("shape", shape)  # rect=True takes it out
+
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
         item = self.labels[file]
         return item["bboxes"].copy(), np.eye(CLASSES, dtype=np.float32)[item["cls"].reshape(-1).astype(int)]

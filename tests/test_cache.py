@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,12 @@ import pytest
 import torch
 from conftest import NAMES, STUDENT, TEACHER, draw_dataset, save_model
 from ultralytics import YOLO as StockYOLO
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.patches import torch_load
 
 from ultralytics_kd import YOLO, KDError
-from ultralytics_kd.cache import make_cache
+from ultralytics_kd.cache import build, make_cache
 from ultralytics_kd.cache.answering import numbered, spelling
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import image_key
@@ -161,6 +162,71 @@ def test_a_rerun_answers_only_what_is_missing(tmp_path, teacher, monkeypatch):
     assert rows(again).filter(pl.col("key").is_in(first["key"].to_list())).equals(first)
     make_cache(given)
     assert len(answered) == 1
+
+
+def test_a_renamed_teacher_goes_on_in_its_folder_whether_it_is_named_or_not(tmp_path, data, teacher):
+    first, renamed = tmp_path / "first.pt", tmp_path / "renamed.pt"
+    given = {**QUIET, "data": data, "project": str(tmp_path / "runs")}
+    shutil.copy(teacher, first)
+    named = make_cache({**given, "teacher": str(first), "kd_cache": str(tmp_path / "c")})
+    unnamed = make_cache({**given, "teacher": str(first)})
+    first.rename(renamed)
+    for store in (named, unnamed):
+        times = [p.stat().st_mtime_ns for p in store.shards()]
+        again = make_cache(
+            {**given, "teacher": str(renamed), "kd_cache": str(store.folder) if store is named else True}
+        )
+        assert again.folder == store.folder and [p.stat().st_mtime_ns for p in again.shards()] == times
+
+
+def test_answers_go_on_in_the_precision_that_they_began_with_unless_another_is_given(tmp_path, data, teacher):
+    given = {**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")}
+    make_cache({**given, "kd_precision": "bf16"})  # as on another device
+    assert make_cache(given).manifest().precision == "bf16"
+    with pytest.raises(KDError, match="precision=bf16 is stored, fp32 requested"):
+        make_cache({**given, "kd_precision": "fp32"})
+
+
+def test_new_images_among_answered_ones_share_a_shard(tmp_path, teacher):
+    data = draw_dataset(tmp_path / "d", images=8)
+    given = {**QUIET, "data": str(data), "teacher": teacher, "kd_cache": str(tmp_path / "c"), "kd_cache_shard": 2}
+    before = len(make_cache(given).shards())
+    for i in range(0, 8, 2):  # one beside every second image of the sorted list
+        image = cv2.imread(str(tmp_path / f"d/images/train/{i}.png"))
+        cv2.imwrite(str(tmp_path / f"d/images/train/{i}x.png"), 255 - image)
+    again = make_cache(given)
+    assert len(again.shards()) == before + 2 and again.count() == 12
+
+
+def test_the_command_after_a_part_of_the_images_names_the_part(data, teacher, tmp_path, caplog):
+    LOGGER.propagate = True
+    make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c"), "fraction": 0.5})
+    LOGGER.propagate = False
+    assert "fraction=0.5" in caplog.text.partition("yolo-kd train")[2]
+
+
+def test_a_cache_reads_ndjson_as_a_training_does(data, teacher, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "convert_ndjson_to_yolo_if_needed", lambda given: asked.append(given) or data)
+    make_cache({**QUIET, "data": "set.ndjson", "teacher": teacher, "kd_cache": str(tmp_path / "c")})
+    assert asked == ["set.ndjson"]
+
+
+def test_an_image_that_was_turned_with_its_time_kept_is_noticed(tmp_path, teacher, quick):
+    data = draw_dataset(tmp_path / "d", images=4)
+    file = tmp_path / "d/images/train/0.png"
+    image = cv2.imread(str(file))
+    cv2.imwrite(str(file), image[:-8])
+    store = make_cache({**QUIET, "data": str(data), "teacher": teacher, "kd_cache": str(tmp_path / "c")})
+    stat = file.stat()
+    cv2.imwrite(str(file), image[:-8].transpose(1, 0, 2))
+    content = file.read_bytes().ljust(stat.st_size, b"\0")
+    if len(content) != stat.st_size:
+        pytest.skip("the turned image needs more bytes")
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(KDError, match=r"0.png has 56x64 pixels, and its stored answer is to 64x56"):
+        YOLO(STUDENT).train(**{**quick, "data": str(data), "teacher": teacher, "kd_cache": str(store.folder)})
 
 
 CODE = """

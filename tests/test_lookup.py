@@ -22,6 +22,7 @@ from ultralytics.utils import LOGGER
 
 from ultralytics_kd import YOLO, KDError
 from ultralytics_kd.cache import copying, lookup, make_cache
+from ultralytics_kd.cache import store as store_module
 from ultralytics_kd.cache.answers import StoredAnswers
 from ultralytics_kd.cache.keys import KeyIndex, image_key
 from ultralytics_kd.cache.lookup import uri_of
@@ -202,7 +203,7 @@ def test_no_damage_to_the_file_gives_other_answers(drawn):
         except KDError as e:
             assert "answers.sqlite is damaged (" in str(
                 e
-            ) or "run yolo-kd cache with the data and kd_unlabeled of this" in str(e)
+            ) or "run yolo-kd cache with the data, fraction and kd_unlabeled of this" in str(e)
             outcomes.add("error")
     assert outcomes == {True, False, "error"}  # made again, not noticed in unused bytes, reported
     for short in (content[: len(content) // 2], content[:100], b""):
@@ -303,19 +304,19 @@ def test_a_link_in_place_of_the_file_is_not_followed(drawn, tmp_path):
 @pytest.fixture
 def read_only(monkeypatch):
     """Make folders of the name "c" read-only, also for root."""
-    locked = copying.locked
 
-    def refuse(folder: Path):
-        if folder.name == "c":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return locked(folder)
+    class Refusing(store_module.FileLock):
+        def acquire(self, *args, **kwargs):
+            if Path(self.lock_file).parent.name == "c":
+                raise OSError(errno.EROFS, "Read-only file system", self.lock_file)
+            return super().acquire(*args, **kwargs)
 
-    monkeypatch.setattr(copying, "locked", refuse)
+    monkeypatch.setattr(store_module, "FileLock", Refusing)
 
 
 def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_path, log):
     store, files = drawn
-    with pytest.raises(KDError, match=r"c cannot be written to \(Permission denied\): make room, or run yolo-kd cache"):
+    with pytest.raises(KDError, match=r"c cannot be written to \(Read-only file system\): make room, or run"):
         StoredAnswers(store, files, SAME, 64)
     answers = StoredAnswers(store, files, SAME, 64, tmp_path / "run" / "answers")
     assert "For this training the answers are copied to" in log.text
@@ -323,6 +324,13 @@ def test_answers_are_copied_if_their_folder_is_read_only(drawn, read_only, tmp_p
     assert equal(answers, measured.AnswersInMemory(store, files, SAME, 64), files)
     again = StoredAnswers(store, files, SAME, 64, tmp_path / "run" / "answers")  # another process of the training
     assert again.lookup.file.stat().st_ino == answers.lookup.file.stat().st_ino
+
+
+def test_making_answers_in_a_read_only_folder_is_a_sentence(tmp_path, data, teacher, read_only):
+    with pytest.raises(
+        KDError, match=r"c cannot be written to \(Read-only file system\): give another folder. A training"
+    ):
+        make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")})
 
 
 @pytest.mark.nightly

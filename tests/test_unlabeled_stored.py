@@ -147,9 +147,8 @@ def test_run_makes_the_cache_itself_and_resumes_with_it(quick, teacher, folder, 
 
 def test_a_cache_without_them_is_an_error_that_says_so(quick, data, teacher, folder, tmp_path):
     store = make_cache({**QUIET, "data": data, "teacher": teacher, "kd_cache": str(tmp_path / "c")})
-    message = (
-        r"no answer to 6 of 6 training images \(for example .*run yolo-kd cache with the data and kd_unlabeled of this"
-    )
+    message = r"no answer to 6 of 6 training images \(for example .*"
+    r"run yolo-kd cache with the data, fraction and kd_unlabeled of this"
     with pytest.raises(KDError, match=message):
         YOLO(STUDENT).train(**quick, teacher=teacher, kd_unlabeled=folder, kd_cache=str(store.folder))
 

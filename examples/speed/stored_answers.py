@@ -123,6 +123,9 @@ class AnswersInMemory:
         spans = dict(zip(arrays, zip((0, *ends[:-1].tolist()), ends.tolist())))
         self.spans = {f: spans[key] for f, key in keys.items()}
 
+    def check_shape(self, file: str, shape: tuple[int, int]) -> None:
+        """Do nothing: before answers stayed on disk, the shape of images was not compared."""
+
     def __getitem__(self, file: str) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes and rows of an image, as `StoredAnswers` does."""
         boxes, probs, top_prob, scale_confidence, sides = (column[slice(*self.spans[file])] for column in self.columns)

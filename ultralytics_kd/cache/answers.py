@@ -40,14 +40,15 @@ class StoredAnswers:
         Raises:
             KDError: If the cache is damaged, or an image has no answer.
         """
-        self._recent: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._recent: dict[str, tuple[np.ndarray, np.ndarray, tuple[int, int]]] = {}
         self.classes, self.imgsz, self._identity = classes, imgsz, classes.identity
         keys = KeyIndex(store.folder).compact(files)
         self.lookup, missing = open_lookup(store, keys, spare)
         if missing:
             raise KDError(
                 f"kd_cache={store.folder} has no answer to {len(missing)} of {len(files)} training images (for example "
-                f"{Path(files[missing[0]]).name}): run yolo-kd cache with the data and kd_unlabeled of this training."
+                f"{Path(files[missing[0]]).name}): "
+                "run yolo-kd cache with the data, fraction and kd_unlabeled of this training."
             )
         paths = path_digests(files)
         order = paths.argsort()
@@ -73,16 +74,37 @@ class StoredAnswers:
             KeyError: If the image is not in the data set.
             KDError: If the answer is damaged.
         """
+        boxes, rows, _ = self._found(file)
+        return boxes.copy(), rows.copy()
+
+    def check_shape(self, file: str, shape: tuple[int, int]) -> None:
+        """Check that an image has the shape that the teacher has seen: its file may have changed with its time kept.
+
+        Args:
+            file (str): Image file.
+            shape (tuple[int, int]): Height and width of the image in pixels.
+
+        Raises:
+            KDError: If it has another shape.
+        """
+        seen = self._found(file)[2]
+        if tuple(shape) != seen:
+            raise KDError(
+                f"{file} has {shape[1]}x{shape[0]} pixels, and its stored answer is to {seen[1]}x{seen[0]}: the file "
+                "has changed and its time has not. Give it a new time (touch), and run yolo-kd cache again."
+            )
+
+    def _found(self, file: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Return the answer to an image, and the image's height and width."""
         found = self._recent.get(file)
         if found is None:
             found = self._recent[file] = self._read(file)
             if len(self._recent) > RECENT:
                 self._recent.pop(next(iter(self._recent)), None)
-        boxes, rows = found
-        return boxes.copy(), rows.copy()
+        return found
 
-    def _read(self, file: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the answer to an image from the disk."""
+    def _read(self, file: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Return the answer to an image, and its height and width, from the disk."""
         digest = path_digest(file)
         place = int(self._paths.searchsorted(digest))
         if place == len(self._paths) or self._paths[place] != digest:
@@ -98,7 +120,7 @@ class StoredAnswers:
         integers = probs, top_prob, row.scale_confidence
         shares, highest, confidence = (x[keep].astype(np.float32) / SCALE for x in integers)
         sides = (row.sides * np.float32(self.imgsz))[keep]
-        return row.boxes[keep], encode_rows(shares, highest, confidence, sides)
+        return row.boxes[keep], encode_rows(shares, highest, confidence, sides), (row.height, row.width)
 
 
 def map_probabilities(probs: np.ndarray, classes: ClassMap) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import glob
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import build_yolo_dataset
-from ultralytics.data.utils import check_det_dataset, get_split_fraction
+from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed, get_split_fraction
 from ultralytics.utils import DEFAULT_CFG, LOGGER, TQDM, colorstr
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import override_configs
@@ -34,7 +36,7 @@ from .answering import coarsest_stride, numbered, spelling
 from .copying import complete_lookup
 from .manifest import Manifest
 from .options import CACHE_ONLY, USED, check_options
-from .store import Store, locked
+from .store import MANIFEST, Store, locked
 from .work import Executor, LocalExecutor, Portion, Work
 
 
@@ -66,6 +68,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     register_arguments()
     args = get_cfg(overrides={"task": "detect", "mode": "train", **overrides})
     args.kd_cache = given.get("kd_cache") or True
+    args.data = str(convert_ndjson_to_yolo_if_needed(args.data))
     whole_number("batch", args.batch)
     if args.kd_teacher_imgsz is not None:
         check_teacher_size(args.kd_teacher_imgsz)
@@ -81,8 +84,8 @@ def make_cache(given: Mapping[str, Any]) -> Store:
 def _end_text(given: Mapping[str, Any], store: Store) -> list[str]:
     """Return the lines that say what a cache holds, and how to train with it."""
     size = file_size(sum(shard.stat().st_size for shard in store.shards()))
-    names = ("data", "teacher", "imgsz", "kd_teacher_imgsz", "kd_classes", "kd_unlabeled")
-    shared = {name: given[name] for name in names if name in given}
+    kd = ("kd_trust_teacher", "kd_teacher_imgsz", "kd_classes", "kd_unlabeled")
+    shared = {name: given[name] for name in ("data", "teacher", "imgsz", "fraction", *kd) if name in given}
     train = command_line("train", {"model": "yolo26n.pt", **shared, "kd_cache": near(store.folder)})
     return [
         colorstr("Cache:"),
@@ -144,6 +147,8 @@ def build_cache(
     device = select_device(args.device, verbose=False)
     manifest = _manifest(args, teachers, options, data, device)
     store = Store(_folder(args, data, manifest))
+    if args.kd_precision == "auto" and store.has(store.folder / MANIFEST):  # made on another device, perhaps
+        manifest = replace(manifest, precision=store.manifest().precision)
     for sentence in size_warnings(teachers, manifest.imgsz, str(store.folder)):
         LOGGER.warning(sentence)
     work = Work(
@@ -155,7 +160,7 @@ def build_cache(
         trust=args.kd_trust_teacher,
         words=words_of(asked),
     )
-    with locked(store.folder):
+    with locked(store.folder, f"give another folder. A training reads the answers there with kd_cache={store.folder}."):
         files = _image_files(args, data, unlabeled)  # before anything is written
         with _executor(options["ray"], teachers, manifest, device) as executor:
             _answer_missing(store, work, files, options["kd_cache_shard"], executor, progress)
@@ -273,8 +278,17 @@ def _folder(args: Any, data: dict, manifest: Manifest) -> Path:
         args, {"name": "kd_cache", "exist_ok": True, "save_dir": None, "resume": False}
     ) as folder_args:
         parent = output_folder(folder_args)
-    teachers = "-".join(f"{Path(t['name']).stem}-{t['sha256'][:8]}" for t in manifest.teachers)
-    return parent.resolve() / f"{Path(data['path']).resolve().name}-{teachers}-{manifest.imgsz}"
+    data_name, hashes = Path(data["path"]).resolve().name, [t["sha256"][:8] for t in manifest.teachers]
+    stems = [Path(t["name"]).stem for t in manifest.teachers]
+
+    def ending(stems: Iterable[str]) -> str:
+        """Return the end of the folder's name, for teachers' files of these names."""
+        return f"-{'-'.join(f'{stem}-{sha}' for stem, sha in zip(stems, hashes))}-{manifest.imgsz}"
+
+    folder = parent.resolve() / f"{data_name}{ending(stems)}"
+    pattern = f"{glob.escape(data_name)}{ending(['*'] * len(stems))}/{MANIFEST}"
+    renamed = [] if folder.exists() else sorted(parent.resolve().glob(pattern))  # a teacher's file was
+    return renamed[0].parent if renamed else folder
 
 
 def _description(args: Any) -> dict[str, Any]:
@@ -308,7 +322,7 @@ def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Porti
     """Return the images without an answer, divided into portions, and the number of images with one.
 
     Files with the same content are answered once. Portions are cut from the list of all images. So an interrupted cache
-    gets the same shards, from the same batches, as an uninterrupted one.
+    gets the same shards, from the same batches, as an uninterrupted one. New images among answered ones share portions.
 
     Args:
         store (Store): The cache.
@@ -318,12 +332,16 @@ def _portions(store: Store, keys: dict[str, str], size: int) -> tuple[list[Porti
     file_of = {key: file for file, key in reversed(keys.items())}  # the first of several copies
     ordered = list(dict.fromkeys(keys[f] for f in sorted(keys)))
     answered = store.keys()
-    portions = []
+    portions, scattered = [], []
     for i in range(0, len(ordered), size):
-        missing = [k for k in ordered[i : i + size] if k not in answered]
-        if missing:
-            portions.append(Portion([file_of[k] for k in missing], missing))
-    return portions, len(answered & set(ordered))
+        part = ordered[i : i + size]
+        missing = [k for k in part if k not in answered]
+        if len(missing) == len(part):
+            portions.append(missing)
+        else:
+            scattered += missing
+    portions += [scattered[i : i + size] for i in range(0, len(scattered), size)]
+    return [Portion([file_of[k] for k in part], part) for part in portions], len(answered & set(ordered))
 
 
 def _batch(args: Any) -> int:

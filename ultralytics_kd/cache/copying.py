@@ -22,7 +22,7 @@ from ..files import disk_fault, replacing
 from .lookup import DAMAGE, Lookup, checksum, connect
 from .manifest import Manifest
 from .shards import stored_rows
-from .store import Store, locked
+from .store import Store, UnwritableError, locked
 
 NAME = "answers.sqlite"
 VERSION = 1  # of the tables
@@ -37,10 +37,6 @@ NOTED = 32  # smallest number of new shards for a progress bar
 ADVICE = "make room, or run yolo-kd cache where the folder can be written to."
 
 Notes = dict[str, tuple[int, int]]  # size and time in nanoseconds of each shard, by its name
-
-
-class UnwritableError(KDError):
-    """A folder cannot take a file of answers."""
 
 
 def open_lookup(store: Store, keys: np.ndarray, spare: Path | None = None) -> tuple[Lookup, list[int]]:
@@ -142,7 +138,7 @@ def _made(store: Store, folder: Path, keys: np.ndarray) -> tuple[Lookup, list[in
         KDError: If a shard is damaged.
         UnwritableError: If the file cannot be written.
     """
-    with _explained(folder), locked(folder):
+    with locked(folder, ADVICE):
         found = _current(store, folder, keys)
         return _completed(store, folder, keys) if found is None else found
 
@@ -164,12 +160,10 @@ def _explained(folder: Path) -> Iterator[None]:
     """Turn the errors of a folder that cannot be written to into sentences.
 
     Raises:
-        UnwritableError: If the disk is full, read-only or gone, or has no locks.
+        UnwritableError: If the disk is full, read-only or gone.
     """
     try:
         yield
-    except NotImplementedError as e:
-        raise UnwritableError(f"{folder} has no file locks.") from e
     except (OSError, sqlite3.OperationalError) as e:
         fault = disk_fault(e, folder, ADVICE)
         if fault is None:

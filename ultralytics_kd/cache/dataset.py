@@ -90,6 +90,7 @@ class AnsweredDataset(YOLODataset):
             index (int): Index of the image.
         """
         labels = super().get_image_and_label(index)
+        self.answers.check_shape(labels["im_file"], labels["ori_shape"])
         boxes, rows = self.answers[labels["im_file"]]
         labels[ANSWERS] = {"cls": rows, "instances": Instances(boxes, bbox_format="xywh", normalized=True)}
         return labels

@@ -44,7 +44,7 @@ class Manifest:
     format: int = FORMAT
 
     def differences(self, other: Manifest) -> list[str]:
-        """Return one phrase per field that differs from a requested manifest, `versions` excepted.
+        """Return one phrase per field that differs from a requested manifest, but for `versions` and teachers' names.
 
         Args:
             other (Manifest): The requested settings.
@@ -55,6 +55,8 @@ class Manifest:
             if f.name == "versions" or stored == requested:
                 continue
             if f.name == "teachers":
+                if [t["sha256"] for t in stored] == [t["sha256"] for t in requested]:
+                    continue
                 stored, requested = (
                     [f"{t['name']} ({t['sha256'][:8]})" for t in teachers] for teachers in (stored, requested)
                 )

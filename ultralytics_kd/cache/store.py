@@ -195,28 +195,33 @@ def _intact(path: Path, table: pl.DataFrame | None) -> pl.DataFrame:
     return table
 
 
+class UnwritableError(KDError):
+    """A cache folder cannot be written to."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, advice: str) -> Iterator[None]:
     """Hold the lock of a cache folder; wait while another process fills it.
 
     Args:
         folder (Path): The folder; it is made if it does not exist.
+        advice (str): What to do if it cannot be locked, as the end of a sentence.
 
     Raises:
-        KDError: If it cannot be made, or its lock file cannot.
+        KDError: If it cannot be made.
+        UnwritableError: If its lock file cannot be made, or its drive has no locks.
     """
     make_folder(folder)
     lock = FileLock(lock_file(folder))
     try:
         lock.acquire(timeout=0)
-    except (PermissionError, NotImplementedError) as e:  # read-only, or on a drive without locks
-        raise KDError(
-            f"{folder} cannot be locked, which making answers needs ({reason_of(e).rstrip('.')}): give another folder. "
-            f"A training reads answers that are there with kd_cache={folder}."
-        ) from e
-    except Timeout:
+    except Timeout:  # an OSError too
         LOGGER.info(f"{colorstr('Cache:')} another process fills {folder}, waiting until it ends")
         lock.acquire()
+    except NotImplementedError as e:
+        raise UnwritableError(f"{folder} has no file locks: {advice}") from e
+    except OSError as e:  # read-only, full, or gone
+        raise UnwritableError(f"{folder} cannot be written to ({reason_of(e).rstrip('.')}): {advice}") from e
     try:
         yield
     finally:
