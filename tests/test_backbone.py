@@ -19,6 +19,7 @@ from ultralytics_kd import YOLO, KDDetectionTrainer, KDError, config
 from ultralytics_kd.bench.run import Bench
 from ultralytics_kd.cache import make_cache
 from ultralytics_kd.demo.tasks import draw_task_dataset
+from ultralytics_kd.distillation.distillers.base import backbones_of
 from ultralytics_kd.distillation.pairs import FeaturePair
 from ultralytics_kd.distillation.terms.backbone import BackboneTerm, nearest_levels
 from ultralytics_kd.outputs import FeatureLayout
@@ -94,16 +95,44 @@ def test_sizes_that_a_model_cannot_read_are_resized(weights):
 def test_a_model_that_reads_no_larger_images_gets_them_resized(weights, monkeypatch):
     probe = BackboneTeacher._probe
 
-    def limited(model, size):
+    def limited(backbone, size):
         """Fail for an image that is larger than the model's own."""
         if max(size) > 160:
             raise IndexError("index 111 is out of bounds")
-        return probe(model, size)
+        return probe(backbone, size)
 
-    monkeypatch.setattr(BackboneTeacher, "_probe", staticmethod(limited))
+    monkeypatch.setattr(BackboneTeacher, "_probe", limited)
     teacher = prepared(weights("test_vit"))
     assert teacher.backbones[0].size == (160, 160)
     assert teacher(torch.rand(1, 3, 320, 256)).features[0][0].shape[-2:] == (10, 10)
+
+
+@pytest.mark.parametrize("imgsz, strides", [(160, (2, 4, 8, 16, 32)), (320, (4, 8, 16, 32, 64))])
+def test_a_model_of_one_size_teaches_the_levels_of_its_strides_in_the_students_pixels(weights, imgsz, strides):
+    teacher = prepared(weights("test_resnet"))
+    assert backbones_of(teacher, imgsz).maps[0].strides == (2, 4, 8, 16, 32)  # it reads any size
+    teacher.backbones[0].size = (160, 160)
+    assert backbones_of(teacher, imgsz).maps[0].strides == strides
+
+
+def test_a_model_that_cannot_normalise_its_maps_gives_them_as_they_are(weights, monkeypatch):
+    model = type(timm.create_model("test_vit"))
+    stock = model.forward_intermediates
+
+    def refusing(self, *args, norm=False, **kwargs):
+        assert not norm, "normalization of features not supported"
+        return stock(self, *args, norm=norm, **kwargs)
+
+    monkeypatch.setattr(model, "forward_intermediates", refusing)
+    answer = prepared(weights("test_vit"))(torch.rand(1, 3, 64, 64))
+    assert answer.features[0][0].shape == (1, 64, 4, 4)
+
+
+def test_weights_of_flax_whose_loader_returns_nothing_are_taken(weights, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(timm.models, "load_checkpoint", lambda model, file, **_: loaded.append(file))
+    open_teacher(weights("test_vit"), "detect")
+    assert loaded
 
 
 def test_grey_images_are_three_equal_channels(weights):

@@ -19,6 +19,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, SETTINGS, YAML, remove_c
 
 from ultralytics_kd import YOLO, KDError, cli
 from ultralytics_kd.config import register
+from ultralytics_kd.errors import first_line
 from ultralytics_kd.install import uninstall
 from ultralytics_kd.teachers import checkpoint_files, opening
 
@@ -275,3 +276,10 @@ def test_command_line_exits_with_1_and_the_sentence_last():
     assert out.returncode == 1
     assert "'teachr' is not a valid YOLO argument" in text.splitlines()[-1] and "teacher" in text.splitlines()[-1]
     assert "Traceback" not in text
+
+
+def test_an_error_that_only_announces_its_reason_is_told_with_it():
+    """PyTorch's errors of weights that do not fit have the reason on the second line."""
+    error = RuntimeError("Error(s) in loading state_dict for ResNet:\n\tsize mismatch for fc.weight\n\tand more")
+    assert first_line(error) == "Error(s) in loading state_dict for ResNet: size mismatch for fc.weight."
+    assert first_line(ValueError("it is so.\nmore")) == "it is so." and first_line(ValueError()) == "ValueError."

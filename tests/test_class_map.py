@@ -31,6 +31,13 @@ def test_names_match_without_regard_to_case_spaces_and_order():
     assert classes.all_scores(scores).tolist() == [[2.0, 0.0, UNKNOWN]]
 
 
+def test_names_match_however_their_accents_are_written_and_without_regard_to_any_case():
+    composed, decomposed = "Z\u00fcndkerze", "Zu\u0308ndkerze"  # a Mac writes the second one
+    assert match_classes({0: composed}, {0: "bolt", 1: decomposed}).sources == {0: (1,)}
+    assert match_classes({0: "stra\u00dfe"}, {0: "STRASSE"}).sources == {0: (0,)}
+    assert match_classes({0: "part"}, {0: composed}, {decomposed: "part"}).sources == {0: (0,)}
+
+
 def test_a_map_may_send_several_teacher_classes_to_one():
     classes = match_classes(DATA, {0: "man", 1: "woman", 2: "helmet"}, {"man": "person", "woman": "person"})
     assert classes.map_scores(torch.tensor([[0.1, 0.7, 0.9]])).tolist() == [[pytest.approx(0.7)]]

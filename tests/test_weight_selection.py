@@ -18,7 +18,7 @@ from ultralytics_kd.errors import KDError
 from ultralytics_kd.outputs import weight_selection
 from ultralytics_kd.outputs.channel_importance import Importance
 from ultralytics_kd.outputs.channel_picks import Picks, evenly
-from ultralytics_kd.outputs.weight_selection import select_weights
+from ultralytics_kd.outputs.weight_selection import as_big_alike, select_weights
 
 
 def build(cfg: str | dict, seed: int, nc: int = 3) -> DetectionModel:
@@ -119,6 +119,31 @@ def test_the_student_computes_what_the_teacher_would_with_the_channels_taken(stu
 
 def test_a_smaller_teacher_gives_nothing():
     assert select_weights(build("yolo26s.yaml", 0), build("yolo26n.yaml", 1)) == 0
+
+
+@pytest.mark.parametrize(
+    "student, teacher, given",
+    [
+        ("yolov8m", "yolov8l", False),
+        ("yolov8m", "yolov8x", True),
+        ("yolov8s", "yolov8m", True),
+        ("yolo26n", "yolo26s", True),
+    ],
+)
+def test_a_teacher_with_a_narrower_layer_gives_nothing(student, teacher, given):
+    """YOLOv8m has more channels at its coarsest level than YOLOv8l, and layers that read them would stay random."""
+    models = [DetectionModel(f"{name}.yaml", verbose=False) for name in (student, teacher)]
+    assert as_big_alike(*models) is given
+
+
+def test_a_deeper_teacher_of_the_same_width_is_not_of_the_same_size(caplog):
+    models = []
+    for depth in (0.33, 1.0):
+        cfg = {**yaml_model_load("yolov5n.yaml"), "scales": {"n": [depth, 0.125, 1024]}, "scale": "n", "nc": 3}
+        torch.manual_seed(0)
+        models.append(DetectionModel(cfg, verbose=False))
+    assert select_weights(*models, images=torch.rand(2, 3, 64, 64))
+    assert "convolutions fitted" in caplog.text and "has the student's size" not in caplog.text
 
 
 @pytest.mark.parametrize("images", [None, torch.rand(2, 3, 64, 64)])

@@ -61,10 +61,14 @@ def printable(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message as a sentence, without Ultralytics' error mark.
+    """Return the first line of an error's message as a sentence, and the next one if it only announces that.
+
+    Ultralytics' error mark is left out.
 
     Args:
         error (Exception): The error.
     """
     lines = str(error).replace("ERROR ❌️ ", "").strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."
+    first, following = lines[0].rstrip(), lines[1].strip() if len(lines) > 1 else ""
+    text = f"{first} {following}" if first.endswith(":") and following else first
+    return text.rstrip(".:") + "."

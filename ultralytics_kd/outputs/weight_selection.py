@@ -8,6 +8,7 @@ layers. Each output channel of the head has a meaning, so `output_channels` sele
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from .output_channels import OutputChannels, keypoint_names
 from .weight_fitting import Target, fit_weights
 
 CALIBRATION = ("cal_a", "cal_b")  # buffers of a depth head, of which Ultralytics fits both after a training
+OF_A_LAYER = re.compile(r"\d+\.(cv\d+\.)?conv")  # convolutions at a layer's inputs and outputs
 Rows = tuple[Pick, Pick]  # the student's output channels that are set, and the teacher's that they take
 
 
@@ -80,7 +82,8 @@ def select_weights(
     if count and images is not None:
         convs = {name: rows for name, rows in plan.items() if isinstance(picks.student[name], nn.Conv2d)}
         others = block_targets(picks)
-        copied = not others and all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
+        widths = all(picks.student[n].in_channels == picks.teacher[n].in_channels for n in convs)
+        copied = not others and widths and _names_below_head(student) == _names_below_head(teacher)
         if fit and copied:
             LOGGER.info("kd_init: the teacher has the student's size, so its weights are copied and not refitted")
         elif fit:
@@ -88,6 +91,11 @@ def select_weights(
         elif not copied:
             measure_statistics(student, images)
     return count
+
+
+def _names_below_head(model: Any) -> set[str]:
+    """Return the names of all modules below the head; a deeper model has more."""
+    return {name for name, _ in model.model[:-1].named_modules()}
 
 
 def _importance(teacher: Any, images: Tensor) -> dict[str, Importance]:
@@ -325,6 +333,9 @@ def _copy_calibration(student: Any, teacher: Any) -> None:
 def as_big_alike(student: Any, teacher: Any) -> bool:
     """Return whether a teacher is a model of the student's architecture, and as big or bigger.
 
+    No layer of the student is wider either: YOLOv8m is smaller than YOLOv8l, and has 576 channels where that has 512.
+    The layers that read these would stay random, among them all output layers of the head.
+
     The number of classes changes the size of a head, so heads do not count. A fused teacher has no norm layers, whose
     statistics the student needs.
     """
@@ -332,7 +343,14 @@ def as_big_alike(student: Any, teacher: Any) -> bool:
     if not same_architecture(student, teacher) or normed[0] > normed[1]:
         return False
     ours, theirs = (sum(p.numel() for p in m.model[:-1].parameters() if p.dim() > 1) for m in (student, teacher))
-    return theirs >= ours
+    widths, others = (_widths(model) for model in (student, teacher))
+    return theirs >= ours and all(width <= others.get(name, width) for name, width in widths.items())
+
+
+def _widths(model: Any) -> dict[str, int]:
+    """Return the output channels of the layers below the head, by the names of their convolutions."""
+    convs = ((name, m) for name, m in model.model[:-1].named_modules() if isinstance(m, nn.Conv2d))
+    return {name: m.out_channels for name, m in convs if OF_A_LAYER.fullmatch(name)}
 
 
 def same_architecture(student: Any, teacher: Any) -> bool:

@@ -34,7 +34,10 @@ class Backbone(nn.Module):
     Attributes:
         inner (nn.Module): The model.
         indices (list[int]): Indices of the intermediate results that are returned.
+        norm (bool): Whether timm applies the model's last norm layer to them; not all of its models can.
     """
+
+    norm = True
 
     def __init__(self, inner: Any, indices: Sequence[int]):
         """Take a model and the indices of its intermediate results."""
@@ -44,7 +47,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return maps of shape (B, C, H, W) from normalised images (B, 3, H, W)."""
         maps: list[Tensor] = self.inner.forward_intermediates(
-            images, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+            images, indices=self.indices, norm=self.norm, output_fmt="NCHW", intermediates_only=True
         )
         return maps
 
@@ -87,9 +90,12 @@ class BackboneTeacher(Teacher):
         """
         if self.maps:
             return
-        model = self.original.inner
         try:
-            maps = self._probe(model, self._native)
+            try:
+                maps = self._probe(self._native)
+            except AssertionError:  # Hiera and SAM 2 refuse to normalise intermediate results
+                self.original.norm = False
+                maps = self._probe(self._native)
         except Exception as e:  # a model of timm may raise any error
             reason = "" if isinstance(e, AttributeError) else f": {first_line(e).rstrip('.')}"
             raise ModelError(self.source, f"is a backbone without maps{reason}. Give one with feature maps.") from e
@@ -104,17 +110,16 @@ class BackboneTeacher(Teacher):
         height, width = (self._nearest(side * factor) for side, factor in zip(self._native, LARGER))
         try:
             for size in ((CELLS[0] * self._multiple, CELLS[1] * self._multiple), (height, width)):
-                self._probe(model, size)
+                self._probe(size)
         except Exception:  # it reads only the size that it was trained at, or no larger one
             self.size = self._native
 
-    @staticmethod
     @torch.no_grad()
-    def _probe(model: Any, size: tuple[int, int]) -> list[Tensor]:
-        """Return all maps of a model for a grey image; none if one of its results is not a map (B, C, H, W)."""
+    def _probe(self, size: tuple[int, int]) -> list[Tensor]:
+        """Return all maps of the model for a grey image; none if one of its results is not a map (B, C, H, W)."""
         images = torch.full((1, 3, *size), 0.5)
-        maps = model.eval().forward_intermediates(
-            images, indices=None, norm=True, output_fmt="NCHW", intermediates_only=True
+        maps = self.original.inner.eval().forward_intermediates(
+            images, indices=None, norm=self.original.norm, output_fmt="NCHW", intermediates_only=True
         )
         return [m for m in maps if m.ndim == 4] if all(m.ndim == 4 for m in maps) else []
 
@@ -248,6 +253,6 @@ def _load_weights(timm: Any, model: Any, file: Path) -> None:
     """
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     loaded = timm.models.load_checkpoint(model, str(file), strict=False, filter_fn=convert, weights_only=True)
-    if loaded.missing_keys:
+    if loaded is not None and loaded.missing_keys:  # None for the .npz files of Flax, whose loader checks them itself
         raise ValueError(f"{file} lacks {len(loaded.missing_keys)} of its weights, such as {loaded.missing_keys[0]}.")
     LOGGER.info(f"{file}: {len(model.state_dict())} tensors loaded.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -210,7 +211,7 @@ def _match_names(
     pairs = []
     doubtful: set[int] = set()
     for i, name in teachers.items():
-        equal = [j for j, other in students.items() if str(other) == str(name)]
+        equal = [j for j, other in students.items() if _composed(other) == _composed(name)]
         # "a" must not teach "A" if the teacher also has an "A"
         similar = [
             j for j, other in students.items() if match_key(other) == match_key(name) and other not in teachers.values()
@@ -234,7 +235,7 @@ def _match_names(
 
 def _index_of(name: object, names: Mapping[int, str], owner: str) -> int:
     """Return the index of a name in a map that the user gave."""
-    equal = [i for i, other in names.items() if str(other) == str(name)]
+    equal = [i for i, other in names.items() if _composed(other) == _composed(name)]
     matches = equal or [i for i, other in names.items() if match_key(other) == match_key(name)]
     if not matches:
         words = "; only YOLO-World and YOLOE take words of your own" if owner == "teacher" else ""
@@ -305,8 +306,13 @@ def in_words(names: Mapping[int, str]) -> Mapping[int, str]:
 
 
 def match_key(name: object) -> str:
-    """Return a class name for comparison: in lower case, with single spaces, also in place of underscores."""
-    return " ".join(str(name).lower().replace("_", " ").split())
+    """Return a class name for comparison: without case, with single spaces, also in place of underscores."""
+    return " ".join(_composed(name).casefold().replace("_", " ").split())
+
+
+def _composed(name: object) -> str:
+    """Return a class name with each letter as one character: a Mac writes an accent as a second one."""
+    return unicodedata.normalize("NFC", str(name))
 
 
 def _list(names: Mapping[int, str], most: int = 8) -> str:

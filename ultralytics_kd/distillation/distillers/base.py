@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...config.arguments import TASK_WEIGHTS, gradient_shares
+from ...config.teacher_size import student_size
 from ...outputs import FeatureLayout
 from ...teachers import Reads, Teacher
 from ..balance import Balance
@@ -131,13 +133,25 @@ def adapters_random_stream(seed: int) -> Iterator[None]:
         yield
 
 
-def backbones_of(teacher: Teacher) -> Backbones | None:
+def backbones_of(teacher: Teacher, imgsz: Any) -> Backbones | None:
     """Return the maps and weights of the backbones among the teachers, None if there are none.
 
     Args:
         teacher (Teacher): The teacher, or several.
+        imgsz (int | list[int]): The student's image size in pixels. A backbone that reads images of one size gets them
+            scaled, and the strides of its maps are those in pixels of the student's images.
     """
-    return Backbones([b.maps[0] for b in teacher.backbones], teacher.backbone_shares) if teacher.backbones else None
+    if not teacher.backbones:
+        return None
+    return Backbones([_in_students_pixels(b, student_size(imgsz)) for b in teacher.backbones], teacher.backbone_shares)
+
+
+def _in_students_pixels(backbone: Any, imgsz: int) -> FeatureLayout:
+    """Return the maps of a backbone with their strides in pixels of the student's images."""
+    maps = backbone.maps[0]
+    if backbone.size is None:
+        return maps
+    return replace(maps, strides=tuple(max(round(s * imgsz / backbone.size[1]), 1) for s in maps.strides))
 
 
 def common_maps(maps: FeatureLayout, student: FeatureLayout) -> FeatureLayout:

@@ -40,7 +40,7 @@ class DenseDistiller(Distiller):
             KDError: If student and teacher cannot be matched.
         """
         self.task = args.task
-        backbones, channels, teacher = backbones_of(teacher), teacher.channels, teacher.predictor
+        backbones, channels, teacher = backbones_of(teacher, args.imgsz), teacher.channels, teacher.predictor
         self._shares = teacher.shares
         self._compares_maps = bool(args.kd_feat)
         self._captured: list[Tensor] | None = None

@@ -63,7 +63,7 @@ class GridDistiller(Distiller):
             raise ModelError(args.model, f"{fault}.", "model")
         self.student_layout = outputs.layout(student)
         self.assigner = InstanceAssigner()
-        backbones, teacher = backbones_of(teacher), teacher.predictor
+        backbones, teacher = backbones_of(teacher, args.imgsz), teacher.predictor
         heads = [] if stored or as_sets else _teacher_heads(teacher)
         self.strides = common_levels(self.student_layout, [head.layout for head in heads])
         self.teacher_heads = [TeacherHead(head.layout.only(self.strides), head.share) for head in heads]
