@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -387,7 +388,7 @@ def test_links_in_place_of_written_files_are_not_followed(store, tmp_path, monke
     with pytest.raises(FileExistsError):
         store.write([row])
     (store.folder / ".lock").symlink_to(precious)
-    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), locked(store.folder):
+    with pytest.raises(KDError, match=r"\.lock is a link: remove it"), locked(store.folder, ""):
         pass
     with pytest.raises(KDError, match=r"\.lock is a link: remove it"), JobFolder(store.folder):
         pass
@@ -415,7 +416,7 @@ def test_folders_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file" / "c", Path("x" * 5000), Path("x\x00")):
         with pytest.raises(KDError, match="cannot be made"):
             Store(folder).begin(MANIFEST)
-        for lock in (locked, JobFolder):
+        for lock in (partial(locked, advice=""), JobFolder):
             with pytest.raises(KDError, match="cannot be made"), lock(folder):
                 pass
         with pytest.raises(KDError, match="holds no answers"):

@@ -79,7 +79,8 @@ def test_very_different_sizes_than_the_teachers_own_are_warned_of(small, imgsz, 
 
 
 def test_the_advice_for_another_size_is_what_the_teacher_allows():
-    pose, detector = (SimpleNamespace(source="t.pt", task=task, trained_imgsz=640) for task in ("pose", "detect"))
+    shared = {"source": "t.pt", "trained_imgsz": 640, "fixed_imgsz": None}
+    pose, detector = (SimpleNamespace(**shared, task=task) for task in ("pose", "detect"))
     assert size_warnings([pose], 64)[0].endswith(": set imgsz nearer to 640.")
     assert size_warnings([detector], 64, own_images=True)[0].endswith(": set kd_teacher_imgsz nearer to 640.")
     assert size_warnings([detector], 64, "folder")[0].endswith(": make its answers with kd_cache_imgsz=640.")

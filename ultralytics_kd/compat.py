@@ -72,7 +72,7 @@ INTERNALS: dict[str, tuple[str, ...]] = {
     "ultralytics.utils.callbacks": ("default_callbacks", "get_default_callbacks"),
     "ultralytics.utils.checks": (
         *("check_file(download_dir)", "check_imgsz(min_dim)", "check_model_file_from_stem", "check_requirements"),
-        *("check_yaml",),
+        *("check_yaml", "normalize_platform_uri"),
     ),
     "ultralytics.utils.patches": ("imread(flags)", "imwrite", "override_configs", "torch_load", "torch_save"),
     "ultralytics.utils.plotting": ("Annotator", "colors", "plot_images", "plot_results"),

@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import guess_model_task
 from ultralytics.utils import SETTINGS
-from ultralytics.utils.checks import check_file, check_model_file_from_stem
+from ultralytics.utils.checks import check_file, check_model_file_from_stem, normalize_platform_uri
 
 from .. import outputs
 from ..config.user_code import import_object, names_object
@@ -237,13 +237,13 @@ def _fetch(source: str) -> str:
     """Download a URL or `ul://` URI as Ultralytics does for `model=`, and return the file.
 
     Ultralytics takes a file of the same name in the folder for the URL's, and many are named `best.pt`: so each URL has
-    a folder of its own. It makes such folders for `ul://` itself.
+    a folder of its own. It makes such folders for models on Platform itself.
 
     Raises:
         KDError: If it does not exist or the download fails.
     """
     folder = Path(SETTINGS["weights_dir"])
-    if not source.lower().startswith("ul://"):
+    if not str(normalize_platform_uri(source)).lower().startswith("ul://"):
         folder /= hashlib.sha256(source.encode()).hexdigest()[:12]
     try:
         return str(check_file(source, download_dir=folder))
