@@ -201,6 +201,12 @@ def test_no_way_to_write_code_hides_it_in_a_recipe(name, value):
         check_arguments({name: value}, "cfg=recipe.yaml", {})
 
 
+def test_a_value_that_contains_itself_is_one_sentence(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("teacher: &a [*a]\n")
+    with pytest.raises(KDError, match="stands for more than 100,000 values"):
+        check_recipe(tmp_path / "recipe.yaml", {})
+
+
 def test_a_recipe_does_not_trust_itself_by_spaces_around_the_name():
     with pytest.raises(KDError, match="which only the command can set"):
         check_arguments({"kd_trust_teacher ": True}, "cfg=recipe.yaml", {})
