@@ -31,6 +31,10 @@ def test_names_match_without_regard_to_case_spaces_and_order():
     assert classes.all_scores(scores).tolist() == [[2.0, 0.0, UNKNOWN]]
 
 
+def test_a_class_that_a_map_names_twice_counts_once():
+    assert match_classes({0: "x"}, {0: "car"}, {"car": "x", "Car": "x"}).sources == {0: (0,)}
+
+
 def test_names_match_however_their_accents_are_written_and_without_regard_to_any_case():
     composed, decomposed = "Z\u00fcndkerze", "Zu\u0308ndkerze"  # a Mac writes the second one
     assert match_classes({0: composed}, {0: "bolt", 1: decomposed}).sources == {0: (1,)}

@@ -300,6 +300,15 @@ def test_a_link_in_place_of_the_file_is_not_followed(drawn, tmp_path):
         opened(store.folder, files)
 
 
+def test_images_that_must_be_read_at_every_start_bring_the_advice_to_note_them(drawn, log):
+    store, files = drawn
+    opened(store.folder, files)
+    assert "yolo-kd cache" not in log.text
+    os.utime(files[0])
+    opened(store.folder, files)
+    assert f"1 of {len(files)} images were read to find their answers" in log.text
+
+
 # Folders that cannot be written to ------------------------------------------------------------------------------------
 @pytest.fixture
 def read_only(monkeypatch):

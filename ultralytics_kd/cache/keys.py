@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ultralytics.utils import LOCAL_RANK, NUM_THREADS, TQDM
+from ultralytics.utils import LOCAL_RANK, LOGGER, NUM_THREADS, TQDM
 
 from ..files import own_file, write_whole
 from .parquet import content_hash, parquet_bytes, read_table
@@ -94,7 +94,13 @@ class KeyIndex:
         Args:
             files (list[str]): Image files.
         """
-        return self._find(files, None)[0]
+        keys, _, unread = self._find(files, None)
+        if len(unread) and LOCAL_RANK in {-1, 0}:
+            LOGGER.info(
+                f"{len(unread)} of {len(files)} images were read to find their answers in {self.folder}: after "
+                "'yolo-kd cache' with the same data they are not read again."
+            )
+        return keys
 
     def read(self) -> dict[str, tuple[int, int, str]]:
         """Return size, time in nanoseconds and key by file; damaged index files are ignored."""

@@ -175,7 +175,8 @@ def match_classes(
     sources: dict[int, tuple[int, ...]] = {}
     for teacher_index, student_index in pairs:
         if keep is None or student_index in keep:
-            sources[student_index] = (*sources.get(student_index, ()), teacher_index)
+            known = sources.get(student_index, ())
+            sources[student_index] = known if teacher_index in known else (*known, teacher_index)
     if pairs and not sources and keep is not None:
         shared = _list({j: f"{students[j]} ({j})" for _, j in pairs})
         raise NoSharedClassError(f"classes={list(keep)} leaves none of the classes that {owner} teaches: {shared}.")
