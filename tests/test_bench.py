@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import NAMES, QUICK, STUDENT, TEACHER, draw_dataset, save_model
 from ultralytics import YOLO as StockYOLO
-from ultralytics.utils import YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 
 from ultralytics_kd.bench import run_bench
 from ultralytics_kd.bench.contents import hash_data
@@ -619,3 +619,23 @@ def test_command_line_shows_the_arguments_of_a_bench_and_errors(caplog, tmp_path
         assert main(line) == status
         assert message in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "given, arms",
+    [
+        ({"teacher": "t.pt"}, ["alone", "builtin", "kd"]),
+        ({"teacher": "[a.pt,b.pt]"}, ["alone", "kd"]),
+        ({"teacher": "t.onnx"}, ["alone", "kd"]),
+        ({"teacher": "torchvision:resnet18", "task": "classify"}, ["alone", "kd"]),
+        ({"teacher": "t.pt", "task": "semantic"}, ["alone", "kd"]),
+        ({"teacher_model": "yolo26s.yaml", "teacher_epochs": 1}, ["alone", "builtin", "kd"]),
+        ({"teacher": "[a.pt,b.pt]", "arms": "alone,kd"}, ["alone", "kd"]),
+    ],
+)
+def test_without_arms_ultralytics_own_distillation_is_compared_where_it_works(given, arms):
+    if "distill_model" not in DEFAULT_CFG_DICT:
+        arms = ["alone", "kd"]
+    plan = make_plan({"data": "d.yaml", "model": STUDENT, "task": "detect", **given})
+    assert [arm.name for arm in plan.arms] == arms

@@ -10,11 +10,13 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from ..config.arguments import ARGUMENTS, as_list, parse_list
+from ..config.arguments import ARGUMENTS, GRID_TASKS, as_list, parse_list
 from ..config.checks import check_combination, check_plain
-from ..config.user_code import names_library_model
+from ..config.named_files import is_average
+from ..config.user_code import names_library_model, names_object
 from ..errors import KDError
 from ..files import load_yaml
+from ..teachers.opening import EXPORTED
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 DEFAULT_ARMS = f"{ALONE},{BUILTIN},{KD}"
@@ -36,6 +38,20 @@ class Arm:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     teacher_key: str | None = None
+
+
+def default_arms(task: str, teacher: Any) -> str:
+    """Return the arms that are compared if none are named: `builtin` only where Ultralytics' own distillation works.
+
+    Args:
+        task (str): The student's task.
+        teacher (str | Path | list | None): The teacher of all arms; None if the bench trains it.
+    """
+    one_checkpoint = not isinstance(teacher, list) and not (
+        names_object(str(teacher)) or is_average(teacher) or str(teacher).lower().rstrip("/").endswith(EXPORTED)
+    )
+    works = one_checkpoint and task in GRID_TASKS and "distill_model" in DEFAULT_CFG_DICT
+    return DEFAULT_ARMS if works else f"{ALONE},{KD}"
 
 
 def make_arms(arms: Any, distillation: Mapping[str, Any], teacher: Any) -> list[Arm]:

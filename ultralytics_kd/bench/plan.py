@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, colorstr
 
-from ..config.arguments import ARGUMENTS, TASKS, as_list, parse_list
+from ..config.arguments import ARGUMENTS, GRID_TASKS, TASKS, as_list, parse_list
 from ..config.checks import check_plain, whole_number
 from ..config.recipes import check_arguments, check_recipe
 from ..errors import KDError
 from ..files import output_folder
 from ..model import YOLO
-from .arms import BUILTIN_ARGUMENTS, DEFAULT_ARMS, Arm, check_all_used, check_arm, is_yaml, make_arms
+from .arms import (
+    BUILTIN,
+    BUILTIN_ARGUMENTS,
+    DEFAULT_ARMS,
+    Arm,
+    check_all_used,
+    check_arm,
+    default_arms,
+    is_yaml,
+    make_arms,
+)
 from .placement import gpus_of
 
 BENCH_ONLY: dict[str, Any] = {
@@ -99,11 +109,18 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
     distillation = {k: common.pop(k) for k in list(common) if k in ARGUMENTS or k in BUILTIN_ARGUMENTS}
     teacher = parse_list(distillation.pop("teacher", None))
     _check_teacher(teacher, options)
+    get_cfg(overrides={**common, **place})
+    task = common.get("task") or _task_of(common["model"])
+    if "arms" not in given:
+        options["arms"] = default_arms(task, teacher)
+        if options["arms"] != DEFAULT_ARMS:
+            LOGGER.info(
+                f"{colorstr('Bench:')} no arm '{BUILTIN}': Ultralytics' own distillation takes one YOLO checkpoint as the "
+                f"teacher, and does {', '.join(GRID_TASKS)}."
+            )
     arms = make_arms(options["arms"], distillation, teacher)
     if is_yaml(options["arms"]):
         _check_trusted(arms, options["arms"], command)
-    get_cfg(overrides={**common, **place})
-    task = common.get("task") or _task_of(common["model"])
     for arm in arms:
         check_arm(arm, {**common, "task": task}, trains_teacher=options["teacher_model"] is not None)
     if options["holdout"] and task == "classify":

@@ -119,7 +119,7 @@ GROUPS: tuple[Group, ...] = (
             "kd_classes": Argument(
                 "auto",
                 "str | dict",
-                "which of the student's classes each class of the teacher is",
+                "which of the student's classes each class of the teacher is; a map replaces the match by name",
                 values="auto (by name), a {teacher: student} map, or a YAML with one",
             ),
             "kd_cache": Argument(
@@ -197,14 +197,14 @@ GROUPS: tuple[Group, ...] = (
             "kd_box_loss": Argument(
                 "iou",
                 "str",
-                "box loss; ld needs DFL bins on both sides, iou is ProbIoU for obb",
+                "box loss; ld needs DFL bins on both sides and is not for obb, where iou is ProbIoU",
                 ("iou", "ld", "l1"),
                 user_code=True,
             ),
             "kd_feat_loss": Argument(
                 "pkd",
                 "str",
-                "feature loss; sl2 and crosskd for detectors only",
+                "feature loss; sl2 and crosskd for detectors, by one teacher with a YOLO head",
                 ("pkd", "cwd", "mgd", "sl2", "crosskd"),
                 user_code=True,
             ),
