@@ -115,8 +115,8 @@ def make_plan(overrides: Mapping[str, Any]) -> Plan:
         options["arms"] = default_arms(task, teacher)
         if options["arms"] != DEFAULT_ARMS:
             LOGGER.info(
-                f"{colorstr('Bench:')} no arm '{BUILTIN}': Ultralytics' own distillation takes one YOLO checkpoint as the "
-                f"teacher, and does {', '.join(GRID_TASKS)}."
+                f"{colorstr('Bench:')} no arm '{BUILTIN}': Ultralytics' own distillation takes one YOLO checkpoint as "
+                f"the teacher, and does {', '.join(GRID_TASKS)}."
             )
     arms = make_arms(options["arms"], distillation, teacher)
     if is_yaml(options["arms"]):
