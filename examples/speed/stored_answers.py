@@ -108,6 +108,7 @@ class AnswersInMemory:
             imgsz (int): Image size of the training in pixels.
         """
         manifest, entries = store.manifest(), KeyIndex(store.folder).read()
+        self.sided = len(manifest.scales) > 1
         stats = {f: (s.st_size, s.st_mtime_ns) for f in files for s in [os.stat(f)]}
         keys = {f: entries[f][2] for f in files if entries[f][:2] == stats[f]}
         wanted, arrays = set(keys.values()), {}
@@ -165,13 +166,14 @@ def draw_images(folder: Path, count: int, imgsz: int) -> list[str]:
     return [str(f) for f in files]
 
 
-def draw_answers(folder: Path, files: list[str], kind: str) -> Store:
+def draw_answers(folder: Path, files: list[str], kind: str, imgsz: int) -> Store:
     """Write a cache with drawn answers, unless it is there.
 
     Args:
         folder (Path): Folder of the cache.
         files (list[str]): Images.
         kind (str): Name in `KINDS`.
+        imgsz (int): Width of the images in pixels.
     """
     store, (most, classes) = Store(folder), KINDS[kind]
     if any(folder.glob("files-*.parquet")):
@@ -192,7 +194,7 @@ def draw_answers(folder: Path, files: list[str], kind: str) -> Store:
             # Files with the same content would share one answer
             key, stat = content_hash(file.encode()), os.stat(file)
             entries[file] = stat.st_size, stat.st_mtime_ns, key
-            rows.append(Row(key, 640, 480, boxes, probs, confidence))
+            rows.append(Row(key, imgsz, imgsz * 3 // 4, boxes, probs, confidence))
         store.write(rows)
     KeyIndex(folder).write(entries)
     return store
@@ -375,11 +377,11 @@ def main(arguments: list[str]) -> dict[str, Any]:
     }
     for count in [int(x) for x in settings.images.split(",") if x]:
         folder = root / f"growth-{count}"
-        draw_answers(folder / "cache", draw_images(folder, count, 64), "growth")
+        draw_answers(folder / "cache", draw_images(folder, count, 64), "growth", 64)
         report["opening"] += measure_opening(folder, count, "growth", settings.imgsz)
     if settings.loader:
         folder = root / f"loader-{settings.loader}"
-        draw_answers(folder / "cache", draw_images(folder, settings.loader, settings.imgsz), "loader")
+        draw_answers(folder / "cache", draw_images(folder, settings.loader, settings.imgsz), "loader", settings.imgsz)
         report["loading"] = measure_loading(folder, settings)
     save(report, to_markdown(report), settings.out)
     LOGGER.info(to_markdown(report))
