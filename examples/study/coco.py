@@ -201,7 +201,7 @@ def plot_epochs(table: pl.DataFrame, file: Path) -> None:
         ax.set_title(name)
         ax.set_xlabel("epochs")
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
     axes[0].set_ylabel("mAP50-95, mean of both heads")
     fig.savefig(file, dpi=150)
     plt.close(fig)
