@@ -271,24 +271,35 @@ def test_carrying_answers_twice_changes_nothing(boxes):
     assert ANSWERS in images.get_image_and_label(0) and len(images[0]["kd_rows"]) > 0
 
 
+def sided_sample(box: np.ndarray, confidence: list[float], side: int) -> dict:
+    """Return an empty image with a box as its label and as its stored answer, which has a confidence at each scale."""
+    one = np.ones((1, 1), np.float32)
+    rows = encode_rows(one, one[0], np.array([confidence], np.float32), box[:, 2:] * side)
+    sample = {"img": np.zeros((side, side, 3), np.uint8), "cls": one, ANSWERS: {"cls": rows}}
+    for part in (sample, sample[ANSWERS]):
+        part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
+    return sample
+
+
+def warped(warp: RandomPerspective, sample: dict) -> tuple[float, dict]:
+    """Return the zoom that a warp draws, and the stored answer after it, with boxes as x, y, w, h."""
+    state = random.getstate()
+    zoom = warp.get_params(sample)["scale"]
+    random.setstate(state)
+    moved = warp(sample)[ANSWERS]
+    moved["instances"].convert_bbox("xywh")
+    return zoom, moved
+
+
 @pytest.mark.parametrize("given", [{"degrees": 90.0}, {"shear": 40.0}, {"degrees": 20.0, "scale": 0.4}])
 def test_a_rotated_object_is_taught_with_the_confidence_at_its_zoom(given):
     confidence, scales, side = [0.1, 0.3, 0.9, 0.5], [0.5, 0.7, 1.0, 1.4], 640
     warp = RandomPerspective(**{"degrees": 0.0, "translate": 0.0, "scale": 0.0, "size": (side, side), **given})
     carry_answers(warp, sided=True)
     box = np.array([[0.5, 0.5, 0.3, 0.06]], np.float32)  # five times as wide as high
-    one, by_scale = np.ones((1, 1), np.float32), np.array([confidence], np.float32)
     random.seed(0)
     for _ in range(5):
-        rows = encode_rows(one, one[0], by_scale, box[:, 2:] * side)
-        sample = {"img": np.zeros((side, side, 3), np.uint8), "cls": one, ANSWERS: {"cls": rows}}
-        for part in (sample, sample[ANSWERS]):
-            part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
-        state = random.getstate()
-        zoom = warp.get_params(sample)["scale"]
-        random.setstate(state)
-        moved = warp(sample)[ANSWERS]
-        moved["instances"].convert_bbox("xywh")
+        zoom, moved = warped(warp, sided_sample(box, confidence, side))
         boxes = torch.from_numpy(moved["instances"].bboxes / side)
         probs, _ = decode_rows(boxes, torch.from_numpy(moved["cls"]), scales, (side, side), 0.05)
         expected = interpolate(torch.tensor([zoom]), scales, torch.tensor([confidence]))
@@ -299,19 +310,10 @@ def test_a_perspective_is_no_zoom_of_an_object_that_is_turned():
     side = 640
     warp = RandomPerspective(degrees=10.0, translate=0.1, scale=0.4, perspective=0.0005, size=(side, side))
     carry_answers(warp, sided=True)
-    box, one = np.array([[0.5, 0.5, 0.06, 0.06]], np.float32), np.ones((1, 1), np.float32)
+    box = np.array([[0.5, 0.5, 0.06, 0.06]], np.float32)
     random.seed(0)
     for _ in range(50):
-        sample = {"img": np.zeros((side, side, 3), np.uint8), "cls": one}
-        rows = encode_rows(one, one[0], np.ones((1, 2), np.float32), box[:, 2:] * side)
-        sample[ANSWERS] = {"cls": rows}
-        for part in (sample, sample[ANSWERS]):
-            part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
-        state = random.getstate()
-        zoom = warp.get_params(sample)["scale"]
-        random.setstate(state)
-        moved = warp(sample)[ANSWERS]
-        moved["instances"].convert_bbox("xywh")
+        zoom, moved = warped(warp, sided_sample(box, [1.0, 1.0], side))
         seen = (moved["instances"].bboxes[:, 2:] / moved["cls"][:, -2:]).max()
         assert 0.98 < seen / zoom < 1.06
 
@@ -329,12 +331,7 @@ def test_an_object_that_albumentations_turns_is_taught_with_the_confidence_at_it
     confidence, scales, zoom = [0.1, 0.3, 0.6, 0.95], [0.5, 0.7, 1.0, 1.4], 0.5 if turn == "Rescaled" else 1.0
     transform = augment.Albumentations(p=1.0, transforms=[made], flip_idx=None)
     carry_answers(transform, sided=True)
-    box, one = np.array([[0.5, 0.5, 0.5, 0.1]], np.float32), np.ones((1, 1), np.float32)
-    rows = encode_rows(one, one[0], np.array([confidence], np.float32), box[:, 2:] * SIZE)
-    sample = {"img": np.zeros((SIZE, SIZE, 3), np.uint8), "cls": one, ANSWERS: {"cls": rows}}
-    for part in (sample, sample[ANSWERS]):
-        part["instances"] = Instances(box.copy(), bbox_format="xywh", normalized=True)
-    moved = transform(sample)
+    moved = transform(sided_sample(np.array([[0.5, 0.5, 0.5, 0.1]], np.float32), confidence, SIZE))
     assert moved["instances"].keypoints is None and moved[ANSWERS]["instances"].keypoints is None
     boxes, answers = torch.from_numpy(moved[ANSWERS]["instances"].bboxes), torch.from_numpy(moved[ANSWERS]["cls"])
     probs, _ = decode_rows(boxes, answers, scales, (SIZE, SIZE), 0.05)

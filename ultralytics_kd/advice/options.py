@@ -19,7 +19,7 @@ from ..config.checks import check_combination, check_plain, whole_number
 from ..config.named_files import is_average
 from ..config.recipes import check_recipe
 from ..config.registration import register_arguments
-from ..config.teacher_size import SIDES, rounded_size, student_size, teacher_size
+from ..config.teacher_size import SIDES, scored_size, student_size
 from ..errors import KDError, KDTypeError, ModelError, first_line
 from ..files import exists, output_folder
 from ..image_files import image_files
@@ -129,7 +129,7 @@ def check_options(given: Mapping[str, Any]) -> Options:
         training,
         args,
         teachers,
-        None if size is None else teacher_size(size, rounded_size(args.imgsz), SIDES),
+        None if size is None else scored_size(size, args.imgsz),
         str(own["baseline"]) if own["baseline"] else None,
         _seconds(own["probe"]),
         whole_number("sample", own["sample"]),

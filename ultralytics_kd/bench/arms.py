@@ -16,7 +16,7 @@ from ..config.named_files import is_average
 from ..config.user_code import names_library_model, names_object
 from ..errors import KDError
 from ..files import load_yaml
-from ..teachers.opening import EXPORTED
+from ..teachers.opening import names_exported
 
 ALONE, BUILTIN, KD = "alone", "builtin", "kd"
 DEFAULT_ARMS = f"{ALONE},{BUILTIN},{KD}"
@@ -48,7 +48,7 @@ def default_arms(task: str, teacher: Any) -> str:
         teacher (str | Path | list | None): The teacher of all arms; None if the bench trains it.
     """
     one_checkpoint = not isinstance(teacher, list) and not (
-        names_object(str(teacher)) or is_average(teacher) or str(teacher).lower().rstrip("/").endswith(EXPORTED)
+        names_object(str(teacher)) or is_average(teacher) or names_exported(teacher)
     )
     works = one_checkpoint and task in GRID_TASKS and "distill_model" in DEFAULT_CFG_DICT
     return DEFAULT_ARMS if works else f"{ALONE},{KD}"

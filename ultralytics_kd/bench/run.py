@@ -18,7 +18,7 @@ from .. import outputs
 from ..config.arguments import GRID_TASKS, as_list, parse_list
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
-from ..config.teacher_size import SIDES, rounded_size, teacher_size
+from ..config.teacher_size import scored_size
 from ..config.user_code import names_object
 from ..errors import KDError, ModelError
 from ..files import make_folder
@@ -273,7 +273,7 @@ class Bench:
         args = {**self.plan.common, "data": self.data}
         own = arm.args.get("kd_teacher_imgsz")
         if own is not None:  # it teaches at this size, so it is scored there
-            args["imgsz"] = teacher_size(own, rounded_size(args.get("imgsz", DEFAULT_CFG.imgsz)), SIDES)
+            args["imgsz"] = scored_size(own, args.get("imgsz", DEFAULT_CFG.imgsz))
         val_args = {k: v for k, v in args.items() if k in VAL_ARGS and k != "data"}
         identity = self._identity({**val_args, "teacher": teacher["sha256"], "kd_classes": classes})
         name = f"teacher-{teacher['sha256'][:12]}"

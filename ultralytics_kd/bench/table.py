@@ -11,7 +11,7 @@ import polars as pl
 from scipy import stats
 from ultralytics.utils import DEFAULT_CFG
 
-from ..config.teacher_size import SIDES, teacher_size
+from ..config.teacher_size import scored_size
 from ..errors import printable
 from ..report.gap import gap_closed
 from ..report.score_names import HEADS, ONE
@@ -177,7 +177,7 @@ def teacher_name(report: dict[str, Any], arm: str, several: bool) -> str:
     """
     settings = report.get("settings", {})
     own = settings.get("arms", {}).get(arm, {}).get("kd_teacher_imgsz")
-    size = "" if own is None else f", {teacher_size(own, settings.get('imgsz', DEFAULT_CFG.imgsz), SIDES)} px"
+    size = "" if own is None else f", {scored_size(own, settings.get('imgsz', DEFAULT_CFG.imgsz))} px"
     return f"teacher of {arm}{size}" if several else f"teacher{size}"
 
 

@@ -24,7 +24,7 @@ from ..config.arguments import as_list, parse_list
 from ..config.checks import check_names, check_plain, check_values, whole_number
 from ..config.label_free import lacks_training_images, with_train_entry
 from ..config.registration import register_arguments
-from ..config.teacher_size import SIDES, check_larger, check_teacher_size, rounded_size, teacher_size
+from ..config.teacher_size import check_scored_larger, check_teacher_size, rounded_size, teacher_size
 from ..errors import KDError
 from ..files import output_folder
 from ..image_files import find_unlabeled, readable, training_share
@@ -72,8 +72,7 @@ def make_cache(given: Mapping[str, Any]) -> Store:
     whole_number("batch", args.batch)
     if args.kd_teacher_imgsz is not None:
         check_teacher_size(args.kd_teacher_imgsz)
-        student = rounded_size(args.imgsz)
-        check_larger(args.kd_teacher_imgsz, teacher_size(args.kd_teacher_imgsz, student, SIDES), student)
+        check_scored_larger(args.kd_teacher_imgsz, args.imgsz)
         if options["kd_cache_imgsz"] is not None:
             raise KDError("'kd_cache_imgsz' and 'kd_teacher_imgsz' are both the size that the teacher sees: drop one.")
     store = build_cache(args, as_list(given["teacher"]), options, needs_words=args.kd_classes != "auto")

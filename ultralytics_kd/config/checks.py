@@ -24,7 +24,7 @@ from .arguments import (
 from .kept_classes import check_keep, check_keeping
 from .named_files import is_average
 from .sure_boxes import check_boxes_fit, check_sure_boxes
-from .teacher_size import SIDES, SIZED_TASKS, check_larger, check_teacher_size, rounded_size, teacher_size
+from .teacher_size import SIZED_TASKS, check_scored_larger, check_teacher_size
 from .user_code import load_loss, names_library_model, names_object
 
 EMPTY_TEACHER = "teacher is an empty text, perhaps an unset variable: name a teacher, or train with teacher=None."
@@ -262,8 +262,7 @@ def _check_teacher_imgsz(cfg: Mapping[str, Any]) -> None:
         _check_two_sizes(cfg, given)
     sides = imgsz if isinstance(imgsz, (list, tuple)) else [imgsz]
     if sides and all(isinstance(side, int) for side in sides):  # Ultralytics refuses others later
-        student = rounded_size(imgsz)
-        check_larger(cfg["kd_teacher_imgsz"], teacher_size(cfg["kd_teacher_imgsz"], student, SIDES), student)
+        check_scored_larger(cfg["kd_teacher_imgsz"], imgsz)
 
 
 def _check_two_sizes(cfg: Mapping[str, Any], given: str) -> None:

@@ -57,6 +57,29 @@ def rounded_size(imgsz: Any) -> int:
     return math.ceil(student_size(imgsz) / SIDES) * SIDES
 
 
+def scored_size(value: float, imgsz: Any) -> int:
+    """Return the side in pixels of the images that a teacher is scored on, before its strides are known.
+
+    Args:
+        value (float): The checked argument: a size in pixels, or a factor.
+        imgsz (int | list[int]): The student's image size in pixels.
+    """
+    return teacher_size(value, rounded_size(imgsz), SIDES)
+
+
+def check_scored_larger(value: float, imgsz: Any) -> None:
+    """Raise unless the teacher sees larger images than the student, once both sizes are rounded.
+
+    Args:
+        value (float): The checked argument: a size in pixels, or a factor.
+        imgsz (int | list[int]): The student's image size in pixels.
+
+    Raises:
+        KDError: If they are not larger.
+    """
+    check_larger(value, scored_size(value, imgsz), rounded_size(imgsz))
+
+
 def check_larger(value: float, side: int, imgsz: Any) -> None:
     """Raise unless the teacher sees larger images than the student.
 

@@ -14,7 +14,7 @@ from ultralytics.utils.checks import check_imgsz
 from ..config.arguments import parse_list
 from ..config.checks import check_names, check_plain, whole_number
 from ..config.registration import register_arguments
-from ..config.teacher_size import SIDES, SIZED_TASKS, rounded_size, teacher_size
+from ..config.teacher_size import SIZED_TASKS, scored_size
 from ..errors import KDError, KDTypeError
 from ..files import output_folder
 
@@ -100,7 +100,7 @@ def _teacher_imgsz(args: Namespace, task: str) -> int | None:
             f"'kd_teacher_imgsz={args.kd_teacher_imgsz}' is supported for {' and '.join(SIZED_TASKS)}, not for task "
             f"'{task}': drop it."
         )
-    return teacher_size(args.kd_teacher_imgsz, rounded_size(args.imgsz), SIDES)
+    return scored_size(args.kd_teacher_imgsz, args.imgsz)
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -106,6 +106,15 @@ def open_teacher(
     return teacher
 
 
+def names_exported(source: Any) -> bool:
+    """Return whether a `teacher` argument names an exported file.
+
+    Args:
+        source (Any): The argument.
+    """
+    return isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED)
+
+
 def _member(source: Any, task: str, trust: bool) -> Teacher:
     """Return one of several teachers, inspected."""
     if not names_backbone(source, task):
@@ -124,7 +133,7 @@ def _open(source: Any, trust: bool) -> Teacher:
         source = import_object("teacher", source, _instantiate)
     if isinstance(source, Model) and isinstance(source.model, (str, Path)):
         source = source.model  # a YOLO that holds an exported file
-    if isinstance(source, (str, Path)) and str(source).strip().rstrip("/").lower().endswith(EXPORTED):
+    if names_exported(source):
         return ExportedTeacher(_exported_file(str(source).strip(), trust))
     if hasattr(source, "teach") and not isinstance(source, Model):
         return CustomTeacher(source() if isinstance(source, type) else source, name)

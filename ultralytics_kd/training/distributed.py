@@ -283,7 +283,7 @@ def launching(undo: Callable[[], None]) -> Iterator[None]:
             if messages:  # the traceback of each process stands above
                 raise KDError(messages[0].read_text(encoding="utf-8")) from None
             raise
-        except Exception:
+        except Exception:  # Ultralytics could not launch them: a trainer that cannot be pickled, a batch of -1
             if not (Path(folder) / LAUNCHED).exists():
                 undo()
             raise
